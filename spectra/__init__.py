@@ -1,0 +1,88 @@
+"""spectra: Hessian spectra of neural networks, every number with its error.
+
+Every public name is lazy (PEP 562): ``import spectra`` loads nothing, and reading a results file never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from spectra.version import __version__
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from spectra.analysis import analyze, iter_analyze
+    from spectra.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from spectra.density import Density
+    from spectra.errors import SpectraError
+    from spectra.estimates import Estimate
+    from spectra.krylov.slq import slq
+    from spectra.operators.dense import DenseOperator
+    from spectra.operators.ggn import GGNOperator
+    from spectra.operators.hessian import HessianOperator
+    from spectra.records import Record, Trajectory
+    from spectra.spectrum import Spectrum
+    from spectra.storage import load_trajectory
+    from spectra.task import Task
+    from spectra.tridiagonal import Tridiagonal
+
+_HOME = {
+    # what is analysed
+    "Task": "spectra.task",
+    "Checkpoint": "spectra.checkpoint",
+    "load_checkpoint": "spectra.checkpoint",
+    "save_checkpoint": "spectra.checkpoint",
+    # operators
+    "HessianOperator": "spectra.operators.hessian",
+    "GGNOperator": "spectra.operators.ggn",
+    "DenseOperator": "spectra.operators.dense",
+    # spectra and estimates
+    "slq": "spectra.krylov.slq",
+    "Tridiagonal": "spectra.tridiagonal",
+    "Spectrum": "spectra.spectrum",
+    "Estimate": "spectra.estimates",
+    "Density": "spectra.density",
+    # whole analyses, and what they leave
+    "analyze": "spectra.analysis",
+    "iter_analyze": "spectra.analysis",
+    "Record": "spectra.records",
+    "Trajectory": "spectra.records",
+    "load_trajectory": "spectra.storage",
+    # errors
+    "SpectraError": "spectra.errors",
+}
+
+__all__ = [
+    "Checkpoint",
+    "DenseOperator",
+    "Density",
+    "Estimate",
+    "GGNOperator",
+    "HessianOperator",
+    "Record",
+    "SpectraError",
+    "Spectrum",
+    "Task",
+    "Trajectory",
+    "Tridiagonal",
+    "__version__",
+    "analyze",
+    "iter_analyze",
+    "load_checkpoint",
+    "load_trajectory",
+    "save_checkpoint",
+    "slq",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'spectra' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

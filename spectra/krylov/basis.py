@@ -1,0 +1,61 @@
+"""The Krylov basis of one probe, and the few operations by which Lanczos touches long vectors.
+
+The basis is stored in the operator's dtype; every scalar product with it is accumulated in float64. A basis held in
+host memory, in a file or sharded over devices is another class with these methods, not another Lanczos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+_CHUNK_ENTRIES = 2**19  # of the basis, converted to float64 at a time: 4 MiB, which stays in cache
+
+
+class Basis:
+    """Up to ``m`` orthonormal vectors of length ``n``, ``(m, n)`` in memory on one device."""
+
+    def __init__(self, m: int, n: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._rows = torch.empty(m, n, dtype=dtype, device=device)
+        self.size = 0
+
+    @property
+    def last(self) -> torch.Tensor:
+        """The newest vector, ``(n,)``, as it is stored: rounded to the dtype of the basis."""
+        return self._rows[self.size - 1]
+
+    def append(self, vector: torch.Tensor) -> None:
+        """Add a unit vector, ``(n,)`` float64."""
+        self._rows[self.size] = vector
+        self.size += 1
+
+    def dot_last(self, vector: torch.Tensor) -> float:
+        """The scalar product of the newest vector with a float64 one."""
+        return float(torch.dot(self.last.to(torch.float64), vector))
+
+    def remove_from(self, vector: torch.Tensor) -> None:
+        """Take the whole basis out of a float64 vector, in place: classical Gram-Schmidt, two passes."""
+        for _ in range(2):
+            coefficients = torch.zeros(self.size, dtype=torch.float64, device=vector.device)
+            for start, stop, rows in self._chunks():
+                coefficients += rows @ vector[start:stop]
+            for start, stop, rows in self._chunks():
+                vector[start:stop] -= coefficients @ rows
+
+    def loss_of_orthogonality(self) -> float:
+        """``max |Q Q' - I|`` over the vectors of the basis."""
+        gram = -torch.eye(self.size, dtype=torch.float64, device=self._rows.device)
+        for _, _, rows in self._chunks():
+            gram += rows @ rows.T
+        return float(gram.abs().max())
+
+    def _chunks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """The basis in pieces of its columns, as (start, stop, float64 rows)."""
+        rows = self._rows[: self.size]
+        n = rows.shape[1]
+        # Nothing is gained by cutting what needs no conversion.
+        width = n if rows.dtype == torch.float64 else max(1024, _CHUNK_ENTRIES // max(1, self.size))
+        for start in range(0, n, width):
+            stop = min(n, start + width)
+            yield start, stop, rows[:, start:stop].to(torch.float64)

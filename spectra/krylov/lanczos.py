@@ -1,0 +1,108 @@
+"""Lanczos recurrences in lockstep: several probes share each pass over the data.
+
+Full re-orthogonalisation in two passes; the recurrence vector, all scalars and all scalar products are float64,
+whatever the precision of the products. An invariant subspace ends a recurrence early, which is a normal outcome: the
+quadrature is then exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spectra.errors import NumericsError
+from spectra.krylov.basis import Basis
+from spectra.operators.base import SymmetricOperator
+from spectra.tridiagonal import Tridiagonal
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """What Lanczos leaves of one probe."""
+
+    tridiagonal: Tridiagonal
+    forms: np.ndarray  # (t,) float64: per tensor of the operator, q_t' (H q)_t of the first product
+
+
+def tridiagonalize(
+    operator: SymmetricOperator,
+    starts: Sequence[np.ndarray],
+    lanczos_steps: int,
+    *,
+    tolerance: float,
+    tick: Callable[[int], None] | None = None,
+) -> list[Recurrence]:
+    """``lanczos_steps`` steps of Lanczos from each start, in lockstep.
+
+    Args:
+        operator: a symmetric operator of ``n`` rows.
+        starts: unit vectors, ``(n,)`` float64 each.
+        lanczos_steps: at most ``n`` are taken.
+        tolerance: a recurrence ends when ``beta_j <= tolerance * max_i (|alpha_i| + beta_i)``, in units of the
+            operator's own scale.
+        tick: called with the number of products after each shared step.
+
+    Returns:
+        A recurrence per start, with ``A Q = Q T + beta_m q_{m+1} e_m'`` up to the noise of the products.
+
+    References:
+        G. Golub, G. Meurant, Matrices, Moments and Quadrature with Applications (2010), chapter 4; B. Parlett, The
+        Symmetric Eigenvalue Problem (1998), chapter 13.
+    """
+    steps = min(lanczos_steps, operator.n)
+    runs = [_Run(operator, start, steps) for start in starts]
+    for _ in range(steps):
+        live = [run for run in runs if not run.done]
+        if not live:
+            break
+        products = operator.apply(torch.stack([run.basis.last for run in live]))
+        for run, product in zip(live, products):
+            run.advance(product.to(torch.float64), tolerance)
+        if tick is not None:
+            tick(len(live))
+    return [run.result() for run in runs]
+
+
+class _Run:
+    """One recurrence under way."""
+
+    def __init__(self, operator: SymmetricOperator, start: np.ndarray, steps: int) -> None:
+        self.n, self.steps = operator.n, steps
+        self.sizes = list(operator.tensor_sizes.values())
+        self.basis = Basis(steps, operator.n, operator.torch_dtype, operator.device)
+        self.basis.append(torch.from_numpy(start).to(operator.device))
+        self.alphas: list[float] = []
+        self.betas: list[float] = []
+        self.forms = np.zeros(0)
+        self.exhausted = False
+
+    @property
+    def done(self) -> bool:
+        return self.exhausted or len(self.alphas) == self.steps
+
+    def advance(self, residual: torch.Tensor, tolerance: float) -> None:
+        """One step, from the product with the newest vector; ``residual`` is overwritten."""
+        if not self.alphas:
+            terms = self.basis.last.to(torch.float64) * residual
+            self.forms = np.array([float(piece.sum()) for piece in torch.split(terms, self.sizes)])
+        alpha = self.basis.dot_last(residual)
+        self.basis.remove_from(residual)  # the two last vectors included, so the three-term step is contained in it
+        beta = float(residual.norm())
+        if not (np.isfinite(alpha) and np.isfinite(beta)):
+            raise NumericsError(f"Lanczos step {len(self.alphas) + 1} met NaN or infinity")
+        self.alphas.append(alpha)
+        self.betas.append(beta)
+        scale = max(abs(a) + b for a, b in zip(self.alphas, self.betas))
+        if beta <= tolerance * scale or len(self.alphas) == self.n:
+            self.exhausted = True
+        elif len(self.alphas) < self.steps:
+            self.basis.append(residual / beta)
+
+    def result(self) -> Recurrence:
+        tridiagonal = Tridiagonal(
+            np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()
+        )
+        return Recurrence(tridiagonal, self.forms)

@@ -1,0 +1,37 @@
+"""Probe vectors: random, from an explicit seed, one child generator per probe, drawn on the CPU in float64.
+
+Probe ``i`` depends on the seed, on ``i`` and on ``n`` only: it is the same at every checkpoint of a run, on every
+device, and whatever the number of probes, so that differences between checkpoints can be taken probe by probe.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spectra.errors import ArgumentError
+
+DISTRIBUTIONS = ("sphere", "rademacher")
+
+
+def draw_probe(n: int, *, seed: int, index: int, distribution: str = "sphere") -> np.ndarray:
+    """Probe number ``index``: a unit vector ``q`` with ``n E[q' f(H) q] = Tr f(H)``.
+
+    Args:
+        n: the number of parameters.
+        seed: at least 0.
+        index: which probe, from 0.
+        distribution: ``"sphere"`` (uniform on the unit sphere: the law of every projector's mass is known) or
+            ``"rademacher"`` (signs, divided by sqrt(n): the least variance for a single trace).
+
+    Returns:
+        ``(n,)`` float64, of unit length.
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise ArgumentError(f"distribution={distribution!r}: one of {', '.join(map(repr, DISTRIBUTIONS))} is needed")
+    if seed < 0:
+        raise ArgumentError(f"seed={seed}: at least 0 is needed")
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(index,))))
+    if distribution == "rademacher":
+        return np.asarray((2.0 * generator.integers(0, 2, n) - 1.0) / np.sqrt(n))
+    vector = generator.standard_normal(n)
+    return np.asarray(vector / np.linalg.norm(vector))

@@ -1,0 +1,117 @@
+"""Stochastic Lanczos quadrature: probes, Lanczos, and the spectrum that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from spectra.errors import ArgumentError, OutOfMemory
+from spectra.krylov.lanczos import tridiagonalize
+from spectra.krylov.probes import draw_probe
+from spectra.memory import available_bytes, in_words
+from spectra.operators.base import SymmetricOperator
+from spectra.spectrum import Spectrum
+
+
+def slq(
+    operator: SymmetricOperator,
+    lanczos_steps: int = 100,
+    num_probes: int = 8,
+    seed: int = 0,
+    *,
+    distribution: str = "sphere",
+    width: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Spectrum:
+    """The spectrum of an operator by stochastic Lanczos quadrature.
+
+    Each probe ``q_i`` gives a tridiagonal matrix whose eigenvalues ``theta_ik`` and squared first components
+    ``tau_ik`` are a quadrature rule for ``q_i' f(H) q_i``, exact for polynomials up to degree ``2m - 1``; the mean over
+    probes times ``n`` estimates ``Tr f(H)`` without bias.
+
+    Args:
+        operator: a symmetric operator of ``n`` rows.
+        lanczos_steps: ``m``, at least 1; clipped to ``n``.
+        num_probes: ``k``, at least 1. One probe gives numbers without errors.
+        seed: of the probes.
+        distribution: ``"sphere"`` or ``"rademacher"``.
+        width: how many probes share each pass over the data; by default as many as their bases fit in half of the
+            memory that is free. It does not change the numbers.
+        progress: called with the products done and the products at most.
+
+    Returns:
+        The spectrum, with everything that is derived from it.
+
+    Raises:
+        ArgumentError: an argument out of its range.
+        OutOfMemory: the basis of a single probe does not fit; the message says what would.
+
+    References:
+        G. Golub, J. Welsch, Calculation of Gauss quadrature rules, Math. Comp. 23 (1969); S. Ubaru, J. Chen, Y. Saad,
+        Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 38 (2017).
+
+    Example:
+        >>> import numpy as np
+        >>> from spectra.operators.dense import DenseOperator
+        >>> spectrum = slq(DenseOperator(np.diag([1.0, 2.0, 3.0])), num_probes=2)
+        >>> round(spectrum.spectral_norm().value, 12)
+        3.0
+    """
+    if lanczos_steps < 1:
+        raise ArgumentError(f"lanczos_steps={lanczos_steps}: at least 1 is needed; 100 is the default")
+    if num_probes < 1:
+        raise ArgumentError(f"num_probes={num_probes}: at least 1 is needed; 8 is the default")
+    if width is not None and width < 1:
+        raise ArgumentError(f"width={width}: at least 1 is needed")
+    n, steps = operator.n, min(lanczos_steps, operator.n)
+    noise = operator.noise
+    # A beta below the noise of the products is noise; going on from it would count ghosts.
+    tolerance = max(1e-10, 10 * noise)
+    sharing = lockstep_width(operator, steps, num_probes) if width is None else min(width, num_probes)
+    recurrences = []
+    done = 0
+
+    def tick(products: int) -> None:
+        nonlocal done
+        done += products
+        if progress is not None:
+            progress(done, num_probes * steps)
+
+    with operator.prepared():
+        for first in range(0, num_probes, sharing):
+            starts = [
+                draw_probe(n, seed=seed, index=index, distribution=distribution)
+                for index in range(first, min(first + sharing, num_probes))
+            ]
+            recurrences += tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick)
+    return Spectrum(
+        [r.tridiagonal for r in recurrences],
+        n,
+        noise=noise,
+        seed=seed,
+        distribution=distribution,
+        tensor_sizes=operator.tensor_sizes,
+        tensor_forms=np.stack([r.forms for r in recurrences]),
+    )
+
+
+def lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: int) -> int:
+    """How many probes can share each pass within half of the memory that is free.
+
+    Raises:
+        OutOfMemory: the basis of one probe does not fit in what is free.
+    """
+    n = operator.n
+    entry = operator.dtype.itemsize
+    work = n * (3 * entry + 3 * 8)  # the probe's part of a product, its float64 sum, and the recurrence vector
+    each = lanczos_steps * n * entry + work
+    free = available_bytes(operator.device)
+    if each > free:
+        fits = max(0, int((free - work) // (n * entry)))
+        advice = f"lanczos_steps={fits} would fit" if fits >= 2 else "not even 2 steps fit"
+        raise OutOfMemory(
+            f"the Lanczos basis of one probe needs {in_words(each)} ({lanczos_steps} vectors of {n} numbers) and "
+            f"{in_words(free)} are free: {advice}, or choose fewer parameters with params="
+        )
+    return int(max(1, min(num_probes, (free // 2) // each)))

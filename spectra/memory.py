@@ -1,0 +1,42 @@
+"""How much memory there is, and how to say an amount of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def available_bytes(device: torch.device) -> int:
+    """The bytes that can still be taken on a device; for the CPU within the limit of the container, if it has one."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + held)
+    free = int(psutil.virtual_memory().available)
+    limit = _number_in("/sys/fs/cgroup/memory.max")
+    used = _number_in("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None:
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def _number_in(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such limit here, or the word "max"
+        return None
+
+
+def in_words(count: float) -> str:
+    """A number of bytes as a person says it.
+
+    >>> in_words(3 * 2**30)
+    '3.0 GiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

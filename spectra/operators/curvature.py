@@ -1,0 +1,169 @@
+"""CurvatureOperator: a pass over the data that adds up the products of its batches, weighted as the loss weights them.
+
+How the product of one batch is computed is behind one seam: :meth:`CurvatureOperator.linearise` prepares a batch and
+returns its product, and a pass does nothing but weight and add. What is worth keeping between passes is kept by
+:meth:`CurvatureOperator.prepared` under a memory budget and dropped on leaving.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from spectra.batches import tensors_of
+from spectra.errors import ArgumentError, DataError, NumericsError
+from spectra.memory import available_bytes
+from spectra.operators.base import SymmetricOperator
+from spectra.operators.checks import SelfTest, check_loss, check_partition, self_test
+from spectra.operators.function import LossFunction
+from spectra.task import Task
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class CurvatureOperator(SymmetricOperator):
+    """A curvature matrix of a task's loss over all its data. Abstract: the Hessian and the GGN are its kinds.
+
+    The operator is that of the parameters as they are when it is made; later training does not move it.
+
+    Args:
+        task: the task.
+        bn_mode: ``"eval"``, or ``"train"``: batch norm by the statistics of each batch, all else in eval mode.
+        dtype: ``"float32"`` or ``"float64"``; by default the parameters' own. The data are cast with them.
+        params: which trainable parameters: a glob, else a regular expression, or a list of these; all by default.
+
+    Raises:
+        ArgumentError: an unknown mode or dtype, or a pattern that meets no parameter.
+        TaskError: no trainable parameters, or a loss that this curvature cannot be taken of.
+    """
+
+    kind: str
+
+    def __init__(
+        self,
+        task: Task,
+        bn_mode: str = "eval",
+        *,
+        dtype: str | torch.dtype | None = None,
+        params: str | Sequence[str] | None = None,
+    ) -> None:
+        self.function = LossFunction(task, bn_mode, torch_dtype_of(dtype), params)
+        super().__init__(self.function.n, self.function.dtype, self.function.device)
+        self.task = task
+        self.bn_mode = bn_mode
+        self.params = params
+        self._test: SelfTest | None = None
+        self._held: list[tuple[Any, float]] | None = None
+
+    @abstractmethod
+    def linearise(self, batch: Any) -> Product:
+        """Prepare a batch (placed on the device) and return its product: ``(k, n)`` block to ``(k, n)`` block.
+
+        The product is with the curvature of the criterion's value for the batch, without the weight of the batch.
+        Called within the function's evaluation.
+        """
+
+    @property
+    def tensor_sizes(self) -> dict[str, int]:
+        return dict(zip(self.function.names, self.function.sizes))
+
+    @property
+    def self_test(self) -> SelfTest:
+        """The checks made before the first product, and the noise found. Made once.
+
+        Raises:
+            DataError: the data differ from pass to pass, or labels are out of range.
+            TaskError: the averaging of the criterion is not known, a product is random or not symmetric, or the loss
+                has no second derivative.
+            NumericsError: parameters or loss are NaN or infinite.
+        """
+        if self._test is None:
+            self.function.check_finite()
+            survey = self.task.survey()
+            note = check_partition(self.task, self.bn_mode, survey)
+            check_loss(self.function, survey)
+            self._test = self_test(self, note)
+        return self._test
+
+    @property
+    def noise(self) -> float:
+        return self.self_test.noise
+
+    def at(self, dtype: torch.dtype) -> Self:
+        """The same operator computed in another dtype, of the task's model as it is now."""
+        return type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
+
+    def batches(self) -> Iterator[tuple[Any, float]]:
+        """The batches of positive weight, on the device, with their weights; checked against the survey at the end."""
+        if self._held is not None:
+            yield from self._held
+            return
+        total = 0.0
+        for batch in self.task.data:
+            weight = self.task.weight_of(batch)
+            total += weight
+            if weight > 0:
+                yield self.function.place(batch), weight
+        expected = self.task.survey().total_weight
+        if abs(total - expected) > 1e-9 * expected:
+            raise DataError(f"the data changed between passes: total weight {expected:g}, then {total:g}")
+
+    @contextmanager
+    def prepared(self, memory_budget: int | None = None) -> Iterator[None]:
+        """Hold the batches on the device if they fit the budget (bytes; by default a quarter of what is free)."""
+        if self._held is not None:  # already prepared by whoever called
+            yield
+            return
+        budget = available_bytes(self.device) // 4 if memory_budget is None else memory_budget
+        held: list[tuple[Any, float]] | None = []
+        size = 0
+        with self.function.evaluation():
+            for batch, weight in self.batches():
+                size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
+                if size > budget:
+                    held = None
+                    break
+                assert held is not None
+                held.append((batch, weight))
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def apply(self, block: torch.Tensor) -> torch.Tensor:
+        _ = self.self_test  # made before the first product
+        survey = self.task.survey()
+        with self.function.evaluation():
+            # Many batches are added in float64, so that the sum is as exact as its parts.
+            total = torch.zeros(block.shape, dtype=torch.float64, device=self.device)
+            for batch, weight in self.batches():
+                total.add_(self.linearise(batch)(block), alpha=self.task.total_factor(weight))
+            total /= self.task.divisor(survey.total_weight)
+            if self.task.l2:
+                total.add_(block, alpha=self.task.l2)
+        if not bool(torch.isfinite(total).all()):
+            raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")
+        return total.to(self.torch_dtype)
+
+
+def torch_dtype_of(dtype: str | torch.dtype | Any | None) -> torch.dtype | None:
+    """A torch dtype from its name, a NumPy dtype or itself.
+
+    Raises:
+        ArgumentError: it is neither float32 nor float64.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in ("float32", "float64"):
+        raise ArgumentError(f"dtype={dtype!r}: 'float32' or 'float64' is needed")
+    return torch.float32 if name == "float32" else torch.float64

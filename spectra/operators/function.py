@@ -1,0 +1,197 @@
+"""LossFunction: the loss of a batch as a function of chosen parameters, with the user's model left alone.
+
+The model is called through ``torch.func.functional_call`` with detached parameters and copied buffers in place of its
+own, so nothing of it is written to, hooks on its parameters do not run, and another dtype needs no second model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from spectra.batches import map_tensors
+from spectra.errors import ArgumentError, DataError, NumericsError, TaskError
+from spectra.operators.modes import check_bn_mode, exact_arithmetic, layer_modes
+from spectra.task import Task, scalar
+
+_REAL = (torch.float32, torch.float64)
+
+
+class _Whole(nn.Module):
+    """The model, and the criterion where it is a module, under one roof, so that one call swaps the tensors of both."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.criterion = task.criterion if isinstance(task.criterion, nn.Module) else None
+
+    def forward(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        return function(argument)
+
+
+class LossFunction:
+    """The loss of a batch as a function of the chosen parameters of a task's model.
+
+    Args:
+        task: the task.
+        bn_mode: ``"eval"`` or ``"train"``.
+        dtype: the torch dtype to compute in; by default the parameters' own.
+        params: which trainable parameters: a glob, else a regular expression, or a list of these; all by default.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        bn_mode: str = "eval",
+        dtype: torch.dtype | None = None,
+        params: str | Sequence[str] | None = None,
+    ) -> None:
+        self.task = task
+        self.bn_mode = check_bn_mode(bn_mode)
+        self._whole = _Whole(task)
+        chosen = choose_parameters(task.model, params)
+        self.dtype = _common_dtype(chosen, dtype)
+        self.device = next(iter(chosen.values())).device
+        with torch.inference_mode(False):
+            self.theta = [self._cast(p.detach()).clone().requires_grad_() for p in chosen.values()]
+        self.names = list(chosen)
+        self.sizes = [tensor.numel() for tensor in self.theta]
+        self.n = sum(self.sizes)
+        taken = {id(p) for p in chosen.values()}
+        self._fixed = {
+            name: self._cast(tensor.detach())
+            for name, tensor in self._whole.named_parameters()
+            if id(tensor) not in taken
+        }
+        self._buffers = {name: self._cast(tensor.detach()) for name, tensor in self._whole.named_buffers()}
+        self._converts = any(p.dtype != self.dtype for p in chosen.values())
+
+    def check_finite(self) -> None:
+        """Raise NumericsError, with the tensor's name, if a parameter or buffer is NaN or infinite."""
+        fixed = {name.removeprefix("model."): t for name, t in {**self._fixed, **self._buffers}.items()}
+        for name, tensor in [*zip(self.names, self.theta), *fixed.items()]:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise NumericsError(f"{name} holds {bad} values of {tensor.numel()} that are NaN or infinite")
+
+    @contextmanager
+    def evaluation(self, bn_mode: str | None = None) -> Iterator[None]:
+        """The modes under which the function is evaluated (or another BN mode); everything is restored on leaving."""
+        with exact_arithmetic(self.task.model), layer_modes(self.task.model, bn_mode or self.bn_mode):
+            yield
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """The criterion's value for a batch, connected to ``theta``. Call it within :meth:`evaluation`."""
+        return self._call(self.task.loss_of, batch)  # type: ignore[no-any-return]
+
+    def evaluate(self, batch: Any) -> tuple[torch.Tensor, Any]:
+        """The criterion's value and the model's output for a batch, from one pass; no output without a split."""
+        task = self.task
+
+        def both(batch: Any) -> tuple[Any, Any]:
+            if task.criterion is None:
+                return task.loss_of(batch), None
+            output = task.output_of(batch)
+            return scalar(task.criterion(output, task.target_of(batch))), output
+
+        return self._call(both, batch)  # type: ignore[no-any-return]
+
+    def output(self, batch: Any) -> Any:
+        """The model's output for a batch, connected to ``theta``. Call it within :meth:`evaluation`."""
+        return self._call(self.task.output_of, batch)
+
+    def criterion(self, output: Any, target: Any) -> torch.Tensor:
+        """The criterion of an output and a target, its own tensors cast like the model's."""
+        assert self.task.criterion is not None
+        criterion = self.task.criterion
+        return scalar(self._call(lambda pair: criterion(*pair), (output, target)))
+
+    def place(self, batch: Any) -> Any:
+        """The batch on the function's device, its floating-point tensors cast if the function computes elsewhere."""
+        return map_tensors(batch, self._cast if self._converts else lambda t: t.to(self.device, non_blocking=True))
+
+    def flatten(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Tensors shaped like the parameters, None for zero, as one vector ``(n,)``."""
+        return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(pieces, self.theta)])
+
+    def unflatten(self, vector: torch.Tensor) -> list[torch.Tensor]:
+        """One vector ``(n,)`` as tensors shaped like the parameters.
+
+        Each is a copy at an address of its own: kernels round differently at other alignments, and a product must not
+        depend on which row of which block its vector stood in.
+        """
+        return [piece.clone().view_as(p) for piece, p in zip(torch.split(vector, self.sizes), self.theta)]
+
+    def gradient(self, batch: Any, create_graph: bool = False) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        """The criterion's value for a batch and its gradient, None where a parameter has no part in it."""
+        loss = self.loss(batch)
+        if not loss.requires_grad:
+            return loss, [None] * len(self.theta)
+        return loss, list(torch.autograd.grad(loss, self.theta, create_graph=create_graph, allow_unused=True))
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point():
+            return tensor.to(self.device, self.dtype, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
+
+    def _call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        # Buffers are handed out as copies: a layer that writes to them in place writes to nothing that lasts.
+        tensors = {f"model.{name}": p for name, p in zip(self.names, self.theta)}
+        tensors |= self._fixed
+        tensors |= {name: tensor.clone() for name, tensor in self._buffers.items()}
+        try:
+            return functional_call(self._whole, tensors, (function, argument))
+        except IndexError as error:
+            if "out of bounds" in str(error):  # cross-entropy on the CPU
+                raise DataError(f"a label is out of range: {error}") from error
+            raise
+
+
+def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
+    """The trainable parameters that are meant, in the model's order, tied ones once.
+
+    A pattern is read as a shell glob over the names; if that meets none, as a regular expression for whole names.
+
+    Raises:
+        ArgumentError: nothing is meant by a pattern.
+        TaskError: the model has no trainable parameters.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise TaskError("the model has no parameter with requires_grad=True: there is nothing to differentiate")
+    if params is None:
+        return trainable
+    meant: set[str] = set()
+    for pattern in [params] if isinstance(params, str) else params:
+        names = fnmatch.filter(trainable, pattern)
+        if not names:
+            try:
+                names = [name for name in trainable if re.fullmatch(pattern, name)]
+            except re.error as error:
+                raise ArgumentError(
+                    f"params={pattern!r}: neither a glob that meets a name nor a pattern ({error})"
+                ) from error
+        if not names:
+            some = ", ".join(list(trainable)[:4])
+            raise ArgumentError(f"params={pattern!r}: no trainable parameter has such a name; there are {some}, ...")
+        meant.update(names)
+    return {name: p for name, p in trainable.items() if name in meant}
+
+
+def _common_dtype(chosen: dict[str, nn.Parameter], asked: torch.dtype | None) -> torch.dtype:
+    found = {p.dtype for p in chosen.values()}
+    if asked is None and len(found) > 1:
+        raise ArgumentError(
+            f"the parameters have dtypes {sorted(map(str, found))}: say which to compute in, with dtype="
+        )
+    dtype = found.pop() if asked is None else asked
+    if dtype not in _REAL:
+        raise ArgumentError(f"dtype={dtype}: curvature needs float32 or float64; pass dtype='float32' to compute in it")
+    return dtype

@@ -1,0 +1,101 @@
+"""How the network is evaluated: the modes of its layers, and torch's own switches, entered and always restored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spectra.errors import ArgumentError
+from spectra.randomness import random_state_kept
+
+BN_MODES = ("eval", "train")
+
+
+def check_bn_mode(bn_mode: str) -> str:
+    """The mode, if it is one.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    if bn_mode not in BN_MODES:
+        raise ArgumentError(f"bn_mode={bn_mode!r}: one of {', '.join(map(repr, BN_MODES))} is needed")
+    return bn_mode
+
+
+def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """Every batch-norm layer of the network."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def couples_samples(model: nn.Module, bn_mode: str) -> bool:
+    """Whether the outputs of a batch depend on each other, so that the partition into batches is part of the loss."""
+    return any(bn_mode == "train" or layer.running_mean is None for layer in batch_norm_layers(model))
+
+
+@contextmanager
+def layer_modes(model: nn.Module, bn_mode: str) -> Iterator[None]:
+    """Every layer in eval mode, and with ``bn_mode="train"`` the batch-norm layers alone in train mode.
+
+    There they normalise by the statistics of the batch and are kept from updating their running statistics, counter
+    included: ``track_running_stats=False`` computes the same output (spec. of ``torch.nn.BatchNorm2d``).
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    tracking: list[tuple[_BatchNorm, bool]] = []
+    try:
+        for module, _ in flags:
+            module.training = False
+        if bn_mode == "train":
+            for layer in batch_norm_layers(model):
+                tracking.append((layer, layer.track_running_stats))
+                layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for layer, tracked in tracking:
+            layer.track_running_stats = tracked
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def exact_arithmetic(model: nn.Module) -> Iterator[None]:
+    """No TF32, no autocast, attention by a kernel that can be differentiated twice, random states kept.
+
+    cuDNN's recurrent kernels have no second derivative, so it is off for recurrent networks.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with ExitStack() as stack:
+        stack.enter_context(random_state_kept())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_full_float32())
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+            stack.enter_context(
+                torch.backends.cudnn.flags(enabled=not recurrent, benchmark=False, deterministic=True, allow_tf32=False)
+            )
+        fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises on which of its two interfaces to set this by
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.set_float32_matmul_precision(before)

@@ -1,0 +1,90 @@
+"""The point that is analysed: the loss, its gradient and the accuracy at the parameters, in one pass over the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectra.batches import tensors_of
+from spectra.errors import NumericsError, TaskError
+from spectra.operators.curvature import CurvatureOperator
+from spectra.reduction import ignored_class
+
+Facts = dict[str, float | int | None]
+
+
+def measure_point(operator: CurvatureOperator) -> Facts:
+    """What holds at the parameters of an operator, in its BN mode.
+
+    Returns:
+        ``loss`` (of the data), ``objective`` (with the l2 term), ``gradient_norm`` (of the objective), ``accuracy``
+        (of class targets that are not ignored, else None), ``weight_norm`` (of the parameters that are analysed),
+        ``n_parameters``, ``n_samples``, ``total_weight``, ``n_batches``.
+
+    Raises:
+        NumericsError: the loss or its gradient is NaN or infinite.
+        TaskError: the loss does not depend on the parameters.
+    """
+    function, task, survey = operator.function, operator.task, operator.task.survey()
+    total, right, counted, met = 0.0, 0, 0, False
+    with function.evaluation():
+        slope = torch.zeros(function.n, dtype=torch.float64, device=function.device)
+        for batch, weight in operator.batches():
+            loss, output = function.evaluate(batch)
+            factor = task.total_factor(weight)
+            total += factor * float(loss.detach())
+            if loss.requires_grad:
+                pieces = torch.autograd.grad(loss, function.theta, allow_unused=True)
+                met = met or any(piece is not None for piece in pieces)
+                slope.add_(function.flatten(pieces), alpha=factor)
+            if task.splits:
+                hits, of = _hits(task.criterion, output, task.target_of(batch))
+                right, counted = right + hits, counted + of
+        divisor = task.divisor(survey.total_weight)
+        weights = function.flatten(function.theta).to(torch.float64)
+        slope = slope / divisor + task.l2 * weights
+        loss_value, weight_norm, gradient_norm = total / divisor, float(weights.norm()), float(slope.norm())
+    if not met:
+        raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
+    if not (math.isfinite(loss_value) and math.isfinite(gradient_norm)):
+        raise NumericsError(f"the loss is {loss_value} and its gradient has the norm {gradient_norm}")
+    return {
+        "loss": loss_value,
+        "objective": loss_value + 0.5 * task.l2 * weight_norm**2,
+        "accuracy": right / counted if counted else None,
+        "gradient_norm": gradient_norm,
+        "weight_norm": weight_norm,
+        "n_parameters": operator.n,
+        "n_samples": survey.num_samples,
+        "total_weight": survey.total_weight,
+        "n_batches": survey.num_batches,
+    }
+
+
+def widths_of(operator: CurvatureOperator) -> tuple[int, int, int] | None:
+    """``(d_y, sum of the widths of the layers, d_x)`` of a network of linear and convolutional layers, or None.
+
+    Widths are counted as output channels, the last layer's included, as in the heuristic bound of Granziol (2020).
+    """
+    layers = [m for m in operator.task.model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    if not layers or not operator.task.splits:
+        return None
+    widths = [m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers]
+    with operator.function.evaluation():
+        batch = next(iter(operator.task.data))
+    inputs = tensors_of(batch)[0]
+    return int(widths[-1]), int(sum(widths)), int(inputs[0].numel() if inputs.ndim else 1)
+
+
+def _hits(criterion: Any, output: Any, target: Any) -> tuple[int, int]:
+    ignored = ignored_class(criterion)
+    if ignored is None or not isinstance(output, torch.Tensor) or not isinstance(target, torch.Tensor):
+        return 0, 0
+    if target.is_floating_point() or output.ndim != target.ndim + 1:
+        return 0, 0
+    guess = output.argmax(1 if output.ndim > 1 else 0)
+    kept = target != ignored
+    return int(((guess == target) & kept).sum()), int(kept.sum())

@@ -1,0 +1,239 @@
+"""Task: a model, a criterion and data, and so the one loss whose curvature is analysed.
+
+With batches ``b``, criterion values ``L_b`` and weights ``w_b`` (what the criterion averages over in the batch), the
+loss is the mean over all data, whatever the batch sizes::
+
+    L(theta) = sum_b w_b L_b(theta) / sum_b w_b  +  (l2 / 2) |theta|^2
+
+A criterion that sums gives the sum over all data, ``L = sum_b L_b``; ``reduction=`` overrides either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from spectra import reduction as reductions
+from spectra.batches import Rebatched, choose_samples, rows_of
+from spectra.errors import ArgumentError, DataError, TaskError
+
+if TYPE_CHECKING:
+    from spectra.survey import Survey
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model, a criterion and data: the loss that is analysed.
+
+    Args:
+        model: the network. Nothing of it is ever changed: not a buffer, mode, gradient or random state.
+        criterion: ``criterion(output, target) -> scalar``; losses of ``torch.nn`` and ``torch.nn.functional`` are
+            known with what they average over; any other is tested on split batches and refused if it is not a mean
+            over the rows of its target, unless ``weight`` says what it averages over.
+        data: re-iterable batches, the same on every pass: a list, or a ``DataLoader`` that does not shuffle.
+        forward: ``forward(model, batch) -> output``, for batches that are not ``(x, y)``.
+        target: ``target(batch)``, likewise.
+        weight: ``weight(batch) -> float``: the weight of the batch in the mean, where it is not the criterion's own.
+        l2: the coefficient of ``(l2 / 2) |theta|^2``, added analytically. SGD's ``weight_decay`` is exactly this;
+            decoupled decay (AdamW) is a term of no loss.
+        reduction: ``"mean"`` or ``"sum"`` over the data; by default what the criterion does.
+        name: what the task is called in records.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.randn(10, 4), torch.randint(3, (10,))
+        >>> batches = [(x[:7], y[:7]), (x[7:], y[7:])]
+        >>> task = Task(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss(), batches)
+        >>> task.survey().total_weight
+        10.0
+    """
+
+    model: nn.Module
+    criterion: Callable[[Any, Any], torch.Tensor] | None
+    data: Iterable[Any]
+    forward: Callable[[Any, Any], Any] | None = None
+    target: Callable[[Any], Any] | None = None
+    weight: Callable[[Any], Any] | None = None
+    l2: float = 0.0
+    reduction: str | None = field(default=None, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+    loss_fn: Callable[[Any, Any], torch.Tensor] | None = field(default=None, kw_only=True, repr=False)
+    _survey: list[Survey] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TaskError(f"model is a {type(self.model).__name__}: a torch.nn.Module is needed")
+        object.__setattr__(self, "model", _unwrapped(self.model))
+        if (self.criterion is None) == (self.loss_fn is None):
+            raise TaskError("a task needs a criterion(output, target); use Task.from_loss for a loss_fn(model, batch)")
+        if not callable(self.criterion or self.loss_fn):
+            raise TaskError("the criterion is not callable: criterion(output, target) -> scalar is needed")
+        if not (math.isfinite(self.l2) and self.l2 >= 0):
+            raise ArgumentError(f"l2={self.l2}: a finite number of at least 0 is needed")
+        if self.reduction not in (None, "mean", "sum"):
+            raise ArgumentError(f"reduction={self.reduction!r}: 'mean' or 'sum' is needed")
+        if isinstance(self.data, Iterator):
+            raise DataError(
+                f"data is a {type(self.data).__name__}, which can be read only once: pass a list or a DataLoader"
+            )
+        if not isinstance(self.data, Iterable):
+            raise DataError(f"data is a {type(self.data).__name__}: an iterable of batches is needed")
+        if isinstance(self.data, tuple) and self.data and isinstance(self.data[0], torch.Tensor):
+            raise DataError("data is one batch: an iterable of batches is needed, so wrap it in a list: [(x, y)]")
+        if self.criterion is not None and reductions.averaging_of(self.criterion) is None:
+            raise TaskError("the criterion has reduction='none' and returns no scalar: use 'mean' or 'sum'")
+
+    @classmethod
+    def from_loss(
+        cls,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], torch.Tensor],
+        data: Iterable[Any],
+        weight: Callable[[Any], Any] | None = None,
+        *,
+        l2: float = 0.0,
+        reduction: str | None = None,
+        name: str | None = None,
+    ) -> Task:
+        """A task from ``loss_fn(model, batch) -> scalar``, which has no output and target that could be told apart.
+
+        The Hessian works. What needs the split between network and criterion (the GGN) says why it cannot.
+        """
+        return cls(model, None, data, weight=weight, l2=l2, reduction=reduction, name=name, loss_fn=loss_fn)
+
+    # -- the loss of a batch, as the plain functions of the model that they are
+
+    @property
+    def splits(self) -> bool:
+        """Whether the loss is a criterion of an output and a target."""
+        return self.criterion is not None
+
+    def output_of(self, batch: Any) -> Any:
+        """The output of the model for a batch."""
+        if self.forward is not None:
+            return self.forward(self.model, batch)
+        return self.model(_pair(batch)[0])
+
+    def target_of(self, batch: Any) -> Any:
+        """The target of a batch."""
+        return self.target(batch) if self.target is not None else _pair(batch)[1]
+
+    def loss_of(self, batch: Any) -> torch.Tensor:
+        """What the criterion returns for a batch: a scalar."""
+        if self.loss_fn is not None:
+            return scalar(self.loss_fn(self.model, batch))
+        assert self.criterion is not None
+        return scalar(self.criterion(self.output_of(batch), self.target_of(batch)))
+
+    # -- weights
+
+    @property
+    def averaging(self) -> reductions.Averaging:
+        """What the loss of a batch averages over, by the criterion's own account or by assumption."""
+        told = reductions.averaging_of(self.criterion) if self.criterion is not None else None
+        if told is None or not told.known:
+            returns = "sum" if (told is not None and told.reduction == "sum") or self.reduction == "sum" else "mean"
+            over = "weight=" if self.weight is not None else "rows of the batch" if told is None else told.over
+            told = reductions.Averaging(returns, over, reductions.rows_of_target, known=False)
+        elif self.weight is not None:
+            told = replace(told, over="weight=", known=False)
+        return told
+
+    @property
+    def reduces_to(self) -> str:
+        """``"mean"`` or ``"sum"``: the loss over all data."""
+        return self.reduction or self.averaging.reduction
+
+    def weight_of(self, batch: Any) -> float:
+        """The weight of a batch in the mean over all data.
+
+        Raises:
+            DataError: labels beyond the class weights.
+            TaskError: the weight is negative, not a number, or cannot be known.
+        """
+        averaging = self.averaging
+        try:
+            if self.weight is not None:
+                value = float(self.weight(batch))
+            elif self.splits:
+                value = float(averaging.weight(self.target_of(batch)))
+            else:
+                rows = rows_of(batch)
+                value = math.nan if rows is None else float(rows)
+        except IndexError as error:
+            raise DataError(f"a label is out of the range of the class weights: {error}") from error
+        if not (math.isfinite(value) and value >= 0):
+            raise TaskError(
+                f"the weight of a batch is {value}: pass weight=, a function of the batch that returns what the "
+                "criterion averages over (samples, tokens, elements), at least 0"
+            )
+        return value
+
+    def total_factor(self, weight: float) -> float:
+        """The factor that turns the criterion's value for a batch into its part of the sum over all data."""
+        return 1.0 if self.averaging.reduction == "sum" else weight
+
+    def divisor(self, total_weight: float) -> float:
+        """What the sum over all data is divided by: the total weight for a mean, 1 for a sum."""
+        return total_weight if self.reduces_to == "mean" else 1.0
+
+    # -- other data
+
+    def subset(self, samples: int, seed: int = 0) -> Task:
+        """The same task on a fixed random subset of ``samples`` rows."""
+        return replace(self, data=choose_samples(self.data, samples, seed))
+
+    def rebatched(self, batch_size: int) -> Task:
+        """The same task with its rows in batches of ``batch_size``."""
+        return replace(self, data=Rebatched(self.data, batch_size))
+
+    def survey(self) -> Survey:
+        """What the data are: batches, rows, weights, fingerprint. One pass, made once per task and kept."""
+        if not self._survey:
+            from spectra.survey import take_survey
+
+            self._survey.append(take_survey(self))
+        return self._survey[0]
+
+    def describe(self) -> str:
+        """The loss in words, as records state it."""
+        if self.loss_fn is not None:
+            what = str(getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__))
+        else:
+            what = reductions.describe(self.criterion)
+        loss = f"{what}, {self.reduces_to} over the data ({self.averaging.over})"
+        return loss + (f" + (l2/2)|theta|^2 with l2={self.l2:g}" if self.l2 else "")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile``, ``DataParallel`` and the like, which cannot be differentiated twice."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping) or not isinstance(batch, (list, tuple)) or len(batch) != 2:
+        parts = f" of {len(batch)}" if isinstance(batch, (list, tuple, Mapping)) else ""
+        raise DataError(
+            f"a batch is a {type(batch).__name__}{parts}, not a pair (x, y): "
+            "pass forward=lambda model, batch: ... and target=lambda batch: ..."
+        )
+    return batch[0], batch[1]
+
+
+def scalar(loss: Any) -> torch.Tensor:
+    """A loss as a tensor of no dimensions; refused if it is not one number."""
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        shape = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+        raise TaskError(f"the loss of a batch is {shape}: a tensor of one number is needed")
+    return loss.reshape(())
