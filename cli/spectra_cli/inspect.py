@@ -1,0 +1,152 @@
+"""``spectra inspect``: what is in a checkpoint file. No task is needed, and no code of the file is run."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from spectra.checkpoint import Checkpoint, all_finite, find_checkpoints, load_checkpoint
+from spectra.errors import SpectraError
+from spectra_cli.main import ERROR, print_error
+
+FIRST = 20  # tensors shown unless all are asked for
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@click.command("inspect")
+@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True)
+@click.option("--all", "show_all", is_flag=True, help=f"List all tensors, not only the first {FIRST}.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one entry per checkpoint.")
+@click.option("--weights", metavar="KEY", help="Which weights, if the file has several: a key of it, or ema or model.")
+@click.option("--unsafe-load", is_flag=True, help="Run the code that a file names. Only for files you trust.")
+def command(checkpoints: Sequence[str], show_all: bool, as_json: bool, weights: str | None, unsafe_load: bool) -> None:
+    """Show what is in checkpoint files: dialect, epoch, task, tensors with their norms, NaN, metadata.
+
+    CKPT is a file, a folder or a pattern. The exit code is 1 if any file cannot be read.
+    """
+    entries: list[dict[str, Any]] = []
+    failed = False
+    for path in find_checkpoints(checkpoints):
+        try:
+            entry = describe(load_checkpoint(path, unsafe=unsafe_load, weights=weights))
+        except SpectraError as error:
+            print_error(error)
+            failed = True
+            continue
+        if as_json:
+            entries.append(entry)
+        else:
+            _print(entry, show_all)
+    if as_json:
+        click.echo(json.dumps(entries, indent=2, allow_nan=False))
+    if failed:
+        sys.exit(ERROR)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything that ``inspect`` shows, as plain values; numbers that are not finite are None."""
+    tensors = [_tensor(name, tensor) for name, tensor in checkpoint.state_dict.items()]
+    once = _first_of_each_storage(checkpoint.state_dict)
+    weights = [t for t in tensors if not t["statistic"]]
+    norms = [t["norm"] for t in weights if t["name"] in once]
+    return {
+        "checkpoint": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "bytes": checkpoint.path.stat().st_size,
+        "dialect": checkpoint.dialect,
+        "weights": checkpoint.key,
+        "other_weights": list(checkpoint.others),
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
+        "task": checkpoint.task,
+        "task_args": checkpoint.task_args,
+        "n_tensors": len(tensors),
+        "n_weights": sum(t["size"] for t in weights if t["name"] in once),
+        "n_statistics": sum(t["size"] for t in tensors if t["statistic"]),
+        "n_shared": len(tensors) - len(once),
+        "dtypes": sorted({t["dtype"] for t in tensors}),
+        "norm": None if None in norms else math.hypot(*norms),
+        "not_finite": [t["name"] for t in tensors if not t["finite"]],
+        "metadata": sorted(checkpoint.metadata),
+        "notes": list(checkpoint.notes),
+        "tensors": tensors,
+    }
+
+
+def _tensor(name: str, tensor: torch.Tensor) -> dict[str, Any]:
+    finite = all_finite(tensor)
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    norm = float(torch.linalg.vector_norm(tensor.to(wide))) if finite and not tensor.is_quantized else None
+    return {
+        "name": name,
+        "shape": list(tensor.shape),
+        "size": tensor.numel(),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "norm": norm,
+        "finite": finite,
+        "statistic": name.rsplit(".", 1)[-1] in _STATISTICS,
+    }
+
+
+def _first_of_each_storage(state_dict: dict[str, torch.Tensor]) -> set[str]:
+    """The names of the tensors, those apart that share their numbers with an earlier one (tied weights)."""
+    seen: dict[tuple[int, int], str] = {}
+    for index, (name, tensor) in enumerate(state_dict.items()):
+        seen.setdefault((tensor.data_ptr(), tensor.numel()) if tensor.numel() else (-1, index), name)
+    return set(seen.values())
+
+
+def _print(entry: dict[str, Any], show_all: bool) -> None:
+    # A terminal has a width to keep to; elsewhere nothing is cut off.
+    width = None if sys.stdout.isatty() else 4000
+    console = Console(width=width, highlight=False, markup=False, soft_wrap=True)
+    console.print(entry["checkpoint"], style="bold")
+    for name, value in _facts(entry):
+        console.print(f"  {name:<11} {value}")
+    shown = entry["tensors"] if show_all else entry["tensors"][:FIRST]
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for heading in ("  tensor", "shape", "dtype", "norm"):
+        table.add_column(heading, justify="right" if heading == "norm" else "left", no_wrap=not sys.stdout.isatty())
+    for tensor in shown:
+        shape = " x ".join(map(str, tensor["shape"])) or "scalar"
+        norm = f"{tensor['norm']:.6g}" if tensor["norm"] is not None else "not finite" if not tensor["finite"] else "-"
+        table.add_row(f"  {tensor['name']}", shape, tensor["dtype"], norm)
+    console.print(table)
+    if left := len(entry["tensors"]) - len(shown):
+        console.print(f"  and {left} more (--all lists them)")
+    console.print()
+
+
+def _facts(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines above the table."""
+
+    def known(value: Any) -> str:
+        return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    statistics = f", and {entry['n_statistics']} of batch-norm statistics" if entry["n_statistics"] else ""
+    shared = f"; {entry['n_shared']} tensors share theirs with another" if entry["n_shared"] else ""
+    options = ", ".join(f"{key}={value!r}" for key, value in entry["task_args"].items())
+    bad = entry["not_finite"]
+    facts = [
+        ("dialect", entry["dialect"]),
+        ("epoch", known(entry["epoch"])),
+        ("step", known(entry["step"])),
+        ("task", f"{entry['task']} ({options})" if entry["task"] else "not named in the file"),
+        ("tensors", f"{entry['n_tensors']} ({', '.join(entry['dtypes'])})"),
+        ("weights", f"{entry['n_weights']}{statistics}{shared}"),
+        ("norm", known(entry["norm"]) + (" (not finite)" if entry["norm"] is None and bad else "")),
+        ("finite", f"NO: NaN or infinity in {', '.join(bad[:5])}" if bad else "yes"),
+        ("metadata", ", ".join(entry["metadata"]) or "none"),
+        ("sha256", entry["sha256"]),
+    ]
+    if entry["other_weights"]:
+        facts.insert(1, ("others", f"weights also under {', '.join(entry['other_weights'])} (--weights KEY)"))
+    return facts

@@ -1,0 +1,200 @@
+"""Which task is analysed: what the user names, else what the checkpoint says of itself, else ``spectra.toml``.
+
+1. ``--task``: a built-in name, ``package.module:function`` or ``path/to/file.py:function``.
+2. The checkpoint's own entry, written by ``spectra.save_checkpoint``. Only built-in names are honoured: a file that
+   someone sends must not be able to name code to run.
+3. ``spectra.toml`` in the working directory, or above it up to the root of its repository (the folder with ``.git``).
+   One that merely lies beside the checkpoint is never read.
+"""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from spectra.errors import SpectraError, TaskError
+from spectra.zoo.tasks import BUILT_IN, build_task, list_tasks, task_options
+from spectra_cli.user_code import Typed, bind, call, import_file, import_module, settle
+
+if TYPE_CHECKING:
+    from spectra.checkpoint import Checkpoint
+    from spectra.task import Task
+
+EXAMPLE = """\
+# task.py
+import spectra, torch
+from my_training import MyModel, test_loader
+
+def task():
+    return spectra.Task(MyModel(), torch.nn.CrossEntropyLoss(), test_loader)"""
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task that has been found, and how."""
+
+    name: str  # for records: a built-in name, or file.py:function
+    words: str  # what is used and why, to print
+    args: dict[str, Any]
+    _make: Callable[..., Task] = field(repr=False)
+    per_checkpoint: bool = False  # the function has a parameter `checkpoint`
+    _made: list[Task] = field(default_factory=list, repr=False)
+
+    def task(self, checkpoint: Checkpoint | None = None, seed: int = 0) -> Task:
+        """The task, made once per process, or once per checkpoint by a function with a parameter ``checkpoint``.
+
+        The generators of Python, NumPy and torch are seeded first. The weights of the checkpoint are not loaded.
+
+        Args:
+            checkpoint: its metadata, a dictionary of plain values, is what the parameter ``checkpoint`` receives.
+            seed: for the generators.
+
+        Raises:
+            TaskError: the function raises, or does not return a Task.
+        """
+        if self._made and not self.per_checkpoint:
+            return self._made[0]
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (the generator that the user's code may draw from)
+        torch.manual_seed(seed)
+        if self.per_checkpoint:
+            made = self._make(checkpoint=dict(checkpoint.metadata) if checkpoint is not None else {}, **self.args)
+        else:
+            made = self._make(**self.args)
+        self._made[:] = [made]
+        return made
+
+
+def resolve(
+    task_option: str | None,
+    task_args: Sequence[str] | Mapping[str, Any] = (),
+    checkpoint: Checkpoint | None = None,
+    cwd: str | Path | None = None,
+) -> TaskSource:
+    """Find the task to analyse.
+
+    Args:
+        task_option: the value of ``--task``, if given.
+        task_args: the values of ``--task-arg``: ``key=value`` texts, or a mapping. They go before the options that the
+            checkpoint or ``spectra.toml`` gives.
+        checkpoint: whose own entry is asked.
+        cwd: where relative paths start and ``spectra.toml`` is looked for; the working directory by default.
+
+    Raises:
+        TaskError: no task, or none that can be used; the message says why.
+    """
+    folder = Path(cwd) if cwd is not None else Path.cwd()
+    given = dict(task_args) if isinstance(task_args, Mapping) else parse_task_args(task_args)
+    if task_option is not None:
+        return _named(task_option, given, folder, "by --task")
+    refused = ""
+    if checkpoint is not None and checkpoint.task is not None:
+        if checkpoint.task in list_tasks():
+            args = {**checkpoint.task_args, **given}
+            try:
+                return _named(checkpoint.task, args, folder, f"as {checkpoint.path} says of itself")
+            except SpectraError as error:
+                error.add_note(f"the options are those in {checkpoint.path}, and --task-arg goes before them")
+                raise
+        refused = (
+            f"{checkpoint.path} names the task {checkpoint.task!r}, which is not built in and so is not used: "
+            "a checkpoint cannot choose code to run"
+        )
+    if (toml := find_toml(folder)) is not None:
+        spec, options = _read_toml(toml)
+        return _named(spec, {**options, **given}, toml.parent, f"from {toml}" + (f"; {refused}" if refused else ""))
+    raise TaskError(_no_task(refused))
+
+
+def parse_task_args(texts: Sequence[str]) -> dict[str, Typed]:
+    """``key=value`` texts, as a dictionary; what the values mean is settled where the parameter is known.
+
+    Example:
+        >>> parse_task_args(["width=8", "data=a=b"])
+        {'width': Typed('8'), 'data': Typed('a=b')}
+    """
+    found: dict[str, Typed] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier():
+            raise TaskError(f"--task-arg {text!r}: key=value is needed")
+        if key in found:
+            raise TaskError(f"--task-arg {key} is given twice")
+        found[key] = Typed(value)
+    return found
+
+
+def find_toml(cwd: Path) -> Path | None:
+    """``spectra.toml`` in a folder, or above it up to the root of its repository; outside of one only in the folder."""
+    folders = [cwd.resolve(), *cwd.resolve().parents]
+    root = next((index for index, folder in enumerate(folders) if (folder / ".git").exists()), 0)
+    return next(
+        (folder / "spectra.toml" for folder in folders[: root + 1] if (folder / "spectra.toml").is_file()), None
+    )
+
+
+def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TaskError(f"{path}: cannot be read: {error}") from error
+    if unknown := [key for key in content if key not in ("task", "task-args")]:
+        raise TaskError(f'{path}: unknown key {unknown[0]!r}: it holds task = "file.py:function" and [task-args]')
+    spec, options = content.get("task"), content.get("task-args", {})
+    if not isinstance(spec, str):
+        raise TaskError(f'{path}: task = "file.py:function" is needed')
+    if not isinstance(options, dict):
+        raise TaskError(f"{path}: [task-args] must be a table")
+    return spec, options
+
+
+def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSource:
+    """The task that a name or ``where:function`` stands for; relative files start at ``folder``."""
+    where, colon, function_name = spec.rpartition(":")
+    if not colon:
+        if spec not in list_tasks():
+            if spec.endswith(".py"):
+                raise TaskError(f"task {spec!r}: which function? write {spec}:FUNCTION")
+            raise TaskError(
+                f"no built-in task is called {spec!r}: there are {', '.join(list_tasks())}; "
+                "or name a function, as file.py:function or package.module:function"
+            )
+        texts = {key for key, default in BUILT_IN[spec].defaults.items() if not isinstance(default, int)}
+        options = task_options(spec, **{key: settle(value, as_text=key in texts) for key, value in args.items()})
+        shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        return TaskSource(spec, f"task {spec} ({shown}), {why}", options, lambda **given: build_task(spec, **given))
+    if not where or not function_name:
+        raise TaskError(f"task {spec!r}: file.py:function, package.module:function or a built-in name is needed")
+    if where.endswith(".py"):
+        file = folder / Path(where).expanduser()
+        function, home = import_file(file, function_name, spec), file.resolve().parent
+    else:
+        function, home = import_module(where, function_name, spec, folder), folder.resolve()
+    args, per_checkpoint = bind(function, args, spec)
+
+    def make(**given: Any) -> Task:
+        return call(function, given, spec, home)
+
+    shown = f" ({', '.join(f'{key}={value!r}' for key, value in args.items())})" if args else ""
+    return TaskSource(spec, f"task {spec}{shown}, {why}", args, make, per_checkpoint)
+
+
+def _no_task(refused: str) -> str:
+    example = "\n".join(f"    {line}" for line in EXAMPLE.splitlines())
+    lead = (
+        f"no task to analyse: {refused}." if refused else "no task to analyse: nothing says which model, loss and data."
+    )
+    return f"""{lead} There are three ways:
+  1. --task NAME, with NAME built in ({", ".join(list_tasks())}),
+     or --task task.py:task, or --task package.module:function, where the function returns a spectra.Task:
+{example}
+  2. save the checkpoint of a built-in task with spectra.save_checkpoint(path, model, task=NAME)
+  3. spectra.toml in the working directory or above it in the repository, with the line: task = "task.py:task\""""

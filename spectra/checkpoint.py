@@ -1,0 +1,267 @@
+"""Checkpoints: read without running their code, fitted to a model exactly or refused, and written whole or not at all.
+
+A checkpoint written by :func:`save_checkpoint` is a dictionary that ``torch.load(weights_only=True)`` reads::
+
+    {"spectra": {"task": name, "options": {...}}, "model": state_dict, "epoch": ..., "step": ..., **extra}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectra.dialects import clean, find_weights, metadata_of, position_of
+from spectra.discovery import find_checkpoints, order_checkpoints
+from spectra.errors import ArgumentError, CheckpointError, NumericsError
+from spectra.fitting import fit
+from spectra.rawfile import read_hashed
+
+__all__ = [
+    "Checkpoint",
+    "check_finite",
+    "find_checkpoints",
+    "load_checkpoint",
+    "order_checkpoints",
+    "save_checkpoint",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What is in a checkpoint file."""
+
+    path: Path
+    sha256: str  # of the file's bytes
+    state_dict: dict[str, torch.Tensor]  # on the CPU, without wrappers' prefixes
+    epoch: float | None
+    step: int | None
+    # What the file says of itself. It is only a text in a file that anyone may have written: look it up among the
+    # built-in names, and never import, open or run what it names.
+    task: str | None
+    task_args: dict[str, Any]
+    metadata: dict[str, Any]  # the plain values beside the weights: config, args, hyper_parameters, ...
+    dialect: str  # in words
+    key: str | None = None  # of the weights in the file; None for a bare state dict
+    others: tuple[str, ...] = ()  # keys of other weights in the file, which weights= chooses
+    notes: tuple[str, ...] = field(default=())  # to print
+
+    def load_into(self, model: nn.Module) -> list[str]:
+        """Copy the weights into a model, every one of them, or raise and leave the model as it was.
+
+        Prefixes that wrappers leave (``module.``, ``_orig_mod.``, Lightning's ``model.``) are taken off where the
+        keys fit the model better without. Tied weights may be saved once or twice; a missing
+        ``num_batches_tracked`` is harmless. Narrower weights are widened to the model's dtype; for wider ones the
+        whole model is converted to their dtype, so that nothing is rounded.
+
+        Returns:
+            Notes on what was not literal, to print.
+
+        Raises:
+            CheckpointError: keys missing, unexpected or of another shape: the first few, and how many.
+            NumericsError: NaN or infinite weights.
+        """
+        found = fit(self.state_dict, model)
+        if found.mismatch:
+            hint = f"; the file also holds weights under {', '.join(map(repr, self.others))}" if self.others else ""
+            raise CheckpointError(f"{self.path}: does not fit the model: {found.mismatch}{hint}")
+        check_finite(found.state_dict, self.path)
+        if found.convert_to is not None:
+            model.to(found.convert_to)
+        try:
+            model.load_state_dict(found.state_dict, strict=True)
+        except RuntimeError as error:  # a model with rules of its own
+            first = " ".join(str(error).split())
+            raise CheckpointError(f"{self.path}: does not fit the model: {first}") from error
+        return list(found.notes)
+
+
+def load_checkpoint(path: str | os.PathLike[str], *, unsafe: bool = False, weights: str | None = None) -> Checkpoint:
+    """Read a checkpoint in any of the usual dialects.
+
+    Args:
+        path: a file by ``torch.save``, or ``.safetensors``.
+        unsafe: run the code that the file names where it cannot be read without, for a pickled model; warns.
+        weights: which weights, if the file has several: a key of its dictionary, or ``"ema"`` / ``"model"`` for the
+            averaged / the plain ones under whatever key. By default as timm does: averaged weights first, and a note.
+
+    Raises:
+        CheckpointError: missing, empty, truncated, not a checkpoint, without weights, or only readable by running
+            its code.
+        MissingDependency: ``.safetensors`` without the package of that name.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "net_7.pt"
+        >>> torch.save({"state_dict": {"module.weight": torch.ones(2, 3)}, "lr": 0.1}, path)
+        >>> checkpoint = load_checkpoint(path)
+        >>> checkpoint.epoch, list(checkpoint.state_dict), checkpoint.metadata
+        (7, ['weight'], {'lr': 0.1})
+        >>> checkpoint.dialect
+        "dictionary, weights under 'state_dict', prefix module. removed"
+    """
+    path = Path(path)
+    content, sha256 = read_hashed(path, unsafe)
+    found = find_weights(content, weights)
+    if found is None:
+        raise CheckpointError(f"{path}: {_nothing_found(content, weights)}")
+    tensors, prefix = clean(found.tensors)
+    metadata = metadata_of(content, found)
+    epoch, step = position_of(metadata, path)
+    task, task_args, notes = _task_of(content)
+    words = "safetensors" if path.suffix == ".safetensors" else found.words
+    if weights is None and found.others:
+        others = ", ".join(map(repr, found.others))
+        notes.append(f"weights taken from {found.key!r}; the file also holds {others}, which --weights KEY takes")
+    return Checkpoint(
+        path=path,
+        sha256=sha256,
+        state_dict=tensors,
+        epoch=epoch,
+        step=step,
+        task=task,
+        task_args=task_args,
+        metadata={key: value for key, value in metadata.items() if key != "spectra"},
+        dialect=words + (f", prefix {prefix} removed" if prefix else ""),
+        key=found.key,
+        others=found.others,
+        notes=tuple(notes),
+    )
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    task: str | None = None,
+    task_args: Mapping[str, Any] | None = None,
+    epoch: float | None = None,
+    step: int | None = None,
+    **extra: Any,
+) -> None:
+    """Save a model so that ``spectra analyze`` knows what it is. The file appears whole or not at all.
+
+    Args:
+        path: the file; its folder must exist. An existing file is replaced.
+        model: its ``state_dict`` is saved.
+        task: the name of a built-in task, by which the checkpoint can be analysed without ``--task``.
+        task_args: the options of that task.
+        epoch: of training; may be fractional.
+        step: of training.
+        extra: anything else, as plain values (numbers, texts, lists, dictionaries) and tensors: what
+            ``torch.load(weights_only=True)`` gives back.
+
+    Raises:
+        ArgumentError: an argument that could not be read back safely, or a reserved name.
+        CheckpointError: the file cannot be written.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
+    if "spectra" in extra:  # the other keys of the file are arguments of this function already
+        raise ArgumentError("'spectra' is a reserved key of the file: choose another name")
+    if task is not None and not isinstance(task, str):
+        raise ArgumentError(f"task is a {type(task).__name__}: the name of a built-in task is needed")
+    if task_args and task is None:
+        raise ArgumentError("task_args without task: name the built-in task that they belong to")
+    for name, number in (("epoch", epoch), ("step", step)):
+        if number is not None and (type(number) not in (int, float) or not math.isfinite(number)):
+            raise ArgumentError(f"{name}={number!r}: a plain finite number is needed; convert it with int() or float()")
+    options = dict(task_args or {})
+    for name, value in options.items():
+        if not isinstance(name, str) or type(value) not in (str, int, float, bool, type(None)):
+            raise ArgumentError(f"task_args[{name!r}] is a {type(value).__name__}: a plain number or text is needed")
+    for name, value in extra.items():
+        _check_plain(value, name)
+    content: dict[str, Any] = {"spectra": {"task": task, "options": options}} if task is not None else {}
+    content.update(model=model.state_dict(), epoch=epoch, step=step, **extra)
+    _write_whole(Path(path), content)
+
+
+def check_finite(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str] | None = None) -> None:
+    """Raise if any weight is NaN or infinite.
+
+    Raises:
+        NumericsError: with the names of the first such tensors, and how many there are.
+    """
+    bad = [name for name, tensor in state_dict.items() if not all_finite(tensor)]
+    if bad:
+        where = f"{path}: " if path is not None else ""
+        names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise NumericsError(f"{where}NaN or infinite weights in {len(bad)} of {len(state_dict)} tensors: {names}")
+
+
+def all_finite(tensor: Any) -> bool:
+    """Whether every number is finite; what holds no floating numbers is."""
+    if not isinstance(tensor, torch.Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    wide = tensor if tensor.element_size() > 1 else tensor.float()  # torch.isfinite knows no 8-bit floats
+    return bool(torch.isfinite(wide).all())
+
+
+def _nothing_found(content: Any, weights: str | None) -> str:
+    if not isinstance(content, Mapping):
+        return f"no weights in it: it holds a {type(content).__name__}, not a dictionary of tensors"
+    keys = ", ".join(str(key) for key in list(content)[:8]) + (", ..." if len(content) > 8 else "")
+    if weights is not None and find_weights(content) is not None:
+        return f"no weights under {weights!r}: it holds {keys}"
+    if "param_groups" in content:
+        return "the state of an optimizer, not the weights of a model"
+    return f"no weights in it: it holds {keys or 'nothing'}"
+
+
+def _task_of(content: Any) -> tuple[str | None, dict[str, Any], list[str]]:
+    """The task that the file names, if it does so in the form that ``save_checkpoint`` writes; else a note."""
+    entry = content.get("spectra") if isinstance(content, Mapping) else None
+    if entry is None or isinstance(entry, torch.Tensor):
+        return None, {}, []
+    task, options = (entry.get("task"), entry.get("options", {})) if isinstance(entry, Mapping) else (entry, {})
+    plain = isinstance(options, Mapping) and all(
+        isinstance(name, str) and isinstance(value, (str, int, float, bool, type(None)))
+        for name, value in options.items()
+    )
+    if isinstance(entry, Mapping) and task is None:
+        return None, {}, []
+    if not isinstance(entry, Mapping) or not isinstance(task, str) or not plain:
+        return None, {}, ["its entry 'spectra' is not of the form that save_checkpoint writes, and is not used"]
+    return task, dict(options), []
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if type(value) in (str, int, float, bool, bytes, type(None)) or isinstance(value, torch.Tensor):
+        return
+    if type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            if type(key) not in (str, int, float, bool):
+                raise ArgumentError(f"{where} has a key of type {type(key).__name__}: a text or number is needed")
+            _check_plain(item, f"{where}[{key!r}]")
+    else:
+        raise ArgumentError(
+            f"{where} is a {type(value).__name__}: only plain values and tensors can be read back without running code"
+        )
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        missing = "" if path.parent.is_dir() else f": there is no folder {path.parent}"
+        raise CheckpointError(f"{path}: cannot be written: {why}{missing}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

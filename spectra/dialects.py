@@ -1,0 +1,229 @@
+"""The dialects of checkpoints: where the weights are, what the keys are prefixed with, which epoch and step it is.
+
+The order in which weights are looked for is that of timm's ``load_state_dict``: averaged weights (EMA) first, then
+``state_dict``, ``model`` and the other names in use, then the dictionary itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
+PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "module")
+STEP_KEYS = ("global_step", "iter_num", "step", "iteration")
+WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+# What training scripts save beside the weights and nobody can use to rebuild the model.
+_NOT_METADATA = re.compile(r"optim|scheduler|rng|scaler|callbacks|loops|^amp$", re.IGNORECASE)
+_MAX_ARRAY = 1000
+_SUFFIX = re.compile(r"\.(pt|pth|ckpt|tar|bin|t7|pkl|pickle|safetensors|model|weights)$", re.IGNORECASE)
+
+_EPOCH_WORD = re.compile(r"(?<![a-z])(?:epochs?|ep|e)[-_=. ]*(\d+(?:\.\d+)?)(?![\d.]*[a-z])", re.IGNORECASE)
+_STEP_WORD = re.compile(
+    r"(?<![a-z])(?:global[-_]?step|steps?|iterations?|iters?|it)[-_=. ]*(\d+)(?!\d*[a-z])", re.IGNORECASE
+)
+_BARE = re.compile(
+    r"(?:^|.*[^a-z])?(?:ckpts?|checkpoints?|chkpts?|cp|models?|nets?|networks?|weights|params|states?|snapshots?)"
+    r"[-_=. ]*(\d+)|(\d+)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights found in a file, where they were, and under which keys there are others."""
+
+    tensors: dict[str, Any]  # keys as in the file
+    key: str | None  # None: the dictionary itself
+    words: str
+    others: tuple[str, ...]
+
+
+def find_weights(content: Any, choice: str | None = None) -> Weights | None:
+    """The weights in what a checkpoint file holds; None if there are none (or none under the chosen key).
+
+    Args:
+        content: the object in the file.
+        choice: a key of the dictionary, or ``"ema"`` / ``"model"`` for the averaged / the plain weights under any key.
+    """
+    if isinstance(content, nn.Module):
+        return Weights(dict(content.state_dict()), None, f"pickled {type(content).__name__}", ())
+    if not isinstance(content, Mapping):
+        return None
+    known = [key for key in (*EMA_KEYS, *PLAIN_KEYS) if _tensors(content.get(key))]
+    others = [key for key in content if isinstance(key, str) and key not in known and _tensors(content[key])]
+    others = [key for key in others if not _NOT_METADATA.search(key)]
+    if choice is None:
+        # One unknown key with weights is as clear as a known one; of several, none is better than another.
+        key = known[0] if known else others[0] if len(others) == 1 and not _has_tensor(content) else None
+    else:
+        group = {"ema": EMA_KEYS, "model": PLAIN_KEYS}.get(choice, ())
+        candidates = [choice, *group] if choice in (*known, *others) else group
+        key = next((name for name in candidates if name in known or name in others), None)
+        if key is None:
+            return None
+    if key is not None:
+        tensors = _tensors(content[key]) or {}
+        found = tuple(name for name in (*known, *others) if name != key)
+        kind = f"pickled {type(content[key]).__name__}" if isinstance(content[key], nn.Module) else "weights"
+        return Weights(tensors, key, f"{_family(content)}, {kind} under {key!r}{_ema_words(key)}", found)
+    if _has_tensor(content):
+        return Weights({k: v for k, v in content.items() if isinstance(k, str)}, None, "bare state_dict", ())
+    for key in (*EMA_KEYS, *PLAIN_KEYS):  # a wrapper within a wrapper
+        if isinstance(content.get(key), Mapping) and (inner := find_weights(content[key])):
+            return Weights(inner.tensors, key, f"{_family(content)}, under {key!r}: {inner.words}", ())
+    return None
+
+
+def strip_wrappers(keys: Iterable[str]) -> str:
+    """The prefix, of ``module.`` and ``_orig_mod.`` in any order, that all the keys have.
+
+    Example:
+        >>> strip_wrappers(["_orig_mod.module.fc.weight", "_orig_mod.module.fc.bias"])
+        '_orig_mod.module.'
+    """
+    remaining = list(keys)
+    prefix = ""
+    while remaining:
+        wrapper = next((w for w in WRAPPERS if all(k.startswith(w) and len(k) > len(w) for k in remaining)), None)
+        if wrapper is None:
+            break
+        prefix += wrapper
+        remaining = [key[len(wrapper) :] for key in remaining]
+    return prefix
+
+
+def clean(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors with wrappers' prefixes taken off their keys, and the prefix that was."""
+    tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
+    if "n_averaged" in tensors and strip_wrappers(key for key in tensors if key != "n_averaged"):
+        del tensors["n_averaged"]  # the counter of torch.optim.swa_utils.AveragedModel, beside the averaged module
+    prefix = strip_wrappers(tensors)
+    return {key[len(prefix) :]: value for key, value in tensors.items()}, prefix
+
+
+def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
+    """The plain values beside the weights (numbers, texts, lists and dictionaries of them), of any depth."""
+    if not isinstance(content, Mapping):
+        return {}
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if key == "__metadata__" and isinstance(value, Mapping):  # the texts in the header of a .safetensors file
+            found.update({str(name): text for name, text in value.items()})
+            continue
+        if not isinstance(key, str) or key in (weights.key, *weights.others):
+            continue
+        if weights.key is None and isinstance(value, torch.Tensor):
+            continue
+        machinery = _NOT_METADATA.search(key) and not isinstance(value, (str, int, float))
+        is_plain, plain = _plain(value)
+        if is_plain and not machinery:
+            found[key] = plain
+    return found
+
+
+def position_of(metadata: Mapping[str, Any], path: Path) -> tuple[float | None, int | None]:
+    """Epoch and step: from the keys ``epoch``, ``global_step``, ``iter_num``, ``step``, ``iteration``, else by name.
+
+    What the file says of itself comes first; its name is asked only if it has neither.
+    """
+    epoch = _number(metadata.get("epoch"))
+    step = next((int(n) for n in (_number(metadata.get(key)) for key in STEP_KEYS) if n is not None), None)
+    return (epoch, step) if epoch is not None or step is not None else position_in_name(path)
+
+
+def position_in_name(path: Path) -> tuple[float | None, int | None]:
+    """Epoch and step from the name of a file, by the words before the numbers.
+
+    ``epoch``, ``ep``, ``e`` mark an epoch; ``step``, ``iter``, ``iteration``, ``it`` a step. A bare number counts as
+    the epoch if it is the whole name, or ends it after a word like ``ckpt``, ``checkpoint``, ``model``, ``weights``;
+    ``resnet18.pt`` has none. A folder ``checkpoint-500`` names a step, as in Hugging Face's trainer.
+
+    Example:
+        >>> position_in_name(Path("epoch=3-step=1200.ckpt"))
+        (3, 1200)
+        >>> position_in_name(Path("checkpoint-00100.pt")), position_in_name(Path("resnet18.pt"))
+        ((100, None), (None, None))
+    """
+    stem = path.name
+    for _ in range(2):  # model_12.pth.tar
+        stem = _SUFFIX.sub("", stem)
+    epoch, step = _EPOCH_WORD.search(stem), _STEP_WORD.search(stem)
+    if epoch or step:
+        return _number(epoch.group(1)) if epoch else None, int(step.group(1)) if step else None
+    if bare := _BARE.fullmatch(stem):
+        return int(bare.group(1) or bare.group(2)), None
+    folder = re.fullmatch(r"checkpoint-(\d+)", path.parent.name)
+    return None, int(folder.group(1)) if folder else None
+
+
+def natural_key(text: str) -> list[tuple[int, int | str]]:
+    """A sorting key under which ``ckpt10`` comes after ``ckpt9``."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def _tensors(value: Any) -> dict[str, Any] | None:
+    """The state dict that a value is or has, or None."""
+    if isinstance(value, nn.Module):
+        return dict(value.state_dict())
+    if isinstance(value, Mapping) and _has_tensor(value):
+        return {key: item for key, item in value.items() if isinstance(key, str)}
+    return None
+
+
+def _has_tensor(value: Mapping[Any, Any]) -> bool:
+    return any(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items())
+
+
+def _family(content: Mapping[Any, Any]) -> str:
+    if "spectra" in content and "model" in content:
+        return "saved by spectra"
+    if "pytorch-lightning_version" in content:
+        return "Lightning checkpoint"
+    if "iter_num" in content and "model_args" in content:
+        return "nanoGPT checkpoint"
+    return "dictionary"
+
+
+def _ema_words(key: str) -> str:
+    return " (a moving average)" if key in EMA_KEYS else ""
+
+
+def _number(value: Any) -> float | None:
+    """A finite number (whole ones as int), also from a text; None otherwise."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
+        value = float(value) if "." in value else int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else value
+
+
+def _plain(value: Any) -> tuple[bool, Any]:
+    """Whether a value is plain, and the value as Python's own types; what is not plain inside of it is left out."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return True, value
+    if isinstance(value, np.generic):
+        return True, value.item()
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        size = value.numel() if isinstance(value, torch.Tensor) else value.size
+        if size > (1 if isinstance(value, torch.Tensor) else _MAX_ARRAY):
+            return False, None
+        return True, value.item() if size == 1 else value.tolist()
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        pairs = [(key, *_plain(item)) for key, item in value.items() if isinstance(key, (str, int, float))]
+        return True, {key: plain for key, is_plain, plain in pairs if is_plain}
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item) for item in value]
+        return True, [plain for is_plain, plain in items if is_plain]
+    return False, None

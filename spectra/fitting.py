@@ -1,0 +1,158 @@
+"""How the keys, shapes and dtypes of a checkpoint fit those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectra.dialects import strip_wrappers
+
+_SHOWN = 3  # keys of each kind in a message
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What to load into the model, or why it does not fit."""
+
+    state_dict: dict[str, Any]  # under the model's own keys, all of them
+    mismatch: str  # empty if it fits
+    convert_to: torch.dtype | None  # the model must be converted to this first, so that no weight is rounded
+    notes: tuple[str, ...]
+
+
+def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fit:
+    """Match weights with the entries of a model, by key."""
+    entries = model.state_dict(keep_vars=True)
+    plain = _plain_names(entries)  # model's key -> key without wrappers
+    wanted = set(plain.values())
+    best, note = _best_naming(weights, wanted)
+    by_key = {key: best[name] for key, name in plain.items() if name in best}
+    missing = [key for key in entries if key not in by_key]
+    unexpected = [name for name in best if name not in wanted and not _harmless(name)]
+    notes = [note] if note else []
+
+    loaded: dict[str, Any] = dict(by_key)
+    still_missing = []
+    for key in missing:
+        twin = next((k for k in by_key if entries[k] is entries[key]), None)
+        if twin is not None:  # tied in the model, saved once
+            loaded[key] = by_key[twin]
+        elif _harmless(key) or key.endswith("_extra_state"):
+            loaded[key] = entries[key].clone() if isinstance(entries[key], torch.Tensor) else entries[key]
+        else:
+            still_missing.append(key)
+    other_shape = [
+        f"{key} ({_form(loaded[key])} in the file, {_form(entries[key])} in the model)"
+        for key in by_key
+        if not _same_form(key, loaded[key], entries[key])
+    ]
+    parts = [
+        _listed(still_missing, f"of {len(entries)} keys missing"),
+        _listed(unexpected, f"of {len(best)} keys in the file unexpected"),
+        _listed(other_shape, "of another shape or kind"),
+        _listed(list(_torn_ties(entries, by_key)), "pairs that the model ties differ in the file"),
+    ]
+    mismatch = "; ".join(part for part in parts if part)
+    convert_to, cast_notes = (None, []) if mismatch else _dtypes(entries, by_key)
+    return Fit(loaded, mismatch, convert_to, (*notes, *cast_notes))
+
+
+def _plain_names(entries: Mapping[str, Any]) -> dict[str, str]:
+    """The model's keys without what torch.compile and DataParallel add to them."""
+    names = [key.replace("_orig_mod.", "") for key in entries]
+    prefix = strip_wrappers(names)
+    return {key: name[len(prefix) :] for key, name in zip(entries, names)}
+
+
+def _best_naming(weights: Mapping[str, torch.Tensor], wanted: set[str]) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights under the names that fit best: as they are, less a common prefix, or with one that the model has."""
+    as_is = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
+    candidates: list[tuple[dict[str, torch.Tensor], str]] = [(as_is, "")]
+    current, removed = as_is, ""
+    for _ in range(3):  # Lightning's attribute, and a wrapper or two inside of it
+        prefix = _common_segment(current)
+        if not prefix:
+            break
+        removed += prefix
+        current = {key[len(prefix) :]: value for key, value in current.items()}
+        candidates.append((current, f"prefix {removed} taken off the keys of the file: they fit the model better so"))
+    if prefix := _common_segment(wanted):
+        put = {prefix + key: value for key, value in as_is.items()}
+        candidates.append((put, f"prefix {prefix} put before the keys of the file: they fit the model better so"))
+
+    def misfits(candidate: tuple[dict[str, torch.Tensor], str]) -> int:
+        return sum(not _harmless(key) for key in wanted.symmetric_difference(candidate[0]))
+
+    return min(candidates, key=misfits)  # the first of equals
+
+
+def _common_segment(keys: Iterable[str]) -> str:
+    """``"model."`` if all keys start with it and go on, else nothing."""
+    keys = list(keys)
+    first, dot, _ = keys[0].partition(".") if keys else ("", "", "")
+    prefix = first + dot
+    return prefix if dot and all(key.startswith(prefix) and len(key) > len(prefix) for key in keys) else ""
+
+
+def _harmless(key: str) -> bool:
+    """Batch norm's counter plays no part in the loss, and files from before torch 0.4.1 lack it."""
+    return key.rsplit(".", 1)[-1] == "num_batches_tracked"
+
+
+def _form(value: Any) -> str:
+    shape = tuple(value.shape)
+    return str(shape) if value.is_floating_point() else f"{shape} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _same_form(key: str, found: Any, wanted: Any) -> bool:
+    if not isinstance(wanted, torch.Tensor):
+        return True
+    if isinstance(wanted, nn.UninitializedParameter | nn.UninitializedBuffer):
+        return True
+    same_kind = found.is_floating_point() == wanted.is_floating_point() and found.is_complex() == wanted.is_complex()
+    return bool(found.shape == wanted.shape and (same_kind or _harmless(key)) and not found.is_quantized)
+
+
+def _torn_ties(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Pairs of keys that are one tensor in the model but hold different values in the file."""
+    first: dict[int, str] = {}
+    for key in by_key:
+        twin = first.setdefault(id(entries[key]), key)
+        if twin != key and by_key[twin].shape == by_key[key].shape and not torch.equal(by_key[twin], by_key[key]):
+            yield f"{twin} and {key}"
+
+
+def _dtypes(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -> tuple[torch.dtype | None, list[str]]:
+    """The dtype to convert the model to, if any weight is wider than its place; notes on what is widened."""
+    narrow: set[str] = set()
+    wide: dict[torch.dtype, str] = {}
+    for key, value in by_key.items():
+        place = entries[key]
+        if not isinstance(place, torch.Tensor) or not value.is_floating_point() or value.dtype == place.dtype:
+            continue
+        if torch.promote_types(value.dtype, place.dtype) == place.dtype:
+            narrow.add(_name(value.dtype))
+        else:
+            wide.setdefault(torch.promote_types(value.dtype, place.dtype), key)
+    if wide:
+        target = max(wide, key=lambda dtype: torch.finfo(dtype).bits)
+        return target, [f"the model is converted to {_name(target)}: the checkpoint holds {wide[target]} so precisely"]
+    if narrow:
+        return None, [f"weights saved as {', '.join(sorted(narrow))} are widened to the model's dtype"]
+    return None, []
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _listed(items: Sequence[str], what: str) -> str:
+    """``3 of 10 keys missing (a, b, c)``, the first few; nothing for none."""
+    if not items:
+        return ""
+    more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return f"{len(items)} {what} ({', '.join(items[:_SHOWN])}{more})"

@@ -1,0 +1,217 @@
+"""Reading a checkpoint file into objects, without running code that it names, and saying in one line why it cannot be.
+
+``torch.load`` is called with ``weights_only=True``: tensors and plain containers are rebuilt, anything else is refused.
+NumPy's scalars and arrays and ``argparse.Namespace``, which training scripts leave beside the weights, count as plain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import logging
+import pickletools
+import re
+import stat
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from spectra.errors import CheckpointError, MissingDependency
+
+logger = logging.getLogger(__name__)
+
+MMAP_FROM = 64 * 2**20  # bytes: below this, reading the file is as cheap, and does not hold it open
+_HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w*Storage")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is not a file with something in it.
+
+    Raises:
+        CheckpointError: missing, a folder, not a regular file, or empty.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise CheckpointError(f"{path}: a folder, not a checkpoint: name the files in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise CheckpointError(f"{path}: an empty file, not a checkpoint")
+
+
+def read_hashed(path: Path, unsafe: bool) -> tuple[Any, str]:
+    """What is in the file, and the SHA-256 of its bytes; the two belong together.
+
+    Raises:
+        CheckpointError: it cannot be read, or was written to meanwhile.
+    """
+    check_file(path)
+    try:
+        before = path.stat()
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        content = read_raw(path, unsafe)
+        after = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if (before.st_mtime_ns, before.st_size, before.st_ino) != (after.st_mtime_ns, after.st_size, after.st_ino):
+        raise CheckpointError(f"{path}: it was written to while it was read; run again when it is whole")
+    return content, sha256
+
+
+def read_raw(path: Path, unsafe: bool = False) -> Any:
+    """The objects in a checkpoint file, tensors on the CPU (memory-mapped where the file is large).
+
+    Args:
+        path: a file by ``torch.save``, or ``.safetensors``.
+        unsafe: run the code that the file names, where it cannot be read without; warns.
+
+    Raises:
+        CheckpointError: the file cannot be read; the message is one line and says why.
+    """
+    check_file(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if unsafe:
+        logger.warning("%s: unsafe load: code that this file names may be run; only for files you trust", path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    try:
+        with _plain_types_allowed():
+            return _torch_load(path, head, weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if not unsafe:
+            raise CheckpointError(f"{path}: {_reason(path, head, error)}") from error
+    try:
+        return _torch_load(path, head, weights_only=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        if isinstance(error, (ImportError, AttributeError)):
+            raise CheckpointError(f"{path}: its code cannot be found: {what}; run where it can be imported") from error
+        raise CheckpointError(f"{path}: {_reason(path, head, error, refused=False)}") from error
+
+
+def _torch_load(path: Path, head: bytes, *, weights_only: bool) -> Any:
+    mmap = head.startswith(b"PK") and path.stat().st_size >= MMAP_FROM
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols and archives; what fails is reported below
+        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
+
+
+@contextlib.contextmanager
+def _plain_types_allowed() -> Iterator[None]:
+    """Let NumPy's numbers and arrays and ``argparse.Namespace`` through: rebuilding them runs no code of the file."""
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # before torch 2.6: no names for globals
+        yield
+        return
+    multiarray = (np._core if hasattr(np, "_core") else np.core).multiarray
+    allowed: list[Any] = [np.ndarray, np.dtype, argparse.Namespace]
+    allowed += [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    for name in ("scalar", "_reconstruct"):  # NumPy 2 renamed the module; files of either version are read
+        function = getattr(multiarray, name)
+        allowed += [(function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of the file, and beside them the texts of its header under ``__metadata__``."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingDependency(
+            f"{path}: the package safetensors is not installed: pip install 'hessian-spectra[safetensors]'"
+        ) from error
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {**tensors, "__metadata__": dict(file.metadata() or {})}
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: truncated, or not a .safetensors file: {_first_line(error)}") from error
+
+
+def _reason(path: Path, head: bytes, error: Exception, refused: bool = True) -> str:
+    """Why the file could not be loaded, in words that say what to do."""
+    if isinstance(error, PermissionError):
+        return error.strerror or str(error)
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                pickles = [name for name in names if name.rsplit("/", 1)[-1] == "data.pkl"]
+                if any(name.rsplit("/", 1)[-1] == "constants.pkl" for name in names):
+                    return "a TorchScript archive: load it with torch.jit.load and save its state_dict()"
+                if not pickles:
+                    return "a zip archive, but not a checkpoint: torch.save did not write it"
+                with archive.open(pickles[0]) as file:
+                    wanted, _ = _scan(file)
+        except (zipfile.BadZipFile, OSError, EOFError):
+            return "truncated or damaged: the end of the file is missing"
+        return _wants_code(error, wanted) if refused else f"damaged: {_first_line(error)}"
+    if head.startswith(b"\x80"):
+        with path.open("rb") as file:
+            wanted, whole = _scan(file)
+        if not whole or isinstance(error, EOFError) or "EOF" in str(error):
+            return "truncated: the file ends too early"
+        if refused and wanted:
+            return _wants_code(error, wanted)
+        return "a pickle, but not a checkpoint: torch.save did not write it"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: run git lfs pull"
+    return "not a checkpoint: neither torch.save nor safetensors wrote it"
+
+
+def _wants_code(error: Exception, wanted: list[str]) -> str:
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    name = named.group(1) if named else wanted[0] if wanted else None
+    if name is None:
+        return f"damaged: {_first_line(error)}"
+    return f"its pickle asks to run {name}, which was not done; --unsafe-load runs its code, if you trust the file"
+
+
+def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
+    """The globals that the pickles at the start of a file name, harmless ones apart; whether each of them is whole."""
+    wanted: list[str] = []
+    for _ in range(5):  # torch's legacy format: a magic number, a version, the system, the object, the storages' keys
+        if not file.read(1):
+            break
+        file.seek(-1, 1)
+        texts: list[str] = []  # STACK_GLOBAL takes its module and name from the two texts before it
+        memo: list[str] = []
+        try:
+            for operation, argument, _position in pickletools.genops(file):
+                if operation.name == "GLOBAL":
+                    wanted.append(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    wanted.append(".".join(texts[-2:]))
+                elif "UNICODE" in operation.name or "STRING" in operation.name:
+                    texts.append(str(argument))
+                elif operation.name == "MEMOIZE":
+                    memo.append(texts[-1] if texts else "")
+                elif operation.name in ("BINGET", "LONG_BINGET") and int(argument or 0) < len(memo):
+                    texts.append(memo[int(argument or 0)])
+        except Exception:  # genops raises whatever a torn file makes it stumble over
+            return [name for name in wanted if not _HARMLESS.fullmatch(name)], False
+    return [name for name in wanted if not _HARMLESS.fullmatch(name)], True
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
