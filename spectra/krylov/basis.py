@@ -21,6 +21,11 @@ class Basis:
         self.size = 0
 
     @property
+    def rows(self) -> torch.Tensor:
+        """The vectors so far, ``(size, n)``, as they are stored."""
+        return self._rows[: self.size]
+
+    @property
     def last(self) -> torch.Tensor:
         """The newest vector, ``(n,)``, as it is stored: rounded to the dtype of the basis."""
         return self._rows[self.size - 1]
@@ -52,7 +57,7 @@ class Basis:
 
     def _chunks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
         """The basis in pieces of its columns, as (start, stop, float64 rows)."""
-        rows = self._rows[: self.size]
+        rows = self.rows
         n = rows.shape[1]
         # Nothing is gained by cutting what needs no conversion.
         width = n if rows.dtype == torch.float64 else max(1024, _CHUNK_ENTRIES // max(1, self.size))

@@ -25,6 +25,7 @@ class Recurrence:
 
     tridiagonal: Tridiagonal
     forms: np.ndarray  # (t,) float64: per tensor of the operator, q_t' (H q)_t of the first product
+    basis: Basis | None = None  # the Krylov basis, where it was asked for
 
 
 def tridiagonalize(
@@ -33,6 +34,7 @@ def tridiagonalize(
     lanczos_steps: int,
     *,
     tolerance: float,
+    keep_basis: bool = False,
     tick: Callable[[int], None] | None = None,
 ) -> list[Recurrence]:
     """``lanczos_steps`` steps of Lanczos from each start, in lockstep.
@@ -43,6 +45,7 @@ def tridiagonalize(
         lanczos_steps: at most ``n`` are taken.
         tolerance: a recurrence ends when ``beta_j <= tolerance * max_i (|alpha_i| + beta_i)``, in units of the
             operator's own scale.
+        keep_basis: return the bases too, from which Ritz vectors are made.
         tick: called with the number of products after each shared step.
 
     Returns:
@@ -63,7 +66,7 @@ def tridiagonalize(
             run.advance(product.to(torch.float64), tolerance)
         if tick is not None:
             tick(len(live))
-    return [run.result() for run in runs]
+    return [run.result(keep_basis) for run in runs]
 
 
 class _Run:
@@ -101,8 +104,8 @@ class _Run:
         elif len(self.alphas) < self.steps:
             self.basis.append(residual / beta)
 
-    def result(self) -> Recurrence:
+    def result(self, keep_basis: bool) -> Recurrence:
         tridiagonal = Tridiagonal(
             np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()
         )
-        return Recurrence(tridiagonal, self.forms)
+        return Recurrence(tridiagonal, self.forms, self.basis if keep_basis else None)

@@ -71,7 +71,6 @@ class LossFunction:
             if id(tensor) not in taken
         }
         self._buffers = {name: self._cast(tensor.detach()) for name, tensor in self._whole.named_buffers()}
-        self._converts = any(p.dtype != self.dtype for p in chosen.values())
 
     def check_finite(self) -> None:
         """Raise NumericsError, with the tensor's name, if a parameter or buffer is NaN or infinite."""
@@ -114,8 +113,8 @@ class LossFunction:
         return scalar(self._call(lambda pair: criterion(*pair), (output, target)))
 
     def place(self, batch: Any) -> Any:
-        """The batch on the function's device, its floating-point tensors cast if the function computes elsewhere."""
-        return map_tensors(batch, self._cast if self._converts else lambda t: t.to(self.device, non_blocking=True))
+        """The batch on the function's device, its floating-point tensors in the function's dtype."""
+        return map_tensors(batch, self._cast)
 
     def flatten(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Tensors shaped like the parameters, None for zero, as one vector ``(n,)``."""
