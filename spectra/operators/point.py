@@ -44,7 +44,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
                 hits, of = _hits(task.criterion, output, task.target_of(batch))
                 right, counted = right + hits, counted + of
         divisor = task.divisor(survey.total_weight)
-        weights = function.flatten(function.theta).to(torch.float64)
+        weights = function.flatten(function.theta).detach().to(torch.float64)
         slope = slope / divisor + task.l2 * weights
         loss_value, weight_norm, gradient_norm = total / divisor, float(weights.norm()), float(slope.norm())
     if not met:

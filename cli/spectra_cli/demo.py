@@ -1,0 +1,92 @@
+"""``spectra demo``: the whole road in one command, on real images that come with scikit-learn."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from spectra.figures import save_figures
+
+from spectra.analysis import Settings
+from spectra.errors import StorageError
+from spectra.run import DataChoice, analyze_run
+from spectra.storage import load_trajectory
+from spectra.zoo.tasks import build_task
+from spectra.zoo.training import Epoch, train
+from spectra_cli.progress import RunDisplay
+from spectra_cli.tables import make_console, print_trajectory
+
+TASK, EPOCHS, SAMPLES, BATCH, STEPS, PROBES = "digits-convnet", 6, 512, 256, 40, 5
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("spectra-demo"),
+    show_default=True,
+    help="Folder for the checkpoints, run.h5 and the figures; created if it is not there.",
+)
+@click.option("--quiet", is_flag=True, help="No progress and no words, only the table.")
+def command(out: Path, quiet: bool) -> None:
+    """Train a small network with batch norm, analyse its checkpoints, draw the figures: about two minutes.
+
+    The images are scikit-learn's handwritten digits. Hessian and GGN, batch norm in eval and train mode, at every
+    epoch: 512 images, m = 40 Lanczos steps, k = 5 probes, which is small enough to wait for and large enough to see.
+    """
+
+    def say(words: str = "") -> None:
+        if not quiet:
+            click.echo(words, err=True)
+
+    start = time.perf_counter()
+    task = build_task(TASK)
+    parameters = sum(p.numel() for p in task.model.parameters())
+    folder = _folder(out)
+    say(f"A convolutional network with batch norm ({parameters} parameters) on 8 x 8 images of digits.")
+    say(f"Training it for {EPOCHS} epochs, one checkpoint each, the untrained network first, in {folder / 'run'}:")
+    paths = train(TASK, folder / "run", epochs=EPOCHS, on_epoch=lambda epoch: say(_epoch(epoch)))
+    settings = Settings(
+        operators=("hessian", "ggn"), bn_modes=("eval", "train"), lanczos_steps=STEPS, num_probes=PROBES
+    )
+    say(
+        f"Analysing {len(paths)} checkpoints with the Hessian and the GGN, batch norm in eval and train mode, "
+        f"on {SAMPLES} of the images (m = {STEPS} Lanczos steps, k = {PROBES} probes; the defaults are 100 and 8):"
+    )
+    results = folder / "run.h5"
+    with RunDisplay(len(paths) * len(settings.pairs()), quiet=quiet) as display:
+        analyze_run(
+            paths,
+            lambda checkpoint: task,
+            settings,
+            out=results,
+            data=DataChoice(samples=SAMPLES, batch_size=BATCH),
+            listener=display,
+        )
+    trajectory = load_trajectory(results)
+    print_trajectory(trajectory, make_console(), title=str(results))
+    figures = save_figures(trajectory, folder / "figures")
+    say(f"Done in {time.perf_counter() - start:.0f} s. Written: {results} and {len(figures)} figures:")
+    for figure in figures:
+        say(f"  {figure}")
+    say()
+    say("What to try next:")
+    last = paths[-1]
+    say(f"  spectra show {results} --epoch {EPOCHS}            every number of the last epoch, with its error")
+    say(f"  spectra analyze {last} --out last.h5    the same checkpoint with m = 100, k = 8, all images")
+    say("  spectra analyze YOURS.pt --task task.py:task        your own checkpoint: spectra analyze --help")
+
+
+def _folder(out: Path) -> Path:
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out}: the folder cannot be made: {error.strerror}") from error
+    return out
+
+
+def _epoch(epoch: Epoch) -> str:
+    if epoch.loss is None or epoch.accuracy is None:
+        return f"  {epoch.path.name}: untrained"
+    return f"  {epoch.path.name}: training loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}"

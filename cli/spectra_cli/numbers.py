@@ -1,0 +1,93 @@
+"""Numbers as a reader wants them: to the digits that their errors leave, and no further."""
+
+from __future__ import annotations
+
+import math
+
+from spectra.estimates import Estimate
+
+#: From here on, and below its inverse, numbers are written with a power of ten.
+_LARGE = 1e6
+
+
+def plain(value: float | None, digits: int = 5) -> str:
+    """A number without a stated error, to so many significant digits.
+
+    Example:
+        >>> plain(0.123456789), plain(512), plain(None), plain(1234567.0)
+        ('0.12346', '512', '-', '1.2346e+06')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits}g}"
+
+
+def rounded(value: float, error: float | None) -> tuple[str, str]:
+    """A number and its error, the error to two significant digits and the number to the last of them.
+
+    Example:
+        >>> rounded(12.3456, 0.5621), rounded(1234567.0, 5621.0), rounded(3.25, None)
+        (('12.35', '0.56'), ('1.2346e+06', '5.6e+03'), ('3.25', ''))
+    """
+    if error is None:
+        return plain(value), ""
+    if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
+        return plain(value), plain(error, 2)
+    last = math.floor(math.log10(error)) - 1  # the place of the second digit of the error
+    if math.floor(math.log10(round(error, -last))) > last + 1:  # 0.0996 is 0.10
+        last += 1
+    size = max(abs(value), error)
+    if 1e-4 <= size < _LARGE and last >= -8:
+        places = max(0, -last)
+        return f"{value:.{places}f}", f"{error:.{places}f}"
+    return f"{value:.{max(1, math.floor(math.log10(size)) - last)}e}", f"{error:.1e}"
+
+
+def with_error(value: float, error: float | None) -> str:
+    """`12.35 +- 0.56`, or the number alone where it has no error."""
+    number, deviation = rounded(value, error)
+    return f"{number} +- {deviation}" if deviation else number
+
+
+def interval(lower: float | None, upper: float | None) -> str:
+    """`[11.0, 13.7]`, with the digits that tell its ends apart; an end that is not known is infinite.
+
+    Example:
+        >>> interval(1.23456, 1.23678), interval(None, 2.0), interval(None, None)
+        ('[1.2346, 1.2368]', '[-inf, 2]', '')
+    """
+    if lower is None and upper is None:
+        return ""
+    low, high = -math.inf if lower is None else lower, math.inf if upper is None else upper
+    digits = 5
+    if math.isfinite(low) and math.isfinite(high) and high > low:
+        size = max(abs(low), abs(high))
+        digits = min(12, max(3, math.ceil(math.log10(size / (high - low))) + 2))
+    return f"[{low:.{digits}g}, {high:.{digits}g}]"
+
+
+def in_brackets(estimate: Estimate | None) -> str:
+    """An end of the spectrum: its value, and the interval that it is in."""
+    if estimate is None:
+        return "-"
+    return f"{plain(estimate.value)} {interval(estimate.lower, estimate.upper)}".strip()
+
+
+def in_short(estimate: Estimate | None) -> str:
+    """A mean over probes with its error; a count that the steps do not resolve as the bracket that it is in."""
+    if estimate is None:
+        return "-"
+    if estimate.resolved is False:
+        return unresolved(estimate)
+    number = with_error(estimate.value, estimate.stderr)
+    return number if estimate.tau is None else f"{number} (tau {estimate.tau:.2g})"
+
+
+def unresolved(estimate: Estimate) -> str:
+    """What is known of a count that is not resolved."""
+    low = 0.0 if estimate.lower is None else estimate.lower
+    high = 1.0 if estimate.upper is None else estimate.upper
+    tau = "" if estimate.tau is None else f" (tau {estimate.tau:.2g})"
+    return f"not resolved: between {low:.3g} and {high:.3g}{tau}"

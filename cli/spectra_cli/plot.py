@@ -1,0 +1,67 @@
+"""`spectra plot`: the figures of a results file. Neither torch nor the checkpoints are needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spectra.figures import FORMATS, KINDS, save_figures
+from spectra.storage import load_trajectory
+from spectra_cli.show import select
+
+
+@click.command("plot")
+@click.argument("file", metavar="FILE", type=click.Path())
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder for the figures; FILE-figures here."
+)
+@click.option(
+    "--what",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    type=click.Choice((*KINDS, "all")),
+    help="Which figures; repeatable. modes: batch norm in eval against train mode.",
+)
+@click.option(
+    "--epoch",
+    "epochs",
+    multiple=True,
+    type=float,
+    metavar="E",
+    help="Spectra of this epoch; repeatable. [first, middle, last]",
+)
+@click.option("--operator", "operators", multiple=True, metavar="NAME", help="Only this operator; repeatable.")
+@click.option("--bn", "bn_modes", multiple=True, metavar="MODE", help="Only this batch-norm mode; repeatable.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("png",),
+    show_default=True,
+    type=click.Choice(FORMATS),
+    help="Kind of file; repeatable.",
+)
+def command(
+    file: str,
+    out: Path | None,
+    what: tuple[str, ...],
+    epochs: tuple[float, ...],
+    operators: tuple[str, ...],
+    bn_modes: tuple[str, ...],
+    formats: tuple[str, ...],
+) -> None:
+    """Draw the figures of a results file, and print the paths that were written.
+
+    Densities on a linear and a logarithmic axis, Ritz values against their weights, the degeneracy over tolerances,
+    the traces of the tensors, batch norm in eval against train mode, and the estimates over training: all that the
+    records allow, each with its errors.
+    """
+    trajectory = load_trajectory(file)
+    for note in trajectory.notes:
+        click.echo(f"spectra: {note}", err=True)
+    chosen = select(trajectory, operators, bn_modes)
+    folder = Path(f"{Path(file).stem}-figures") if out is None else out
+    for path in save_figures(chosen, folder, formats, what=what, epochs=epochs):
+        click.echo(str(path))

@@ -1,0 +1,132 @@
+"""`spectra show`: the numbers of results files, each with its error, as tables, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+import click
+
+from spectra.errors import ArgumentError
+from spectra.records import Record, Trajectory
+from spectra.storage import load_trajectory
+from spectra_cli.tables import make_console, print_trajectory
+
+COLUMNS = (  # one row per record x estimate; an empty cell is a number that is not there
+    "file",
+    "checkpoint",
+    "checkpoint_sha256",
+    "epoch",
+    "step",
+    "operator",
+    "bn_mode",
+    "status",
+    "n_parameters",
+    "n_samples",
+    "loss",
+    "estimate",
+    "value",
+    "stderr",
+    "lower",
+    "upper",
+    "confidence",
+    "num_probes",
+    "tau",
+    "resolved",
+    "reason",
+)
+
+
+@click.command("show")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@click.option("--json", "form", flag_value="json", help="Print a list of records as JSON.")
+@click.option("--csv", "form", flag_value="csv", help=f"Print one row per record and estimate: {', '.join(COLUMNS)}.")
+@click.option("--operator", "operators", multiple=True, metavar="NAME", help="Only this operator; repeatable.")
+@click.option("--bn", "bn_modes", multiple=True, metavar="MODE", help="Only this batch-norm mode; repeatable.")
+@click.option("--epoch", "epochs", multiple=True, type=float, metavar="E", help="Only this epoch; repeatable.")
+def command(
+    files: tuple[str, ...],
+    form: str | None,
+    operators: tuple[str, ...],
+    bn_modes: tuple[str, ...],
+    epochs: tuple[float, ...],
+) -> None:
+    """Print every number in results files, with its error.
+
+    A single record is shown in full; several checkpoints get a table with a row each, per operator and batch-norm
+    mode. Choose one of them with --operator, --bn and --epoch to see all of it.
+    """
+    chosen = []
+    for file in files:
+        trajectory = load_trajectory(file)
+        for note in trajectory.notes:
+            click.echo(f"spectra: {note}", err=True)
+        chosen.append((file, select(trajectory, operators, bn_modes, epochs)))
+    if form == "json":
+        entries = [{"file": file, **record.to_json()} for file, trajectory in chosen for record in trajectory]
+        click.echo(json.dumps(entries, indent=2, ensure_ascii=True, allow_nan=False))
+    elif form == "csv":
+        write_csv(chosen, sys.stdout)
+    else:
+        print_report(chosen)
+
+
+def select(
+    trajectory: Trajectory, operators: Iterable[str] = (), bn_modes: Iterable[str] = (), epochs: Iterable[float] = ()
+) -> Trajectory:
+    """The part of a trajectory that is asked for; an empty choice is all.
+
+    Raises:
+        ArgumentError: nothing is left; the message lists what there is.
+    """
+    wanted: tuple[set[Any], ...] = (set(operators), set(bn_modes), set(epochs))
+    records = [
+        record
+        for record in trajectory
+        if all(
+            not choice or value in choice
+            for choice, value in zip(wanted, (record.operator, record.bn_mode, record.epoch))
+        )
+    ]
+    if not records:
+        there = {
+            "operators": trajectory.operators,
+            "BN modes": trajectory.bn_modes,
+            "epochs": [f"{epoch:g}" for epoch in trajectory.epochs],
+        }
+        words = "; ".join(f"{name} {', '.join(values) or 'none'}" for name, values in there.items())
+        raise ArgumentError(f"{trajectory.path}: no such records; there are {words}")
+    return Trajectory(records, settings=trajectory.settings, notes=trajectory.notes, path=trajectory.path)
+
+
+def print_report(chosen: list[tuple[str, Trajectory]]) -> None:
+    """The tables of one file after the other."""
+    console = make_console()
+    for index, (file, trajectory) in enumerate(chosen):
+        if index:
+            console.print()
+        count = len(trajectory)
+        print_trajectory(trajectory, console, title=f"{file}: {count} record{'s' if count > 1 else ''}")
+
+
+def write_csv(chosen: Iterable[tuple[str, Trajectory]], stream: IO[str]) -> None:
+    """One row per record x estimate with all digits; a record that failed is one row with its reason."""
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for file, trajectory in chosen:
+        for record in trajectory:
+            for row in _rows(record):
+                writer.writerow({"file": file} | row)
+
+
+def _rows(record: Record) -> Iterator[dict[str, Any]]:
+    entry = record.to_json()
+    shared = {name: entry[name] for name in COLUMNS if name in entry and name != "reason"}
+    if record.status == "failed":
+        yield shared | {"reason": entry["reason"]}
+    for name, estimate in entry["estimates"].items():
+        cells = {column: estimate.get(column) for column in COLUMNS[COLUMNS.index("value") : -1]}
+        yield shared | {"estimate": name} | cells | {"reason": estimate.get("reason") or estimate.get("note")}

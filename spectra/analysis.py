@@ -1,0 +1,337 @@
+"""The stair between the wings: a task at its parameters, through operators and Lanczos, to records."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy
+import torch
+
+from spectra.checkpoint import Checkpoint
+from spectra.degeneracy import rank_bound_ff
+from spectra.errors import ArgumentError
+from spectra.krylov.probes import DISTRIBUTIONS
+from spectra.krylov.slq import lockstep_width, slq
+from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
+from spectra.operators.function import choose_parameters
+from spectra.operators.ggn import GGNOperator
+from spectra.operators.hessian import HessianOperator
+from spectra.operators.modes import batch_norm_layers, check_bn_mode
+from spectra.operators.point import measure_point, widths_of
+from spectra.records import Record
+from spectra.spectrum import Spectrum
+from spectra.task import Task
+from spectra.version import __version__
+
+OPERATORS: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator}
+
+Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of an analysis, apart from the task itself. The defaults are those of the command line.
+
+    Raises:
+        ArgumentError: a value outside its range.
+    """
+
+    operators: str | Sequence[str] = ("hessian",)
+    bn_modes: str | Sequence[str] = ("eval",)
+    lanczos_steps: int = 100
+    num_probes: int = 8
+    seed: int = 0
+    distribution: str = "sphere"
+    params: str | Sequence[str] | None = None
+    dtype: str | None = None
+    width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
+
+    def __post_init__(self) -> None:
+        for name, value in (("operators", self.operators), ("bn_modes", self.bn_modes)):
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for name in self.operators:
+            if name not in OPERATORS:
+                known = ", ".join(map(repr, OPERATORS))
+                raise ArgumentError(f"operator={name!r}: one of {known} is needed")
+        for mode in self.bn_modes:
+            check_bn_mode(mode)
+        if not self.operators or not self.bn_modes:
+            raise ArgumentError("at least one operator and one BN mode are needed")
+        if self.lanczos_steps < 1:
+            raise ArgumentError(f"lanczos_steps={self.lanczos_steps}: at least 1 is needed; 100 is the default")
+        if self.num_probes < 1:
+            raise ArgumentError(f"num_probes={self.num_probes}: at least 1 is needed; 8 is the default")
+        if self.seed < 0:
+            raise ArgumentError(f"seed={self.seed}: at least 0 is needed")
+        if self.distribution not in DISTRIBUTIONS:
+            known = ", ".join(map(repr, DISTRIBUTIONS))
+            raise ArgumentError(f"distribution={self.distribution!r}: one of {known} is needed")
+        if self.width is not None and self.width < 1:
+            raise ArgumentError(f"width={self.width}: at least 1 is needed")
+        torch_dtype_of(self.dtype)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The (operator, BN mode) pairs asked for, in order, each once."""
+        return list(dict.fromkeys((name, mode) for name in self.operators for mode in self.bn_modes))
+
+
+def analyze(task: Task, **options: Any) -> list[Record]:
+    """The records of a task at the parameters of its model, one per operator and BN mode.
+
+    Args:
+        task: the task.
+        options: those of :func:`iter_analyze`.
+
+    Returns:
+        What ``spectra analyze`` computes for one checkpoint.
+
+    Example:
+        >>> import torch
+        >>> from spectra.task import Task
+        >>> x, y = torch.randn(20, 3), torch.randint(2, (20,))
+        >>> task = Task(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), [(x, y)])
+        >>> record = analyze(task, lanczos_steps=8, num_probes=4)[0]
+        >>> record.operator, record.bn_mode, record.facts["n_parameters"]
+        ('hessian', 'eval', 8)
+    """
+    return list(iter_analyze(task, **options))
+
+
+def iter_analyze(
+    task: Task,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+    skip: Sequence[tuple[str, str]] = (),
+    settings: Settings | None = None,
+    extra: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    **options: Any,
+) -> Iterator[Record]:
+    """The records of a task, each as soon as it is there. They are of the parameters as they are at this call.
+
+    Args:
+        task: the task, with the parameters to analyse in its model.
+        checkpoint: where the parameters are from, for the record.
+        progress: called with operator, BN mode, products done and products at most.
+        skip: (operator, BN mode) pairs that are not wanted.
+        settings: what is asked, or in its place
+        options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
+            ``seed``, ``distribution``, ``params``, ``dtype``, ``width``.
+        extra: more settings for the record, such as how the data were chosen.
+        notes: what should be printed beside the numbers.
+
+    Raises:
+        SpectraError: the numbers asked for would not be right, or do not fit in memory; everything that can be
+            checked is checked for all operators before the first record is computed.
+    """
+    if settings is not None and options:
+        raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
+    asked = settings or Settings(**options)
+    wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
+    operators = {
+        (name, mode): OPERATORS[name](task, mode, dtype=asked.dtype, params=asked.params) for name, mode in wanted
+    }
+    return _records(operators, asked, checkpoint, progress, extra or {}, notes)
+
+
+def _records(
+    operators: dict[tuple[str, str], CurvatureOperator],
+    asked: Settings,
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+    extra: dict[str, Any],
+    notes: Sequence[str],
+) -> Iterator[Record]:
+    for operator in operators.values():
+        _width(operator, asked)
+        _ = operator.self_test
+    for (name, mode), operator in operators.items():
+        report = None if progress is None else _report(progress, name, mode)
+        yield _analyze_one(operator, asked, checkpoint, report, extra, notes)
+
+
+def _width(operator: CurvatureOperator, asked: Settings) -> int:
+    """How many probes share each pass: as asked, else as memory allows; one that does not fit at all is refused."""
+    fits = lockstep_width(operator, min(asked.lanczos_steps, operator.n), asked.num_probes)
+    return fits if asked.width is None else min(asked.width, asked.num_probes)
+
+
+def _report(progress: Progress, name: str, mode: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(name, mode, done, total)
+
+
+def _analyze_one(
+    operator: CurvatureOperator,
+    asked: Settings,
+    checkpoint: Checkpoint | None,
+    progress: Callable[[int, int], None] | None,
+    extra: dict[str, Any],
+    notes: Sequence[str],
+) -> Record:
+    start = time.perf_counter()
+    width = _width(operator, asked)
+    with operator.prepared():
+        facts = measure_point(operator)
+        spectrum = slq(
+            operator,
+            asked.lanczos_steps,
+            asked.num_probes,
+            asked.seed,
+            distribution=asked.distribution,
+            width=width,
+            progress=progress,
+        )
+    widths = widths_of(operator)
+    if widths is not None:
+        d_y, units, d_x = widths
+        facts |= {"rank_bound_ff": rank_bound_ff(d_y, units, d_x), "d_y": d_y, "d_x": d_x, "sum_of_widths": units}
+    return Record(
+        checkpoint=None if checkpoint is None else str(checkpoint.path),
+        checkpoint_sha256=None if checkpoint is None else checkpoint.sha256,
+        epoch=None if checkpoint is None else checkpoint.epoch,
+        step=None if checkpoint is None else checkpoint.step,
+        operator=operator.kind,
+        bn_mode=operator.bn_mode,
+        status="complete",
+        reason=None,
+        settings=run_settings(operator.task, asked) | {"width": width} | extra,
+        facts=facts,
+        spectrum=spectrum,
+        provenance=_provenance(operator, spectrum, time.perf_counter() - start),
+        notes=(*_notes(operator), *(checkpoint.notes if checkpoint is not None else ()), *notes),
+    )
+
+
+def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
+    """The settings that all records of a run share: what makes their numbers comparable.
+
+    Raises:
+        ArgumentError: the pattern of parameters meets none.
+        DataError, TaskError: the data cannot be used.
+    """
+    chosen = choose_parameters(task.model, asked.params)
+    survey = task.survey()
+    sizes = list(survey.rows)
+    params = asked.params if asked.params is None or isinstance(asked.params, str) else list(asked.params)
+    dtype = torch_dtype_of(asked.dtype) or next(iter(chosen.values())).dtype
+    return {
+        "task": task.name,
+        "loss": task.describe(),
+        "reduction": task.reduces_to,
+        "l2": task.l2,
+        "data": survey.fingerprint,
+        "batch_sizes": _run_lengths(sizes),
+        "lanczos_steps": asked.lanczos_steps,
+        "num_probes": asked.num_probes,
+        "seed": asked.seed,
+        "distribution": asked.distribution,
+        "params": params,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def failed_record(
+    operator: str, bn_mode: str, reason: str, settings: dict[str, Any], path: str, checkpoint: Checkpoint | None
+) -> Record:
+    """A record that says why there are no numbers, for one checkpoint among several."""
+    return Record(
+        checkpoint=path,
+        checkpoint_sha256=None if checkpoint is None else checkpoint.sha256,
+        epoch=None if checkpoint is None else checkpoint.epoch,
+        step=None if checkpoint is None else checkpoint.step,
+        operator=operator,
+        bn_mode=bn_mode,
+        status="failed",
+        reason=reason,
+        settings=settings,
+        facts={},
+        spectrum=None,
+        provenance={"date": _now()} | _versions(),
+        notes=(),
+    )
+
+
+def sampled(task: Task, *, samples: int | None, data_seed: int, batch_size: int | None, l2: float | None) -> Task:
+    """The task on a fixed random subset of its data, in other batches, with another l2, as asked."""
+    if samples is not None:
+        task = task.subset(samples, data_seed)
+    if batch_size is not None:
+        task = task.rebatched(batch_size)
+    return task if l2 is None else replace(task, l2=l2)
+
+
+def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:
+    """Batch sizes as [size, how many in a row], so that a partition of many batches stays short.
+
+    >>> _run_lengths([64, 64, 10])
+    [[64, 2], [10, 1]]
+    """
+    runs: list[list[int | None]] = []
+    for size in sizes:
+        if runs and runs[-1][0] == size:
+            runs[-1][1] = (runs[-1][1] or 0) + 1
+        else:
+            runs.append([size, 1])
+    return runs
+
+
+def _provenance(operator: CurvatureOperator, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
+    test = operator.self_test
+    device = operator.device
+    return {
+        "date": _now(),
+        "command": _command_line(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "products": int(sum(t.steps for t in spectrum.tridiagonals)),
+        "seconds": seconds,
+        "strategy": "reverse over reverse, one graph per batch and block",
+        "noise": test.noise,
+        "asymmetry": test.asymmetry,
+        "repeatability": test.repeatability,
+        "roundoff": test.roundoff,
+        "orthogonality": float(max(t.orthogonality for t in spectrum.tridiagonals)),
+        "data_order": operator.task.survey().order,
+    } | _versions()
+
+
+def _command_line() -> str:
+    """The command as it was typed, by the name of the program alone, so that it runs elsewhere too."""
+    program, *arguments = sys.argv or [""]
+    return shlex.join([Path(program).name, *arguments])
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "spectra": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "h5py": h5py.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def _notes(operator: CurvatureOperator) -> list[str]:
+    notes = list(operator.self_test.notes)
+    if operator.bn_mode == "train" and not batch_norm_layers(operator.task.model):
+        notes.append("the network has no batch-norm layer: train mode is the same function as eval mode")
+    if operator.task.l2:
+        notes.append(f"the numbers are of the loss with its l2 term: every eigenvalue is moved by {operator.task.l2:g}")
+    return notes
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,278 @@
+"""Estimates: numbers with their errors, and the traces of functions that come from tridiagonals by plain averaging.
+
+The probes are independent unit vectors with ``n E[q q'] = I``, so ``n q' f(H) q`` has the mean ``Tr f(H)``. Its error
+is that of a mean over ``k`` probes: Student's t with ``k - 1`` degrees of freedom. To that the error of the arithmetic
+is added: ``noise``, the error of a product relative to its own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import inf, isfinite, sqrt
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from spectra.errors import ArgumentError, NumericsError
+from spectra.tridiagonal import Tridiagonal
+
+CONFIDENCE = 0.95
+
+# Above this part of |H|_F^2 in one eigenvalue the law of the probes' mean is too far from normal for a t-interval.
+_DOMINANT = 0.1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its standard error over probes, and an interval.
+
+    A mean over probes has a standard error and a Student-t interval, and neither with one probe. The ends of the
+    spectrum have an interval and no standard error: their scatter over probes is not their error.
+
+    Example:
+        >>> estimate = Estimate(12.3456, 0.5621, 11.0, 13.7, num_probes=8)
+        >>> print(estimate)
+        12.35 +- 0.56
+        >>> float(estimate)
+        12.3456
+    """
+
+    value: float
+    stderr: float | None  # of the mean over probes; None with one probe, and where it would say nothing
+    lower: float | None
+    upper: float | None
+    num_probes: int
+    confidence: float = CONFIDENCE
+    tau: float | None = None  # the tolerance that a count belongs to, in units of the eigenvalues
+    resolved: bool | None = None  # of a count: whether its bracket is narrow enough for the value to mean anything
+    note: str | None = None  # a warning to print beside the number
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        if self.resolved is False and self.lower is not None and self.upper is not None:
+            return f"not resolved, in [{self.lower:.4g}, {self.upper:.4g}]"
+        if self.stderr is not None:
+            text = _with_error(self.value, self.stderr)
+            # A count has a bracket beside the scatter of its probes.
+            return f"{text} in [{self.lower:.4g}, {self.upper:.4g}]" if self.resolved else text
+        if self.lower is None and self.upper is None:
+            return f"{self.value:.4g}"
+        low = "-inf" if self.lower is None else f"{self.lower:.6g}"
+        high = "inf" if self.upper is None else f"{self.upper:.6g}"
+        return f"{self.value:.6g} in [{low}, {high}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON: what is missing, NaN or infinite is None."""
+        return {
+            key: None if isinstance(value, float) and not isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def _with_error(value: float, error: float) -> str:
+    """The value to the last of two digits of its error."""
+    if error <= 0 or not isfinite(error) or not isfinite(value):
+        return f"{value:.6g} +- {error:.2g}"
+    leading = int(np.floor(np.log10(error)))
+    if max(abs(value), error) < 1e5 and leading > -6:
+        digits = max(0, 1 - leading)
+        return f"{value:.{digits}f} +- {error:.{digits}f}"
+    digits = max(1, int(np.floor(np.log10(max(abs(value), error)))) - leading + 1)
+    return f"{value:.{digits}e} +- {error:.1e}"
+
+
+def t_quantile(num_probes: int, confidence: float = CONFIDENCE) -> float:
+    """The two-sided Student-t quantile with ``k - 1`` degrees of freedom; infinite for one probe."""
+    return float(stdtrit(num_probes - 1, 0.5 + confidence / 2)) if num_probes > 1 else inf
+
+
+def mean_estimate(
+    samples: np.ndarray,
+    *,
+    arithmetic: float = 0.0,
+    least: float = -inf,
+    greatest: float = inf,
+    note: str | None = None,
+) -> Estimate:
+    """The mean of one sample per probe, with ``s / sqrt(k)`` as its error and a 95 % Student-t interval.
+
+    Args:
+        samples: (k,).
+        arithmetic: the error of the arithmetic, by which the interval is widened on both sides.
+        least, greatest: what the quantity cannot exceed; the interval is cut there.
+        note: a warning to print beside the number; dropped where the samples agree, since there is then no law of
+            large numbers to be warned about.
+    """
+    k = samples.size
+    value = float(samples.mean())
+    if k == 1:
+        return Estimate(value, None, None, None, 1)
+    stderr = float(samples.std(ddof=1)) / sqrt(k)
+    reach = t_quantile(k) * stderr + arithmetic
+    scattered = stderr > 1e-9 * abs(value)
+    return Estimate(
+        value,
+        stderr,
+        max(least, value - reach),
+        min(greatest, value + reach),
+        k,
+        note=note if scattered else None,
+    )
+
+
+# --- traces -------------------------------------------------------------------------------------------------------
+
+
+def trace(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate:
+    """``Tr H``, estimated by ``n mean_i alpha_i1``: one product per probe, and further steps add nothing to it.
+
+    Per probe the variance is ``2n / (n + 2) (|H|_F^2 - (Tr H)^2 / n)`` for sphere probes and
+    ``2 (|H|_F^2 - sum_j H_jj^2)`` for Rademacher ones. An error ``noise |H q|`` of each product moves ``q' H q`` by at
+    most as much, so the interval is widened by ``n noise mean_i |H q_i|``.
+
+    References:
+        M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Stat. 18 (1989); H.
+        Avron, S. Toledo, Randomized algorithms for estimating the trace, J. ACM 58 (2011).
+    """
+    samples = n * np.array([t.alphas[0] for t in tridiagonals])
+    arithmetic = n * noise * float(np.mean(_product_norms(tridiagonals)))
+    return mean_estimate(samples, arithmetic=arithmetic, note=_dominance(tridiagonals, n))
+
+
+def frobenius_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate:
+    """``|H|_F``, estimated by ``sqrt(n mean_i |H q_i|^2)`` with ``|H q_i|^2 = alpha_i1^2 + beta_i1^2``.
+
+    The square is unbiased; its error goes over to the root by ``se(F) = se(F^2) / 2F``, and the interval is the root
+    of the square's, cut at 0. A relative error ``noise`` of the products is one of the norm.
+    """
+    squares = n * _product_norms(tridiagonals) ** 2
+    square = mean_estimate(squares, least=0.0, note=_dominance(tridiagonals, n))
+    value = sqrt(square.value)
+    if square.stderr is None or square.lower is None or square.upper is None:
+        return Estimate(value, None, None, None, square.num_probes)
+    return Estimate(
+        value,
+        square.stderr / (2 * value) if value > 0 else 0.0,
+        sqrt(square.lower) * (1 - noise),
+        sqrt(square.upper) * (1 + noise),
+        square.num_probes,
+        note=square.note,
+    )
+
+
+def mean_eigenvalue(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate:
+    """``(1/n) Tr H``, estimated by ``mean_i alpha_i1``."""
+    samples = np.array([t.alphas[0] for t in tridiagonals])
+    arithmetic = noise * float(np.mean(_product_norms(tridiagonals)))
+    return mean_estimate(samples, arithmetic=arithmetic, note=_dominance(tridiagonals, n))
+
+
+def moment(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, p: int) -> Estimate:
+    """``(1/n) Tr H^p``, the mean of ``lambda^p``, exact per probe for ``p <= 2m``.
+
+    To first order an error ``noise |H|_2`` of every eigenvalue moves ``lambda^p`` by
+    ``p noise |H|_2 |lambda|^(p-1)``.
+
+    Raises:
+        ArgumentError: ``p`` is not a whole number of at least 0, or beyond what the shortest recurrence determines.
+    """
+    if isinstance(p, bool) or not isinstance(p, (int, np.integer)) or p < 0:
+        raise ArgumentError(f"p={p!r}: a whole number of at least 0 is needed")
+    power = int(p)
+    if power == 1:
+        return mean_eigenvalue(tridiagonals, n, noise)
+    samples = np.array([t.moment(power) for t in tridiagonals])
+    slope = float(np.mean([t.weights @ np.abs(t.nodes) ** max(power - 1, 0) for t in tridiagonals]))
+    arithmetic = power * noise * spectral_scale(tridiagonals) * slope
+    note = _dominance(tridiagonals, n) if power > 0 else None
+    return mean_estimate(samples, arithmetic=arithmetic, least=0.0 if power % 2 == 0 else -inf, note=note)
+
+
+def trace_function(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, f: Callable[[np.ndarray], np.ndarray]
+) -> Estimate:
+    """``Tr f(H)``, estimated by ``n mean_i sum_k tau_ik f(theta_ik)``.
+
+    Exact per probe for polynomials of degree at most ``2m - 1``; otherwise the error of the quadrature is not in the
+    interval. Every eigenvalue is known to ``noise |H|_2`` (Weyl); what ``f`` changes over that is.
+
+    Args:
+        f: takes the eigenvalues as an array and returns as many real numbers.
+
+    Raises:
+        ArgumentError: ``f`` returns another shape.
+        NumericsError: ``f`` is not finite at a Ritz value.
+
+    References:
+        S. Ubaru, J. Chen, Y. Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 38 (2017).
+    """
+    blur = noise * spectral_scale(tridiagonals)
+    samples, spreads = [], []
+    for t in tridiagonals:
+        with np.errstate(all="ignore"):
+            values = _apply(f, t.nodes)
+        if not np.isfinite(values).all():
+            where = float(t.nodes[np.argmin(np.isfinite(values))])
+            raise NumericsError(f"the function is NaN or infinite at the Ritz value {where:g}")
+        with np.errstate(all="ignore"):
+            moved = [np.abs(_apply(f, t.nodes + shift) - values) for shift in (-blur, blur)]
+        samples.append(n * float(t.weights @ values))
+        spreads.append(n * float(t.weights @ np.maximum(*moved)))
+    arithmetic = float(np.mean(spreads))
+    if isfinite(arithmetic):
+        return mean_estimate(np.array(samples), arithmetic=arithmetic)
+    plain = mean_estimate(np.array(samples))
+    note = f"the function is not finite within the noise of the products ({blur:.1e}) of a Ritz value"
+    return Estimate(plain.value, plain.stderr, None, None, plain.num_probes, note=note)
+
+
+def tensor_traces(
+    forms: np.ndarray, sizes: Mapping[str, int], tridiagonals: Sequence[Tridiagonal], n: int, noise: float
+) -> dict[str, Estimate]:
+    """The trace of each tensor's diagonal block, estimated by ``n mean_i q_i[t]' (H q_i)[t]``; they sum to the trace.
+
+    Args:
+        forms: (k, t), the per-tensor quadratic forms of the first product.
+        sizes: the tensors' names and sizes, in the order of the columns.
+
+    Returns:
+        One estimate per tensor. An error ``noise |H q|`` of the product meets only the tensor's own part of ``q``,
+        whose norm is about ``sqrt(size / n)``.
+    """
+    product = float(np.mean(_product_norms(tridiagonals)))
+    return {
+        name: mean_estimate(n * forms[:, column], arithmetic=n * noise * product * sqrt(size / n))
+        for column, (name, size) in enumerate(sizes.items())
+    }
+
+
+def spectral_scale(tridiagonals: Sequence[Tridiagonal]) -> float:
+    """The largest ``|theta|`` over all probes: the size of ``|H|_2`` where it serves as a unit."""
+    return max(t.scale for t in tridiagonals)
+
+
+def _product_norms(tridiagonals: Sequence[Tridiagonal]) -> np.ndarray:
+    """``|H q_i| = hypot(alpha_i1, beta_i1)``, (k,)."""
+    first = [t.last_beta if t.steps == 1 else t.betas[0] for t in tridiagonals]
+    return np.hypot([t.alphas[0] for t in tridiagonals], first)
+
+
+def _dominance(tridiagonals: Sequence[Tridiagonal], n: int) -> str | None:
+    """A warning where one eigenvalue carries so much of ``|H|_F^2`` that a t-interval covers less than it says."""
+    square = n * float(np.mean(_product_norms(tridiagonals) ** 2))
+    top = spectral_scale(tridiagonals) ** 2
+    if square <= 0 or top <= _DOMINANT * square:
+        return None
+    share = min(1.0, top / square)
+    return f"one eigenvalue carries {share:.0%} of |H|_F^2: the 95 % interval is too narrow (it may cover 80 to 90 %)"
+
+
+def _apply(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    values = np.asarray(f(x), dtype=np.float64)
+    if values.shape != x.shape:
+        raise ArgumentError(f"the function returned shape {values.shape} for {x.shape}: one number per eigenvalue")
+    return values

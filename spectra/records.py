@@ -1,0 +1,177 @@
+"""What was asked and what was found: a Record is one checkpoint x operator x batch-norm mode.
+
+The records of a run, in training order, are a `Trajectory`: it has its own file, and is imported from here or there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spectra.errors import ArgumentError
+from spectra.estimates import Estimate
+from spectra.jsonable import dumps, to_jsonable
+from spectra.trajectory import Series, Trajectory, Values
+
+if TYPE_CHECKING:
+    from spectra.spectrum import Spectrum
+
+__all__ = ["Identity", "Record", "Series", "Trajectory", "Values"]
+
+#: The numbers about a record that `to_json` shows on its first level.
+HEADLINE_FACTS = ("loss", "n_parameters", "n_samples")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two records the same record: which weights, which matrix, which probes, which data.
+
+    The weights are known by the SHA-256 of their file; where there is none, by the file's name; where there is no
+    file, by epoch and step. Two identities are equal when all but the name of a hashed file is equal.
+    """
+
+    subject: str  # the checkpoint's SHA-256, else its path, else its epoch and step
+    operator: str
+    bn_mode: str
+    params: str | None = None  # the pattern that selects parameters; None: all
+    l2: float = 0.0
+    seed: int | None = None  # of the probes
+    data_seed: int | None = None  # of the subset of the data
+    checkpoint: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        operator: str,
+        bn_mode: str,
+        settings: Mapping[str, Any],
+        checkpoint: str | None = None,
+        checkpoint_sha256: str | None = None,
+        epoch: float | None = None,
+        step: int | None = None,
+    ) -> Identity:
+        """The identity of the record that these would lead to; `settings` are those of the record."""
+        where = f"epoch {epoch} step {step}" if checkpoint is None else checkpoint
+        params = settings.get("params")
+        return cls(
+            subject=checkpoint_sha256 or where,
+            operator=operator,
+            bn_mode=bn_mode,
+            params=params if params is None or isinstance(params, str) else dumps(params),
+            l2=float(settings.get("l2") or 0.0),
+            seed=settings.get("seed"),
+            data_seed=settings.get("data_seed"),
+            checkpoint=checkpoint,
+        )
+
+    def same_place(self, other: Identity) -> bool:
+        """Whether both are of the same checkpoint file by name, whatever its content, and of the same question."""
+        return (
+            self.checkpoint is not None
+            and self.checkpoint == other.checkpoint
+            and (self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed)
+            == (other.operator, other.bn_mode, other.params, other.l2, other.seed, other.data_seed)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One checkpoint, one operator, one batch-norm mode: what was asked, and what came out.
+
+    `spectrum` (the tridiagonals) is the result; every estimate follows from it. A record that failed has no spectrum,
+    and a reason.
+    """
+
+    operator: str  # "hessian" | "ggn"
+    bn_mode: str  # "eval" | "train"
+    checkpoint: str | None = None  # path as it was given; None: the weights were in memory
+    checkpoint_sha256: str | None = None
+    epoch: float | None = None
+    step: int | None = None
+    status: str = "complete"  # "complete" | "failed"
+    reason: str | None = None  # why it failed, one line
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what was asked; JSON-able
+    facts: Mapping[str, float | int | None] = field(default_factory=dict)  # loss, accuracy, norms, counts
+    spectrum: Spectrum | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # where it comes from; JSON-able
+    notes: tuple[str, ...] = ()  # warnings to print beside the numbers
+    cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.status not in ("complete", "failed"):
+            raise ArgumentError(f"status={self.status!r}: a record is 'complete' or 'failed'")
+        if self.status == "complete" and self.spectrum is None:
+            raise ArgumentError("spectrum=None: a complete record has a spectrum; give status='failed' and the reason")
+        if self.status == "failed" and not self.reason:
+            raise ArgumentError("reason=None: a failed record says why, in one line")
+
+    @functools.cached_property
+    def estimates(self) -> Mapping[str, Estimate]:
+        """Name -> Estimate, the standard list: as stored with the record, else computed from its spectrum."""
+        if self.status == "failed" or self.spectrum is None:
+            return {}
+        return self.spectrum.estimates() if self.cached_estimates is None else self.cached_estimates
+
+    @property
+    def identity(self) -> Identity:
+        return Identity.of(
+            operator=self.operator,
+            bn_mode=self.bn_mode,
+            settings=self.settings,
+            checkpoint=self.checkpoint,
+            checkpoint_sha256=self.checkpoint_sha256,
+            epoch=self.epoch,
+            step=self.step,
+        )
+
+    @property
+    def where(self) -> str:
+        """The checkpoint in a few words: its name, and its epoch or step."""
+        name = Path(self.checkpoint).name if self.checkpoint else ""
+        if self.epoch is not None:
+            return f"{name} epoch {self.epoch:g}".strip()
+        return name if self.step is None else f"{name} step {self.step}".strip()
+
+    @property
+    def label(self) -> str:
+        """A few words that tell this record from the others of its run, for messages."""
+        return f"{self.where} {self.operator} {self.bn_mode}".strip()
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON has it: a number that could not be computed is None, with its reason, never 0 or NaN.
+
+        Returns:
+            checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
+            n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same}, facts,
+            settings, provenance, notes.
+        """
+        facts = to_jsonable(self.facts)
+        traces = {} if self.spectrum is None else self.spectrum.tensor_traces()
+        return {
+            "checkpoint": to_jsonable(self.checkpoint),
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "epoch": to_jsonable(self.epoch),
+            "step": self.step,
+            "operator": self.operator,
+            "bn_mode": self.bn_mode,
+            "status": self.status,
+            "reason": to_jsonable(self.reason),
+            **{name: facts.get(name) for name in HEADLINE_FACTS},
+            "estimates": {name: _estimate_json(estimate) for name, estimate in self.estimates.items()},
+            "tensor_traces": {name: _estimate_json(estimate) for name, estimate in traces.items()},
+            "facts": facts,
+            "settings": to_jsonable(self.settings),
+            "provenance": to_jsonable(self.provenance),
+            "notes": to_jsonable(self.notes),
+        }
+
+
+def _estimate_json(estimate: Estimate) -> dict[str, Any]:
+    entry: dict[str, Any] = to_jsonable(estimate.to_json())
+    if entry.get("value") is None:
+        entry["reason"] = estimate.note or f"not a finite number ({estimate.value})"
+    return entry

@@ -1,0 +1,138 @@
+"""Putting a whole new file in the place of an old one: at every instant there is one or the other, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from spectra.errors import StorageError
+
+#: Bytes written and flushed to see that there is room for a first record, before hours are spent on it.
+ROOM = 256 * 1024
+
+
+def fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """What changes whenever a file is replaced or written to; None where there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def check_writable(path: Path, *, shown: str) -> None:
+    """See by a trial that a file can be written beside `path` and take its place. Leaves nothing behind.
+
+    Args:
+        path: where the file will be.
+        shown: its name as the user gave it, for messages.
+
+    Raises:
+        StorageError: the folder is missing or cannot be written, `path` is a folder or read-only, the disk is full.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise StorageError(f"{shown}: is a folder; name a file in it, such as {Path(shown) / 'run.h5'}")
+    if not folder.exists():
+        raise StorageError(f"{shown}: the folder {Path(shown).parent} does not exist; create it first")
+    if not folder.is_dir():
+        raise StorageError(f"{shown}: {Path(shown).parent} is not a folder")
+    with _writing(shown):
+        if path.exists():
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise StorageError(f"{shown}: is not a regular file")
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, "the file is read-only")
+        _remove_leftovers(path)
+        with _temporary(path) as temporary:
+            _write(temporary, bytes(ROOM))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, flush it to the disk, and rename it to `path`: all of it, or nothing.
+
+    Raises:
+        StorageError: it could not be written; `path` is what it was, and nothing is left beside it.
+    """
+    with _writing(str(path)), _temporary(path) as temporary:
+        _write(temporary, content)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """The name of a file beside `path` that no other process uses, removed at the end if it is still there."""
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.part")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    # An earlier one of this name is from a process that is gone: its number is ours now.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+    with open(descriptor, "wb", buffering=0) as file:
+        rest = memoryview(content)
+        while rest:  # a disk that is nearly full takes a part; the next call says why
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename last through a power cut, where folders can be flushed."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems refuse this for folders; the file itself is on the disk, and the rename is done.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{socket.gethostname()}-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes of this machine that were killed while writing `path` left beside it."""
+    prefix = _prefix(path)
+    for leftover in path.parent.glob(f"{prefix}*.part"):
+        number = leftover.name.removeprefix(prefix).removesuffix(".part")
+        if number.isdigit() and not _is_running(int(number)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    import psutil  # only needed when something was left behind
+
+    return bool(psutil.pid_exists(process))
+
+
+@contextlib.contextmanager
+def _writing(shown: str) -> Iterator[None]:
+    """Turn what the system says about a failed write into one line with the name of the file."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        remedy = {
+            errno.EACCES: "choose a folder that can be written to",
+            errno.EPERM: "choose a folder that can be written to",
+            errno.EROFS: "choose a folder that can be written to",
+            errno.ENOSPC: "free some space and run the same command again",
+            errno.EDQUOT: "free some space and run the same command again",
+        }.get(error.errno or 0, "nothing was changed")
+        words = (error.strerror or str(error)).lower()
+        raise StorageError(f"{shown}: cannot be written: {words}; {remedy}") from error

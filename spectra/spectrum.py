@@ -1,0 +1,249 @@
+"""The spectrum of one operator: what Lanczos left, and every number that follows from it.
+
+Nothing here needs the operator, the model or torch: all is recomputed from the tridiagonals, so that a stored spectrum
+outlives every opinion about kernels, bandwidths and tolerances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from math import isfinite
+
+import numpy as np
+
+from spectra import degeneracy, estimates, extremes
+from spectra.degeneracy import Closest, DegeneracyCurve
+from spectra.density import Density, smooth
+from spectra.errors import ArgumentError, NumericsError
+from spectra.estimates import Estimate
+from spectra.tridiagonal import Tridiagonal
+
+
+class Spectrum:
+    """What ``k`` probes saw of a symmetric operator of ``n`` rows.
+
+    Args:
+        tridiagonals: one per probe; they may differ in length.
+        n: the number of rows (parameters).
+        noise: ``eta``, the error of a product relative to its size; eigenvalues are known to ``eta |H|_2``.
+        seed: of the probes.
+        distribution: ``"sphere"`` or ``"rademacher"``; the probes are unit vectors of it.
+        tensor_sizes: the parameter tensors' names and sizes, in order.
+        tensor_forms: (k, t), ``q_i[t]' (H q_i)[t]`` of the first product; a row sums to ``alphas[0]`` of its probe.
+
+    Raises:
+        ArgumentError: no probe, more steps than rows, or shapes that do not belong together.
+        NumericsError: NaN or infinity among ``tensor_forms``.
+
+    Example:
+        >>> s = Spectrum([Tridiagonal([2.0, 2.0], [1.0, 0.0], exhausted=True)] * 2, n=2)
+        >>> s.trace().value, s.frobenius_norm().value ** 2, s.lambda_max().value
+        (4.0, 10.000000000000002, 3.0)
+    """
+
+    def __init__(
+        self,
+        tridiagonals: Sequence[Tridiagonal],
+        n: int,
+        *,
+        noise: float = 2.220446e-16,
+        seed: int | None = None,
+        distribution: str = "sphere",
+        tensor_sizes: Mapping[str, int] | None = None,
+        tensor_forms: np.ndarray | None = None,
+    ) -> None:
+        self.tridiagonals = tuple(tridiagonals)
+        self.n = int(n)
+        self.noise = float(noise)
+        self.seed = seed
+        self.distribution = distribution
+        self.tensor_sizes = dict(tensor_sizes or {})
+        self.tensor_forms = None if tensor_forms is None else np.array(tensor_forms, dtype=np.float64)
+        self._check()
+
+    def _check(self) -> None:
+        if not self.tridiagonals:
+            raise ArgumentError("num_probes=0: at least 1 is needed; 8 is the default")
+        if self.n < self.lanczos_steps:
+            raise ArgumentError(f"n={self.n}: {self.lanczos_steps} Lanczos steps need at least as many rows")
+        if not (isfinite(self.noise) and self.noise >= 0):
+            raise ArgumentError(f"noise={self.noise}: a finite number of at least 0 is needed")
+        if self.distribution not in ("sphere", "rademacher"):
+            raise ArgumentError(f"distribution={self.distribution!r}: 'sphere' (the default) or 'rademacher' is needed")
+        if self.tensor_forms is not None:
+            expected = (self.num_probes, len(self.tensor_sizes))
+            if self.tensor_forms.shape != expected:
+                raise ArgumentError(
+                    f"tensor_forms has shape {self.tensor_forms.shape}: {expected} is needed (k, tensors)"
+                )
+            if not np.isfinite(self.tensor_forms).all():
+                raise NumericsError("tensor_forms has NaN or infinite entries")
+
+    def __repr__(self) -> str:
+        return f"Spectrum(n={self.n}, num_probes={self.num_probes}, lanczos_steps={self.lanczos_steps})"
+
+    # --- what Lanczos left ----------------------------------------------------------------------------------------
+
+    @property
+    def num_probes(self) -> int:
+        """``k``."""
+        return len(self.tridiagonals)
+
+    @property
+    def lanczos_steps(self) -> int:
+        """``m``: the most steps that any probe took."""
+        return max(t.steps for t in self.tridiagonals)
+
+    @cached_property
+    def nodes(self) -> np.ndarray:
+        """The Ritz values ``theta_ik``, ascending in each row; (k, m) float64, NaN beyond a probe's own steps."""
+        return self._padded([t.nodes for t in self.tridiagonals])
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """``tau_ik``, the part of probe ``i`` along its Ritz vector ``k``; (k, m), each row sums to 1, NaN as above."""
+        return self._padded([t.weights for t in self.tridiagonals])
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """``|H y_k - theta_k y_k|``; (k, m), NaN as above. Some eigenvalue lies within it of ``theta_k``."""
+        return self._padded([t.residuals for t in self.tridiagonals])
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        padded = np.full((self.num_probes, self.lanczos_steps), np.nan)
+        for row, values in zip(padded, rows):
+            row[: values.size] = values
+        padded.flags.writeable = False
+        return padded
+
+    # --- traces ---------------------------------------------------------------------------------------------------
+
+    def trace(self) -> Estimate:
+        """``Tr H`` over all ``n`` rows, without normalisation; see ``spectra.estimates.trace``."""
+        return estimates.trace(self.tridiagonals, self.n, self.noise)
+
+    def mean_eigenvalue(self) -> Estimate:
+        """``(1/n) Tr H``."""
+        return estimates.mean_eigenvalue(self.tridiagonals, self.n, self.noise)
+
+    def frobenius_norm(self) -> Estimate:
+        """``|H|_F = sqrt(sum lambda^2)``, without normalisation; see ``spectra.estimates.frobenius_norm``."""
+        return estimates.frobenius_norm(self.tridiagonals, self.n, self.noise)
+
+    def moment(self, p: int) -> Estimate:
+        """``(1/n) sum lambda^p``; the steps determine it for ``p <= 2m``, and beyond only where exhausted."""
+        return estimates.moment(self.tridiagonals, self.n, self.noise, p)
+
+    def trace_function(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        """``Tr f(H) = sum f(lambda)`` for a function of arrays; see ``spectra.estimates.trace_function``."""
+        return estimates.trace_function(self.tridiagonals, self.n, self.noise, f)
+
+    def tensor_traces(self) -> dict[str, Estimate]:
+        """The trace of each parameter tensor's diagonal block; empty where the forms were not kept."""
+        if self.tensor_forms is None:
+            return {}
+        return estimates.tensor_traces(self.tensor_forms, self.tensor_sizes, self.tridiagonals, self.n, self.noise)
+
+    # --- ends -----------------------------------------------------------------------------------------------------
+
+    def lambda_max(self) -> Estimate:
+        """The largest eigenvalue, with an interval and no standard error; see ``spectra.extremes``."""
+        return extremes.lambda_max(self.tridiagonals, self.n, self.noise, self.distribution)
+
+    def lambda_min(self) -> Estimate:
+        """The smallest eigenvalue, with an interval and no standard error; see ``spectra.extremes``."""
+        return extremes.lambda_min(self.tridiagonals, self.n, self.noise, self.distribution)
+
+    def spectral_norm(self) -> Estimate:
+        """``|H|_2 = max |lambda|``, with an interval and no standard error; see ``spectra.extremes``."""
+        return extremes.spectral_norm(self.tridiagonals, self.n, self.noise, self.distribution)
+
+    # --- degeneracy -----------------------------------------------------------------------------------------------
+
+    def rank_degeneracy(self, tau: float | None = None) -> Estimate:
+        """The fraction of eigenvalues in ``[-tau, tau]``, with its bracket, or that it is not resolved.
+
+        Args:
+            tau: in units of the eigenvalues; by default the smallest tolerance that the steps resolve.
+        """
+        curve = self._curve if tau is None else None
+        return degeneracy.rank_degeneracy(self.tridiagonals, self.n, self.noise, self.distribution, tau, curve)
+
+    def degeneracy_curve(self, taus: np.ndarray | None = None) -> DegeneracyCurve:
+        """The same for several tolerances, by default ``|H|_2 10^-1 .. 10^-7``, descending."""
+        if taus is None:
+            return self._curve
+        return degeneracy.degeneracy_curve(self.tridiagonals, self.n, self.noise, self.distribution, taus)
+
+    @cached_property
+    def _curve(self) -> DegeneracyCurve:
+        return degeneracy.degeneracy_curve(self.tridiagonals, self.n, self.noise, self.distribution)
+
+    def closest(self, count: int = 1) -> Closest:
+        """What the one or two Ritz values closest to 0 carry, for comparison with Granziol (2020)."""
+        return degeneracy.closest(self.tridiagonals, count)
+
+    # --- distribution ---------------------------------------------------------------------------------------------
+
+    def density(
+        self,
+        *,
+        view: str = "linear",
+        sigma: float | None = None,
+        grid: np.ndarray | None = None,
+        points: int | None = None,
+        linear_threshold: float | None = None,
+    ) -> Density:
+        """The smoothed spectral density with a pointwise band over probes; see ``spectra.density.smooth``.
+
+        Args:
+            view: ``"linear"``, or ``"asinh"`` for a logarithmic scale on both sides of 0.
+            sigma: the width of the Gaussian, in units of the plotted coordinate.
+            grid: (G,) eigenvalues at which to evaluate.
+            points: of the default grid.
+            linear_threshold: ``s`` of ``asinh(lambda / s)``; by default the tolerance that the steps resolve.
+        """
+        if view == "asinh" and linear_threshold is None:
+            linear_threshold = self._linear_threshold()
+        return smooth(
+            self.tridiagonals, view=view, sigma=sigma, grid=grid, points=points, linear_threshold=linear_threshold
+        )
+
+    def _linear_threshold(self) -> float:
+        scale = estimates.spectral_scale(self.tridiagonals)
+        if scale == 0:
+            return 1.0
+        found = self.rank_degeneracy()
+        if found.resolved and found.tau:
+            return found.tau
+        return scale * max(1e-4, min(10 * self.noise, 0.1))
+
+    def cdf(self, x: np.ndarray) -> np.ndarray:
+        """The fraction of eigenvalues at or below each ``x``: the Ritz mass, averaged over probes; same shape."""
+        at = np.asarray(x, dtype=np.float64)
+        total = np.zeros(at.shape)
+        for t in self.tridiagonals:
+            below = np.concatenate([[0.0], np.cumsum(t.weights)])
+            total += below[np.searchsorted(t.nodes, at, side="right")]
+        return np.asarray(np.minimum(total / self.num_probes, 1.0))
+
+    # --- all of it ------------------------------------------------------------------------------------------------
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The standard list, by the names under which records keep them."""
+        one, two = self.closest(1), self.closest(2)
+        return {
+            "trace": self.trace(),
+            "mean_eigenvalue": self.mean_eigenvalue(),
+            "second_moment": self.moment(2),
+            "frobenius_norm": self.frobenius_norm(),
+            "spectral_norm": self.spectral_norm(),
+            "lambda_max": self.lambda_max(),
+            "lambda_min": self.lambda_min(),
+            "rank_degeneracy": self.rank_degeneracy(),
+            "closest_one_mass": one.mass,
+            "closest_one_value": one.value,
+            "closest_two_mass": two.mass,
+            "closest_two_value": two.value,
+        }

@@ -1,0 +1,276 @@
+"""The results file of a run: HDF5, format version 1. Only whole records are ever in it, whatever interrupts the writer.
+
+The tree; docs/format.md says the same at length, with the types, and how to get any number with h5py alone::
+
+    /                        encoding-type "spectra-run", encoding-version 1, spectra-version, created (ISO 8601, UTC),
+                             settings (JSON: what all records share), checksum
+    /records/000000          one checkpoint x operator x batch-norm mode, numbered in the order of arrival
+        attributes           identity: checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, params, l2,
+                             seed, data_seed; status ("complete" | "failed"), reason; settings, provenance, notes
+                             (JSON); checksum; complete (1, written last: without it a record is not whole)
+    /records/000000/facts    attributes: loss, accuracy, gradient_norm, ... (NaN: could not be computed)
+    /records/000000/spectrum the truth: attributes n, noise, seed, distribution
+        alphas, betas        (k, m) float64, NaN behind the shorter rows; betas[i, lengths[i]-1] is the last residual
+        lengths              (k,) int64      steps of each probe
+        exhausted            (k,) uint8      1: an invariant subspace was found
+        orthogonality        (k,) float64    max |Q Q' - I| reached
+        tensors/names, sizes (t,) text, (t,) int64
+        tensors/forms        (k, t) float64  q_i[t]' (H q_i)[t] of the first product; summed over t: alphas[i, 0]
+    /records/000000/estimates  a cache that follows from `spectrum`, a row per estimate: columns name, value, stderr,
+                             lower, upper, confidence, num_probes, tau, resolved (-1 unknown, 0, 1), note
+
+A missing attribute is a value that is not known. Texts are UTF-8. A group without `spectrum` is a record that failed.
+The checksum of a group is the SHA-256 over its attributes and datasets, and over the checksums of the groups inside it.
+It is compared when a record is read; where only the cache is damaged, it is computed again. Behind the HDF5 data, where
+HDF5 does not look, stands a line with the SHA-256 of the whole file: damage is found before HDF5 stumbles over it.
+
+Each append writes a whole new file beside the old one, flushes it to the disk and puts it in its place in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+
+from spectra.errors import SpectraError, StorageError
+from spectra.hdf5 import read_record, seal, verify, write_record
+from spectra.jsonable import dumps
+from spectra.records import Identity, Record, Trajectory
+from spectra.replacing import check_writable, fingerprint, replace_file
+from spectra.sealing import read_bytes, sealed, unsealed
+from spectra.version import __version__
+
+ENCODING_TYPE = "spectra-run"
+ENCODING_VERSION = 1
+
+#: The oldest HDF5 library that must be able to read the file; from 1.8 on its own structures carry checksums too.
+_LIBRARY = ("v108", "v108")
+
+
+def load_trajectory(path: str | Path) -> Trajectory:
+    """Read every record of a results file. Neither torch nor the checkpoints are needed.
+
+    Args:
+        path: a file that `spectra analyze` wrote.
+
+    Returns:
+        Its records in training order. One that is not whole is left out, which a note says.
+
+    Raises:
+        StorageError: the file is missing, empty, truncated, damaged, not HDF5, not ours, or of a newer version.
+
+    Example:
+        >>> load_trajectory("no-such-run.h5")
+        Traceback (most recent call last):
+        ...
+        spectra.errors.StorageError: no-such-run.h5: no such file
+    """
+    return _load(path)[0]
+
+
+class RunFile:
+    """A results file that is being written: `with RunFile.open(path, settings) as run: run.append(record)`.
+
+    Nothing is created before the first record. A file that is there already is continued if it is of the same run.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], records: dict[str, Record]) -> None:
+        self.path = path
+        self.settings = settings
+        self._records = records  # by the name of their group
+        self._seen = fingerprint(path)
+
+    @classmethod
+    def open(cls, path: str | Path, settings: Mapping[str, Any]) -> RunFile:
+        """Open a file to append to, or prepare to create it. Does all that can be checked before hours are spent.
+
+        Args:
+            path: the file; its folder must exist.
+            settings: what all records of the run share (JSON-able). What may differ between two visits, such as the
+                checkpoints, the operators or a progress display, does not belong here.
+
+        Raises:
+            StorageError: the folder is missing or cannot be written, the disk is full, the file is not ours, or is
+                damaged, or is of a run with other settings: the message lists them with both values.
+        """
+        # A link stays a link: what it points to is replaced.
+        target = Path(path).resolve()
+        check_writable(target, shown=str(path))
+        wanted: dict[str, Any] = json.loads(dumps(settings))
+        records: dict[str, Record] = {}
+        if target.exists():
+            trajectory, records = _load(target, shown=str(path))
+            differing = _differences(trajectory.settings, wanted)
+            if differing:
+                raise StorageError(
+                    f"{path}: is of a run with other settings: {'; '.join(differing)}; "
+                    "use the settings of the file, or choose another file"
+                )
+        return cls(target, wanted, records)
+
+    def __enter__(self) -> RunFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held open between two appends, so there is nothing to close."""
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The whole records in the file, in the order of arrival."""
+        return tuple(self._records.values())
+
+    def has(self, identity: Identity) -> bool:
+        """Whether a complete record of this identity is in the file. One that failed is to be tried again.
+
+        Args:
+            identity: `Identity.of(...)` with the settings that the record would have.
+
+        Raises:
+            StorageError: a record of the same checkpoint file is there, and the file's content was another one.
+        """
+        for record in self._records.values():
+            if record.status != "complete":
+                continue
+            if record.identity == identity:
+                return True
+            hashed = record.checkpoint_sha256 is not None and identity.subject != identity.checkpoint
+            if hashed and record.identity.same_place(identity):
+                raise StorageError(
+                    f"{self.path}: has {record.label} of {record.checkpoint} when its SHA-256 was "
+                    f"{record.identity.subject[:12]}..., now it is {identity.subject[:12]}...: "
+                    "the checkpoint was replaced; choose another file for the new one"
+                )
+        return False
+
+    def append(self, record: Record) -> Record:
+        """Add a record. A failed one of the same checkpoint, operator and mode is replaced.
+
+        Whatever goes wrong, the file keeps what it had, and nothing is left beside it.
+
+        Returns:
+            The record as it is stored: its settings include those of the run.
+
+        Raises:
+            StorageError: it cannot be written, or another process wrote the file since it was opened; or a complete
+                record of the same identity is there already.
+        """
+        if not self.settings.keys() <= record.settings.keys():  # one that failed early may not know them all
+            record = replace(record, settings={**self.settings, **record.settings})
+        if fingerprint(self.path) != self._seen:
+            raise StorageError(f"{self.path}: was changed by another process; two runs cannot write one file")
+        identity = record.identity
+        if self.has(identity):
+            raise StorageError(f"{self.path}: has {record.label} already")
+        earlier = [
+            name
+            for name, other in self._records.items()
+            if other.status == "failed" and (other.identity == identity or other.identity.same_place(identity))
+        ]
+        name = earlier[0] if earlier else f"{1 + max(map(int, self._records), default=-1):06d}"
+        replace_file(self.path, self._image(record, name, obsolete=earlier))
+        self._seen = fingerprint(self.path)
+        self._records = {key: kept for key, kept in self._records.items() if key not in earlier} | {name: record}
+        return record
+
+    def _image(self, record: Record, name: str, *, obsolete: list[str]) -> bytes:
+        """The bytes of the file with the record in it, built in memory: the disk sees all of it or nothing."""
+        try:
+            content = b"" if self._seen is None else self.path.read_bytes()
+            buffer = io.BytesIO(unsealed(content, str(self.path)))
+            with h5py.File(buffer, "w" if self._seen is None else "r+", libver=_LIBRARY) as file:
+                if self._seen is None:
+                    _write_root(file, self.settings)
+                for old in {*obsolete, name} & set(file["records"]):
+                    del file["records"][old]
+                write_record(file["records"].create_group(name), record)
+        except (OSError, RuntimeError) as error:  # h5py raises both
+            raise StorageError(f"{self.path}: cannot be continued: {_one_line(error)}") from error
+        return sealed(buffer.getvalue())
+
+
+def _write_root(file: h5py.File, settings: Mapping[str, Any]) -> None:
+    file.attrs["encoding-type"] = ENCODING_TYPE
+    file.attrs["encoding-version"] = ENCODING_VERSION
+    file.attrs["spectra-version"] = __version__
+    file.attrs["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    file.attrs["settings"] = dumps(settings)
+    file.create_group("records")
+    seal(file)
+
+
+def _load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dict[str, Record]]:
+    """The trajectory in a file, and its records by the names of their groups, in the order of arrival."""
+    name = shown or str(path)
+    content = io.BytesIO(unsealed(read_bytes(Path(path), name), name))
+    records: dict[str, Record] = {}
+    notes: list[str] = []
+    with _reading(name, "is truncated or damaged: it cannot be read as HDF5"):
+        file = h5py.File(content, "r")
+    with file:
+        with _reading(name, "is damaged"):
+            _check_is_ours(file, name)
+            verify(file)
+            settings = json.loads(file.attrs["settings"])
+            keys = sorted(file["records"])
+        for key in keys:
+            with _reading(name, f"record {key} is damaged"):
+                group = file["records"][key]
+                if "complete" in group.attrs:
+                    records[key] = read_record(group)
+                else:
+                    notes.append(f"{name}: record {key} was not finished, and is left out")
+    return Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records
+
+
+def _check_is_ours(file: h5py.File, name: str) -> None:
+    kind, version = file.attrs.get("encoding-type"), file.attrs.get("encoding-version")
+    if kind != ENCODING_TYPE or version is None:
+        raise StorageError(
+            f"{name}: is an HDF5 file, but not one that spectra wrote (no encoding-type {ENCODING_TYPE!r})"
+        )
+    if int(version) > ENCODING_VERSION:
+        raise StorageError(
+            f"{name}: has format version {int(version)}, written by spectra {file.attrs.get('spectra-version')}; "
+            f"this is spectra {__version__}, which reads up to version {ENCODING_VERSION}: "
+            "upgrade with pip install -U hessian-spectra"
+        )
+
+
+@contextlib.contextmanager
+def _reading(name: str, what: str) -> Iterator[None]:
+    """A file that is not as it should be can make h5py raise nearly anything: one line, with the file and the part."""
+    try:
+        yield
+    except SpectraError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{name}: {what}: {_one_line(error)}") from error
+
+
+def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What is not the same in two settings, in words: `seed is 0 in the file, 1 now`."""
+    missing = object()
+
+    def shown(settings: Mapping[str, Any], key: str) -> str:
+        return dumps(settings[key]) if key in settings else "not set"
+
+    return [
+        f"{key} is {shown(there, key)} in the file, {shown(wanted, key)} now"
+        for key in sorted({*there, *wanted})
+        if there.get(key, missing) != wanted.get(key, missing)
+    ]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

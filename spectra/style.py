@@ -1,0 +1,89 @@
+"""The look of every figure, in one place: readable in print and for the colour-blind, with vector output in mind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one of several things in a figure is told apart, also without colour."""
+
+    colour: str
+    marker: str
+    line: str
+    face: str  # of the marker: one that is open does not hide what is below it
+
+
+# The colours of M. Okabe and K. Ito, Color Universal Design (2008): told apart by the colour-blind and in print.
+LOOKS = {
+    "eval": Look("#0072B2", "o", "-", "#0072B2"),
+    "train": Look("#D55E00", "s", "--", "none"),
+    "recalibrated": Look("#009E73", "^", "-.", "none"),
+}
+OTHER = Look("#CC79A7", "D", ":", "none")
+GREY, PALE = "#666666", "#E6E6E6"
+
+_STYLE: dict[str, Any] = {
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALE,
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
+    "pdf.fonttype": 42,  # letters stay letters, which journals ask for
+    "svg.hashsalt": "spectra",  # the same figure is the same file
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's settings for a figure, whatever the user's own are; what they were is restored."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
+        yield
+
+
+def look_of(bn_mode: str) -> Look:
+    """The colour, marker and line of a batch-norm mode."""
+    return LOOKS.get(bn_mode, OTHER)
+
+
+def literal(text: str) -> str:
+    """The text as it stands: a dollar sign in a name does not begin a formula.
+
+    Example:
+        >>> literal("cost$ and $more")
+        'cost\\\\$ and \\\\$more'
+    """
+    return " ".join(text.split()).replace("$", r"\$")
+
+
+def shortened(name: str, width: int = 38) -> str:
+    """A long name without its middle.
+
+    Example:
+        >>> shortened("features.denseblock4.denselayer32.conv2.weight", 24)
+        'features.de…conv2.weight'
+    """
+    return name if len(name) <= width else f"{name[: width // 2 - 1]}…{name[len(name) - width // 2 :]}"

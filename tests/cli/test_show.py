@@ -1,0 +1,308 @@
+"""``spectra show`` prints every number with its error: to people, and to programs without losing a digit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from run_files import SETTINGS, failed_record, make_record
+
+from spectra.estimates import Estimate
+from spectra.spectrum import Spectrum
+from spectra.storage import RunFile, load_trajectory
+from spectra.tridiagonal import Tridiagonal
+from spectra_cli import numbers
+from spectra_cli.main import main
+
+TESTS = Path(__file__).parent.parent
+
+
+def show(*arguments: object):
+    return CliRunner().invoke(main, ["show", *map(str, arguments)])
+
+
+def write(path, *records):
+    with RunFile.open(path, SETTINGS) as run:
+        for record in records:
+            run.append(record)
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    records = [make_record(epoch, operator) for epoch in (0, 1, 2) for operator in ("hessian", "ggn")]
+    return write(tmp_path_factory.mktemp("runs") / "run.h5", *records, failed_record(3))
+
+
+def row(text: str, start: str) -> list[str]:
+    """The cells of the line that begins with a word: they stand at least two blanks apart."""
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == [start]]
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_analysed_comes_first(path):
+    text = show(path).stdout
+    for words in (
+        "run.h5: 7 records",
+        "digits-convnet",
+        "cross-entropy, mean over the data (samples)",
+        "mean, l2 = 0",
+        "N = 138 in batches of 2 x 64, 1 x 10",
+        "n = 200",
+        "m = 12 steps, k = 4 probes (sphere, seed 0), float32",
+    ):
+        assert words in text
+
+
+def test_a_run_has_a_table_per_operator_and_a_row_per_checkpoint(path):
+    result = show(path)
+    assert result.exit_code == 0
+    first, second = result.stdout.split("ggn, BN eval: 3 checkpoints")
+    assert "hessian, BN eval: 4 checkpoints" in first
+    for part in (first, second):
+        for epoch in (0, 1, 2):
+            cells = row(part, str(epoch))
+            estimates = make_record(epoch).estimates
+            assert cells[1] == f"{2.5 / (1 + epoch):.5g}"
+            assert cells[2] == "0.75"
+            assert cells[3].removesuffix(" *") == numbers.with_error(
+                estimates["trace"].value, estimates["trace"].stderr
+            )
+            top, low = estimates["lambda_max"], estimates["lambda_min"]
+            assert cells[5].startswith(f"{top.value:.4g} [")
+            assert cells[6].startswith(f"{low.value:.4g} [")
+            assert f"(tau {estimates['rank_degeneracy'].tau:.2g})" in cells[7]
+    assert row(first, "3")[1] == "failed"
+    assert "ckpt_3.pt epoch 3: failed: NaN weights" in first
+
+
+def test_a_number_with_a_warning_is_starred_and_the_warning_printed(tmp_path):
+    warned = {
+        "trace": Estimate(1.0, 0.1, 0.8, 1.2, 4, note="too narrow"),
+        "frobenius_norm": Estimate(2.0, 0.1, 1, 3, 4),
+    }
+    records = [make_record(epoch, cached_estimates=warned) for epoch in (0, 1)]
+    text = show(write(tmp_path / "run.h5", *records)).stdout
+    assert row(text, "1")[3:5] == ["1.00 +- 0.10 *", "2.00 +- 0.10"]
+    assert "* trace: too narrow (and 1 more)" in text
+    assert "TF32 was off (2 records)" in text
+
+
+def test_a_count_that_is_not_resolved_is_its_bracket_and_never_a_value(tmp_path):
+    vague = {"rank_degeneracy": Estimate(0.0, None, 0.0, 0.72, 4, tau=1e-6, resolved=False, note="not resolved with m")}
+    path = write(tmp_path / "run.h5", *(make_record(epoch, cached_estimates=vague) for epoch in (0, 1)))
+    assert row(show(path).stdout, "0")[-1] == "not resolved: between 0 and 0.72 (tau 1e-06)"
+    cells = row(show(path, "--epoch", 0).stdout, "rank_degeneracy")
+    assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "tau = 1e-06; not resolved with m"]
+
+
+def test_a_single_record_is_shown_in_full(path):
+    result = show(path, "--epoch", 1, "--operator", "ggn")
+    assert result.exit_code == 0
+    text = result.stdout
+    record = make_record(1, "ggn")
+    for name, estimate in record.estimates.items():
+        cells = row(text, name)
+        value, error = numbers.rounded(estimate.value, estimate.stderr)
+        assert cells[1 : 2 + bool(error)] == ([value, error] if error else [value])
+        assert cells[2 + bool(error)] == numbers.interval(estimate.lower, estimate.upper)
+        if estimate.note:
+            assert estimate.note.split(":")[0] in text
+    for name, estimate in record.spectrum.tensor_traces().items():
+        size = record.spectrum.tensor_sizes[name]
+        assert row(text, name) == [name, str(size), *numbers.rounded(estimate.value, estimate.stderr)]
+    curve = record.spectrum.degeneracy_curve()
+    assert sum(line.rstrip().endswith("not resolved") for line in text.splitlines()) == int((~curve.resolved).sum())
+    for words in ("loss of the data  1.25", "46 products, 1.5 s, on cpu, 2 threads", "noise 1.0e-07", "! TF32 was off"):
+        assert words in text
+
+
+def test_nothing_is_cut_off_where_there_is_no_terminal(tmp_path):
+    name = "stage3.block12.convolution.with.a.very.long.name." + "x" * 150
+    spectrum = Spectrum([Tridiagonal([1.0, 2.0], [0.5, 0.0])], 3, tensor_sizes={name: 3}, tensor_forms=np.ones((1, 1)))
+    path = write(tmp_path / "run.h5", make_record(spectrum=spectrum, notes=("n" * 300,)))
+    text = show(path).stdout
+    assert name in text
+    assert "n" * 300 in text
+    assert "…" not in text
+
+
+def test_a_narrow_terminal_folds_and_does_not_cut(path):
+    from rich.console import Console
+
+    from spectra_cli.tables import print_trajectory
+
+    stream = io.StringIO()
+    print_trajectory(load_trajectory(path), Console(file=stream, width=60))
+    text = stream.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines()[8:12])) <= 60
+
+
+def test_a_stream_that_knows_only_ascii_gets_a_report(path):
+    done = subprocess.run(
+        [sys.executable, "-m", "spectra_cli.main", "show", str(path)],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"lambda_max" in done.stdout
+
+
+# --- JSON and CSV -------------------------------------------------------------------------------------------------
+
+
+def test_json_is_a_list_of_the_records_with_every_digit(path):
+    result = show(path, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+
+    def refuse(word):
+        raise AssertionError(f"{word} in JSON")
+
+    entries = json.loads(result.stdout, parse_constant=refuse)
+    records = list(load_trajectory(path))
+    assert [{"file": str(path), **record.to_json()} for record in records] == entries
+    assert entries[0]["estimates"]["trace"]["value"] == make_record(0).spectrum.trace().value
+    failed = [entry for entry in entries if entry["status"] == "failed"]
+    assert [(entry["loss"], entry["estimates"], entry["reason"]) for entry in failed] == [(None, {}, "NaN weights")]
+
+
+def test_csv_has_a_row_per_record_and_estimate(path):
+    rows = list(csv.DictReader(io.StringIO(show(path, "--csv").stdout)))
+    records = list(load_trajectory(path))
+    assert len(rows) == sum(max(1, len(record.estimates)) for record in records)
+    for record in records:
+        for name, estimate in record.estimates.items():
+            (found,) = [
+                row
+                for row in rows
+                if (row["epoch"], row["operator"], row["estimate"]) == (str(record.epoch), record.operator, name)
+            ]
+            assert float(found["value"]) == estimate.value
+            for part in ("stderr", "lower", "upper", "tau"):
+                wanted = getattr(estimate, part)
+                assert found[part] == ("" if wanted is None else repr(wanted))
+            assert found["resolved"] == ("" if estimate.resolved is None else str(estimate.resolved))
+    (failed,) = [row for row in rows if row["status"] == "failed"]
+    assert (failed["estimate"], failed["value"], failed["loss"], failed["reason"]) == ("", "", "", "NaN weights")
+
+
+def test_several_files_are_told_apart(path, tmp_path):
+    other = write(tmp_path / "other.h5", make_record(7))
+    entries = json.loads(show(path, other, "--json").stdout)
+    assert {entry["file"] for entry in entries} == {str(path), str(other)}
+    text = show(path, other).stdout
+    assert f"{path}: 7 records" in text
+    assert f"{other}: 1 record" in text
+
+
+# --- choosing, and what cannot be shown ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (["--operator", "ggn"], 3),
+        (["--operator", "ggn", "--operator", "hessian"], 7),
+        (["--bn", "eval"], 7),
+        (["--epoch", "1"], 2),
+        (["--epoch", "1", "--epoch", "2", "--operator", "hessian"], 2),
+    ],
+)
+def test_records_are_chosen_by_operator_mode_and_epoch(path, options, count):
+    assert len(json.loads(show(path, *options, "--json").stdout)) == count
+
+
+def test_a_choice_that_leaves_nothing_is_an_error_that_lists_what_there_is(path):
+    result = show(path, "--epoch", 1.5)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "operators hessian, ggn; BN modes eval; epochs 0, 1, 2, 3" in result.stderr
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_a_file_that_is_not_ours_is_one_line_and_no_output(tmp_path, form):
+    foreign = tmp_path / "thesis.h5"
+    foreign.write_text("my thesis")
+    for file in (foreign, tmp_path / "missing.h5", tmp_path):
+        result = show(file, *form)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert result.stderr.startswith(f"spectra: error: {file}: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_what_the_reader_left_out_is_said_on_standard_error(tmp_path):
+    import h5py
+
+    path = write(tmp_path / "run.h5", make_record(0), make_record(1))
+    with h5py.File(path, "r+") as file:
+        del file["records/000001"].attrs["complete"]
+    result = show(path, "--json")
+    assert len(json.loads(result.stdout)) == 1
+    assert "record 000001 was not finished" in result.stderr
+
+
+def test_show_needs_no_torch(path):
+    program = f"""
+import sys
+from spectra_cli.main import main
+try:
+    main(["show", {str(path)!r}])
+finally:
+    assert "torch" not in sys.modules, "torch was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "lambda_max" in done.stdout
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (12.3456, 0.5621, "12.35 +- 0.56"),
+        (12.3456, 5.621, "12.3 +- 5.6"),
+        (1234.56, 56.21, "1235 +- 56"),
+        (0.95012, 0.00018, "0.95012 +- 0.00018"),
+        (1.0, 0.0996, "1.00 +- 0.10"),
+        (-3.2e-7, 1.23e-8, "-3.20e-07 +- 1.2e-08"),
+        (1234567.0, 5621.0, "1.2346e+06 +- 5.6e+03"),
+        (1e-9, 12.0, "0 +- 12"),
+        (3.25, 0.0, "3.25 +- 0"),
+        (3.25, None, "3.25"),
+        (512, None, "512"),
+        (math.nan, 0.1, "nan +- 0.1"),
+    ],
+)
+def test_a_number_is_rounded_to_two_digits_of_its_error(value, error, words):
+    assert numbers.with_error(value, error) == words
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "words"),
+    [
+        (11.0, 13.7, "[11, 13.7]"),
+        (100.0001, 100.0002, "[100.0001, 100.0002]"),
+        (None, 3.0, "[-inf, 3]"),
+        (-1.0, 1.0, "[-1, 1]"),
+        (2.0, 2.0, "[2, 2]"),
+    ],
+)
+def test_the_ends_of_an_interval_are_told_apart(lower, upper, words):
+    assert numbers.interval(lower, upper) == words

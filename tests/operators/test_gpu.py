@@ -1,0 +1,47 @@
+"""On a CUDA device: the same numbers as on the CPU, to the noise of the products."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cases import conv_batch_norm, tokens_ignored
+
+from spectra import GGNOperator, HessianOperator, Task, slq
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    pytest.mark.usefixtures("float64"),
+]
+
+
+def on_gpu(task):
+    import copy
+
+    model = copy.deepcopy(task.model).to("cuda", torch.float32)
+    return Task(model, task.criterion, task.data, forward=task.forward, target=task.target)
+
+
+@pytest.mark.parametrize("kind", [HessianOperator, GGNOperator])
+@pytest.mark.parametrize(
+    ("make", "mode"), [(conv_batch_norm, "eval"), (conv_batch_norm, "train"), (tokens_ignored, "eval")]
+)
+def test_float32_on_the_gpu_agrees_with_float64_on_the_cpu(kind, make, mode):
+    """With the same probes every Ritz value agrees within 10 eta |H|_2."""
+    task, _ = make()
+    exact = kind(task, mode)
+    single = kind(on_gpu(task), mode)
+    assert single.device.type == "cuda"
+    here = slq(exact, lanczos_steps=8, num_probes=4, seed=3)
+    there = slq(single, lanczos_steps=8, num_probes=4, seed=3)
+    assert np.nanmax(np.abs(here.nodes - there.nodes)) <= 10 * single.noise * here.spectral_norm().value
+
+
+def test_products_keep_their_container_and_device():
+    task, _ = conv_batch_norm()
+    operator = HessianOperator(on_gpu(task))
+    v = torch.randn(operator.n)
+    assert (operator @ v).device.type == "cpu"
+    assert (operator @ v.cuda()).device.type == "cuda"
+    assert isinstance(operator @ v.numpy(), np.ndarray)

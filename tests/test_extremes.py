@@ -1,0 +1,132 @@
+"""The ends of the spectrum: bounds from inside, and from the random start."""
+
+from __future__ import annotations
+
+from math import exp, log, sqrt
+
+import numpy as np
+import pytest
+from reference import probes_of, sphere_starts
+from scipy.stats import beta
+
+from spectra.extremes import lambda_max, lambda_min, missed_fraction, spectral_norm
+from spectra.tridiagonal import Tridiagonal
+
+ETA = 2.2e-16
+
+
+@pytest.mark.parametrize("n", [10**3, 10**5, 10**7])
+@pytest.mark.parametrize("m", [40, 100])
+def test_the_missed_fraction_is_that_of_kuczynski_and_wozniakowski_to_a_few_percent(n, m):
+    failure = 0.025
+    theirs = (log(1.648 * sqrt(n) / failure) / (2 * m - 1)) ** 2
+    assert missed_fraction([m], n, failure) == pytest.approx(theirs, rel=0.05)
+
+
+def test_the_missed_fraction_solves_its_equation():
+    n, steps, failure = 5000, [12, 30, 25], 0.01
+    eps = missed_fraction(steps, n, failure)
+    gamma = (1 + eps) / (1 - eps)
+    product = np.prod([beta.cdf(1 / np.cosh((m - 1) * np.arccosh(gamma)) ** 2, 0.5, (n - 1) / 2) for m in steps])
+    assert product == pytest.approx(failure, rel=1e-6)
+
+
+def test_more_steps_and_more_probes_miss_less():
+    values = [missed_fraction([m] * k, 10**4, 0.025) for m, k in ((20, 1), (20, 4), (40, 4), (80, 4))]
+    assert values == sorted(values, reverse=True)
+    assert missed_fraction([1] * 8, 10**4, 0.025) is None
+    assert missed_fraction([1], 1, 0.025) == 0
+
+
+@pytest.mark.parametrize("kind", ["bulk", "outlier", "dense edge", "one sided"])
+@pytest.mark.parametrize("m", [4, 8, 15])
+def test_the_intervals_contain_the_ends_in_at_least_95_percent_of_runs(kind, m):
+    rng = np.random.default_rng(0)
+    eigenvalues = {
+        "bulk": rng.normal(size=200),
+        "outlier": np.concatenate([[5.0], rng.normal(0, 0.1, 199)]),
+        "dense edge": np.linspace(-1, 1, 200) ** 3,
+        "one sided": np.concatenate([np.zeros(150), rng.exponential(1, 50)]),
+    }[kind]
+    top, bottom, norm = eigenvalues.max(), eigenvalues.min(), np.abs(eigenvalues).max()
+    runs, both, norms = 100, 0, 0
+    for seed in range(runs):
+        t = probes_of(eigenvalues, m, 2, seed)
+        high, low, size = (f(t, 200, ETA, "sphere") for f in (lambda_max, lambda_min, spectral_norm))
+        inside = high.lower <= top + 1e-13 and low.upper >= bottom - 1e-13
+        both += inside and (high.upper is None or high.upper >= top) and (low.lower is None or low.lower <= bottom)
+        norms += size.lower <= norm + 1e-13 and (size.upper is None or size.upper >= norm - 1e-13)
+    assert both >= 95
+    assert norms >= 95
+
+
+def test_ends_have_an_interval_and_no_standard_error():
+    t = probes_of(np.random.default_rng(0).normal(size=500), 60, 3, seed=0)
+    for e in (
+        lambda_max(t, 500, ETA, "sphere"),
+        lambda_min(t, 500, ETA, "sphere"),
+        spectral_norm(t, 500, ETA, "sphere"),
+    ):
+        assert e.stderr is None
+        assert e.lower <= e.value <= e.upper
+        assert e.upper - e.lower < 0.05 * abs(e.value)
+        assert e.note is None
+    assert lambda_max(t, 500, ETA, "sphere").value == max(x.nodes[-1] for x in t)
+
+
+def test_the_norm_takes_the_larger_end():
+    eigenvalues = np.concatenate([[-4.0, 2.0], np.zeros(20)])
+    t = probes_of(eigenvalues, 10, 2, seed=0)
+    e = spectral_norm(t, 22, ETA, "sphere")
+    assert e.value == pytest.approx(4)
+    assert lambda_min(t, 22, ETA, "sphere").value == pytest.approx(-4)
+
+
+def test_exhausted_probes_know_the_ends():
+    t = probes_of(np.repeat([3.0, -1.0, 0.5], 7), 10, 2, seed=0)
+    high, low = lambda_max(t, 21, 1e-6, "sphere"), lambda_min(t, 21, 1e-6, "sphere")
+    assert (high.lower, high.value, high.upper) == pytest.approx((3, 3, 3), abs=4e-6)
+    assert (low.lower, low.value, low.upper) == pytest.approx((-1, -1, -1), abs=4e-6)
+    assert high.upper - high.lower == pytest.approx(6e-6, rel=1e-3)  # the noise of the products, on both sides
+
+
+def test_a_rademacher_probe_may_miss_an_eigenspace_and_is_not_trusted():
+    t = [Tridiagonal(np.array([1.0]), np.array([0.0]), True)]  # (1, 1) / sqrt 2 on [[0, 1], [1, 0]]
+    e = lambda_max(t, 2, ETA, "rademacher")
+    assert e.upper is None
+    assert "rademacher" in e.note
+    whole = [Tridiagonal(np.array([0.0, 0.0]), np.array([1.0, 0.0]), True)]
+    assert lambda_max(whole, 2, ETA, "rademacher").upper == pytest.approx(1)
+
+
+def test_few_steps_give_no_outer_bound_and_say_that_they_have_not_converged():
+    t = probes_of(np.random.default_rng(0).normal(size=300), 2, 2, seed=0)
+    e = lambda_max(t, 300, ETA, "sphere")
+    assert e.upper is None
+    assert e.lower <= e.value
+    assert "not converged" in e.note
+    assert "no bound" in e.note
+    assert spectral_norm(t, 300, ETA, "sphere").upper is None
+
+
+def test_the_probability_of_a_small_first_weight_is_what_the_bound_says():
+    """The link of the proof: ``w_1 <= 1 / T(gamma)^2`` whenever all Ritz values lie below ``lambda_1 - eps R``."""
+    eigenvalues = np.linspace(0, 1, 50)
+    m = 6
+    for seed in range(200):
+        (t,) = probes_of(eigenvalues, m, 1, seed)
+        eps = 1 - t.nodes[-1]
+        gamma = (1 + eps) / (1 - eps)
+        weight = sphere_starts(50, 1, seed)[0, -1] ** 2
+        assert weight <= exp(-2 * log(np.cosh((m - 1) * np.arccosh(gamma)))) * (1 + 1e-9)
+
+
+def test_the_outer_bound_allows_for_the_part_of_the_range_that_was_not_seen():
+    t = probes_of(np.random.default_rng(0).normal(size=200), 8, 2, seed=0)
+    eps = missed_fraction([8, 8], 200, 0.025)
+    seen = max(x.nodes[-1] for x in t) - min(x.nodes[0] for x in t)
+    high, low = lambda_max(t, 200, 0.0, "sphere"), lambda_min(t, 200, 0.0, "sphere")
+    whole = high.upper - low.lower
+    assert high.upper - high.value == pytest.approx(eps * whole)  # eps of the largest range that is possible
+    assert low.value - low.lower == pytest.approx(eps * whole)
+    assert whole == pytest.approx(seen / (1 - 2 * eps))
