@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import h5py
-import numpy as np
-import scipy
-import torch
 
 from spectra.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
@@ -28,10 +18,9 @@ from spectra.operators.ggn import GGNOperator
 from spectra.operators.hessian import HessianOperator
 from spectra.operators.modes import batch_norm_layers, check_bn_mode
 from spectra.operators.point import measure_point, widths_of
+from spectra.provenance import origin, provenance_of
 from spectra.records import Record
-from spectra.spectrum import Spectrum
 from spectra.task import Task
-from spectra.version import __version__
 
 OPERATORS: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator}
 
@@ -208,7 +197,7 @@ def _analyze_one(
         settings=run_settings(operator.task, asked) | {"width": width} | extra,
         facts=facts,
         spectrum=spectrum,
-        provenance=_provenance(operator, spectrum, time.perf_counter() - start),
+        provenance=provenance_of(operator, spectrum, time.perf_counter() - start),
         notes=(*_notes(operator), *(checkpoint.notes if checkpoint is not None else ()), *notes),
     )
 
@@ -257,7 +246,7 @@ def failed_record(
         settings=settings,
         facts={},
         spectrum=None,
-        provenance={"date": _now()} | _versions(),
+        provenance=origin(),
         notes=(),
     )
 
@@ -286,44 +275,6 @@ def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:
     return runs
 
 
-def _provenance(operator: CurvatureOperator, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
-    test = operator.self_test
-    device = operator.device
-    return {
-        "date": _now(),
-        "command": _command_line(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "products": int(sum(t.steps for t in spectrum.tridiagonals)),
-        "seconds": seconds,
-        "strategy": "reverse over reverse, one graph per batch and block",
-        "noise": test.noise,
-        "asymmetry": test.asymmetry,
-        "repeatability": test.repeatability,
-        "roundoff": test.roundoff,
-        "orthogonality": float(max(t.orthogonality for t in spectrum.tridiagonals)),
-        "data_order": operator.task.survey().order,
-    } | _versions()
-
-
-def _command_line() -> str:
-    """The command as it was typed, by the name of the program alone, so that it runs elsewhere too."""
-    program, *arguments = sys.argv or [""]
-    return shlex.join([Path(program).name, *arguments])
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "spectra": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "h5py": h5py.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-
-
 def _notes(operator: CurvatureOperator) -> list[str]:
     notes = list(operator.self_test.notes)
     if operator.bn_mode == "train" and not batch_norm_layers(operator.task.model):
@@ -331,7 +282,3 @@ def _notes(operator: CurvatureOperator) -> list[str]:
     if operator.task.l2:
         notes.append(f"the numbers are of the loss with its l2 term: every eigenvalue is moved by {operator.task.l2:g}")
     return notes
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

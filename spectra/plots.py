@@ -6,19 +6,18 @@ Nothing touches pyplot: there is no current figure, no window and no state that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, inf, isfinite, log10, nan
+from math import inf, isfinite, nan
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.markers import CARETDOWNBASE, CARETUPBASE
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
 
 from spectra.degeneracy import DegeneracyCurve
 from spectra.density import Density
 from spectra.estimates import Estimate
 from spectra.spectrum import Spectrum
-from spectra.style import GREY, LOOKS, PALE, Look, literal, shortened
+from spectra.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
 from spectra.trajectory import Values
 
 # A Ritz value whose residual is below this part of the distance to its neighbours has met an eigenvalue.
@@ -56,26 +55,6 @@ def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval
             ax.axvspan(-density.linear_threshold, density.linear_threshold, color=PALE, linewidth=0, zorder=0)
         asinh_axis(ax, density.linear_threshold, low, high)
         ax.set_ylabel(r"density per unit of asinh($\lambda/s$) (mass 1)")
-    ax.set_xlim(low, high)
-
-
-def asinh_axis(ax: Axes, threshold: float, low: float, high: float) -> None:
-    """Make the horizontal axis linear within `threshold` of 0 and logarithmic beyond, with ticks at powers of ten."""
-    ax.set_xscale("asinh", linear_width=threshold)
-    powers = range(floor(log10(threshold)), ceil(log10(max(-low, high, threshold))) + 1)
-    beyond = [10.0**power for power in powers if 10.0**power > 1.4 * threshold]  # nearer ones would touch the 0
-    signed = [sign * x for sign in (-1, 1) for x in beyond if low <= sign * x <= high]
-    if len(signed) > 2:
-        every = ceil(len(beyond) / 4)
-        labelled = {sign * x: f"${sign * 10}^{{{round(log10(x))}}}$" for x in beyond[::-every] for sign in (-1, 1)}
-    else:
-        steps = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-        labelled = {sign * x: f"{sign * x:g}" for x in steps if x > 1.4 * threshold for sign in (-1, 1)}
-    ax.xaxis.set_major_locator(FixedLocator([*labelled, 0.0]))
-    ax.xaxis.set_major_formatter(FixedFormatter([*labelled.values(), "0"]))
-    small = [digit * 10.0**power for power in powers for digit in range(1, 10) if digit * 10.0**power >= threshold]
-    ax.xaxis.set_minor_locator(FixedLocator([sign * x for x in small for sign in (-1, 1)]))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(low, high)
 
 
@@ -219,11 +198,7 @@ def draw_series(
         capsize=0.6 * size,
         label=label,
     )
-    for marker, missing, other in (
-        (CARETUPBASE, values.upper, values.lower),
-        (CARETDOWNBASE, values.lower, values.upper),
-    ):
-        unbounded = np.isfinite(point) & ~np.isfinite(missing) & np.isfinite(other)
+    for marker, unbounded in zip((CARETUPBASE, CARETDOWNBASE), _unbounded(point, values.lower, values.upper)):
         if unbounded.any():
             ax.plot(x[unbounded], point[unbounded], marker=marker, linestyle="none", color=look.colour, markersize=9)
     bracket = ~values.resolved & np.isfinite(values.lower) & np.isfinite(values.upper)
@@ -305,6 +280,9 @@ def draw_rows(
         linestyle="none",
         label=label,
     )
+    for marker, unbounded in zip((CARETRIGHTBASE, CARETLEFTBASE), _unbounded(value, lower, upper)):
+        if unbounded.any():
+            ax.plot(value[unbounded], rows[unbounded], marker=marker, linestyle="none", color=look.colour, markersize=9)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(True, axis="y", linestyle=":")
@@ -326,3 +304,9 @@ def _reach(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarra
     down, up = np.clip(value - lower, 0, inf), np.clip(upper - value, 0, inf)
     neither = np.isnan(down) & np.isnan(up)
     return np.asarray(np.where(neither, nan, np.nan_to_num([down, up], nan=0.0)))
+
+
+def _unbounded(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where an interval has no upper bound, and where it has no lower one; two (T,) of bool."""
+    down, up, drawn = np.isfinite(lower), np.isfinite(upper), np.isfinite(value)
+    return drawn & down & ~up, drawn & up & ~down

@@ -53,13 +53,18 @@ def check_writable(path: Path, *, shown: str) -> None:
             _write(temporary, bytes(ROOM))
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, shown: str | None = None) -> None:
     """Write `content` beside `path`, flush it to the disk, and rename it to `path`: all of it, or nothing.
+
+    Args:
+        path: where the file will be.
+        content: all of it.
+        shown: its name for messages, if that is not `path`.
 
     Raises:
         StorageError: it could not be written; `path` is what it was, and nothing is left beside it.
     """
-    with _writing(str(path)), _temporary(path) as temporary:
+    with _writing(shown or str(path)), _temporary(path) as temporary:
         _write(temporary, content)
         with contextlib.suppress(FileNotFoundError):
             os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))

@@ -7,7 +7,7 @@ and leaves no file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 
 from spectra.analysis import Settings, failed_record, iter_analyze, run_settings, sampled
 from spectra.checkpoint import Checkpoint, load_checkpoint
-from spectra.errors import ArgumentError, CheckpointError, SpectraError, TaskError
+from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError, TaskError
 from spectra.records import Identity, Record
-from spectra.storage import RunFile
+from spectra.replacing import check_writable
+from spectra.storage import RunFile, load_trajectory
 from spectra.task import Task
 
 TaskMaker = Callable[[Checkpoint], Task]
@@ -91,9 +92,11 @@ def analyze_run(
 
     Raises:
         SpectraError: a single checkpoint fails, the task cannot be made, or the file cannot be written or continued.
+            Whatever is raised, the file keeps the records that were finished.
     """
     if not paths:
         raise CheckpointError("no checkpoint to analyse")
+    check_output(out)
     choice, tell = data or DataChoice(), listener or Listener()
     where = _device(device)
     store = _Store(out, choice)
@@ -101,6 +104,7 @@ def analyze_run(
     for index, path in enumerate(paths):
         tell.checkpoint(index, len(paths), path)
         checkpoint: Checkpoint | None = None
+        missing = settings.pairs()
         try:
             checkpoint = load_checkpoint(path, unsafe=unsafe, weights=weights)
             try:
@@ -112,8 +116,9 @@ def analyze_run(
             if where is not None:
                 task.model.to(where)
             store.open(run_settings(task, settings))
-            done = [pair for pair in settings.pairs() if store.has(pair, checkpoint)]
+            done = [pair for pair in missing if store.has(pair, checkpoint)]
             for pair in done:
+                missing.remove(pair)
                 tell.kept(path, *pair)
             for record in iter_analyze(
                 task,
@@ -125,17 +130,30 @@ def analyze_run(
                 notes=notes,
             ):
                 store.add(record)
+                missing.remove((record.operator, record.bn_mode))
                 tell.record(record)
         except _NoTask as failure:
-            raise failure.reason from None
-        except (CheckpointError, ArithmeticError) as error:
-            if len(paths) == 1 or not isinstance(error, SpectraError):
+            raise failure.reason from failure.reason.__cause__
+        except (CheckpointError, NumericsError) as error:
+            if len(paths) == 1:
                 raise
-            for operator, bn_mode in settings.pairs():
+            for operator, bn_mode in missing:
                 record = failed_record(operator, bn_mode, str(error), store.settings, str(path), checkpoint)
                 store.add(record)
                 tell.record(record)
     return store.close()
+
+
+def check_output(out: Path) -> None:
+    """See that a results file can be written, and that what is there already is one, before anything else is done.
+
+    Raises:
+        StorageError: it cannot, or it is not.
+    """
+    target = out.resolve()  # a link stays a link: what it points to is replaced
+    check_writable(target, shown=str(out))
+    if target.exists():
+        load_trajectory(out)
 
 
 class _NoTask(Exception):
@@ -153,8 +171,7 @@ class _Store:
         self.out, self.choice = out, choice
         self.file: RunFile | None = None
         self.settings: dict[str, Any] = {}
-        self.waiting: list[Record] = []  # failures before the run is known
-        self.records: list[Record] = []
+        self.records: list[Record] = []  # until the file is open, these are failures, which wait for it
         self.kept = 0
 
     def open(self, settings: dict[str, Any]) -> None:
@@ -162,7 +179,8 @@ class _Store:
         if self.file is None:
             self.file = RunFile.open(self.out, settings)
             self.settings = settings
-            for record in self.waiting:
+            self.records = [replace(record, settings=settings) for record in self.records]
+            for record in self.records:
                 self.file.append(record)
         elif settings != self.settings:
             differs = [key for key in settings if settings[key] != self.settings.get(key)]
@@ -185,16 +203,13 @@ class _Store:
         return found
 
     def add(self, record: Record) -> None:
-        self.records.append(record)
-        if self.file is None:
-            self.waiting.append(record)
-        else:
+        if self.file is not None:
             self.file.append(record)
+        self.records.append(record)
 
     def close(self) -> Outcome:
         if self.file is None:
-            first = self.waiting[0]
-            raise CheckpointError(f"none of the checkpoints could be analysed; the first: {first.reason}")
+            raise CheckpointError(f"none of the checkpoints could be analysed; the first: {self.records[0].reason}")
         return Outcome(tuple(self.records), self.kept)
 
 

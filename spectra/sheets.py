@@ -16,7 +16,7 @@ from spectra import plots
 from spectra.density import Density
 from spectra.moments import Moment, axis_of, values_over
 from spectra.records import Record
-from spectra.style import literal, look_of, shortened
+from spectra.style import asinh_axis, literal, look_of, shortened
 
 #: More tensors than this in one figure could not be read.
 _MOST_TENSORS = 30
@@ -153,13 +153,13 @@ def mode_figure(moment: Moment) -> Figure:
         size += [abs(e.value) for e in estimates if e is not None and e.value]
     low, high = right.get_xlim()
     if size:
-        plots.asinh_axis(right, max(min(size) / 2, 1e-3 * max(size)), min(low, 0.0), 1.4 * high)
+        asinh_axis(right, max(min(size) / 2, 1e-3 * max(size)), min(low, 0.0), 1.4 * high)
     right.set_title("estimates")
     right.set_xlabel("value (asinh axis)")
     caption = (
-        f"Band and bars: {_band(moment)}; of the extremes and the spectral norm: an interval that holds with 95 %. "
-        "Both modes have the same probes, so their errors are correlated. The axis of the density is linear in the "
-        f"shaded strip |λ| ≤ s = {density.linear_threshold:.2g}."
+        f"Band and bars: {_band(moment)}; of the extremes and the spectral norm: an interval that holds with 95 %, an "
+        "arrow head where a side has no bound. Both modes have the same probes, so their errors are correlated. The "
+        f"axis of the density is linear in the shaded strip |λ| ≤ s = {density.linear_threshold:.2g}."
     )
     return _finish(figure, [moment], caption, legend=[left])
 

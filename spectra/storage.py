@@ -83,11 +83,19 @@ class RunFile:
     Nothing is created before the first record. A file that is there already is continued if it is of the same run.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], records: dict[str, Record]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shown: str,
+        settings: Mapping[str, Any],
+        records: dict[str, Record],
+        seen: tuple[int, int, int] | None,
+    ) -> None:
         self.path = path
+        self.shown = shown  # as the user calls it
         self.settings = settings
         self._records = records  # by the name of their group
-        self._seen = fingerprint(path)
+        self._seen = seen  # the file when it was read
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any]) -> RunFile:
@@ -107,7 +115,8 @@ class RunFile:
         check_writable(target, shown=str(path))
         wanted: dict[str, Any] = json.loads(dumps(settings))
         records: dict[str, Record] = {}
-        if target.exists():
+        seen = fingerprint(target)  # before it is read: what changes from now on is noticed
+        if seen is not None:
             trajectory, records = _load(target, shown=str(path))
             differing = _differences(trajectory.settings, wanted)
             if differing:
@@ -115,7 +124,7 @@ class RunFile:
                     f"{path}: is of a run with other settings: {'; '.join(differing)}; "
                     "use the settings of the file, or choose another file"
                 )
-        return cls(target, wanted, records)
+        return cls(target, str(path), wanted, records, seen)
 
     def __enter__(self) -> RunFile:
         return self
@@ -147,9 +156,9 @@ class RunFile:
             hashed = record.checkpoint_sha256 is not None and identity.subject != identity.checkpoint
             if hashed and record.identity.same_place(identity):
                 raise StorageError(
-                    f"{self.path}: has {record.label} of {record.checkpoint} when its SHA-256 was "
-                    f"{record.identity.subject[:12]}..., now it is {identity.subject[:12]}...: "
-                    "the checkpoint was replaced; choose another file for the new one"
+                    f"{self.shown}: {record.checkpoint} was another file when it was analysed: its SHA-256 was "
+                    f"{record.identity.subject[:12]}..., now it is {identity.subject[:12]}...; "
+                    "choose another results file for the checkpoint that replaced it"
                 )
         return False
 
@@ -168,17 +177,17 @@ class RunFile:
         if not self.settings.keys() <= record.settings.keys():  # one that failed early may not know them all
             record = replace(record, settings={**self.settings, **record.settings})
         if fingerprint(self.path) != self._seen:
-            raise StorageError(f"{self.path}: was changed by another process; two runs cannot write one file")
+            raise StorageError(f"{self.shown}: was changed by another process; two runs cannot write one file")
         identity = record.identity
         if self.has(identity):
-            raise StorageError(f"{self.path}: has {record.label} already")
+            raise StorageError(f"{self.shown}: has {record.label} already")
         earlier = [
             name
             for name, other in self._records.items()
             if other.status == "failed" and (other.identity == identity or other.identity.same_place(identity))
         ]
         name = earlier[0] if earlier else f"{1 + max(map(int, self._records), default=-1):06d}"
-        replace_file(self.path, self._image(record, name, obsolete=earlier))
+        replace_file(self.path, self._image(record, name, obsolete=earlier), shown=self.shown)
         self._seen = fingerprint(self.path)
         self._records = {key: kept for key, kept in self._records.items() if key not in earlier} | {name: record}
         return record
@@ -187,7 +196,7 @@ class RunFile:
         """The bytes of the file with the record in it, built in memory: the disk sees all of it or nothing."""
         try:
             content = b"" if self._seen is None else self.path.read_bytes()
-            buffer = io.BytesIO(unsealed(content, str(self.path)))
+            buffer = io.BytesIO(unsealed(content, self.shown))
             with h5py.File(buffer, "w" if self._seen is None else "r+", libver=_LIBRARY) as file:
                 if self._seen is None:
                     _write_root(file, self.settings)
@@ -195,7 +204,7 @@ class RunFile:
                     del file["records"][old]
                 write_record(file["records"].create_group(name), record)
         except (OSError, RuntimeError) as error:  # h5py raises both
-            raise StorageError(f"{self.path}: cannot be continued: {_one_line(error)}") from error
+            raise StorageError(f"{self.shown}: cannot be continued: {_one_line(error)}") from error
         return sealed(buffer.getvalue())
 
 

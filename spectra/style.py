@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,26 @@ def literal(text: str) -> str:
         'cost\\\\$ and \\\\$more'
     """
     return " ".join(text.split()).replace("$", r"\$")
+
+
+def asinh_axis(ax: Axes, threshold: float, low: float, high: float) -> None:
+    """Make the horizontal axis linear within `threshold` of 0 and logarithmic beyond, with ticks at powers of ten."""
+    ax.set_xscale("asinh", linear_width=threshold)
+    powers = range(floor(log10(threshold)), ceil(log10(max(-low, high, threshold))) + 1)
+    beyond = [10.0**power for power in powers if 10.0**power > 1.4 * threshold]  # nearer ones would touch the 0
+    signed = [sign * x for sign in (-1, 1) for x in beyond if low <= sign * x <= high]
+    if len(signed) > 2:
+        every = ceil(len(beyond) / 4)
+        labelled = {sign * x: f"${sign * 10}^{{{round(log10(x))}}}$" for x in beyond[::-every] for sign in (-1, 1)}
+    else:
+        steps = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+        labelled = {sign * x: f"{sign * x:g}" for x in steps if x > 1.4 * threshold for sign in (-1, 1)}
+    ax.xaxis.set_major_locator(FixedLocator([*labelled, 0.0]))
+    ax.xaxis.set_major_formatter(FixedFormatter([*labelled.values(), "0"]))
+    small = [digit * 10.0**power for power in powers for digit in range(1, 10) if digit * 10.0**power >= threshold]
+    ax.xaxis.set_minor_locator(FixedLocator([sign * x for x in small for sign in (-1, 1)]))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlim(low, high)
 
 
 def shortened(name: str, width: int = 38) -> str:

@@ -12,11 +12,12 @@ from spectra.checkpoint import Checkpoint
 from spectra.discovery import find_checkpoints, order_checkpoints
 from spectra.errors import CheckpointError
 from spectra.records import Trajectory
-from spectra.run import DataChoice, Outcome, analyze_run
+from spectra.run import DataChoice, Outcome, analyze_run, check_output
 from spectra.storage import load_trajectory
 from spectra.task import Task
+from spectra_cli.layout import make_console
 from spectra_cli.progress import RunDisplay
-from spectra_cli.tables import make_console, print_trajectory
+from spectra_cli.tables import print_trajectory
 from spectra_cli.task_source import TaskSource, resolve
 
 BN_CHOICES = {"eval": ("eval",), "train": ("train",), "both": ("eval", "train")}
@@ -101,20 +102,28 @@ def command(
         params=list(params) or None,
         dtype=dtype,
     )
+    check_output(out)  # before the checkpoints are read
     paths = order_checkpoints(find_checkpoints(checkpoints))
     make = TaskMaker(task_option, task_args, seed, quiet)
-    with RunDisplay(len(paths) * len(settings.pairs()), quiet=quiet) as display:
-        outcome = analyze_run(
-            paths,
-            make,
-            settings,
-            out=out,
-            data=DataChoice(samples, data_seed, batch_size, l2),
-            device=device,
-            unsafe=unsafe_load,
-            weights=weights,
-            listener=display,
-        )
+    try:
+        with RunDisplay(len(paths) * len(settings.pairs()), quiet=quiet) as display:
+            outcome = analyze_run(
+                paths,
+                make,
+                settings,
+                out=out,
+                data=DataChoice(samples, data_seed, batch_size, l2),
+                device=device,
+                unsafe=unsafe_load,
+                weights=weights,
+                listener=display,
+            )
+    except KeyboardInterrupt:
+        if out.exists():
+            click.echo(
+                f"spectra: the records finished so far are in {out}; the same command goes on from there", err=True
+            )
+        raise
     shown = _shown(outcome, out)
     if as_json:
         click.echo(json.dumps([record.to_json() for record in shown], indent=2, allow_nan=False))

@@ -6,17 +6,19 @@ import time
 from pathlib import Path
 
 import click
-from spectra.figures import save_figures
 
 from spectra.analysis import Settings
 from spectra.errors import StorageError
+from spectra.figures import save_figures
 from spectra.run import DataChoice, analyze_run
 from spectra.storage import load_trajectory
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import Epoch, train
+from spectra_cli.layout import make_console
 from spectra_cli.progress import RunDisplay
-from spectra_cli.tables import make_console, print_trajectory
+from spectra_cli.tables import print_trajectory
 
+FIGURES = ("trajectory", "density", "modes", "stems")
 TASK, EPOCHS, SAMPLES, BATCH, STEPS, PROBES = "digits-convnet", 6, 512, 256, 40, 5
 
 
@@ -66,16 +68,21 @@ def command(out: Path, quiet: bool) -> None:
         )
     trajectory = load_trajectory(results)
     print_trajectory(trajectory, make_console(), title=str(results))
-    figures = save_figures(trajectory, folder / "figures")
-    say(f"Done in {time.perf_counter() - start:.0f} s. Written: {results} and {len(figures)} figures:")
-    for figure in figures:
-        say(f"  {figure}")
+    figures = save_figures(trajectory, folder / "figures", what=FIGURES)
+    say(f"Done in {time.perf_counter() - start:.0f} s. Written: {results}, and {len(figures)} figures, to begin with:")
+    for name in ("trajectory-hessian", f"density-hessian-epoch{EPOCHS}", f"modes-hessian-epoch{EPOCHS}"):
+        say(f"  {folder / 'figures' / name}.png")
     say()
     say("What to try next:")
-    last = paths[-1]
-    say(f"  spectra show {results} --epoch {EPOCHS}            every number of the last epoch, with its error")
-    say(f"  spectra analyze {last} --out last.h5    the same checkpoint with m = 100, k = 8, all images")
-    say("  spectra analyze YOURS.pt --task task.py:task        your own checkpoint: spectra analyze --help")
+    tries = (
+        (f"spectra show {results} --epoch {EPOCHS}", "the last epoch, Hessian and GGN side by side"),
+        (f"spectra plot {results} --what degeneracy", "how many eigenvalues are zero, and what m steps can tell"),
+        (f"spectra analyze {paths[-1]} --out last.h5", "all images, m = 100, k = 8"),
+        ("spectra analyze YOURS.pt --task task.py:task", "your own checkpoint; see spectra analyze --help"),
+    )
+    width = max(len(line) for line, _ in tries)
+    for line, words in tries:
+        say(f"  {line:<{width}}  {words}")
 
 
 def _folder(out: Path) -> Path:

@@ -47,8 +47,8 @@ def rounded(value: float, error: float | None) -> tuple[str, str]:
 
 def with_error(value: float, error: float | None) -> str:
     """`12.35 +- 0.56`, or the number alone where it has no error."""
-    number, deviation = rounded(value, error)
-    return f"{number} +- {deviation}" if deviation else number
+    value_words, error_words = rounded(value, error)
+    return f"{value_words} +- {error_words}" if error_words else value_words
 
 
 def interval(lower: float | None, upper: float | None) -> str:
@@ -61,18 +61,34 @@ def interval(lower: float | None, upper: float | None) -> str:
     if lower is None and upper is None:
         return ""
     low, high = -math.inf if lower is None else lower, math.inf if upper is None else upper
-    digits = 5
-    if math.isfinite(low) and math.isfinite(high) and high > low:
-        size = max(abs(low), abs(high))
-        digits = min(12, max(3, math.ceil(math.log10(size / (high - low))) + 2))
+    digits = _digits(lower, upper)
     return f"[{low:.{digits}g}, {high:.{digits}g}]"
 
 
-def in_brackets(estimate: Estimate | None) -> str:
-    """An end of the spectrum: its value, and the interval that it is in."""
+def number(estimate: Estimate) -> tuple[str, str]:
+    """The value of an estimate and its error. Without an error the value has the digits of the interval."""
+    if estimate.stderr is None and (estimate.lower is not None or estimate.upper is not None):
+        return plain(estimate.value, _digits(estimate.lower, estimate.upper)), ""
+    return rounded(estimate.value, estimate.stderr)
+
+
+def as_range(estimate: Estimate | None) -> str:
+    """An end of the spectrum as the interval that it is in, `9.373 to 9.424`; its value is the inner end."""
     if estimate is None:
         return "-"
-    return f"{plain(estimate.value)} {interval(estimate.lower, estimate.upper)}".strip()
+    if estimate.lower is None and estimate.upper is None:
+        return number(estimate)[0]
+    low, high = (math.copysign(math.inf, s) if e is None else e for e, s in ((estimate.lower, -1), (estimate.upper, 1)))
+    digits = _digits(estimate.lower, estimate.upper)
+    return f"{low:.{digits}g} to {high:.{digits}g}"
+
+
+def _digits(lower: float | None, upper: float | None) -> int:
+    """The significant digits that two numbers need to differ in two of them."""
+    if lower is None or upper is None or not (math.isfinite(lower) and math.isfinite(upper) and upper > lower):
+        return 5
+    size = max(abs(lower), abs(upper))
+    return min(12, max(3, math.ceil(math.log10(size / (upper - lower))) + 2))
 
 
 def in_short(estimate: Estimate | None) -> str:
@@ -81,8 +97,8 @@ def in_short(estimate: Estimate | None) -> str:
         return "-"
     if estimate.resolved is False:
         return unresolved(estimate)
-    number = with_error(estimate.value, estimate.stderr)
-    return number if estimate.tau is None else f"{number} (tau {estimate.tau:.2g})"
+    words = with_error(estimate.value, estimate.stderr)
+    return words if estimate.tau is None else f"{words} (tau {estimate.tau:.2g})"
 
 
 def unresolved(estimate: Estimate) -> str:
@@ -90,4 +106,4 @@ def unresolved(estimate: Estimate) -> str:
     low = 0.0 if estimate.lower is None else estimate.lower
     high = 1.0 if estimate.upper is None else estimate.upper
     tau = "" if estimate.tau is None else f" (tau {estimate.tau:.2g})"
-    return f"not resolved: between {low:.3g} and {high:.3g}{tau}"
+    return f"not resolved: {low:.3g} to {high:.3g}{tau}"

@@ -13,7 +13,8 @@ import click
 from spectra.errors import ArgumentError
 from spectra.records import Record, Trajectory
 from spectra.storage import load_trajectory
-from spectra_cli.tables import make_console, print_trajectory
+from spectra_cli.layout import make_console
+from spectra_cli.tables import print_trajectory
 
 COLUMNS = (  # one row per record x estimate; an empty cell is a number that is not there
     "file",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,9 @@ class TaskSource:
             made = self._make(checkpoint=dict(checkpoint.metadata) if checkpoint is not None else {}, **self.args)
         else:
             made = self._make(**self.args)
-        self._made[:] = [made]
-        return made
+        # Records name the task as it was asked for, so that a run is not continued with other arguments.
+        self._made[:] = [replace(made, name=_with_args(made.name or self.name, self.args))]
+        return self._made[0]
 
 
 def resolve(
@@ -169,8 +170,8 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
             )
         texts = {key for key, default in BUILT_IN[spec].defaults.items() if not isinstance(default, int)}
         options = task_options(spec, **{key: settle(value, as_text=key in texts) for key, value in args.items()})
-        shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        return TaskSource(spec, f"task {spec} ({shown}), {why}", options, lambda **given: build_task(spec, **given))
+        words = f"task {_with_args(spec, options)}, {why}"
+        return TaskSource(spec, words, options, lambda **given: build_task(spec, **given))
     if not where or not function_name:
         raise TaskError(f"task {spec!r}: file.py:function, package.module:function or a built-in name is needed")
     if where.endswith(".py"):
@@ -183,8 +184,11 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
     def make(**given: Any) -> Task:
         return call(function, given, spec, home)
 
-    shown = f" ({', '.join(f'{key}={value!r}' for key, value in args.items())})" if args else ""
-    return TaskSource(spec, f"task {spec}{shown}, {why}", args, make, per_checkpoint)
+    return TaskSource(spec, f"task {_with_args(spec, args)}, {why}", args, make, per_checkpoint)
+
+
+def _with_args(name: str, args: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in args.items())})" if args else name
 
 
 def _no_task(refused: str) -> str:

@@ -80,11 +80,11 @@ def test_a_run_has_a_table_per_operator_and_a_row_per_checkpoint(path):
                 estimates["trace"].value, estimates["trace"].stderr
             )
             top, low = estimates["lambda_max"], estimates["lambda_min"]
-            assert cells[5].startswith(f"{top.value:.4g} [")
-            assert cells[6].startswith(f"{low.value:.4g} [")
+            assert cells[5] == f"{top.lower:.4g} to {top.upper:.4g}"
+            assert cells[6] == numbers.as_range(low)
             assert f"(tau {estimates['rank_degeneracy'].tau:.2g})" in cells[7]
     assert row(first, "3")[1] == "failed"
-    assert "ckpt_3.pt epoch 3: failed: NaN weights" in first
+    assert "ckpt_3.pt epoch 3 hessian, BN eval: failed: NaN weights" in first
 
 
 def test_a_number_with_a_warning_is_starred_and_the_warning_printed(tmp_path):
@@ -102,7 +102,7 @@ def test_a_number_with_a_warning_is_starred_and_the_warning_printed(tmp_path):
 def test_a_count_that_is_not_resolved_is_its_bracket_and_never_a_value(tmp_path):
     vague = {"rank_degeneracy": Estimate(0.0, None, 0.0, 0.72, 4, tau=1e-6, resolved=False, note="not resolved with m")}
     path = write(tmp_path / "run.h5", *(make_record(epoch, cached_estimates=vague) for epoch in (0, 1)))
-    assert row(show(path).stdout, "0")[-1] == "not resolved: between 0 and 0.72 (tau 1e-06)"
+    assert row(show(path).stdout, "0")[-1] == "not resolved: 0 to 0.72 (tau 1e-06)"
     cells = row(show(path, "--epoch", 0).stdout, "rank_degeneracy")
     assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "tau = 1e-06; not resolved with m"]
 
@@ -114,7 +114,7 @@ def test_a_single_record_is_shown_in_full(path):
     record = make_record(1, "ggn")
     for name, estimate in record.estimates.items():
         cells = row(text, name)
-        value, error = numbers.rounded(estimate.value, estimate.stderr)
+        value, error = numbers.number(estimate)
         assert cells[1 : 2 + bool(error)] == ([value, error] if error else [value])
         assert cells[2 + bool(error)] == numbers.interval(estimate.lower, estimate.upper)
         if estimate.note:
@@ -306,3 +306,9 @@ def test_a_number_is_rounded_to_two_digits_of_its_error(value, error, words):
 )
 def test_the_ends_of_an_interval_are_told_apart(lower, upper, words):
     assert numbers.interval(lower, upper) == words
+
+
+def test_a_value_never_looks_as_if_it_were_outside_its_interval():
+    top = Estimate(1.25549, None, 1.25549, 1.2721, 4)
+    assert numbers.as_range(top) == "1.255 to 1.272"
+    assert numbers.number(top) == ("1.255", "")

@@ -1,0 +1,108 @@
+"""What all tables share: the console, the style of a table, lines, headings and the header of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spectra.records import Record, Trajectory
+from spectra_cli.numbers import plain
+
+#: Wider than any table: away from a terminal a table is as wide as it needs to be, and nothing is cut off.
+_PIPED_WIDTH = 10_000
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console on which nothing is ever truncated: the width is fixed and large where there is no terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the report
+    width = None if stream.isatty() else _PIPED_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """A table with numbers to the right, in the one style of the project."""
+    table = Table(
+        box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style=""
+    )
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
+
+
+def header(trajectory: Trajectory) -> list[tuple[str, str]]:
+    """What was analysed, in words: the settings that the records share. What is not known is left out."""
+    settings = trajectory.settings or next((record.settings for record in trajectory), {})
+    first = next((record for record in trajectory if record.spectrum is not None), None)
+    lines = [
+        ("task", settings.get("task")),
+        ("loss", settings.get("loss")),
+        (
+            "reduction",
+            settings.get("reduction") and f"{settings['reduction']}, l2 = {plain(settings.get('l2') or 0.0)}",
+        ),
+    ]
+    if first is not None and first.spectrum is not None:
+        spectrum = first.spectrum
+        asked = settings.get("lanczos_steps", spectrum.lanczos_steps)
+        fewer = f" (at most {spectrum.lanczos_steps} taken)" if spectrum.lanczos_steps < asked else ""
+        probes = f"k = {spectrum.num_probes} probes ({spectrum.distribution}, seed {spectrum.seed})"
+        lines += [
+            ("data", f"N = {plain(first.facts.get('n_samples'))}{_batches(settings.get('batch_sizes'))}"),
+            ("parameters", f"n = {plain(spectrum.n)}{_selection(settings.get('params'))}"),
+            ("Lanczos", ", ".join(filter(None, (f"m = {asked} steps{fewer}", probes, settings.get("dtype"))))),
+        ]
+    return [(name, str(words)) for name, words in lines if words]
+
+
+def print_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, words in pairs:
+        print_line(console, f"  {name:<{width}}  {words}")
+
+
+def print_heading(console: Console, words: str) -> None:
+    console.print()
+    print_line(console, words, style="bold")
+
+
+def print_line(console: Console, words: str, style: str = "") -> None:
+    console.print(Text(" ".join(words.splitlines()), style=style), soft_wrap=True)
+
+
+def notes_of(records: Iterable[Record]) -> list[str]:
+    """Each note once, with how many records have it."""
+    counts: dict[str, int] = {}
+    for record in records:
+        for note in record.notes:
+            counts[note] = counts.get(note, 0) + 1
+    return [note if count == 1 else f"{note} ({count} records)" for note, count in counts.items()]
+
+
+def grouped(remarks: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What quantities are starred for -> the quantities; of several rows the first note stands for all."""
+    grouped: dict[str, list[str]] = {}
+    for name, notes in remarks.items():
+        more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
+        grouped.setdefault(notes[0] + more, []).append(name)
+    return grouped
+
+
+def _batches(sizes: Any) -> str:
+    """Batch sizes stored as [size, how many in a row]."""
+    if not isinstance(sizes, list) or not sizes:
+        return ""
+    return f" in batches of {', '.join(f'{count} x {size}' for size, count in sizes)}"
+
+
+def _selection(params: Any) -> str:
+    if params is None:
+        return ""
+    return f" (only {params if isinstance(params, str) else ', '.join(map(str, params))})"

@@ -1,0 +1,143 @@
+"""One record in full: every number with its error, the facts, the degeneracy over tau, traces by tensor, the origin."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spectra.records import Record
+from spectra_cli.layout import new_table, print_heading, print_line, print_pairs
+from spectra_cli.numbers import interval, number, plain, rounded
+
+_NOTE_WIDTH = 60  # beyond it a note goes on in the next line
+
+FACTS = {  # in this order; what else there is follows
+    "loss": "loss of the data",
+    "objective": "loss with the l2 term",
+    "accuracy": "accuracy",
+    "gradient_norm": "gradient norm",
+    "weight_norm": "weight norm",
+    "n_parameters": "parameters n",
+    "n_samples": "samples N",
+    "total_weight": "total weight",
+    "n_batches": "batches",
+    "rank_bound_ff": "4 d_y (sum N_l + d_x), a heuristic for the rank, no bound",
+    "d_y": "outputs d_y",
+    "d_x": "inputs d_x",
+    "sum_of_widths": "widths of all layers, sum N_l",
+}
+
+
+def print_record(record: Record, console: Console) -> None:
+    """Every number of one record: estimates, facts, degeneracy over tau, traces by tensor, origin and notes."""
+    print_heading(console, f"{record.operator}, BN {record.bn_mode}: {record.where}".removesuffix(": "))
+    if record.status == "failed":
+        print_line(console, f"! failed: {record.reason}")
+        return
+    console.print(_estimates_table(record))
+    console.print()
+    print_pairs(console, facts_of(record))
+    for table in (_curve_table(record), _tensor_table(record)):
+        if table is not None:
+            console.print()
+            console.print(table)
+    console.print()
+    print_pairs(console, origin_of(record))
+    for note in record.notes:
+        print_line(console, f"! {note}")
+
+
+def facts_of(record: Record) -> list[tuple[str, str]]:
+    """The facts of a record in words, the known ones first."""
+    names = [*(name for name in FACTS if name in record.facts), *(name for name in record.facts if name not in FACTS)]
+    return [(FACTS.get(name, name.replace("_", " ")), plain(record.facts[name])) for name in names]
+
+
+def origin_of(record: Record) -> list[tuple[str, str]]:
+    """Where the numbers come from, in words."""
+    known = record.provenance
+    versions = [f"{name} {known[name]}" for name in ("spectra", "torch", "numpy", "python") if name in known]
+    sha = record.checkpoint_sha256
+    effort = [
+        f"{known['products']:,} products" if isinstance(known.get("products"), int) else "",
+        f"{known['seconds']:.1f} s" if isinstance(known.get("seconds"), float) else "",
+        f"on {known['device']}" if "device" in known else "",
+        f"{known['threads']} threads" if "threads" in known else "",
+    ]
+    quality = [
+        f"{name} {known[name]:.1e}"
+        for name in ("noise", "asymmetry", "repeatability", "orthogonality")
+        if isinstance(known.get(name), float)
+    ]
+    lines = [
+        ("checkpoint", f"{record.checkpoint}  sha256 {sha[:16]}..." if sha else _words(record.checkpoint)),
+        ("computed", ", ".join(filter(None, effort))),
+        ("arithmetic", ", ".join(quality)),
+        ("versions", ", ".join(versions)),
+        ("date", _words(known.get("date"))),
+        ("command", _words(known.get("command"))),
+    ]
+    return [(name, words) for name, words in lines if words not in ("", "-")]
+
+
+def _estimates_table(record: Record) -> Table:
+    table = new_table("quantity", "value", "+-", "interval", "note")
+    table.columns[0].justify = table.columns[4].justify = "left"
+    for name, estimate in record.estimates.items():
+        # A count that is not resolved has no value: its bracket is the result.
+        value, error = ("-", "") if estimate.resolved is False else number(estimate)
+        notes = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
+        if estimate.note:
+            notes.append(estimate.note)
+        table.add_row(
+            name,
+            value,
+            error,
+            interval(estimate.lower, estimate.upper),
+            textwrap.fill("; ".join(notes), _NOTE_WIDTH, break_long_words=False, break_on_hyphens=False),
+        )
+    return table
+
+
+def _curve_table(record: Record) -> Table | None:
+    if record.spectrum is None:
+        return None
+    curve = record.spectrum.degeneracy_curve()
+    scale = record.spectrum.spectral_norm().value
+    table = new_table("tau", "tau/|H|_2", "fraction within", "+-", "bracket", "", title="rank degeneracy over tau")
+    for tau, value, error, low, high, resolved in zip(
+        curve.tau, curve.value, curve.stderr, curve.lower, curve.upper, curve.resolved
+    ):
+        fraction, deviation = rounded(float(value), float(error) if math.isfinite(error) else None)
+        table.add_row(
+            f"{tau:.2e}",
+            f"{tau / scale:.1e}" if scale > 0 else "-",
+            fraction if resolved else "-",
+            deviation if resolved else "",
+            f"[{low:.4f}, {high:.4f}]",
+            "" if resolved else "not resolved",
+        )
+    return table
+
+
+def _tensor_table(record: Record) -> Table | None:
+    if record.spectrum is None:
+        return None
+    traces = record.spectrum.tensor_traces()
+    if not traces:
+        return None
+    sizes = record.spectrum.tensor_sizes or {}
+    table = new_table("tensor", "size", "trace", "+-", title="traces by tensor")
+    table.columns[0].justify = "left"
+    for name, estimate in traces.items():
+        size = sizes.get(name)
+        table.add_row(name, plain(size), *rounded(estimate.value, estimate.stderr))
+    return table
+
+
+def _words(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,156 @@
+"""The shape of the house: imports go strictly downward, and what a laptop reads results with never imports torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
+
+# From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
+FLOORS = [
+    "errors version jsonable style dialects memory randomness",
+    "tridiagonal trajectory replacing sealing batches rawfile fitting"
+    " operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks",
+    "estimates reduction discovery operators.dense krylov.lanczos",
+    "extremes degeneracy density records survey checkpoint",
+    "spectrum moments task",
+    "plots hdf5 operators.function krylov.slq zoo.tasks",
+    "sheets storage operators.checks zoo.training",
+    "figures operators.curvature zoo.__main__",
+    "operators.hessian operators.ggn operators.point provenance",
+    "analysis",
+    "run",
+    # The command line. `main` is its frame: it knows the commands by name, and imports one when it is called.
+    "cli.main cli.numbers cli.user_code",
+    "cli.tables cli.task_source cli.progress cli.inspect",
+    "cli.show",
+    "cli.plot cli.analyze cli.demo",
+]
+
+NUMPY_WING = (
+    "errors version jsonable style tridiagonal trajectory replacing sealing estimates extremes degeneracy density "
+    "records spectrum moments plots hdf5 sheets storage figures "
+    "cli.main cli.numbers cli.tables cli.show cli.plot"
+).split()
+
+
+def full_name(short: str) -> str:
+    return f"spectra_cli.{short.removeprefix('cli.')}" if short.startswith("cli.") else f"spectra.{short}"
+
+
+def source_files() -> dict[str, Path]:
+    """Module name -> file, of both packages."""
+    found = {}
+    for base, package in ((ROOT, "spectra"), (ROOT / "cli", "spectra_cli")):
+        for file in (base / package).rglob("*.py"):
+            parts = file.relative_to(base).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+FILES = source_files()
+FLOOR = {full_name(name): number for number, names in enumerate(FLOORS) for name in names.split()}
+
+
+def imports_of(file: Path) -> list[tuple[int, str]]:
+    """(line, module) of every import of our own, within functions too; those for type checkers alone do not count."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} line {node.lineno}: imports are absolute"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in FILES else str(node.module) for name in inner]
+        else:
+            continue
+        found += [(node.lineno, name) for name in names if name.split(".")[0] in ("spectra", "spectra_cli")]
+    return found
+
+
+def is_empty(file: Path) -> bool:
+    """Whether a package's own file is a docstring and nothing else."""
+    return all(isinstance(node, ast.Expr) for node in ast.parse(file.read_text(encoding="utf-8")).body)
+
+
+def test_every_module_stands_on_one_floor():
+    names = [full_name(name) for names in FLOORS for name in names.split()]
+    assert len(names) == len(set(names))
+    packages = {name for name, file in FILES.items() if file.name == "__init__.py"}
+    assert set(FILES) - packages == set(names), "place the new module in FLOORS, or take the old one out"
+    assert all(is_empty(FILES[name]) for name in packages - {"spectra"})
+
+
+@pytest.mark.parametrize("name", sorted(FLOOR))
+def test_imports_go_strictly_downward(name):
+    file = FILES[name]
+    for line, imported in imports_of(file):
+        where = f"{file.relative_to(ROOT)} line {line} imports {imported}"
+        assert imported != "spectra", f"{where}: its names are for users; import the module that has them"
+        assert imported in FLOOR, f"{where}: no such module"
+        assert FLOOR[imported] < FLOOR[name], (
+            f"{where}, which is on floor {FLOOR[imported]}; {name} is on floor {FLOOR[name]} and may look down only"
+        )
+
+
+def test_an_import_that_goes_up_would_be_found(tmp_path):
+    file = tmp_path / "up.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from spectra.run import Outcome\n"
+        "def f():\n    from spectra import analysis, Task\n    import spectra.task\n"
+    )
+    assert imports_of(file) == [(5, "spectra.analysis"), (5, "spectra"), (6, "spectra.task")]
+
+
+def fresh_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def test_the_numpy_wing_imports_no_torch():
+    """In one process, in the order of the floors; the first module after which torch is there is named."""
+    code = (
+        "import importlib, json, sys\n"
+        f"for name in {[full_name(name) for name in NUMPY_WING]!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    if 'torch' in sys.modules:\n"
+        "        sys.exit(f'{name} imports torch')\n"
+        "import spectra\n"
+        "spectra.load_trajectory, spectra.Spectrum, spectra.Estimate, spectra.Density, spectra.Trajectory\n"
+        "sys.exit('torch came with the names of spectra' if 'torch' in sys.modules else 0)\n"
+    )
+    done = fresh_python(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_show_imports_no_torch(form):
+    code = (
+        "import sys\n"
+        "from spectra_cli.main import main\n"
+        f"try:\n    main(['show', {str(SMALL_FILE)!r}, *{form!r}])\n"
+        "except SystemExit as stop:\n    print('END', stop.code or 0, 'torch' in sys.modules)\n"
+    )
+    done = fresh_python(code)
+    assert done.stdout.endswith("END 0 False\n"), done.stderr
+    if form == ["--json"]:
+        assert json.loads(done.stdout.removesuffix("END 0 False\n"))[0]["estimates"]["trace"]["value"] is not None
+
+
+def test_importing_spectra_loads_nothing_heavy():
+    done = fresh_python("import sys, spectra; print(sorted({'torch', 'numpy', 'scipy', 'h5py'} & set(sys.modules)))")
+    assert done.stdout == "[]\n", done.stderr
