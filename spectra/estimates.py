@@ -2,7 +2,9 @@
 
 The probes are independent unit vectors with ``n E[q q'] = I``, so ``n q' f(H) q`` has the mean ``Tr f(H)``. Its error
 is that of a mean over ``k`` probes: Student's t with ``k - 1`` degrees of freedom. To that the error of the arithmetic
-is added: ``noise``, the error of a product relative to its own size.
+is added: ``noise``, the error of a product relative to ``|H|_2 |q|``. It moves an eigenvalue by at most ``noise |H|_2``
+(Weyl); in a quadratic form with a random probe it is taken to be spread over the parameters as rounding is, which makes
+it ``noise |H|_2 / sqrt(n)``.
 """
 
 from __future__ import annotations
@@ -131,15 +133,15 @@ def trace(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate
     """``Tr H``, estimated by ``n mean_i alpha_i1``: one product per probe, and further steps add nothing to it.
 
     Per probe the variance is ``2n / (n + 2) (|H|_F^2 - (Tr H)^2 / n)`` for sphere probes and
-    ``2 (|H|_F^2 - sum_j H_jj^2)`` for Rademacher ones. An error ``noise |H q|`` of each product moves ``q' H q`` by at
-    most as much, so the interval is widened by ``n noise mean_i |H q_i|``.
+    ``2 (|H|_F^2 - sum_j H_jj^2)`` for Rademacher ones. The noise of the
+    products widens the interval by ``sqrt(n) noise |H|_2``.
 
     References:
         M. Hutchinson, A stochastic estimator of the trace of the influence matrix, Comm. Stat. 18 (1989); H.
         Avron, S. Toledo, Randomized algorithms for estimating the trace, J. ACM 58 (2011).
     """
     samples = n * np.array([t.alphas[0] for t in tridiagonals])
-    arithmetic = n * noise * float(np.mean(_product_norms(tridiagonals)))
+    arithmetic = sqrt(n) * noise * spectral_scale(tridiagonals)
     return mean_estimate(samples, arithmetic=arithmetic, note=_dominance(tridiagonals, n))
 
 
@@ -147,18 +149,20 @@ def frobenius_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) ->
     """``|H|_F``, estimated by ``sqrt(n mean_i |H q_i|^2)`` with ``|H q_i|^2 = alpha_i1^2 + beta_i1^2``.
 
     The square is unbiased; its error goes over to the root by ``se(F) = se(F^2) / 2F``, and the interval is the root
-    of the square's, cut at 0. A relative error ``noise`` of the products is one of the norm.
+    of the square's, cut at 0. An error of the products relative to their own length, which is ``|H|_F / sqrt(n)``, is
+    one of the norm: ``noise |H|_2 sqrt(n) / |H|_F`` at most.
     """
     squares = n * _product_norms(tridiagonals) ** 2
     square = mean_estimate(squares, least=0.0, note=_dominance(tridiagonals, n))
     value = sqrt(square.value)
     if square.stderr is None or square.lower is None or square.upper is None:
         return Estimate(value, None, None, None, square.num_probes)
+    arithmetic = sqrt(n) * noise * spectral_scale(tridiagonals)
     return Estimate(
         value,
         square.stderr / (2 * value) if value > 0 else 0.0,
-        sqrt(square.lower) * (1 - noise),
-        sqrt(square.upper) * (1 + noise),
+        max(0.0, sqrt(square.lower) - arithmetic),
+        sqrt(square.upper) + arithmetic,
         square.num_probes,
         note=square.note,
     )
@@ -167,7 +171,7 @@ def frobenius_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) ->
 def mean_eigenvalue(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate:
     """``(1/n) Tr H``, estimated by ``mean_i alpha_i1``."""
     samples = np.array([t.alphas[0] for t in tridiagonals])
-    arithmetic = noise * float(np.mean(_product_norms(tridiagonals)))
+    arithmetic = noise * spectral_scale(tridiagonals) / sqrt(n)
     return mean_estimate(samples, arithmetic=arithmetic, note=_dominance(tridiagonals, n))
 
 
@@ -240,12 +244,12 @@ def tensor_traces(
         sizes: the tensors' names and sizes, in the order of the columns.
 
     Returns:
-        One estimate per tensor. An error ``noise |H q|`` of the product meets only the tensor's own part of ``q``,
-        whose norm is about ``sqrt(size / n)``.
+        One estimate per tensor. The noise of the product meets only the tensor's own part of ``q``, of length about
+        ``sqrt(size / n)``.
     """
-    product = float(np.mean(_product_norms(tridiagonals)))
+    scale = spectral_scale(tridiagonals)
     return {
-        name: mean_estimate(n * forms[:, column], arithmetic=n * noise * product * sqrt(size / n))
+        name: mean_estimate(n * forms[:, column], arithmetic=sqrt(size) * noise * scale)
         for column, (name, size) in enumerate(sizes.items())
     }
 

@@ -26,7 +26,7 @@ class Spectrum:
     Args:
         tridiagonals: one per probe; they may differ in length.
         n: the number of rows (parameters).
-        noise: ``eta``, the error of a product relative to its size; eigenvalues are known to ``eta |H|_2``.
+        noise: ``eta``, the error of a product relative to ``|H|_2 |q|``; eigenvalues are known to ``eta |H|_2``.
         seed: of the probes.
         distribution: ``"sphere"`` or ``"rademacher"``; the probes are unit vectors of it.
         tensor_sizes: the parameter tensors' names and sizes, in order.

@@ -15,31 +15,31 @@ ROOT = Path(__file__).parents[1]
 SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
-FLOORS = [
-    "errors version jsonable style dialects memory randomness",
-    "tridiagonal trajectory replacing sealing batches rawfile fitting"
-    " operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks",
-    "estimates reduction discovery operators.dense krylov.lanczos",
-    "extremes degeneracy density records survey checkpoint",
-    "spectrum moments task",
-    "plots hdf5 operators.function krylov.slq zoo.tasks",
-    "sheets storage operators.checks zoo.training",
-    "figures operators.curvature zoo.__main__",
-    "operators.hessian operators.ggn operators.point provenance",
-    "analysis",
-    "run",
-    # The command line. `main` is its frame: it knows the commands by name, and imports one when it is called.
-    "cli.main cli.numbers cli.user_code",
-    "cli.tables cli.task_source cli.progress cli.inspect",
-    "cli.show",
-    "cli.plot cli.analyze cli.demo",
-]
+# `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
+FLOORS = """
+    errors version jsonable style dialects memory randomness
+    tridiagonal trajectory replacing sealing batches rawfile fitting operators.base operators.modes krylov.basis \
+        krylov.probes zoo.data zoo.networks
+    estimates reduction discovery operators.dense krylov.lanczos
+    extremes degeneracy density records survey checkpoint
+    spectrum moments task
+    plots hdf5 operators.function krylov.slq zoo.tasks
+    sheets storage operators.checks zoo.training
+    figures operators.curvature zoo.__main__
+    operators.hessian operators.ggn operators.point provenance
+    analysis
+    run
+    cli.main cli.numbers cli.user_code
+    cli.tables cli.task_source cli.progress cli.inspect
+    cli.show
+    cli.plot cli.analyze cli.demo
+""".strip().splitlines()
 
-NUMPY_WING = (
-    "errors version jsonable style tridiagonal trajectory replacing sealing estimates extremes degeneracy density "
-    "records spectrum moments plots hdf5 sheets storage figures "
-    "cli.main cli.numbers cli.tables cli.show cli.plot"
-).split()
+NUMPY_WING = """
+    errors version jsonable style tridiagonal trajectory replacing sealing estimates extremes degeneracy density
+    records spectrum moments plots hdf5 sheets storage figures
+    cli.main cli.numbers cli.tables cli.show cli.plot
+"""
 
 
 def full_name(short: str) -> str:
@@ -125,7 +125,7 @@ def test_the_numpy_wing_imports_no_torch():
     """In one process, in the order of the floors; the first module after which torch is there is named."""
     code = (
         "import importlib, json, sys\n"
-        f"for name in {[full_name(name) for name in NUMPY_WING]!r}:\n"
+        f"for name in {[full_name(name) for name in NUMPY_WING.split()]!r}:\n"
         "    importlib.import_module(name)\n"
         "    if 'torch' in sys.modules:\n"
         "        sys.exit(f'{name} imports torch')\n"

@@ -63,7 +63,9 @@ def tridiagonalize(
             break
         products = operator.apply(torch.stack([run.basis.last for run in live]))
         for run, product in zip(live, products):
-            run.advance(product.to(torch.float64), tolerance)
+            # A copy at an address of its own, since scalar products round differently at other alignments: the numbers
+            # of a probe must not depend on which row of which block it stood in.
+            run.advance(product.to(torch.float64, copy=True), tolerance)
         if tick is not None:
             tick(len(live))
     return [run.result(keep_basis) for run in runs]

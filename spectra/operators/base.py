@@ -35,7 +35,7 @@ class SymmetricOperator(ABC):
 
     @property
     def noise(self) -> float:
-        """``eta``: the relative error of a product, as measured or bounded; at least the unit roundoff."""
+        """``eta``: the error of a product relative to ``|H|_2 |v|``; at least the unit roundoff."""
         return float(torch.finfo(self.torch_dtype).eps)
 
     @property
