@@ -150,18 +150,20 @@ def frobenius_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) ->
 
     The square is unbiased; its error goes over to the root by ``se(F) = se(F^2) / 2F``, and the interval is the root
     of the square's, cut at 0. An error of the products relative to their own length, which is ``|H|_F / sqrt(n)``, is
-    one of the norm: ``noise |H|_2 sqrt(n) / |H|_F`` at most.
+    one of the norm: ``noise |H|_2 sqrt(n) / |H|_F`` at most. The largest Ritz value is a lower bound too, since
+    ``|H|_F >= |H|_2``.
     """
     squares = n * _product_norms(tridiagonals) ** 2
     square = mean_estimate(squares, least=0.0, note=_dominance(tridiagonals, n))
     value = sqrt(square.value)
     if square.stderr is None or square.lower is None or square.upper is None:
         return Estimate(value, None, None, None, square.num_probes)
-    arithmetic = sqrt(n) * noise * spectral_scale(tridiagonals)
+    scale = spectral_scale(tridiagonals)
+    arithmetic = sqrt(n) * noise * scale
     return Estimate(
         value,
         square.stderr / (2 * value) if value > 0 else 0.0,
-        max(0.0, sqrt(square.lower) - arithmetic),
+        max(sqrt(square.lower) - arithmetic, min(value, (1 - noise) * scale), 0.0),
         sqrt(square.upper) + arithmetic,
         square.num_probes,
         note=square.note,

@@ -21,6 +21,7 @@ from torch import nn
 from spectra import reduction as reductions
 from spectra.batches import Rebatched, choose_samples, rows_of
 from spectra.errors import ArgumentError, DataError, TaskError
+from spectra.randomness import random_state_kept
 
 if TYPE_CHECKING:
     from spectra.survey import Survey
@@ -186,7 +187,10 @@ class Task:
 
     def subset(self, samples: int, seed: int = 0) -> Task:
         """The same task on a fixed random subset of ``samples`` rows."""
-        return replace(self, data=choose_samples(self.data, samples, seed))
+        with random_state_kept():
+            torch.manual_seed(seed)  # where the data shuffle, the subset is fixed all the same
+            chosen = choose_samples(self.data, samples, seed)
+        return replace(self, data=chosen)
 
     def rebatched(self, batch_size: int) -> Task:
         """The same task with its rows in batches of ``batch_size``."""

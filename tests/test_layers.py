@@ -30,7 +30,9 @@ FLOORS = """
     analysis
     run
     cli.main cli.numbers cli.user_code
-    cli.tables cli.task_source cli.progress cli.inspect
+    cli.layout cli.task_source cli.progress cli.inspect
+    cli.record_table
+    cli.tables
     cli.show
     cli.plot cli.analyze cli.demo
 """.strip().splitlines()
@@ -38,7 +40,7 @@ FLOORS = """
 NUMPY_WING = """
     errors version jsonable style tridiagonal trajectory replacing sealing estimates extremes degeneracy density
     records spectrum moments plots hdf5 sheets storage figures
-    cli.main cli.numbers cli.tables cli.show cli.plot
+    cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from spectra.records import Record
-from spectra_cli.layout import new_table, print_heading, print_line, print_pairs
+from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import interval, number, plain, rounded
-
-_NOTE_WIDTH = 60  # beyond it a note goes on in the next line
 
 FACTS = {  # in this order; what else there is follows
     "loss": "loss of the data",
@@ -38,7 +35,7 @@ def print_record(record: Record, console: Console) -> None:
     if record.status == "failed":
         print_line(console, f"! failed: {record.reason}")
         return
-    console.print(_estimates_table(record))
+    _print_estimates(record, console)
     console.print()
     print_pairs(console, facts_of(record))
     for table in (_curve_table(record), _tensor_table(record)):
@@ -84,23 +81,24 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
     return [(name, words) for name, words in lines if words not in ("", "-")]
 
 
-def _estimates_table(record: Record) -> Table:
-    table = new_table("quantity", "value", "+-", "interval", "note")
+def _print_estimates(record: Record, console: Console) -> None:
+    """Every estimate with its error and its interval; what there is to know of one stands below, under a star."""
+    table = new_table("quantity", "value", "+-", "interval", "")
     table.columns[0].justify = table.columns[4].justify = "left"
+    remarks: dict[str, list[str]] = {}
     for name, estimate in record.estimates.items():
         # A count that is not resolved has no value: its bracket is the result.
         value, error = ("-", "") if estimate.resolved is False else number(estimate)
-        notes = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
-        if estimate.note:
-            notes.append(estimate.note)
-        table.add_row(
-            name,
-            value,
-            error,
-            interval(estimate.lower, estimate.upper),
-            textwrap.fill("; ".join(notes), _NOTE_WIDTH, break_long_words=False, break_on_hyphens=False),
-        )
-    return table
+        marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
+        if estimate.resolved is False and estimate.note:
+            marks.append(estimate.note)
+        elif estimate.note:
+            remarks[name] = [estimate.note]
+            marks.append("*")
+        table.add_row(name, value, error, interval(estimate.lower, estimate.upper), "; ".join(marks))
+    console.print(table)
+    for note, names in grouped(remarks).items():
+        print_line(console, f"* {', '.join(names)}: {note}")
 
 
 def _curve_table(record: Record) -> Table | None:

@@ -95,8 +95,10 @@ class CurvatureOperator(SymmetricOperator):
         return self.self_test.noise
 
     def at(self, dtype: torch.dtype) -> Self:
-        """The same operator computed in another dtype, of the task's model as it is now."""
-        return type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
+        """The same operator, at the same parameters, computed in another dtype."""
+        twin = type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
+        twin.function.adopt(self.function)
+        return twin
 
     def batches(self) -> Iterator[tuple[Any, float]]:
         """The batches of positive weight, on the device, with their weights; checked against the survey at the end."""

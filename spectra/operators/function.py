@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from spectra.batches import map_tensors
 from spectra.errors import ArgumentError, DataError, NumericsError, TaskError
@@ -70,7 +71,14 @@ class LossFunction:
             for name, tensor in self._whole.named_parameters()
             if id(tensor) not in taken
         }
-        self._buffers = {name: self._cast(tensor.detach()) for name, tensor in self._whole.named_buffers()}
+        self._buffers = {name: self._cast(tensor.detach()).clone() for name, tensor in self._whole.named_buffers()}
+
+    def adopt(self, other: LossFunction) -> None:
+        """Take the parameters and buffers of another function of the same task, in this one's own dtype."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.theta, other.theta):
+                mine.copy_(theirs)
+        self._buffers = {name: self._cast(tensor) for name, tensor in other._buffers.items()}
 
     def check_finite(self) -> None:
         """Raise NumericsError, with the tensor's name, if a parameter or buffer is NaN or infinite."""
@@ -165,6 +173,9 @@ def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> d
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise TaskError("the model has no parameter with requires_grad=True: there is nothing to differentiate")
+    lazy = [name for name, p in trainable.items() if is_lazy(p)]
+    if lazy:
+        raise TaskError(f"{lazy[0]} has no shape yet: pass one batch through the model before making the task")
     if params is None:
         return trainable
     meant: set[str] = set()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import dense_hessian, mlp_ragged, parameters, unused_and_frozen
+from cases import conv_batch_norm, dense_hessian, mlp_ragged, parameters, unused_and_frozen
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 from spectra import DenseOperator, GGNOperator, HessianOperator, Task
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, TaskError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -136,6 +136,36 @@ def test_the_operator_stays_at_the_parameters_it_was_made_at():
         task.model[0].weight.add_(1.0)
     assert torch.equal(operator @ v, before)
     assert not torch.equal(HessianOperator(task) @ v, before)
+
+
+def test_neither_training_nor_running_statistics_move_an_operator_that_is_made():
+    task, _ = conv_batch_norm()
+    task.model.float()
+    single = Task(task.model, task.criterion, [(x.float(), y) for x, y in task.data])
+    early, late = HessianOperator(single), HessianOperator(single)
+    v = torch.randn(early.n)
+    before = early @ v
+    with torch.no_grad():
+        task.model.bn.running_var.mul_(3.0)
+        task.model.conv.weight.add_(1.0)
+    assert torch.equal(late @ v, before)  # its self-test too is made here, and belongs to the old parameters
+    assert late.noise == early.noise < 1e-5
+
+
+def test_a_subset_of_a_shuffling_loader_is_fixed_and_leaves_the_random_state_alone():
+    x, y = torch.arange(40.0)[:, None], torch.arange(40) % 3
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    task = Task(nn.Linear(1, 3), nn.CrossEntropyLoss(), loader)
+    state = torch.get_rng_state()
+    first = task.subset(10, seed=3).survey().fingerprint
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert task.subset(10, seed=3).survey().fingerprint == first
+
+
+def test_parameters_without_a_shape_are_refused():
+    with pytest.raises(TaskError, match="one batch through the model"):
+        HessianOperator(Task(nn.LazyLinear(3), nn.MSELoss(), [(torch.ones(2, 4), torch.ones(2, 3))]))
 
 
 def test_prepared_products_are_the_same_and_read_the_data_once():
