@@ -12,7 +12,7 @@ from spectra.version import __version__
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.analysis import analyze, iter_analyze
-    from spectra.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from spectra.density import Density
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
@@ -22,16 +22,16 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.hessian import HessianOperator
     from spectra.records import Record, Trajectory
     from spectra.spectrum import Spectrum
-    from spectra.storage import load_trajectory
+    from spectra.storage.runfile import load_trajectory
     from spectra.task import Task
     from spectra.tridiagonal import Tridiagonal
 
 _HOME = {
     # what is analysed
     "Task": "spectra.task",
-    "Checkpoint": "spectra.checkpoint",
-    "load_checkpoint": "spectra.checkpoint",
-    "save_checkpoint": "spectra.checkpoint",
+    "Checkpoint": "spectra.checkpoints.checkpoint",
+    "load_checkpoint": "spectra.checkpoints.checkpoint",
+    "save_checkpoint": "spectra.checkpoints.checkpoint",
     # operators
     "HessianOperator": "spectra.operators.hessian",
     "GGNOperator": "spectra.operators.ggn",
@@ -47,7 +47,7 @@ _HOME = {
     "iter_analyze": "spectra.analysis",
     "Record": "spectra.records",
     "Trajectory": "spectra.records",
-    "load_trajectory": "spectra.storage",
+    "load_trajectory": "spectra.storage.runfile",
     # errors
     "SpectraError": "spectra.errors",
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spectra.checkpoint import Checkpoint
+from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS

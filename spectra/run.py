@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from spectra.analysis import Settings, failed_record, iter_analyze, run_settings, sampled
-from spectra.checkpoint import Checkpoint, load_checkpoint
+from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError, TaskError
 from spectra.records import Identity, Record
-from spectra.replacing import check_writable
-from spectra.storage import RunFile, load_trajectory
+from spectra.storage.replacing import check_writable
+from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.task import Task
 
 TaskMaker = Callable[[Checkpoint], Task]

@@ -15,8 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from spectra.checkpoint import check_finite, find_checkpoints, load_checkpoint, order_checkpoints, save_checkpoint
-from spectra.dialects import position_in_name, strip_wrappers
+from spectra.checkpoints.checkpoint import (
+    check_finite,
+    find_checkpoints,
+    load_checkpoint,
+    order_checkpoints,
+    save_checkpoint,
+)
+from spectra.checkpoints.dialects import position_in_name, strip_wrappers
 from spectra.errors import ArgumentError, CheckpointError, MissingDependency, NumericsError
 
 
@@ -388,7 +394,7 @@ def test_torchscript_is_refused_with_what_to_do(tmp_path):
 
 def test_a_large_file_is_mapped_and_gives_the_same_weights(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.pt", {"model": STATE})
-    monkeypatch.setattr("spectra.rawfile.MMAP_FROM", 1)
+    monkeypatch.setattr("spectra.checkpoints.rawfile.MMAP_FROM", 1)
     found = load_checkpoint(path)
     assert same(found.state_dict, STATE)
     path.write_bytes(path.read_bytes()[:-40])
@@ -402,7 +408,7 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path, monkeypatch):
         os.utime(path, ns=(1, 1))
         return dict(STATE)
 
-    monkeypatch.setattr("spectra.rawfile.read_raw", read_then_write)
+    monkeypatch.setattr("spectra.checkpoints.rawfile.read_raw", read_then_write)
     assert "written to while it was read" in refusal(path)
 
 

@@ -17,15 +17,15 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    errors version jsonable style dialects memory randomness
-    tridiagonal trajectory replacing sealing batches rawfile fitting operators.base operators.modes krylov.basis \
-        krylov.probes zoo.data zoo.networks
-    estimates reduction discovery operators.dense krylov.lanczos
-    extremes degeneracy density records survey checkpoint
-    spectrum moments task
-    plots hdf5 operators.function krylov.slq zoo.tasks
-    sheets storage operators.checks zoo.training
-    figures operators.curvature zoo.__main__
+    errors version jsonable plots.style checkpoints.dialects memory randomness
+    tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
+        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks
+    estimates reduction checkpoints.discovery operators.dense krylov.lanczos
+    extremes degeneracy density records survey checkpoints.checkpoint
+    spectrum plots.moments task
+    plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
+    plots.sheets storage.runfile operators.checks zoo.training
+    plots.figures operators.curvature zoo.__main__
     operators.hessian operators.ggn operators.point provenance
     analysis
     run
@@ -38,8 +38,8 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors version jsonable style tridiagonal trajectory replacing sealing estimates extremes degeneracy density
-    records spectrum moments plots hdf5 sheets storage figures
+    errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
+    estimates extremes degeneracy density records spectrum plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """
 

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from reference import bulk_with_outliers, probes_of
 from run_files import TENSORS, failed_record, make_record, make_spectrum
 
-from spectra import figures, plots, sheets
 from spectra.errors import ArgumentError, StorageError
 from spectra.estimates import Estimate
-from spectra.moments import axis_of, moments_of, values_over
+from spectra.plots import draw, figures, sheets
+from spectra.plots.moments import axis_of, moments_of, values_over
+from spectra.plots.style import LOOKS, literal, style
 from spectra.records import Record, Trajectory
 from spectra.spectrum import Spectrum
-from spectra.style import LOOKS, literal, style
 from spectra.trajectory import Values
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,7 +75,7 @@ def finished(record_or_moments) -> Figure:
 @pytest.mark.parametrize("view", ["linear", "asinh"])
 def test_a_density_is_drawn_as_it_is_with_its_band_on_a_log_axis(ax, spectrum, view):
     density = spectrum.density(view=view)
-    plots.draw_density(ax, density, n=600, label="eval")
+    draw.draw_density(ax, density, n=600, label="eval")
     (line,) = ax.lines
     np.testing.assert_array_equal(line.get_xdata(), density.grid)
     np.testing.assert_array_equal(line.get_ydata(), density.values)
@@ -90,7 +90,7 @@ def test_a_density_is_drawn_as_it_is_with_its_band_on_a_log_axis(ax, spectrum, v
 
 def test_the_log_axis_reaches_far_enough_down_to_show_a_single_eigenvalue(ax, spectrum):
     density = spectrum.density()
-    plots.draw_density(ax, density, n=600)
+    draw.draw_density(ax, density, n=600)
     bottom, top = ax.get_ylim()
     one = 1 / 600 / (density.sigma * np.sqrt(2 * np.pi))
     assert bottom < 0.1 * one
@@ -99,7 +99,7 @@ def test_the_log_axis_reaches_far_enough_down_to_show_a_single_eigenvalue(ax, sp
 
 
 def test_one_probe_has_no_band(ax):
-    plots.draw_density(ax, Spectrum(probes_of(np.arange(50.0), 10, 1, 0), 50).density(), n=50)
+    draw.draw_density(ax, Spectrum(probes_of(np.arange(50.0), 10, 1, 0), 50).density(), n=50)
     assert len(ax.lines) == 1
     assert not ax.collections
 
@@ -107,7 +107,7 @@ def test_one_probe_has_no_band(ax):
 def test_a_second_density_widens_the_axes_and_keeps_the_first_in_view(ax):
     narrow, wide = (Spectrum(probes_of(factor * np.linspace(-1, 1, 60), 20, 3, 0), 60) for factor in (1, 10))
     for spectrum in (wide, narrow):
-        plots.draw_density(ax, spectrum.density(), n=60)
+        draw.draw_density(ax, spectrum.density(), n=60)
     low, high = ax.get_xlim()
     assert low < -10
     assert high > 10
@@ -119,7 +119,7 @@ def test_a_second_density_widens_the_axes_and_keeps_the_first_in_view(ax):
     [(1e-3, -1.0, 30.0), (0.1, -0.5, 0.9), (3.0, -4.0, 4.0), (1e-12, 2.0, 8.0), (1, 0, 1e15)],
 )
 def test_asinh_ticks_are_true_and_inside_a_view_that_shows_some(ax, threshold, low, high):
-    plots.asinh_axis(ax, threshold, low, high)
+    draw.asinh_axis(ax, threshold, low, high)
     shown = [
         (x, label.get_text())
         for x, label in zip(ax.xaxis.get_major_locator()(), ax.xaxis.get_majorticklabels())
@@ -134,7 +134,7 @@ def test_asinh_ticks_are_true_and_inside_a_view_that_shows_some(ax, threshold, l
 
 
 def test_stems_are_every_ritz_value_with_its_weight(ax, spectrum):
-    plots.draw_stems(ax, spectrum)
+    draw.draw_stems(ax, spectrum)
     drawn = sorted((x, y) for line in ax.lines for x, y in line.get_xydata())
     expected = sorted(zip(spectrum.nodes.ravel(), spectrum.weights.ravel()))
     np.testing.assert_allclose(drawn, expected)
@@ -146,7 +146,7 @@ def test_stems_are_every_ritz_value_with_its_weight(ax, spectrum):
 
 def test_stems_tell_converged_ritz_values_from_those_that_stand_for_many(ax):
     eigenvalues = np.concatenate([[10.0, 7.0, -5.0], np.random.default_rng(0).normal(0, 0.5, 500)])
-    plots.draw_stems(ax, Spectrum(probes_of(eigenvalues, 25, 3, 0), 503))
+    draw.draw_stems(ax, Spectrum(probes_of(eigenvalues, 25, 3, 0), 503))
     found = {str(line.get_label()): np.unique(np.asarray(line.get_xdata()).round(6)) for line in ax.lines}
     assert {10.0, 7.0, -5.0} <= set(found["converged"])
     assert np.abs(found["not converged"]).max() < 3
@@ -156,7 +156,7 @@ def test_stems_tell_converged_ritz_values_from_those_that_stand_for_many(ax):
 def test_an_unresolved_part_of_the_degeneracy_curve_has_a_bracket_and_no_point(ax, spectrum):
     curve, norm = spectrum.degeneracy_curve(), spectrum.spectral_norm().value
     assert 0 < curve.resolved.sum() < len(curve)
-    plots.draw_degeneracy(ax, curve, norm, headline=spectrum.rank_degeneracy())
+    draw.draw_degeneracy(ax, curve, norm, headline=spectrum.rank_degeneracy())
     value = ax.containers[0][0].get_ydata()
     np.testing.assert_array_equal(np.isfinite(value), curve.resolved)
     np.testing.assert_allclose(value[curve.resolved], curve.value[curve.resolved])
@@ -172,7 +172,7 @@ def test_an_unresolved_part_of_the_degeneracy_curve_has_a_bracket_and_no_point(a
 
 def test_the_headline_is_marked_at_its_tolerance(ax, spectrum):
     headline, norm = spectrum.rank_degeneracy(), spectrum.spectral_norm().value
-    plots.draw_degeneracy(ax, spectrum.degeneracy_curve(), norm, headline=headline)
+    draw.draw_degeneracy(ax, spectrum.degeneracy_curve(), norm, headline=headline)
     (star,) = (line for line in ax.lines if line.get_marker() == "*")
     assert star.get_xydata().tolist() == [[headline.tau / norm, headline.value]]
     assert f"{headline.value:.3f}" in str(star.get_label())
@@ -182,7 +182,7 @@ def test_a_curve_that_is_nowhere_resolved_has_no_point_and_no_star(ax):
     eigenvalues = np.random.default_rng(0).normal(size=500)
     spectrum = Spectrum(probes_of(eigenvalues, 10, 4, 0), 500, noise=1e-7)
     assert spectrum.rank_degeneracy().resolved is False
-    plots.draw_degeneracy(ax, spectrum.degeneracy_curve(), 3.0, headline=spectrum.rank_degeneracy())
+    draw.draw_degeneracy(ax, spectrum.degeneracy_curve(), 3.0, headline=spectrum.rank_degeneracy())
     assert not ax.lines
     assert len([patch for patch in ax.collections if patch.get_hatch()]) == 1
 
@@ -192,7 +192,7 @@ def test_a_curve_that_is_nowhere_resolved_has_no_point_and_no_star(ax):
 )
 def test_where_no_tolerance_makes_sense_the_axes_say_so(ax, eigenvalues, noise, words):
     spectrum = Spectrum(probes_of(eigenvalues, 3, 2, 0), 9, noise=noise)
-    plots.draw_degeneracy(ax, spectrum.degeneracy_curve(), spectrum.spectral_norm().value)
+    draw.draw_degeneracy(ax, spectrum.degeneracy_curve(), spectrum.spectral_norm().value)
     assert words in ax.texts[0].get_text()
     assert not ax.lines
 
@@ -208,7 +208,7 @@ def series(value, lower, upper, resolved=None) -> Values:
 
 def test_error_bars_of_a_series_are_the_intervals_and_gaps_stay_gaps(ax):
     values = series([1.0, nan, 3.0, 4.0], [0.5, nan, 2.9, nan], [2.0, nan, 3.3, nan])
-    plots.draw_series(ax, np.arange(4.0), values, label="eval")
+    draw.draw_series(ax, np.arange(4.0), values, label="eval")
     (container,) = ax.containers
     np.testing.assert_array_equal(container[0].get_ydata(), [1.0, nan, 3.0, 4.0])
     ends = bars(container)
@@ -218,7 +218,7 @@ def test_error_bars_of_a_series_are_the_intervals_and_gaps_stay_gaps(ax):
 
 def test_an_unresolved_value_is_an_open_bracket_and_never_a_point(ax):
     values = series([0.9, 0.6, 0.95], [0.89, 0.2, 0.94], [0.91, 1.0, 0.96], [True, False, True])
-    plots.draw_series(ax, np.arange(3.0), values)
+    draw.draw_series(ax, np.arange(3.0), values)
     line, bracket = ax.containers
     np.testing.assert_array_equal(line[0].get_ydata(), [0.9, nan, 0.95])
     assert bracket[0] is None
@@ -227,8 +227,8 @@ def test_an_unresolved_value_is_an_open_bracket_and_never_a_point(ax):
 
 
 def test_a_missing_bound_is_an_arrow_head(ax):
-    plots.draw_series(ax, np.arange(2.0), series([5.0, 6.0], [4.9, 5.9], [nan, 6.1]))
-    (arrow,) = (line for line in ax.lines if line.get_marker() == plots.CARETUPBASE)
+    draw.draw_series(ax, np.arange(2.0), series([5.0, 6.0], [4.9, 5.9], [nan, 6.1]))
+    (arrow,) = (line for line in ax.lines if line.get_marker() == draw.CARETUPBASE)
     assert arrow.get_xydata().tolist() == [[0.0, 5.0]]
     np.testing.assert_allclose(bars(ax.containers[0]), [[4.9, 5.0], [5.9, 6.1]])
 
@@ -237,13 +237,13 @@ def test_a_missing_bound_is_an_arrow_head(ax):
     ("value", "scale"), [([1.0, 100.0], "log"), ([1.0, 20.0], "linear"), ([-1.0, 100.0], "linear")]
 )
 def test_only_positive_values_over_a_wide_range_get_a_log_axis(ax, value, scale):
-    plots.draw_series(ax, np.arange(2.0), series(value, value, value))
+    draw.draw_series(ax, np.arange(2.0), series(value, value, value))
     assert ax.get_yscale() == scale
 
 
 def test_tensor_traces_are_bars_with_their_intervals_in_the_order_of_the_network(ax):
     traces = make_spectrum().tensor_traces()
-    plots.draw_tensors(ax, traces)
+    draw.draw_tensors(ax, traces)
     error, container = ax.containers
     np.testing.assert_allclose([bar.get_width() for bar in container], [e.value for e in traces.values()])
     ends = [segment[:, 0] for segment in error[2][0].get_segments()]
@@ -254,9 +254,9 @@ def test_tensor_traces_are_bars_with_their_intervals_in_the_order_of_the_network
 
 def test_rows_are_points_with_intervals_and_a_missing_estimate_is_no_point(ax):
     estimates = [Estimate(2.0, None, 1.5, 2.25, 4), None, Estimate(-1.0, None, None, -0.5, 4)]
-    plots.draw_rows(ax, estimates, ["a", "b", "c"])
+    draw.draw_rows(ax, estimates, ["a", "b", "c"])
     np.testing.assert_array_equal(ax.containers[0][0].get_xdata(), [2.0, nan, -1.0])
-    (arrow,) = (line for line in ax.lines if line.get_marker() == plots.CARETLEFTBASE)
+    (arrow,) = (line for line in ax.lines if line.get_marker() == draw.CARETLEFTBASE)
     assert arrow.get_xdata().tolist() == [-1.0]
 
 
@@ -470,7 +470,7 @@ def test_the_settings_of_matplotlib_are_left_as_found_and_do_not_matter(tmp_path
 
 
 def test_neither_pyplot_nor_torch_is_imported():
-    code = "import sys, spectra.figures; print([m for m in ('matplotlib.pyplot', 'torch') if m in sys.modules])"
+    code = "import sys, spectra.plots.figures; print([m for m in ('matplotlib.pyplot', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

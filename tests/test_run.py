@@ -357,7 +357,7 @@ def test_a_folder_that_may_not_be_written_to(run, out, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("spectra.replacing.os.open", refuse)  # the tests may run as root, whom no mode binds
+    monkeypatch.setattr("spectra.storage.replacing.os.open", refuse)  # the tests may run as root, whom no mode binds
     monkeypatch.setattr(run_room, "load_checkpoint", lambda *a, **k: pytest.fail("a checkpoint was read"))
     with pytest.raises(StorageError, match="permission denied; choose a folder that can be written to"):
         analyze_run(run, maker(), QUICK, out=out)

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from spectra.analysis import OPERATORS, Settings
-from spectra.checkpoint import Checkpoint
-from spectra.discovery import find_checkpoints, order_checkpoints
+from spectra.checkpoints.checkpoint import Checkpoint
+from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
 from spectra.errors import CheckpointError
 from spectra.records import Trajectory
 from spectra.run import DataChoice, Outcome, analyze_run, check_output
-from spectra.storage import load_trajectory
+from spectra.storage.runfile import load_trajectory
 from spectra.task import Task
 from spectra_cli.layout import make_console
 from spectra_cli.progress import RunDisplay

@@ -9,9 +9,9 @@ import click
 
 from spectra.analysis import Settings
 from spectra.errors import StorageError
-from spectra.figures import save_figures
+from spectra.plots.figures import save_figures
 from spectra.run import DataChoice, analyze_run
-from spectra.storage import load_trajectory
+from spectra.storage.runfile import load_trajectory
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import Epoch, train
 from spectra_cli.layout import make_console

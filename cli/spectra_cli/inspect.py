@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from spectra.checkpoint import Checkpoint, all_finite, find_checkpoints, load_checkpoint
+from spectra.checkpoints.checkpoint import Checkpoint, all_finite, find_checkpoints, load_checkpoint
 from spectra.errors import SpectraError
 from spectra_cli.main import ERROR, print_error
 

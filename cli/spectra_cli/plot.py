@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from spectra.figures import FORMATS, KINDS, save_figures
-from spectra.storage import load_trajectory
+from spectra.plots.figures import FORMATS, KINDS, save_figures
+from spectra.storage.runfile import load_trajectory
 from spectra_cli.show import select
 
 

@@ -12,7 +12,7 @@ import click
 
 from spectra.errors import ArgumentError
 from spectra.records import Record, Trajectory
-from spectra.storage import load_trajectory
+from spectra.storage.runfile import load_trajectory
 from spectra_cli.layout import make_console
 from spectra_cli.tables import print_trajectory
 

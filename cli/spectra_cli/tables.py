@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -58,9 +59,10 @@ def print_side_by_side(records: Sequence[Record], console: Console) -> None:
 def print_series(series: Series, console: Console) -> None:
     """One row per checkpoint; what failed has its reason below the table."""
     with_epochs = any(math.isfinite(epoch) for epoch in series.epochs)
+    with_steps = any(record.step is not None for record in series)
     with_accuracy = any(record.facts.get("accuracy") is not None for record in series)
     table = new_table(
-        "epoch" if with_epochs else "step",
+        "epoch" if with_epochs else "step" if with_steps else "checkpoint",
         "loss",
         *(["accuracy"] if with_accuracy else []),
         "trace",
@@ -72,7 +74,8 @@ def print_series(series: Series, console: Console) -> None:
     remarks: dict[str, list[str]] = {}  # what is starred -> the notes of its rows
     for record in series:
         moment = record.epoch if with_epochs else record.step
-        when = "-" if moment is None else f"{moment:g}"
+        name = "-" if record.checkpoint is None or with_epochs or with_steps else Path(record.checkpoint).name
+        when = name if moment is None else f"{moment:g}"
         if record.status == "failed":
             table.add_row(when, "failed")
             continue

@@ -24,7 +24,7 @@ from spectra.zoo.tasks import BUILT_IN, build_task, list_tasks, task_options
 from spectra_cli.user_code import Typed, bind, call, import_file, import_module, settle
 
 if TYPE_CHECKING:
-    from spectra.checkpoint import Checkpoint
+    from spectra.checkpoints.checkpoint import Checkpoint
     from spectra.task import Task
 
 EXAMPLE = """\

@@ -1,1 +1,1 @@
-
+"""Lanczos: probes, bases, recurrences in lockstep, and the spectrum that follows."""

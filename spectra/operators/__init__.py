@@ -1,1 +1,1 @@
-
+"""Curvature matrices as operators: their products, and what is checked before the first one."""

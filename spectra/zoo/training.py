@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.checkpoint import save_checkpoint
+from spectra.checkpoints.checkpoint import save_checkpoint
 from spectra.errors import ArgumentError, NumericsError
 from spectra.zoo.data import ImageSet
 from spectra.zoo.tasks import build_parts, task_options

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from spectra.checkpoint import save_checkpoint
+from spectra.checkpoints.checkpoint import save_checkpoint
 from spectra_cli.main import main
 
 

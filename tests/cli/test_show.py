@@ -17,7 +17,7 @@ from run_files import SETTINGS, failed_record, make_record
 
 from spectra.estimates import Estimate
 from spectra.spectrum import Spectrum
-from spectra.storage import RunFile, load_trajectory
+from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.tridiagonal import Tridiagonal
 from spectra_cli import numbers
 from spectra_cli.main import main

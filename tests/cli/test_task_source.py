@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectra.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from spectra.errors import ArgumentError, SpectraError, TaskError
 from spectra_cli.task_source import find_toml, resolve
 from spectra_cli.user_code import Typed

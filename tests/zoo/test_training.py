@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from spectra.checkpoint import load_checkpoint, order_checkpoints
+from spectra.checkpoints.checkpoint import load_checkpoint, order_checkpoints
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.zoo.__main__ import main
 from spectra.zoo.tasks import build_task

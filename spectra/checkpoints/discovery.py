@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from spectra.dialects import find_weights, metadata_of, natural_key, position_in_name, position_of
+from spectra.checkpoints.dialects import find_weights, metadata_of, natural_key, position_in_name, position_of
+from spectra.checkpoints.rawfile import read_raw
 from spectra.errors import CheckpointError
-from spectra.rawfile import read_raw
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".t7", ".bin", ".safetensors")
 # What trainers leave beside the weights.

@@ -1,4 +1,4 @@
-"""Draws spectra and estimates on the Axes it is given. Its look is that of `spectra.style`.
+"""Draws spectra and estimates on the Axes it is given. Its look is that of `spectra.plots.style`.
 
 Nothing touches pyplot: there is no current figure, no window and no state that a caller would have to restore.
 """
@@ -16,8 +16,8 @@ from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CAR
 from spectra.degeneracy import DegeneracyCurve
 from spectra.density import Density
 from spectra.estimates import Estimate
+from spectra.plots.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
 from spectra.spectrum import Spectrum
-from spectra.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
 from spectra.trajectory import Values
 
 # A Ritz value whose residual is below this part of the distance to its neighbours has met an eigenvalue.

@@ -42,11 +42,11 @@ from typing import Any
 import h5py
 
 from spectra.errors import SpectraError, StorageError
-from spectra.hdf5 import read_record, seal, verify, write_record
 from spectra.jsonable import dumps
 from spectra.records import Identity, Record, Trajectory
-from spectra.replacing import check_writable, fingerprint, replace_file
-from spectra.sealing import read_bytes, sealed, unsealed
+from spectra.storage.hdf5 import read_record, seal, verify, write_record
+from spectra.storage.replacing import check_writable, fingerprint, replace_file
+from spectra.storage.sealing import read_bytes, sealed, unsealed
 from spectra.version import __version__
 
 ENCODING_TYPE = "spectra-run"

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.dialects import clean, find_weights, metadata_of, position_of
-from spectra.discovery import find_checkpoints, order_checkpoints
+from spectra.checkpoints.dialects import clean, find_weights, metadata_of, position_of
+from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
+from spectra.checkpoints.fitting import fit
+from spectra.checkpoints.rawfile import read_hashed
 from spectra.errors import ArgumentError, CheckpointError, NumericsError
-from spectra.fitting import fit
-from spectra.rawfile import read_hashed
 
 __all__ = [
     "Checkpoint",

@@ -1,4 +1,4 @@
-"""The figures of a run: which there are, what each holds, and how they are saved. `spectra.plots` draws their parts."""
+"""The figures of a run: which there are, what each holds, and how they are saved. `sheets` composes them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from spectra import sheets
 from spectra.errors import ArgumentError, StorageError
-from spectra.moments import Moment, check_epochs, chosen_moments, moments_of
+from spectra.plots import sheets
+from spectra.plots.moments import Moment, check_epochs, chosen_moments, moments_of
+from spectra.plots.style import style
 from spectra.records import Trajectory
-from spectra.replacing import replace_file
-from spectra.style import style
+from spectra.storage.replacing import replace_file
 
 KINDS = ("density", "stems", "degeneracy", "layers", "modes", "trajectory")
 FORMATS = ("png", "pdf", "svg")

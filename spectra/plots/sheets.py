@@ -1,4 +1,4 @@
-"""Whole figures: what each holds, its title and its caption. `spectra.plots` draws the parts."""
+"""Whole figures: what each holds, its title and its caption. `spectra.plots.draw` draws the parts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spectra import plots
 from spectra.density import Density
-from spectra.moments import Moment, axis_of, values_over
+from spectra.plots import draw
+from spectra.plots.moments import Moment, axis_of, values_over
+from spectra.plots.style import asinh_axis, literal, look_of, shortened
 from spectra.records import Record
-from spectra.style import asinh_axis, literal, look_of, shortened
 
 #: More tensors than this in one figure could not be read.
 _MOST_TENSORS = 30
@@ -70,7 +70,7 @@ def _draw_densities(ax: Axes, moment: Moment, view: str) -> Density:
         common["linear_threshold"] = max(density.linear_threshold or 0.0 for density in own)
     for mode, spectrum in spectra.items():
         density = spectrum.density(view=view, **common)
-        plots.draw_density(ax, density, n=spectrum.n, look=look_of(mode), label=_mode_words(mode))
+        draw.draw_density(ax, density, n=spectrum.n, look=look_of(mode), label=_mode_words(mode))
     ax.set_xlabel(rf"eigenvalue $\lambda$ of the {_matrix_at(moment)}")
     return density
 
@@ -81,7 +81,7 @@ def stem_figure(moment: Moment) -> Figure:
     axes = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (mode, record) in zip(axes, modes.items()):
         assert record.spectrum is not None
-        plots.draw_stems(ax, record.spectrum, look=look_of(mode))
+        draw.draw_stems(ax, record.spectrum, look=look_of(mode))
         ax.set_title(_mode_words(mode), loc="left")
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.1)
     axes[-1].set_xlabel(rf"Ritz value (eigenvalue $\lambda$ of the {_matrix_at(moment)})")
@@ -99,7 +99,7 @@ def degeneracy_figure(moment: Moment) -> Figure:
     for ax, (mode, record) in zip(axes, modes.items()):
         spectrum = record.spectrum
         assert spectrum is not None
-        plots.draw_degeneracy(
+        draw.draw_degeneracy(
             ax,
             spectrum.degeneracy_curve(),
             record.estimates["spectral_norm"].value,
@@ -132,7 +132,7 @@ def layer_figure(moment: Moment) -> Figure:
     for place, (mode, traces) in enumerate(found.items()):
         drawn = {name: traces[name] for name in shown if name in traces}
         if drawn:
-            plots.draw_tensors(ax, drawn, look=look_of(mode), label=_mode_words(mode), place=place, places=len(found))
+            draw.draw_tensors(ax, drawn, look=look_of(mode), label=_mode_words(mode), place=place, places=len(found))
     ax.set_xlabel(f"trace of the tensor's block of the {_matrix_at(moment)} (they sum to the trace)")
     caption = f"Bars: {_band(moment)}. The tensors are in the order of the network."
     if len(names) > len(shown):
@@ -149,7 +149,7 @@ def mode_figure(moment: Moment) -> Figure:
     for place, (mode, record) in enumerate(moment.complete.items()):
         estimates = [record.estimates.get(name) for name in _ROWS]
         look = look_of(mode)
-        plots.draw_rows(right, estimates, list(_ROWS.values()), look=look, place=place, places=len(moment.complete))
+        draw.draw_rows(right, estimates, list(_ROWS.values()), look=look, place=place, places=len(moment.complete))
         size += [abs(e.value) for e in estimates if e is not None and e.value]
     low, high = right.get_xlim()
     if size:
@@ -185,7 +185,7 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
     for ax, (name, columns) in zip(axes, panels.items()):
         for index, (mode, values) in enumerate(columns.items()):
             x = position + (index - (len(modes) - 1) / 2) * aside
-            plots.draw_series(ax, x, values, look=look_of(mode), label=_mode_words(mode))
+            draw.draw_series(ax, x, values, look=look_of(mode), label=_mode_words(mode))
         ax.set_ylabel(_PANELS[name])
         ax.set_xlabel(words)
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))

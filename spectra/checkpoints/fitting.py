@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.dialects import strip_wrappers
+from spectra.checkpoints.dialects import strip_wrappers
 
 _SHOWN = 3  # keys of each kind in a message
 
