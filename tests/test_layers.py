@@ -24,7 +24,7 @@ FLOORS = """
     extremes degeneracy density records survey checkpoints.checkpoint
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
-    plots.sheets storage.runfile operators.checks zoo.training
+    plots.sheets storage.runfile operators.checks operators.selftest zoo.training
     plots.figures operators.curvature zoo.__main__
     operators.hessian operators.ggn operators.point provenance
     analysis
@@ -39,7 +39,8 @@ FLOORS = """
 
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
-    estimates extremes degeneracy density records spectrum plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures
+    estimates extremes degeneracy density records spectrum
+    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """
 

@@ -1,10 +1,9 @@
-"""What is checked before the first product: the data, the averaging, the second derivative, and the product itself."""
+"""What is checked before the first product: the partition of the data, the averaging, and the second derivative."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,24 +13,6 @@ from spectra.operators.function import LossFunction
 from spectra.operators.modes import batch_norm_layers, couples_samples
 from spectra.survey import Survey
 from spectra.task import Task
-
-if TYPE_CHECKING:
-    from spectra.operators.curvature import CurvatureOperator
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """How good the products are, as measured with random vectors on the first batch."""
-
-    repeatability: float  # two products with the same vector under other random states, relative to the product
-    asymmetry: float  # |u'Hv - v'Hu| / (|u| |Hv|)
-    roundoff: float | None  # against float64, relative to |H|_2 |v|; for float32 operators where that can be computed
-    noise: float  # eta: the largest of the three relative to |H|_2 |v|, and at least the unit roundoff
-    notes: tuple[str, ...] = ()
-
-
-# Above this, products are not merely rounded: they are random, or not symmetric.
-_FAULT = {torch.float32: 1e-3, torch.float64: 1e-7}
 
 
 def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
@@ -172,7 +153,7 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
         try:
             bent = torch.autograd.grad(slope, points, directions, allow_unused=True)
         except RuntimeError as error:
-            raise TaskError(f"the criterion cannot be differentiated twice: {_last_line(error)}") from error
+            raise TaskError(f"the criterion cannot be differentiated twice: {first_line(error)}") from error
         if any(b is not None and bool((b != 0).any()) for b in bent):
             return
     raise TaskError(
@@ -241,83 +222,6 @@ def _uneven(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[:cut], order[cut:]
 
 
-def self_test(operator: CurvatureOperator, note: str | None = None) -> SelfTest:
-    """Products with random vectors on the first batch: repeated, transposed, and in float64 where that can be.
-
-    The noise is an error relative to ``|H|_2 |v|``, by which it moves eigenvalues (Weyl). A random vector has hardly a
-    part in the leading eigenvectors, so its own product is much shorter than that: the scale is taken from the product
-    with that product, one step of the power method, which is at most ``|H|_2``.
-
-    Raises:
-        TaskError: the product is random or not symmetric.
-    """
-    generator = torch.Generator().manual_seed(2)
-    vectors = torch.randn(2, operator.n, generator=generator, dtype=torch.float64)
-    vectors /= vectors.norm(dim=1, keepdim=True)
-    with operator.function.evaluation():  # one batch for all, since a loader may shuffle
-        batch = next(batch for batch in operator.task.data if operator.task.weight_of(batch) > 0)
-    first = _products(operator, batch, vectors, seed=3)
-    length = float(first[0].norm())
-    if length == 0:
-        return SelfTest(0.0, 0.0, None, _unit(operator), (note,) if note else ())
-    again = _products(operator, batch, vectors[:1], seed=4)
-    change = float((again[0] - first[0]).norm())
-    crossed = abs(float(vectors[1] @ first[0] - vectors[0] @ first[1]))
-    fault = _FAULT[operator.torch_dtype]
-    if change > fault * length:
-        raise TaskError(
-            f"two products with the same vector differ by {change / length:.1%}: something in the model is random in "
-            "eval mode (a functional dropout, say); make it depend on model.training"
-        )
-    if crossed > fault * length:
-        raise TaskError(
-            f"the product is not symmetric (by {crossed / length:.1%}): the second derivative of some layer is wrong, "
-            "such as that of a custom autograd function"
-        )
-    leading = first[:1] / length
-    second = _products(operator, batch, leading, seed=3)
-    scale = max(float(second.norm()), length)
-    errors = _roundoff(operator, batch, torch.cat([vectors[:1], leading]), torch.cat([first[:1], second]))
-    roundoff = None if errors is None else errors / scale
-    notes = [note] if note else []
-    if roundoff is not None and roundoff > fault:
-        notes.append(f"float32 products are off by {roundoff:.1%} of the spectral norm: use --dtype float64")
-    noise = max(change / scale, crossed / scale, roundoff or 0.0, _unit(operator))
-    return SelfTest(change / length, crossed / length, roundoff, noise, tuple(notes))
-
-
-def _unit(operator: CurvatureOperator) -> float:
-    """The least noise that is believed. Float64 has nothing to be compared with, so some rounding is allowed for."""
-    unit = float(torch.finfo(operator.torch_dtype).eps)
-    return 8 * unit if operator.torch_dtype == torch.float64 else unit
-
-
-def _products(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, seed: int) -> torch.Tensor:
-    """Products on a batch, in float64 on the CPU, under a random state of their own."""
-    with operator.function.evaluation():
-        torch.manual_seed(seed)
-        try:
-            product = operator.linearise(operator.function.place(batch))
-            block = product(vectors.to(operator.device, operator.torch_dtype))
-        except (NotImplementedError, RuntimeError) as error:
-            if "differentiat" in str(error) or "derivative" in str(error):
-                raise TaskError(f"the loss cannot be differentiated twice: {_last_line(error)}") from error
-            raise
-    if not bool(torch.isfinite(block).all()):
-        raise NumericsError("a product on the first batch holds NaN or infinity")
-    return block.to("cpu", torch.float64)
-
-
-def _roundoff(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, products: torch.Tensor) -> float | None:
-    """The largest error of float32 products with unit vectors, against float64 ones."""
-    if operator.torch_dtype != torch.float32:
-        return None
-    try:
-        exact = _products(operator.at(torch.float64), batch, vectors, seed=3)
-    except (RuntimeError, TypeError):  # a model or criterion with float32 tensors that are neither parameter nor buffer
-        return None
-    return float((products - exact).norm(dim=1).max())
-
-
-def _last_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without what torch adds below."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,8 +19,9 @@ from spectra.batches import tensors_of
 from spectra.errors import ArgumentError, DataError, NumericsError
 from spectra.memory import available_bytes
 from spectra.operators.base import SymmetricOperator
-from spectra.operators.checks import SelfTest, check_loss, check_partition, self_test
+from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.function import LossFunction
+from spectra.operators.selftest import SelfTest, self_test
 from spectra.task import Task
 
 Product = Callable[[torch.Tensor], torch.Tensor]
