@@ -13,6 +13,7 @@ help:
 	@echo "make format  rewrite the sources in the project's format"
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) with what constraints.txt pins (a minute or more, once) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,9 +78,10 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_full_float32())
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=not recurrent, benchmark=False, deterministic=True, allow_tf32=False)
-            )
+            cudnn = torch.backends.cudnn
+            stack.enter_context(_set(cudnn, "enabled", cudnn.enabled and not recurrent))
+            stack.enter_context(_set(cudnn, "benchmark", False))
+            stack.enter_context(_set(cudnn, "deterministic", True))
         fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
@@ -89,13 +90,37 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch advises on which of its two interfaces to set this by
-        torch.set_float32_matmul_precision("highest")
+    """Float32 products in float32, by the interface that this torch has for it.
+
+    Since torch 2.9 each backend has its own setting. Those can be read and put back whichever interface the user set
+    them by, while the older global one raises where the newer ones were used.
+    """
+    backends = torch.backends
+    rooms: list[Any] = [backends, backends.cuda.matmul, backends.cudnn, backends.mkldnn]
+    rooms += [
+        getattr(room, name, None) for room in (backends.cudnn, backends.mkldnn) for name in ("matmul", "conv", "rnn")
+    ]
+    rooms = [room for room in rooms if room is not None and hasattr(room, "fp32_precision")]
+    with ExitStack() as stack:
+        if not rooms:
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            if torch.cuda.is_available():
+                stack.enter_context(_set(backends.cudnn, "allow_tf32", False))
+        # All are read before any is set: the general one is a default for the others.
+        before = [room.fp32_precision for room in rooms]
+        for room, value in zip(rooms, before):
+            stack.callback(setattr, room, "fp32_precision", value)
+        for room in rooms:
+            room.fp32_precision = "ieee"
+        yield
+
+
+@contextmanager
+def _set(room: Any, name: str, value: bool) -> Iterator[None]:
+    before = getattr(room, name)
+    setattr(room, name, value)
     try:
         yield
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.set_float32_matmul_precision(before)
+        setattr(room, name, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 
 import numpy as np
@@ -70,8 +71,8 @@ def test_a_product_changes_nothing(kind, mode):
     model, data = prepared_model()
     loader = torch.utils.data.DataLoader([(x, y) for xs, ys in data for x, y in zip(xs, ys)], batch_size=6)
     before, generators = state_of(model), random_states()
-    operator = kind(Task(model, nn.CrossEntropyLoss(), loader), bn_mode=mode)
-    product = operator @ torch.randn(operator.n, generator=torch.Generator().manual_seed(0))
+    hessian = kind(Task(model, nn.CrossEntropyLoss(), loader), bn_mode=mode)
+    product = hessian @ torch.randn(hessian.n, generator=torch.Generator().manual_seed(0))
     assert product.abs().sum() > 0
     assert_same(before, state_of(model))
     assert generators == random_states()
@@ -125,24 +126,50 @@ def test_products_work_within_no_grad_inference_mode_and_autocast():
         assert torch.equal(HessianOperator(task) @ v, plain)
 
 
-def test_reduced_float32_precision_is_off_during_products_and_back_after():
+PRECISIONS = ["cuda.matmul", "cudnn.conv", "mkldnn.matmul"]
+
+
+def precisions():
+    return [operator.attrgetter(name)(torch.backends).fp32_precision for name in PRECISIONS]
+
+
+def by_the_global_setting():
+    torch.set_float32_matmul_precision("medium")
+
+
+def by_one_backend():
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+
+
+def by_the_general_backend():
+    torch.backends.fp32_precision = "tf32"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has the older interface only")
+@pytest.mark.parametrize("reduce", [by_the_global_setting, by_one_backend, by_the_general_backend])
+def test_reduced_float32_precision_is_off_during_products_and_back_after(reduce):
     seen = []
 
     class Watch(nn.Module):
         def forward(self, x):
-            seen.append(torch.get_float32_matmul_precision())
+            seen.append(precisions())
             return x
 
     model = nn.Sequential(nn.Linear(3, 2), Watch())
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    task = Task(model, nn.CrossEntropyLoss(), [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))])
+    original = precisions(), torch.backends.fp32_precision
     try:
-        task = Task(model, nn.CrossEntropyLoss(), [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))])
+        reduce()
+        before = precisions()
+        assert before != original[0]
         HessianOperator(task) @ torch.ones(8)
-        assert set(seen) == {"highest"}
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert seen
+        assert all(entry == ["ieee"] * len(PRECISIONS) for entry in seen)
+        assert precisions() == before
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.fp32_precision = original[1]
+        for name, value in zip(PRECISIONS, original[0]):
+            operator.attrgetter(name)(torch.backends).fp32_precision = value
 
 
 def test_a_compiled_or_wrapped_model_is_taken_out_of_its_wrapping():
