@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -104,12 +105,11 @@ def command(
     )
     check_output(out)  # before the checkpoints are read
     paths = order_checkpoints(find_checkpoints(checkpoints))
-    make = TaskMaker(task_option, task_args, seed, quiet)
     try:
         with RunDisplay(len(paths) * len(settings.pairs()), quiet=quiet) as display:
             outcome = analyze_run(
                 paths,
-                make,
+                TaskMaker(task_option, task_args, seed, display.say),
                 settings,
                 out=out,
                 data=DataChoice(samples, data_seed, batch_size, l2),
@@ -158,13 +158,12 @@ def _count(outcome: Outcome) -> str:
 class TaskMaker:
     """The task of a checkpoint, found once per run and printed; made anew only where the function asks for it."""
 
-    def __init__(self, option: str | None, args: tuple[str, ...], seed: int, quiet: bool) -> None:
-        self.option, self.args, self.seed, self.quiet = option, args, seed, quiet
+    def __init__(self, option: str | None, args: tuple[str, ...], seed: int, say: Callable[[str], None]) -> None:
+        self.option, self.args, self.seed, self.say = option, args, seed, say
         self.source: TaskSource | None = None
 
     def __call__(self, checkpoint: Checkpoint) -> Task:
         if self.source is None:
             self.source = resolve(self.option, self.args, checkpoint)
-            if not self.quiet:
-                click.echo(f"spectra: {self.source.words}", err=True)
+            self.say(f"spectra: {self.source.words}")
         return self.source.task(checkpoint, self.seed)

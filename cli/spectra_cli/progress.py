@@ -54,6 +54,11 @@ class RunDisplay(Listener):
     ) -> None:
         self.bar.stop()
 
+    def say(self, words: str) -> None:
+        """A line above the bar."""
+        if not self.quiet:
+            self.console.print(words, markup=False)
+
     def checkpoint(self, index: int, total: int, path: Path) -> None:
         self.path = path.name if total == 1 else f"{path.name} ({index + 1}/{total})"
         self.bar.update(self.row, description=f"{self.path}: reading and checking")
