@@ -277,8 +277,8 @@ def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:
 
 def _notes(operator: CurvatureOperator) -> list[str]:
     notes = list(operator.self_test.notes)
-    if operator.bn_mode == "train" and not batch_norm_layers(operator.task.model):
-        notes.append("the network has no batch-norm layer: train mode is the same function as eval mode")
+    if operator.bn_mode != "eval" and not batch_norm_layers(operator.task.model):
+        notes.append(f"the network has no batch-norm layer: {operator.bn_mode} mode is the same function as eval mode")
     if operator.task.l2:
         notes.append(f"the numbers are of the loss with its l2 term: every eigenvalue is moved by {operator.task.l2:g}")
     return notes

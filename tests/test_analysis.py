@@ -446,7 +446,7 @@ def test_records_are_of_the_parameters_at_the_call():
         ({"distribution": "normal"}, "distribution='normal': one of 'sphere', 'rademacher' is needed"),
         ({"operators": "fisher"}, "operator='fisher': one of 'hessian', 'ggn' is needed"),
         ({"operators": ()}, "at least one operator and one BN mode are needed"),
-        ({"bn_modes": "both"}, "bn_mode='both': one of 'eval', 'train' is needed"),
+        ({"bn_modes": "both"}, "bn_mode='both': one of 'eval', 'recalibrated', 'train' is needed"),
         ({"dtype": "float16"}, "dtype='float16': 'float32' or 'float64' is needed"),
         ({"params": "nothing*"}, "params='nothing*': no trainable parameter has such a name"),
         ({"settings": Settings(), "seed": 1}, "seed= beside settings="),

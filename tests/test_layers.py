@@ -24,7 +24,7 @@ FLOORS = """
     extremes degeneracy density records survey checkpoints.checkpoint
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
-    plots.sheets storage.runfile operators.checks operators.selftest zoo.training
+    plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration zoo.training
     plots.figures operators.curvature zoo.__main__
     operators.hessian operators.ggn operators.point provenance
     analysis

@@ -21,7 +21,12 @@ from spectra_cli.progress import RunDisplay
 from spectra_cli.tables import print_trajectory
 from spectra_cli.task_source import TaskSource, resolve
 
-BN_CHOICES = {"eval": ("eval",), "train": ("train",), "both": ("eval", "train")}
+BN_CHOICES = {
+    "eval": ("eval",),
+    "recalibrated": ("recalibrated",),
+    "train": ("train",),
+    "both": ("eval", "train"),
+}
 
 
 @click.command()
@@ -44,7 +49,8 @@ BN_CHOICES = {"eval": ("eval",), "train": ("train",), "both": ("eval", "train")}
     type=click.Choice(list(BN_CHOICES)),
     default="eval",
     show_default=True,
-    help="Batch norm by its running statistics (eval), by those of each batch (train), or one record of each.",
+    help="Batch norm by its running statistics (eval), by such estimated anew over the data (recalibrated), by those "
+    "of each batch (train), or a record of eval and one of train (both).",
 )
 @click.option("--lanczos-steps", "-m", type=int, default=100, show_default=True, help="m: resolution and cost.")
 @click.option("--probes", "-k", type=int, default=8, show_default=True, help="k: errors shrink like 1/sqrt(k).")

@@ -21,17 +21,17 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
     Raises:
         DataError: batches that are coupled and shuffled, or a batch of a single sample for batch norm in train mode.
     """
-    layers = batch_norm_layers(task.model)
-    if bn_mode == "train" and layers and 1 in survey.rows:
+    by_batch = bn_mode != "eval" and bool(batch_norm_layers(task.model))  # statistics of batches are taken
+    if by_batch and 1 in survey.rows:
         which = [index for index, rows in enumerate(survey.rows) if rows == 1]
         raise DataError(
-            f"batch {which[0]} of {survey.num_batches} holds a single sample, which batch norm in train mode cannot "
-            "normalise: choose another batch size or number of samples"
+            f"batch {which[0]} of {survey.num_batches} holds a single sample, which batch norm in {bn_mode} mode "
+            "cannot take statistics of: choose another batch size or number of samples"
         )
     if survey.order == "shuffled":
-        if couples_samples(task.model, bn_mode):
+        if by_batch or couples_samples(task.model, bn_mode):
             raise DataError(
-                "the data are shuffled between passes, and batch norm in train mode makes the loss depend on the "
+                f"the data are shuffled between passes, and batch norm in {bn_mode} mode makes the loss depend on the "
                 "partition into batches: use a DataLoader with shuffle=False"
             )
         return "the data are shuffled between passes: harmless here, since the loss does not depend on their order"

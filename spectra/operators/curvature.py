@@ -21,6 +21,7 @@ from spectra.memory import available_bytes
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.function import LossFunction
+from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
 from spectra.task import Task
 
@@ -34,7 +35,8 @@ class CurvatureOperator(SymmetricOperator):
 
     Args:
         task: the task.
-        bn_mode: ``"eval"``, or ``"train"``: batch norm by the statistics of each batch, all else in eval mode.
+        bn_mode: ``"eval"``; ``"train"``: batch norm by the statistics of each batch, all else in eval mode; or
+            ``"recalibrated"``: eval mode with running statistics estimated anew over the data.
         dtype: ``"float32"`` or ``"float64"``; by default the parameters' own. The data are cast with them.
         params: which trainable parameters: a glob, else a regular expression, or a list of these; all by default.
 
@@ -87,6 +89,8 @@ class CurvatureOperator(SymmetricOperator):
             self.function.check_finite()
             survey = self.task.survey()
             note = check_partition(self.task, self.bn_mode, survey)
+            if self.bn_mode == "recalibrated":
+                recalibrate(self.function)
             check_loss(self.function, survey)
             self._test = self_test(self, note)
         return self._test

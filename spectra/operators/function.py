@@ -42,7 +42,7 @@ class LossFunction:
 
     Args:
         task: the task.
-        bn_mode: ``"eval"`` or ``"train"``.
+        bn_mode: ``"eval"``, ``"recalibrated"`` or ``"train"``.
         dtype: the torch dtype to compute in; by default the parameters' own.
         params: which trainable parameters: a glob, else a regular expression, or a list of these; all by default.
     """
@@ -79,6 +79,12 @@ class LossFunction:
             for mine, theirs in zip(self.theta, other.theta):
                 mine.copy_(theirs)
         self._buffers = {name: self._cast(tensor) for name, tensor in other._buffers.items()}
+
+    def update_statistics(self, batch: Any, names: Sequence[str]) -> None:
+        """Call the model, and keep what it writes to the buffers of these names (within ``model.``)."""
+        kept = {name: self._buffers[f"model.{name}"].clone() for name in names}
+        self._call(self.task.output_of if self.task.splits else self.task.loss_of, batch, kept)
+        self._buffers |= {f"model.{name}": tensor for name, tensor in kept.items()}
 
     def check_finite(self) -> None:
         """Raise NumericsError, with the tensor's name, if a parameter or buffer is NaN or infinite."""
@@ -148,11 +154,14 @@ class LossFunction:
             return tensor.to(self.device, self.dtype, non_blocking=True)
         return tensor.to(self.device, non_blocking=True)
 
-    def _call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+    def _call(
+        self, function: Callable[[Any], Any], argument: Any, written: dict[str, torch.Tensor] | None = None
+    ) -> Any:
         # Buffers are handed out as copies: a layer that writes to them in place writes to nothing that lasts.
         tensors = {f"model.{name}": p for name, p in zip(self.names, self.theta)}
         tensors |= self._fixed
         tensors |= {name: tensor.clone() for name, tensor in self._buffers.items()}
+        tensors |= {f"model.{name}": tensor for name, tensor in (written or {}).items()}
         try:
             return functional_call(self._whole, tensors, (function, argument))
         except IndexError as error:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spectra.errors import ArgumentError
 from spectra.randomness import random_state_kept
 
-BN_MODES = ("eval", "train")
+BN_MODES = ("eval", "recalibrated", "train")
 
 
 def check_bn_mode(bn_mode: str) -> str:
@@ -43,7 +43,8 @@ def layer_modes(model: nn.Module, bn_mode: str) -> Iterator[None]:
     """Every layer in eval mode, and with ``bn_mode="train"`` the batch-norm layers alone in train mode.
 
     There they normalise by the statistics of the batch and are kept from updating their running statistics, counter
-    included: ``track_running_stats=False`` computes the same output (spec. of ``torch.nn.BatchNorm2d``).
+    included: ``track_running_stats=False`` computes the same output. ``"recalibrated"`` is eval mode: what differs is
+    the running statistics.
     """
     flags = [(module, module.training) for module in model.modules()]
     tracking: list[tuple[_BatchNorm, bool]] = []

@@ -233,7 +233,7 @@ def _matrix_at(moment: Moment) -> str:
 
 
 def _mode_words(mode: str) -> str:
-    return f"batch norm in {mode} mode"
+    return "batch norm with recalibrated statistics" if mode == "recalibrated" else f"batch norm in {mode} mode"
 
 
 def _band(*moments: Moment) -> str:

@@ -1,0 +1,45 @@
+"""Running statistics of batch norm, estimated anew over the data of a task, on copies."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+
+from spectra.batches import rows_of
+from spectra.operators.function import LossFunction
+from spectra.operators.modes import batch_norm_layers
+
+
+def recalibrate(function: LossFunction) -> None:
+    """Estimate the running statistics that a function evaluates batch norm with, in one pass over its task's data.
+
+    Each becomes the mean over the batches, weighted by their rows, of what batch norm in train mode would have recorded
+    (the mean, and the unbiased variance, of the batch), with every earlier layer normalised by the batch as well. That
+    is how statistics are renewed after averaging weights; dropout is off. The model's own buffers are left alone.
+
+    References:
+        P. Izmailov et al., Averaging weights leads to wider optima and better generalization (2018), section 3.2.
+    """
+    model = function.task.model
+    layers = [layer for layer in batch_norm_layers(model) if layer.running_mean is not None]
+    kinds = {id(layer) for layer in layers}
+    names = [
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        if id(module) in kinds
+        for name in ("running_mean", "running_var")
+    ]
+    seen = 0.0
+    with function.evaluation("eval"), torch.no_grad(), ExitStack() as stack:
+        for layer in layers:
+            stack.callback(setattr, layer, "momentum", layer.momentum)
+            layer.training = True  # put back by the evaluation
+        for batch in function.task.data:
+            weight = rows_of(batch) or function.task.weight_of(batch)
+            if weight == 0:
+                continue
+            seen += weight
+            for layer in layers:
+                layer.momentum = weight / seen  # of the newest batch in the weighted mean so far
+            function.update_statistics(function.place(batch), names)
