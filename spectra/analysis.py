@@ -251,13 +251,23 @@ def failed_record(
     )
 
 
-def sampled(task: Task, *, samples: int | None, data_seed: int, batch_size: int | None, l2: float | None) -> Task:
-    """The task on a fixed random subset of its data, in other batches, with another l2, as asked."""
+def sampled(
+    task: Task,
+    *,
+    samples: int | None = None,
+    data_seed: int = 0,
+    batch_size: int | None = None,
+    l2: float | None = None,
+    reduction: str | None = None,
+) -> Task:
+    """The task on a fixed random subset of its data, in other batches, with another l2 or reduction, as asked."""
     if samples is not None:
         task = task.subset(samples, data_seed)
     if batch_size is not None:
         task = task.rebatched(batch_size)
-    return task if l2 is None else replace(task, l2=l2)
+    if l2 is not None:
+        task = replace(task, l2=l2)
+    return task if reduction is None else replace(task, reduction=reduction)
 
 
 def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:

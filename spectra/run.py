@@ -32,6 +32,7 @@ class DataChoice:
     data_seed: int = 0  # of that subset
     batch_size: int | None = None
     l2: float | None = None
+    reduction: str | None = None  # "mean" or "sum" over the data
 
     def as_settings(self) -> dict[str, Any]:
         return {"samples": self.samples, "data_seed": self.data_seed if self.samples is not None else None}
@@ -84,7 +85,7 @@ def analyze_run(
         make_task: the task of a checkpoint; its model receives the weights.
         settings: what is asked.
         out: the file; its folder must exist.
-        data: a subset, a batch size, an l2 in place of the task's.
+        data: a subset, a batch size, an l2 or a reduction in place of the task's.
         device: where to compute; by default where the task's model is.
         unsafe: load checkpoints that hold code, and run it.
         weights: which weights of a checkpoint that has several.
@@ -221,7 +222,12 @@ def _chosen_task(made: Task, choice: DataChoice, memory: dict[int, tuple[Task, T
         held = memory[id(made)] = (
             made,
             sampled(
-                made, samples=choice.samples, data_seed=choice.data_seed, batch_size=choice.batch_size, l2=choice.l2
+                made,
+                samples=choice.samples,
+                data_seed=choice.data_seed,
+                batch_size=choice.batch_size,
+                l2=choice.l2,
+                reduction=choice.reduction,
             ),
         )
     return held[1]

@@ -509,7 +509,16 @@ def test_a_subset_other_batches_and_another_l2():
     (one,) = analyze(chosen, lanczos_steps=4, num_probes=2)
     (other,) = analyze(same, lanczos_steps=4, num_probes=2)
     assert one.spectrum.nodes == pytest.approx(other.spectrum.nodes, rel=1e-9)
-    assert sampled(task, samples=None, data_seed=0, batch_size=None, l2=None) is task
+    assert sampled(task) is task
     for options in ({"samples": 0}, {"samples": 13}, {"batch_size": 0}, {"l2": -1.0}):
         with pytest.raises(SpectraError, match=next(iter(options))):
-            sampled(task, **({"samples": None, "data_seed": 0, "batch_size": None, "l2": None} | options))
+            sampled(task, **options)
+
+
+def test_a_sum_over_the_data_is_the_mean_times_their_number():
+    task = make("mine")
+    (mean,) = analyze(task, lanczos_steps=4, num_probes=2)
+    (total,) = analyze(sampled(task, reduction="sum"), lanczos_steps=4, num_probes=2)
+    assert total.spectrum.nodes == pytest.approx(12 * mean.spectrum.nodes, rel=1e-6)
+    assert total.facts["loss"] == pytest.approx(12 * mean.facts["loss"], rel=1e-6)
+    assert (mean.settings["reduction"], total.settings["reduction"]) == ("mean", "sum")

@@ -59,6 +59,9 @@ BN_CHOICES = {
 @click.option("--data-seed", type=int, default=0, show_default=True, help="Of that subset.")
 @click.option("--batch-size", type=int, help="Rows per batch; with --bn train part of what is analysed.")
 @click.option("--l2", type=float, help="Coefficient of (l2/2)|theta|^2, added analytically.")
+@click.option(
+    "--reduction", type=click.Choice(["mean", "sum"]), help="Over the data. Default: what the criterion does."
+)
 @click.option("--params", multiple=True, metavar="GLOB|REGEX", help="Only parameters of such names; repeatable.")
 @click.option("--device", help="cpu, cuda or cuda:1. Default: where the task puts its model.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters.")
@@ -80,6 +83,7 @@ def command(
     data_seed: int,
     batch_size: int | None,
     l2: float | None,
+    reduction: str | None,
     params: tuple[str, ...],
     device: str | None,
     dtype: str | None,
@@ -118,7 +122,7 @@ def command(
                 TaskMaker(task_option, task_args, seed, display.say),
                 settings,
                 out=out,
-                data=DataChoice(samples, data_seed, batch_size, l2),
+                data=DataChoice(samples, data_seed, batch_size, l2, reduction),
                 device=device,
                 unsafe=unsafe_load,
                 weights=weights,
