@@ -19,8 +19,9 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
     tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
-        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks
-    estimates reduction checkpoints.discovery operators.dense krylov.lanczos
+        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
+    estimates reduction checkpoints.discovery operators.dense krylov.lanczos \
+        zoo.networks.small zoo.networks.vgg zoo.networks.residual
     extremes degeneracy density records survey checkpoints.checkpoint
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from spectra.errors import SpectraError, TaskError
-from spectra.zoo.tasks import BUILT_IN, build_task, list_tasks, task_options
+from spectra.zoo.tasks import BUILT_IN, all_names, build_task, list_tasks, task_options, tasks_by_data
 from spectra_cli.user_code import Typed, bind, call, import_file, import_module, settle
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
             if spec.endswith(".py"):
                 raise TaskError(f"task {spec!r}: which function? write {spec}:FUNCTION")
             raise TaskError(
-                f"no built-in task is called {spec!r}: there are {', '.join(list_tasks())}; "
+                f"no built-in task is called {spec!r}: there are {all_names()}; "
                 "or name a function, as file.py:function or package.module:function"
             )
         texts = {key for key, default in BUILT_IN[spec].defaults.items() if not isinstance(default, int)}
@@ -193,11 +193,13 @@ def _with_args(name: str, args: Mapping[str, Any]) -> str:
 
 def _no_task(refused: str) -> str:
     example = "\n".join(f"    {line}" for line in EXAMPLE.splitlines())
+    built_in = "\n".join(f"       {', '.join(names)}" for names in tasks_by_data().values())
     lead = (
         f"no task to analyse: {refused}." if refused else "no task to analyse: nothing says which model, loss and data."
     )
     return f"""{lead} There are three ways:
-  1. --task NAME, with NAME built in ({", ".join(list_tasks())}),
+  1. --task NAME, with NAME built in:
+{built_in}
      or --task task.py:task, or --task package.module:function, where the function returns a spectra.Task:
 {example}
   2. save the checkpoint of a built-in task with spectra.save_checkpoint(path, model, task=NAME)

@@ -1,6 +1,13 @@
-"""Readers of image data sets from files the user has: IDX, ``.npz``, CIFAR-10 binary batches, scikit-learn's digits.
+"""Readers of image data sets from files the user has: IDX, ``.npz``, CIFAR's binary batches, scikit-learn's digits.
 
-Nothing is downloaded and nothing is unpickled. Pixels stay bytes; batches are normalised as they are read.
+Nothing is downloaded and nothing is unpickled. Pixels stay bytes; batches are normalised as they are read, by the mean
+and standard deviation of each channel over the training images, pixels in [0, 1], to the digits commonly published.
+
+References:
+    LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998 (MNIST).
+    Krizhevsky, "Learning multiple layers of features from tiny images", 2009 (CIFAR-10 and CIFAR-100).
+    Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms", 2017.
+    The constants of CIFAR-100: github.com/weiaicunzai/pytorch-cifar100, conf/global_settings.py.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ import torch
 from spectra.errors import ArgumentError, DataError, MissingDependency
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-CIFAR_ROW = 1 + 3 * 32 * 32  # a label and an image
+CIFAR_IMAGE = 3 * 32 * 32  # bytes
 SPLITS = ("train", "test")
 
 
@@ -112,20 +119,58 @@ def read_npz(path: Path, split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[A
         raise DataError(f"{path}: not an .npz file of plain arrays: {str(error).splitlines()[0]}") from error
 
 
-def read_cifar_batch(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A batch of CIFAR-10's binary version: rows of a label byte and 3 x 32 x 32 bytes.
+def read_cifar_batch(path: Path, labels: int = 1) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A batch of CIFAR's binary version: rows of label bytes and 3 x 32 x 32 bytes.
+
+    Args:
+        path: of the file.
+        labels: bytes before each image: 1 in CIFAR-10; 2 in CIFAR-100, the coarse label and the fine one.
 
     Returns:
-        Images (N, 3, 32, 32) and labels (N,), both uint8.
+        Images (N, 3, 32, 32) and labels (N,), the last one of each row, both uint8.
+
+    Raises:
+        DataError: the file cannot be read, or its length is no positive multiple of a row's.
     """
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    if not len(content) or len(content) % CIFAR_ROW:
-        raise DataError(f"{path}: {len(content)} bytes: a positive multiple of {CIFAR_ROW} is needed; truncated?")
-    rows = content.reshape(-1, CIFAR_ROW)
-    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
+    row = labels + CIFAR_IMAGE
+    if not len(content) or len(content) % row:
+        raise DataError(f"{path}: {len(content)} bytes: a positive multiple of {row} is needed; truncated?")
+    rows = content.reshape(-1, row)
+    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1]
+
+
+@dataclass(frozen=True)
+class _CifarLayout:
+    """Where the files of a CIFAR set are."""
+
+    name: str
+    npz: str
+    folder: str  # of the binary version
+    files: dict[str, tuple[str, ...]]  # by split
+    labels: int  # bytes before each image
+    pickled: tuple[str, str]  # the folder of the other version, and a file that is in it
+
+
+_CIFAR_10 = _CifarLayout(
+    "CIFAR-10",
+    "cifar10.npz",
+    "cifar-10-batches-bin",
+    {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+    1,
+    ("cifar-10-batches-py", "data_batch_1"),
+)
+_CIFAR_100 = _CifarLayout(
+    "CIFAR-100",
+    "cifar100.npz",
+    "cifar-100-binary",
+    {"train": ("train.bin",), "test": ("test.bin",)},
+    2,
+    ("cifar-100-python", "train"),
+)
 
 
 def load_digits(split: str) -> ImageSet:
@@ -144,41 +189,66 @@ def load_digits(split: str) -> ImageSet:
 
 def load_mnist(path: str | Path, split: str) -> ImageSet:
     """MNIST from the folder of its IDX files (gzipped or not), or from an ``.npz`` file with x_train, y_train, ..."""
-    path = Path(path).expanduser()
-    if npz := _npz_at(path, "mnist.npz"):
-        x, y = read_npz(npz, _checked(split))
-    else:
-        stem = "train" if _checked(split) == "train" else "t10k"
-        folders = [path, path / "raw", path / "MNIST" / "raw"]
-        found = []
-        for name in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
-            names = [name, f"{name}.gz", name.replace("-idx", ".idx"), name.replace("-idx", ".idx") + ".gz"]
-            found.append(_first_file(folders, names))
-            if found[-1] is None:
-                raise DataError(f"{path}: no MNIST here: {name}[.gz] is expected in it, or mnist.npz{_if_absent(path)}")
-        x, y = (read_idx(file) for file in found if file is not None)
+    x, y = _idx_or_npz(path, split, "MNIST", "mnist.npz")
     return _image_set(x, y, 1, 28, 255.0, (0.1307,), (0.3081,))
+
+
+def load_fashion_mnist(path: str | Path, split: str) -> ImageSet:
+    """Fashion-MNIST, as ``load_mnist`` reads MNIST. Its files have the same names: the folder tells which is which."""
+    x, y = _idx_or_npz(path, split, "FashionMNIST", "fashion_mnist.npz")
+    return _image_set(x, y, 1, 28, 255.0, (0.2860,), (0.3530,))
 
 
 def load_cifar10(path: str | Path, split: str) -> ImageSet:
     """CIFAR-10 from the folder of its binary batches, or from an ``.npz`` file with x_train, y_train, ..."""
-    path = Path(path).expanduser()
-    if npz := _npz_at(path, "cifar10.npz"):
-        x, y = read_npz(npz, _checked(split))
-    else:
-        names = [f"data_batch_{i}.bin" for i in range(1, 6)] if _checked(split) == "train" else ["test_batch.bin"]
-        folders = [path, path / "cifar-10-batches-bin"]
-        files = [_first_file(folders, [name]) for name in names]
-        if None in files:
-            pickled = any((folder / "data_batch_1").is_file() for folder in [path, path / "cifar-10-batches-py"])
-            hint = "; the batches without .bin are pickles, which are not read: take the binary version"
-            raise DataError(
-                f"{path}: no CIFAR-10 here: {names[files.index(None)]} is expected in it, or cifar10.npz"
-                f"{hint if pickled else _if_absent(path)}"
-            )
-        parts = [read_cifar_batch(file) for file in files if file is not None]
-        x, y = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    x, y = _cifar_or_npz(path, split, _CIFAR_10)
     return _image_set(x, y, 3, 32, 255.0, (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159))
+
+
+def load_cifar100(path: str | Path, split: str) -> ImageSet:
+    """CIFAR-100 with its 100 fine labels, from the folder of train.bin and test.bin, or from an ``.npz`` file."""
+    x, y = _cifar_or_npz(path, split, _CIFAR_100)
+    mean, std = (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
+    return _image_set(x, y, 3, 32, 255.0, mean, std, num_classes=100)
+
+
+def _idx_or_npz(
+    path: str | Path, split: str, name: str, npz_name: str
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Images and labels of MNIST, or of a set laid out as it is, in the usual places below ``path``."""
+    path = Path(path).expanduser()
+    if npz := _npz_at(path, npz_name):
+        return read_npz(npz, _checked(split))
+    stem = "train" if _checked(split) == "train" else "t10k"
+    folders = [path, path / "raw", path / name / "raw"]
+    found = []
+    for file in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
+        names = [file, f"{file}.gz", file.replace("-idx", ".idx"), file.replace("-idx", ".idx") + ".gz"]
+        if (first := _first_file(folders, names)) is None:
+            raise DataError(f"{path}: no {name} here: {file}[.gz] is expected in it, or {npz_name}{_if_absent(path)}")
+        found.append(read_idx(first))
+    return found[0], found[1]
+
+
+def _cifar_or_npz(
+    path: str | Path, split: str, layout: _CifarLayout
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Images and labels of binary batches, one after another, in the usual places below ``path``."""
+    path = Path(path).expanduser()
+    if npz := _npz_at(path, layout.npz):
+        return read_npz(npz, _checked(split))
+    names = layout.files[_checked(split)]
+    files = [_first_file([path, path / layout.folder], [name]) for name in names]
+    if None in files:
+        folder, pickled = layout.pickled
+        is_pickled = (path / pickled).is_file() or (path / folder / pickled).is_file()
+        hint = "; the files without .bin are pickles, which are not read: take the binary version"
+        raise DataError(
+            f"{path}: no {layout.name} here: {names[files.index(None)]} is expected in it, or {layout.npz}"
+            f"{hint if is_pickled else _if_absent(path)}"
+        )
+    parts = [read_cifar_batch(file, layout.labels) for file in files if file is not None]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def _image_set(
@@ -189,6 +259,7 @@ def _image_set(
     scale: float,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    num_classes: int = 10,
 ) -> ImageSet:
     """Check shapes and types, and bring the images to (N, C, side, side)."""
     if x.ndim == 3 and channels == 1:
@@ -202,7 +273,7 @@ def _image_set(
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"labels of type {y.dtype}: integers are needed")
     pixels = torch.from_numpy(np.array(x, order="C"))  # a copy: buffers of files are read-only
-    return ImageSet(pixels, torch.from_numpy(y.reshape(-1).astype(np.int64)), scale, mean, std)
+    return ImageSet(pixels, torch.from_numpy(y.reshape(-1).astype(np.int64)), scale, mean, std, num_classes)
 
 
 def _checked(split: str) -> str:

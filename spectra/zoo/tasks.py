@@ -15,13 +15,67 @@ from torch import nn
 
 from spectra.errors import ArgumentError, TaskError
 from spectra.task import Task
-from spectra.zoo.data import ImageBatches, ImageSet, load_cifar10, load_digits, load_mnist
-from spectra.zoo.networks import convnet, lenet, logistic_regression, mlp, seeded
+from spectra.zoo.data import (
+    ImageBatches,
+    ImageSet,
+    load_cifar10,
+    load_cifar100,
+    load_digits,
+    load_fashion_mnist,
+    load_mnist,
+)
+from spectra.zoo.networks.building import seeded
+from spectra.zoo.networks.residual import preresnet, wide_resnet
+from spectra.zoo.networks.small import convnet, lenet, logistic_regression, mlp
+from spectra.zoo.networks.vgg import vgg
 
 _COMMON: dict[str, Any] = {"split": "train", "batch_size": 256, "seed": 0}
-_NEEDS_DATA = {
-    "mnist": "the folder of MNIST's IDX files (train-images-idx3-ubyte.gz, ...) or an .npz file",
-    "cifar10": "the folder of CIFAR-10's binary batches (data_batch_1.bin, ...) or an .npz file",
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: its reader, the shape of its images, and what the option ``data`` must name ("": nothing)."""
+
+    title: str
+    load: Callable[..., ImageSet]
+    channels: int
+    side: int
+    classes: int
+    files: str
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The shape in the words of the networks that take images."""
+        return {"channels": self.channels, "side": self.side, "classes": self.classes}
+
+    @property
+    def colours(self) -> dict[str, Any]:
+        """The same without the side, for networks that take any, or only one."""
+        return {"channels": self.channels, "classes": self.classes}
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The shape in the words of the networks that take vectors."""
+        return {"inputs": self.channels * self.side**2, "classes": self.classes}
+
+
+_IDX = "the folder of {}'s IDX files (train-images-idx3-ubyte.gz, ...) or an .npz file"
+DATA_SETS: dict[str, DataSet] = {
+    "digits": DataSet("8 x 8 digits", load_digits, 1, 8, 10, ""),
+    "mnist": DataSet("MNIST", load_mnist, 1, 28, 10, _IDX.format("MNIST")),
+    "fashion": DataSet("Fashion-MNIST", load_fashion_mnist, 1, 28, 10, _IDX.format("Fashion-MNIST")),
+    "cifar10": DataSet(
+        "CIFAR-10",
+        load_cifar10,
+        *(3, 32, 10),
+        "the folder of CIFAR-10's binary batches (data_batch_1.bin, ...) or an .npz file",
+    ),
+    "cifar100": DataSet(
+        "CIFAR-100",
+        load_cifar100,
+        *(3, 32, 100),
+        "the folder of CIFAR-100's binary version (train.bin, test.bin) or an .npz file",
+    ),
 }
 
 
@@ -30,32 +84,81 @@ class BuiltIn:
     """A built-in task: what it is, its network, and the options of that network with their defaults."""
 
     summary: str
-    data: str  # digits, mnist or cifar10
+    data: str  # a key of DATA_SETS
     network: Callable[..., nn.Module]
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Every option with its default; ``data=None`` must be given."""
-        return {**({} if self.data == "digits" else {"data": None}), **_COMMON, **self.options}
+        return {**({"data": None} if DATA_SETS[self.data].files else {}), **_COMMON, **self.options}
 
 
-BUILT_IN: dict[str, BuiltIn] = {
-    "digits-convnet": BuiltIn("convolutions with batch norm on 8 x 8 digits", "digits", convnet, {"width": 16}),
-    "digits-mlp": BuiltIn("one hidden layer on 8 x 8 digits", "digits", partial(mlp, 64), {"hidden": 32}),
-    "digits-logistic": BuiltIn("logistic regression on 8 x 8 digits", "digits", partial(logistic_regression, 64)),
-    "mnist-lenet": BuiltIn("LeNet on MNIST", "mnist", lenet),
-    "mnist-lenet-bn": BuiltIn("LeNet with batch norm on MNIST", "mnist", partial(lenet, batch_norm=True)),
-    "mnist-mlp": BuiltIn("one hidden layer on MNIST", "mnist", partial(mlp, 784), {"hidden": 100}),
-    "mnist-logistic": BuiltIn("logistic regression on MNIST", "mnist", partial(logistic_regression, 784)),
-    "cifar10-lenet": BuiltIn("LeNet on CIFAR-10", "cifar10", partial(lenet, 3, 32)),
-    "cifar10-lenet-bn": BuiltIn("LeNet with batch norm on CIFAR-10", "cifar10", partial(lenet, 3, 32, batch_norm=True)),
-}
+_Network = tuple[str, Callable[..., nn.Module], dict[str, Any]]  # words, what builds it, its options
+
+
+def _tasks_on(data: str) -> dict[str, BuiltIn]:
+    """The tasks on a data set: the small networks on the small images, the papers' large ones on CIFAR."""
+    on = DATA_SETS[data]
+    flat, image, colours = on.flat, on.shape, on.colours
+    logistic: _Network = ("logistic regression", partial(logistic_regression, **flat), {})
+    lenets: dict[str, _Network] = {
+        "lenet": ("LeNet", partial(lenet, **image), {}),
+        "lenet-bn": ("LeNet with batch norm", partial(lenet, **image, batch_norm=True), {}),
+    }
+    networks: dict[str, _Network]
+    if data == "digits":
+        networks = {
+            "convnet": ("convolutions with batch norm", partial(convnet, **image), {"width": 16}),
+            "mlp": ("one hidden layer", partial(mlp, **flat), {"hidden": 32}),
+            "logistic": logistic,
+        }
+    elif on.channels == 1:
+        networks = {**lenets, "mlp": ("one hidden layer", partial(mlp, **flat), {"hidden": 100}), "logistic": logistic}
+    else:
+        wide = {"width": 64}
+        networks = {
+            **lenets,
+            "vgg11-bn": ("VGG-11 with batch norm", partial(vgg, 11, batch_norm=True, **colours), wide),
+            "vgg16": ("VGG-16", partial(vgg, 16, **colours), wide),
+            "vgg16-bn": ("VGG-16 with batch norm", partial(vgg, 16, batch_norm=True, **colours), wide),
+            "preresnet": (
+                "PreResNet",
+                partial(preresnet, **colours),
+                {"depth": 164, "block": "bottleneck", "width": 16},
+            ),
+            "wrn": ("Wide ResNet", partial(wide_resnet, **colours), {"depth": 28, "width": 10}),
+        }
+    return {
+        f"{data}-{name}": BuiltIn(f"{words} on {on.title}", data, build, options)
+        for name, (words, build, options) in networks.items()
+    }
+
+
+BUILT_IN: dict[str, BuiltIn] = {name: task for data in DATA_SETS for name, task in _tasks_on(data).items()}
 
 
 def list_tasks() -> dict[str, str]:
-    """The names of the built-in tasks, each with one line that says what it is."""
+    """The names of the built-in tasks, each with one line that says what it is, data set by data set."""
     return {name: task.summary for name, task in BUILT_IN.items()}
+
+
+def tasks_by_data() -> dict[str, list[str]]:
+    """The names of the built-in tasks on each data set."""
+    return {data: [name for name, task in BUILT_IN.items() if task.data == data] for data in DATA_SETS}
+
+
+def all_names() -> str:
+    """The names of the built-in tasks in a line, as errors list them: by data set, which is said once.
+
+    Example:
+        >>> all_names().split("; ")[0]
+        'digits-convnet, -mlp, -logistic'
+    """
+    return "; ".join(
+        ", ".join([names[0], *(name.removeprefix(data) for name in names[1:])])
+        for data, names in tasks_by_data().items()
+    )
 
 
 def task_options(name: str, /, **given: Any) -> dict[str, Any]:
@@ -68,7 +171,7 @@ def task_options(name: str, /, **given: Any) -> dict[str, Any]:
     if name not in BUILT_IN:
         close = difflib.get_close_matches(name, BUILT_IN, 1)
         meant = f"did you mean {close[0]}? " if close else ""
-        raise TaskError(f"no built-in task is called {name!r}: {meant}there are {', '.join(BUILT_IN)}")
+        raise TaskError(f"no built-in task is called {name!r}: {meant}there are {all_names()}")
     defaults = BUILT_IN[name].defaults
     if unknown := [option for option in given if option not in defaults]:
         raise TaskError(f"{name} has no option {unknown[0]!r}: it takes {', '.join(defaults)}")
@@ -76,7 +179,7 @@ def task_options(name: str, /, **given: Any) -> dict[str, Any]:
     for option, value in options.items():
         wanted = str if option == "data" else type(defaults[option])
         if option == "data" and value is None:
-            raise ArgumentError(f"{name} needs data=PATH: {_NEEDS_DATA[BUILT_IN[name].data]}")
+            raise ArgumentError(f"{name} needs data=PATH: {DATA_SETS[BUILT_IN[name].data].files}")
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise ArgumentError(f"{option}={value!r}: {name} needs {'a text' if wanted is str else 'an integer'} here")
     if not 0 <= options["seed"] < 2**64:
@@ -89,7 +192,8 @@ def build_parts(name: str, /, **given: Any) -> tuple[nn.Module, ImageBatches]:
     options = task_options(name, **given)
     built_in = BUILT_IN[name]
     network = partial(built_in.network, **{option: options[option] for option in built_in.options})
-    data = ImageBatches(_images(built_in.data, options), options["batch_size"])
+    where = [options["data"]] if "data" in options else []
+    data = ImageBatches(DATA_SETS[built_in.data].load(*where, options["split"]), options["batch_size"])
     return seeded(network, options["seed"]), data
 
 
@@ -99,7 +203,7 @@ def build_task(name: str, /, **given: Any) -> Task:
     Args:
         name: one of ``list_tasks()``.
         given: options: ``data`` (a path; not for digits), ``split`` ("train" or "test"), ``batch_size``, ``seed``,
-            and those of the network (``width``, ``hidden``).
+            and those of the network (``width``, ``hidden``, ``depth``, ``block``).
 
     Raises:
         TaskError: no such task or option.
@@ -113,9 +217,3 @@ def build_task(name: str, /, **given: Any) -> Task:
     """
     model, data = build_parts(name, **given)
     return Task(model, nn.CrossEntropyLoss(), data, name=name)
-
-
-def _images(data: str, options: Mapping[str, Any]) -> ImageSet:
-    if data == "digits":
-        return load_digits(options["split"])
-    return (load_mnist if data == "mnist" else load_cifar10)(options["data"], options["split"])

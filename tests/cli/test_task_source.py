@@ -156,6 +156,15 @@ def test_a_toml_beside_the_checkpoint_is_never_read(folder, tmp_path):
     assert not trace.exists()
 
 
+def test_without_a_task_the_built_in_ones_are_listed_by_data_set(tmp_path):
+    with pytest.raises(TaskError) as caught:
+        resolve(None, [], cwd=tmp_path)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert "digits-convnet, digits-mlp, digits-logistic" in lines
+    assert sum(line.startswith("cifar100-lenet, cifar100-lenet-bn, cifar100-vgg11-bn") for line in lines) == 1
+    assert max(map(len, lines)) <= 125
+
+
 def test_a_toml_is_looked_for_up_to_the_root_of_the_repository_and_not_above(tmp_path):
     inner = tmp_path / "repository" / "a" / "b"
     inner.mkdir(parents=True)

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from spectra.errors import ArgumentError, DataError, MissingDependency
-from spectra.zoo.data import ImageBatches, ImageSet, load_cifar10, load_digits, load_mnist, read_cifar_batch, read_idx
+from spectra.zoo.data import (
+    ImageBatches,
+    ImageSet,
+    load_cifar10,
+    load_cifar100,
+    load_digits,
+    load_fashion_mnist,
+    load_mnist,
+    read_cifar_batch,
+    read_idx,
+)
 
 HERE = Path(__file__).resolve()
 REAL = Path(os.environ.get("SPECTRA_TEST_DATA", HERE.parents[3] / "shared" / "data"))
@@ -66,11 +76,17 @@ def test_damaged_idx_files_are_refused(tmp_path, content, words):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("below", ["", "raw", "MNIST/raw"])
-def test_mnist_is_found_in_the_usual_folders(tmp_path, packed, below):
+@pytest.mark.parametrize(
+    ("load", "below"),
+    [
+        *((load_mnist, below) for below in ("", "raw", "MNIST/raw")),
+        *((load_fashion_mnist, below) for below in ("", "raw", "FashionMNIST/raw")),
+    ],
+)
+def test_sets_in_idx_files_are_found_in_the_usual_folders(tmp_path, packed, load, below):
     write_mnist(tmp_path / below, packed, dots=packed)
     for split in ("train", "test"):
-        images = load_mnist(tmp_path, split)
+        images = load(tmp_path, split)
         assert np.array_equal(images.pixels[:, 0].numpy(), IMAGES)
         assert images.labels.tolist() == LABELS.tolist()
 
@@ -95,9 +111,32 @@ def test_missing_files_are_named(tmp_path):
         load_mnist(tmp_path / "no", "test")
     with pytest.raises(DataError, match=r"data_batch_1\.bin is expected"):
         load_cifar10(tmp_path, "train")
-    (tmp_path / "data_batch_1").write_bytes(b"")
-    with pytest.raises(DataError, match="pickles"):
-        load_cifar10(tmp_path, "train")
+    with pytest.raises(DataError, match=r"no FashionMNIST here: train-images.* or fashion_mnist\.npz"):
+        load_fashion_mnist(tmp_path, "train")
+    with pytest.raises(DataError, match=r"no CIFAR-100 here: test\.bin is expected in it, or cifar100\.npz$"):
+        load_cifar100(tmp_path, "test")
+
+
+def test_sets_of_one_layout_do_not_take_each_others_folders(tmp_path):
+    """The files of MNIST and Fashion-MNIST have the same names: below a common folder each finds its own alone."""
+    write_mnist(tmp_path / "MNIST" / "raw", packed=False)
+    with pytest.raises(DataError, match="no FashionMNIST here"):
+        load_fashion_mnist(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("load", "pickled"),
+    [
+        *((load_cifar10, name) for name in ("data_batch_1", "cifar-10-batches-py/data_batch_1")),
+        *((load_cifar100, name) for name in ("train", "cifar-100-python/train")),
+    ],
+)
+def test_pickled_versions_are_named_and_not_read(tmp_path, load, pickled):
+    file = tmp_path / pickled
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match="pickles, which are not read: take the binary version"):
+        load(tmp_path, "train")
 
 
 @pytest.mark.parametrize("below", ["", "cifar-10-batches-bin"])
@@ -118,12 +157,51 @@ def test_cifar_batches_are_read_in_order(tmp_path, below):
         load_cifar10(tmp_path, "train")
 
 
-@pytest.mark.parametrize("size", [0, 3072, 3074])
-def test_cifar_batches_of_another_length_are_refused(tmp_path, size):
+@pytest.mark.parametrize("below", ["", "cifar-100-binary"])
+def test_cifar100_is_read_with_its_fine_labels(tmp_path, below):
+    """A row is the coarse label, the fine label and the image: 3074 bytes."""
+    rows = RNG.integers(0, 256, (5, 3074), dtype=np.uint8)
+    rows[:, 0], rows[:, 1] = (3, 1, 4, 1, 5), (0, 99, 42, 7, 10)
+    folder = tmp_path / below
+    folder.mkdir(exist_ok=True)
+    rows[:3].tofile(folder / "train.bin")
+    rows[3:].tofile(folder / "test.bin")
+    for split, chosen in (("train", rows[:3]), ("test", rows[3:])):
+        images = load_cifar100(tmp_path, split)
+        assert np.array_equal(images.pixels.numpy(), chosen[:, 2:].reshape(-1, 3, 32, 32))
+        assert images.labels.tolist() == chosen[:, 1].tolist()
+        assert images.num_classes == 100
+    x, _ = images.batch(slice(None))
+    mean, std = (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
+    for c in range(3):
+        wanted = (rows[3:, 2:].reshape(-1, 3, 32, 32)[:, c] / 255 - mean[c]) / std[c]
+        assert np.allclose(x[:, c].numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("load", "classes"), [(load_cifar10, 10), (load_cifar100, 100)])
+def test_labels_are_held_to_the_classes_of_their_set(tmp_path, load, classes):
+    path = tmp_path / "a.npz"
+    pixels = np.zeros((2, 3, 32, 32), np.uint8)
+    np.savez(path, x_train=pixels, y_train=np.array([0, classes - 1]), x_test=pixels, y_test=np.array([0, classes]))
+    assert load(path, "train").labels.tolist() == [0, classes - 1]
+    with pytest.raises(DataError, match=f"labels run from 0 to {classes}: they must lie in 0 to {classes - 1}"):
+        load(path, "test")
+
+
+@pytest.mark.parametrize(("load", "name"), [(load_fashion_mnist, "fashion_mnist.npz"), (load_cifar100, "cifar100.npz")])
+def test_npz_files_are_found_by_name(tmp_path, load, name):
+    pixels = IMAGES if load is load_fashion_mnist else RNG.integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / name, x_test=pixels, y_test=LABELS)
+    for given in (tmp_path, tmp_path / name):
+        assert np.array_equal(load(given, "test").pixels.numpy().reshape(pixels.shape), pixels)
+
+
+@pytest.mark.parametrize(("labels", "size"), [(1, 0), (1, 3072), (1, 3074), (2, 0), (2, 3073), (2, 3072)])
+def test_cifar_batches_of_another_length_are_refused(tmp_path, labels, size):
     path = tmp_path / "a.bin"
     path.write_bytes(b"\0" * size)
-    with pytest.raises(DataError, match="multiple of 3073"):
-        read_cifar_batch(path)
+    with pytest.raises(DataError, match=f"{size} bytes: a positive multiple of {3072 + labels}"):
+        read_cifar_batch(path, labels)
 
 
 @pytest.mark.parametrize("layout", [(0, 1, 2, 3), (0, 2, 3, 1)])

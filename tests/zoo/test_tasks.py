@@ -9,20 +9,32 @@ from torch import nn
 
 from spectra.errors import ArgumentError, DataError, TaskError
 from spectra.task import Task
-from spectra.zoo.tasks import BUILT_IN, build_task, list_tasks, task_options
+from spectra.zoo.tasks import BUILT_IN, all_names, build_task, list_tasks, task_options, tasks_by_data
 
 WANTED = [
     *("digits-convnet", "digits-mlp", "digits-logistic"),
     *("mnist-lenet", "mnist-lenet-bn", "mnist-mlp", "mnist-logistic"),
-    *("cifar10-lenet", "cifar10-lenet-bn"),
+    *("fashion-lenet", "fashion-lenet-bn", "fashion-mlp", "fashion-logistic"),
+    *("cifar10-lenet", "cifar10-lenet-bn", "cifar10-vgg11-bn", "cifar10-vgg16", "cifar10-vgg16-bn"),
+    *("cifar10-preresnet", "cifar10-wrn"),
+    *("cifar100-lenet", "cifar100-lenet-bn", "cifar100-vgg11-bn", "cifar100-vgg16", "cifar100-vgg16-bn"),
+    *("cifar100-preresnet", "cifar100-wrn"),
 ]
+SMALL = {  # of the networks that are large as the papers have them
+    "vgg11-bn": {"width": 2},
+    "vgg16": {"width": 2},
+    "vgg16-bn": {"width": 2},
+    "preresnet": {"depth": 11, "width": 2},
+    "wrn": {"depth": 10, "width": 1},
+}
 
 
 @pytest.fixture
 def data(tmp_path):
     """Files of three images each, under the names that the readers look for."""
     rng = np.random.default_rng(0)
-    for name, shape in (("mnist", (3, 28, 28)), ("cifar10", (3, 3, 32, 32))):
+    small, coloured = (3, 28, 28), (3, 3, 32, 32)
+    for name, shape in {"mnist": small, "fashion_mnist": small, "cifar10": coloured, "cifar100": coloured}.items():
         arrays = {f"x_{split}": rng.integers(0, 256, shape, dtype=np.uint8) for split in ("train", "test")}
         labels = {f"y_{split}": np.array([3, 0, 9]) for split in ("train", "test")}
         np.savez(tmp_path / f"{name}.npz", **arrays, **labels)
@@ -34,20 +46,56 @@ def test_every_built_in_task_defines_a_loss(name, data):
     if name.startswith("digits"):
         pytest.importorskip("sklearn")
     options = {} if name.startswith("digits") else {"data": data}
-    task = build_task(name, split="test", batch_size=2, **options)
+    set_name, _, network = name.partition("-")
+    task = build_task(name, split="test", batch_size=2, **options, **SMALL.get(network, {}))
     assert isinstance(task, Task)
     x, y = next(iter(task.data))
     assert len(x) == len(y) == 2
     loss = task.criterion(task.model(x), y).detach()
     assert loss.ndim == 0
-    assert 1 < float(loss) < 5  # an untrained network of ten classes: near log(10)
+    classes = 100 if set_name == "cifar100" else 10
+    assert task.model(x).shape == (2, classes)
+    assert abs(float(loss) - np.log(classes)) < 2.5  # an untrained network guesses
     has_norm = any(isinstance(module, nn.BatchNorm2d) for module in task.model.modules())
-    assert has_norm == (name.endswith("-bn") or name == "digits-convnet")
+    assert has_norm == (network.endswith("-bn") or network in ("convnet", "preresnet", "wrn"))
 
 
 def test_the_list_has_a_line_for_each():
     assert list(list_tasks()) == WANTED
     assert all(words and "\n" not in words for words in list_tasks().values())
+
+
+def test_names_are_grouped_by_data_set_in_every_list():
+    groups = tasks_by_data()
+    assert list(groups) == ["digits", "mnist", "fashion", "cifar10", "cifar100"]
+    assert [name for names in groups.values() for name in names] == WANTED
+    assert all(name.startswith(f"{data}-") for data, names in groups.items() for name in names)
+    assert all_names().startswith("digits-convnet, -mlp, -logistic; mnist-lenet, -lenet-bn, -mlp, -logistic; fashion-")
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "parameters"),
+    [
+        ("cifar10-vgg16", "vgg16", 15_245_130),
+        ("cifar10-vgg16-bn", "vgg16-bn", 15_253_578),
+        ("cifar100-vgg11-bn", "vgg11-bn", 9_802_596),
+        ("cifar10-preresnet", "preresnet", 1_703_258),
+        ("cifar100-wrn", "wrn", 36_536_884),
+        ("fashion-mlp", "mlp", 79_510),
+    ],
+)
+def test_defaults_are_the_networks_of_the_papers(name, network, parameters):
+    built_in = BUILT_IN[name]
+    assert name.endswith(network)
+    with torch.device("meta"):
+        model = built_in.network(**built_in.options)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_depth_and_block_reach_the_network(data):
+    model = build_task("cifar10-preresnet", data=data, depth=14, block="basic", width=2).model
+    assert len(model.units) == 6
+    assert [len(unit.convolutions) for unit in model.units] == [2] * 6
 
 
 def test_options_reach_the_network_and_the_data():
@@ -79,6 +127,11 @@ def test_no_default_batch_size_leaves_a_last_batch_of_one():
         ("digits-mlp", {"split": 1}, ArgumentError, "split=1"),
         ("digits-mlp", {"seed": -1}, ArgumentError, "seed=-1"),
         ("mnist-mlp", {}, ArgumentError, "needs data=PATH"),
+        ("cifar10-vgg16", {"depth": 11}, TaskError, "no option 'depth': it takes data, split, batch_size, seed, width"),
+        ("cifar10-preresnet", {"data": "x", "block": 3}, ArgumentError, "block=3: cifar10-preresnet needs a text"),
+        ("cifar10-wrn", {"data": "x", "depth": "28"}, ArgumentError, "depth='28': cifar10-wrn needs an integer"),
+        ("cifar100-wrn", {}, ArgumentError, r"needs data=PATH: the folder of CIFAR-100's binary version \(train\.bin"),
+        ("fashion-mlp", {}, ArgumentError, "needs data=PATH: the folder of Fashion-MNIST's IDX files"),
         ("mnist-mlp", {"data": "/nonexistent"}, DataError, "no MNIST here"),
     ],
 )

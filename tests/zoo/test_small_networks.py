@@ -1,4 +1,4 @@
-"""The built-in networks have the sizes that are known for them, and leave the global random state alone."""
+"""The small networks have the sizes that are known for them; a seed leaves the global random state alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError
-from spectra.zoo.networks import convnet, lenet, logistic_regression, mlp, seeded
+from spectra.zoo.networks.building import seeded
+from spectra.zoo.networks.small import convnet, lenet, logistic_regression, mlp
 
 
 def size(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The built-in networks: convolutions, linear maps, ReLU and max pooling, with or without batch norm.
+"""The small networks: a few convolutions or linear maps with ReLU, with or without batch norm.
 
 References:
     LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998 (LeNet-5; here
@@ -7,12 +7,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import nn
 
 from spectra.errors import ArgumentError
+from spectra.zoo.networks.building import at_least_one
 
 
 def convnet(channels: int = 1, side: int = 8, classes: int = 10, width: int = 16) -> nn.Module:
@@ -27,10 +25,11 @@ def convnet(channels: int = 1, side: int = 8, classes: int = 10, width: int = 16
         width: channels after the first convolution; the second has twice as many.
 
     Example:
+        >>> import torch
         >>> convnet()(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    _at_least_one(width=width)
+    at_least_one(width=width)
     small = -(-side // 4)  # each convolution halves the side, rounding up
     return nn.Sequential(
         # No bias: batch norm would cancel it, and leave exact zeros in the spectrum that say nothing of the network.
@@ -52,7 +51,7 @@ def mlp(inputs: int, hidden: int = 100, classes: int = 10) -> nn.Module:
         >>> sum(p.numel() for p in mlp(784).parameters())
         79510
     """
-    _at_least_one(hidden=hidden)
+    at_least_one(hidden=hidden)
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
@@ -101,16 +100,3 @@ def lenet(channels: int = 1, side: int = 28, classes: int = 10, batch_norm: bool
         nn.ReLU(),
         nn.Linear(84, classes),
     )
-
-
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The network as ``torch.manual_seed(seed)`` makes it; the global random state is left as found."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would touch the GPUs' too
-        return build()
-
-
-def _at_least_one(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ArgumentError(f"{name}={value}: at least 1 is needed")
