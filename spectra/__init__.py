@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
     from spectra.krylov.slq import slq
+    from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
@@ -36,6 +37,10 @@ _HOME = {
     "HessianOperator": "spectra.operators.hessian",
     "GGNOperator": "spectra.operators.ggn",
     "DenseOperator": "spectra.operators.dense",
+    "shifted": "spectra.operators.algebra",
+    "scaled": "spectra.operators.algebra",
+    "summed": "spectra.operators.algebra",
+    "deflated": "spectra.operators.algebra",
     # spectra and estimates
     "slq": "spectra.krylov.slq",
     "Tridiagonal": "spectra.tridiagonal",
@@ -67,11 +72,15 @@ __all__ = [
     "Tridiagonal",
     "__version__",
     "analyze",
+    "deflated",
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",
     "save_checkpoint",
+    "scaled",
+    "shifted",
     "slq",
+    "summed",
 ]
 
 

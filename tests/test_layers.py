@@ -20,7 +20,7 @@ FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
     tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks
-    estimates reduction checkpoints.discovery operators.dense krylov.lanczos
+    estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos
     extremes degeneracy density records survey checkpoints.checkpoint
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
