@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.krylov.slq import slq
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
+    from spectra.operators.fisher import EmpiricalFisherOperator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
     from spectra.records import Record, Trajectory
@@ -36,6 +37,7 @@ _HOME = {
     # operators
     "HessianOperator": "spectra.operators.hessian",
     "GGNOperator": "spectra.operators.ggn",
+    "EmpiricalFisherOperator": "spectra.operators.fisher",
     "DenseOperator": "spectra.operators.dense",
     "shifted": "spectra.operators.algebra",
     "scaled": "spectra.operators.algebra",
@@ -61,6 +63,7 @@ __all__ = [
     "Checkpoint",
     "DenseOperator",
     "Density",
+    "EmpiricalFisherOperator",
     "Estimate",
     "GGNOperator",
     "HessianOperator",

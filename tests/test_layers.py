@@ -24,9 +24,9 @@ FLOORS = """
     extremes degeneracy density records survey checkpoints.checkpoint
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
-    plots.sheets storage.runfile operators.checks operators.selftest zoo.training
+    plots.sheets storage.runfile operators.checks operators.selftest operators.jacobian zoo.training
     plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.point provenance
+    operators.hessian operators.ggn operators.fisher operators.point provenance
     analysis
     run
     cli.main cli.numbers cli.user_code
