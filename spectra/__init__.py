@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
     from spectra.krylov.slq import slq
+    from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
+    from spectra.operators.fisher import EmpiricalFisherOperator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
     from spectra.records import Record, Trajectory
@@ -35,7 +37,12 @@ _HOME = {
     # operators
     "HessianOperator": "spectra.operators.hessian",
     "GGNOperator": "spectra.operators.ggn",
+    "EmpiricalFisherOperator": "spectra.operators.fisher",
     "DenseOperator": "spectra.operators.dense",
+    "shifted": "spectra.operators.algebra",
+    "scaled": "spectra.operators.algebra",
+    "summed": "spectra.operators.algebra",
+    "deflated": "spectra.operators.algebra",
     # spectra and estimates
     "slq": "spectra.krylov.slq",
     "Tridiagonal": "spectra.tridiagonal",
@@ -56,6 +63,7 @@ __all__ = [
     "Checkpoint",
     "DenseOperator",
     "Density",
+    "EmpiricalFisherOperator",
     "Estimate",
     "GGNOperator",
     "HessianOperator",
@@ -67,11 +75,15 @@ __all__ = [
     "Tridiagonal",
     "__version__",
     "analyze",
+    "deflated",
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",
     "save_checkpoint",
+    "scaled",
+    "shifted",
     "slq",
+    "summed",
 ]
 
 

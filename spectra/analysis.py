@@ -13,6 +13,7 @@ from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.krylov.slq import lockstep_width, slq
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
+from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.function import choose_parameters
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.hessian import HessianOperator
@@ -22,7 +23,11 @@ from spectra.provenance import origin, provenance_of
 from spectra.records import Record
 from spectra.task import Task
 
-OPERATORS: dict[str, type[CurvatureOperator]] = {"hessian": HessianOperator, "ggn": GGNOperator}
+OPERATORS: dict[str, type[CurvatureOperator]] = {
+    "hessian": HessianOperator,
+    "ggn": GGNOperator,
+    "empirical_fisher": EmpiricalFisherOperator,
+}
 
 Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
 
@@ -289,6 +294,9 @@ def _notes(operator: CurvatureOperator) -> list[str]:
     notes = list(operator.self_test.notes)
     if operator.bn_mode != "eval" and not batch_norm_layers(operator.task.model):
         notes.append(f"the network has no batch-norm layer: {operator.bn_mode} mode is the same function as eval mode")
+    if operator.per_sample:
+        over = operator.task.averaging.over
+        notes.append(f"a sample is one row of the target, weighted as in the loss ({over})")
     if operator.task.l2:
         notes.append(f"the numbers are of the loss with its l2 term: every eigenvalue is moved by {operator.task.l2:g}")
     return notes

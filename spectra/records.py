@@ -86,7 +86,7 @@ class Record:
     and a reason.
     """
 
-    operator: str  # "hessian" | "ggn"
+    operator: str  # "hessian" | "ggn" | "empirical_fisher"
     bn_mode: str  # "eval" | "train"
     checkpoint: str | None = None  # path as it was given; None: the weights were in memory
     checkpoint_sha256: str | None = None

@@ -26,8 +26,12 @@ class Averaging:
 
     reduction: str  # "mean" or "sum": what the criterion returns for a batch
     over: str  # the words: what the mean is over
-    weight: Callable[[Any], float]  # of the target of a batch
+    by_row: Callable[[Any], torch.Tensor]  # of the target of a batch: the weight of each of its rows, (rows,)
     known: bool = True  # False: an assumption, to be tested on split batches
+
+    def weight(self, target: Any) -> float:
+        """The weight of a batch with this target: the sum over its rows."""
+        return float(self.by_row(target).sum())
 
 
 def averaging_of(criterion: Any) -> Averaging | None:
@@ -120,24 +124,30 @@ def _identity(criterion: Any) -> tuple[type | None, dict[str, Any]]:
         return None, {}
 
 
-def _class_targets(target: torch.Tensor, *, weight: torch.Tensor | None, ignored: int) -> float:
+def _class_targets(target: torch.Tensor, *, weight: torch.Tensor | None, ignored: int) -> torch.Tensor:
     """The divisor of cross-entropy: class probabilities count their positions, class indices their weights."""
     if target.is_floating_point():  # probabilities, (C,) or (N, C, ...): torch divides by the positions, weights or not
         classes = target.shape[1] if target.ndim > 1 else target.shape[0]
-        return target.numel() / classes
-    kept = target[target != ignored]
+        return _elements(target) / classes if target.ndim > 1 else torch.ones(1, dtype=torch.float64)
+    kept = target != ignored
     if weight is None:
-        return float(kept.numel())
-    return float(weight.detach().to(kept.device, torch.float64)[kept].sum())
+        counts = kept.to(torch.float64)
+    else:
+        inside = torch.where(kept, target, torch.zeros_like(target))
+        counts = weight.detach().to(kept.device, torch.float64)[inside] * kept
+    return counts.flatten(1).sum(1) if counts.ndim > 1 else counts.reshape(-1)
 
 
-def _elements(target: torch.Tensor) -> float:
-    return float(target.numel())
+def _elements(target: torch.Tensor) -> torch.Tensor:
+    if target.ndim == 0:
+        return torch.ones(1, dtype=torch.float64)
+    return torch.full((target.shape[0],), float(math.prod(target.shape[1:])), dtype=torch.float64)
 
 
-def rows_of_target(target: Any) -> float:
-    """The rows of the target: its leading length (1 for a scalar)."""
+def rows_of_target(target: Any) -> torch.Tensor:
+    """One for each row of the target, counted by its leading length (1 for a scalar)."""
     if isinstance(target, torch.Tensor):
-        return float(target.shape[0]) if target.ndim else 1.0
-    rows = rows_of(target)
-    return math.nan if rows is None else float(rows)
+        rows: int | None = target.shape[0] if target.ndim else 1
+    else:
+        rows = rows_of(target)
+    return torch.full((1,), math.nan) if rows is None else torch.ones(rows, dtype=torch.float64)

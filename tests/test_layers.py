@@ -20,14 +20,15 @@ FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
     tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
-    estimates reduction checkpoints.discovery operators.dense krylov.lanczos \
+    estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
     extremes degeneracy density records survey checkpoints.checkpoint
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
-    plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration zoo.training
+    plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
+        operators.jacobian zoo.training
     plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.point provenance
+    operators.hessian operators.ggn operators.fisher operators.point provenance
     analysis
     run
     cli.main cli.numbers cli.user_code

@@ -549,4 +549,4 @@ def test_a_failed_write_into_an_old_folder_leaves_the_old_figure(tmp_path, monke
 def test_a_record_without_settings_is_drawn_too():
     record = Record(operator="empirical_fisher", bn_mode="recalibrated", spectrum=make_spectrum())
     figure = finished(lambda: sheets.density_figure(moments_of([record], "empirical_fisher")[0]))
-    assert figure.get_suptitle().startswith("empirical fisher, checkpoint 1")
+    assert figure.get_suptitle().startswith("empirical Fisher matrix, checkpoint 1")

@@ -42,11 +42,19 @@ class Basis:
     def remove_from(self, vector: torch.Tensor) -> None:
         """Take the whole basis out of a float64 vector, in place: classical Gram-Schmidt, two passes."""
         for _ in range(2):
-            coefficients = torch.zeros(self.size, dtype=torch.float64, device=vector.device)
-            for start, stop, rows in self._chunks():
-                coefficients += rows @ vector[start:stop]
-            for start, stop, rows in self._chunks():
-                vector[start:stop] -= coefficients @ rows
+            self.subtract_from(vector, self.coefficients(vector))
+
+    def coefficients(self, vector: torch.Tensor) -> torch.Tensor:
+        """The scalar products of a float64 vector with every vector of the basis, ``(size,)``."""
+        total = torch.zeros(self.size, dtype=torch.float64, device=vector.device)
+        for start, stop, rows in self._chunks():
+            total += rows @ vector[start:stop]
+        return total
+
+    def subtract_from(self, vector: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """Take a combination of the basis out of a float64 vector, in place."""
+        for start, stop, rows in self._chunks():
+            vector[start:stop] -= coefficients @ rows
 
     def loss_of_orthogonality(self) -> float:
         """``max |Q Q' - I|`` over the vectors of the basis."""

@@ -38,8 +38,11 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
     return None
 
 
-def check_loss(function: LossFunction, survey: Survey) -> None:
+def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = False) -> None:
     """Check labels, the averaging and the second derivative of the criterion, on as few batches as tell.
+
+    With ``per_sample``, for what is made of the gradients of single samples: the loss must be a sum over rows even in
+    a single batch, and needs no second derivative.
 
     Raises:
         DataError: labels out of range.
@@ -58,9 +61,9 @@ def check_loss(function: LossFunction, survey: Survey) -> None:
                 continue
             placed = function.place(batch)
             if first:
-                _check_first(function, placed, survey, index)
+                _check_first(function, placed, survey, index, per_sample)
                 first = False
-                if counted == 1 or couples_samples(task.model, "eval"):
+                if (counted == 1 and not per_sample) or couples_samples(task.model, "eval"):
                     return  # one batch needs no weights; coupled batches cannot be split
             split_any = _check_additive(function, placed, weight, index) or split_any
             if known or (split_any and index >= 64):
@@ -72,7 +75,7 @@ def check_loss(function: LossFunction, survey: Survey) -> None:
         )
 
 
-def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int) -> None:
+def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int, per_sample: bool) -> None:
     task = function.task
     with torch.no_grad():
         output = function.output(batch) if task.splits else None
@@ -90,22 +93,30 @@ def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int)
     pieces = [piece for piece in gradient if piece is not None]
     if not pieces:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
+    if per_sample:
+        _check_nodes(pieces)
+        return
     if task.splits:
         _check_second_derivative(function, output, task.target_of(batch))
     _check_gradient_graph(pieces)
 
 
 def _check_gradient_graph(gradient: list[torch.Tensor]) -> None:
-    """Refuse a gradient that autograd cannot differentiate again, where it would quietly return zeros instead.
-
-    A function marked ``once_differentiable`` leaves a node that raises when it is reached, but nothing reaches it when
-    derivatives are asked for in chosen parameters only.
-    """
+    """Refuse a gradient that autograd cannot differentiate again, where it would quietly return zeros instead."""
     if not any(piece.requires_grad for piece in gradient):
         raise TaskError(
             "the gradient of the loss does not depend on the parameters as far as autograd can tell: the loss is "
             "linear in them, or a custom backward computes without a graph"
         )
+    _check_nodes(gradient)
+
+
+def _check_nodes(gradient: list[torch.Tensor]) -> None:
+    """Refuse a gradient through a function marked ``once_differentiable``.
+
+    It leaves a node that raises when it is reached, but nothing reaches it when derivatives are asked for in chosen
+    parameters only.
+    """
     seen, todo = set(), [piece.grad_fn for piece in gradient if piece.grad_fn is not None]
     while todo:
         node = todo.pop()

@@ -29,7 +29,8 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CurvatureOperator(SymmetricOperator):
-    """A curvature matrix of a task's loss over all its data. Abstract: the Hessian and the GGN are its kinds.
+    """A curvature matrix of a task's loss over all its data. Abstract: the Hessian, the GGN and the empirical
+    Fisher matrix are its kinds.
 
     The operator is that of the parameters as they are when it is made; later training does not move it.
 
@@ -46,6 +47,7 @@ class CurvatureOperator(SymmetricOperator):
     """
 
     kind: str
+    per_sample = False  # whether it is made of the gradients of single samples, which no second derivative enters
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class CurvatureOperator(SymmetricOperator):
             note = check_partition(self.task, self.bn_mode, survey)
             if self.bn_mode == "recalibrated":
                 recalibrate(self.function)
-            check_loss(self.function, survey)
+            check_loss(self.function, survey, per_sample=self.per_sample)
             self._test = self_test(self, note)
         return self._test
 

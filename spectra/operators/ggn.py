@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from spectra.batches import map_tensors, tensors_of
 from spectra.errors import TaskError
 from spectra.operators.curvature import CurvatureOperator, Product
+from spectra.operators.jacobian import Jacobian, slope_of
 from spectra.task import Task
 
 
@@ -50,57 +50,20 @@ class GGNOperator(CurvatureOperator):
     def linearise(self, batch: Any) -> Product:
         function = self.function
         output = function.output(batch)
-        live = [tensor for tensor in tensors_of(output) if tensor.requires_grad and tensor.is_floating_point()]
-        if not live:
-            raise TaskError("the output of the model does not depend on the parameters")
-        # J'u as a function of u: its derivative, taken backwards with v, is J v.
-        cotangents = [torch.zeros_like(tensor, requires_grad=True) for tensor in live]
-        pulled = torch.autograd.grad(live, function.theta, cotangents, create_graph=True, allow_unused=True)
-        met = [index for index, piece in enumerate(pulled) if piece is not None and piece.requires_grad]
-        back = [piece for piece in pulled if piece is not None and piece.requires_grad]
-        points, slope = self._slope(output, self.task.target_of(batch))
+        jacobian = Jacobian(function, output)
+        points, slope = slope_of(function, output, self.task.target_of(batch), create_graph=True)
 
         def product(block: torch.Tensor) -> torch.Tensor:
-            if not met:
+            if not jacobian.reaches:
                 return torch.zeros_like(block)
             rows = []
             for vector in block:
-                pieces = function.unflatten(vector)
-                pushed = torch.autograd.grad(
-                    back,
-                    cotangents,
-                    grad_outputs=[pieces[index] for index in met],
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                bent = [
-                    torch.zeros_like(point) if value is None else value
-                    for point, value in zip(points, _derivative(slope, points, pushed))
-                ]
-                rows.append(
-                    function.flatten(
-                        torch.autograd.grad(live, function.theta, bent, retain_graph=True, allow_unused=True)
-                    )
-                )
+                derivatives = _derivative(slope, points, jacobian.push(vector))
+                bent = [torch.zeros_like(p) if value is None else value for p, value in zip(points, derivatives)]
+                rows.append(jacobian.pull(bent))
             return torch.stack(rows)
 
         return product
-
-    def _slope(self, output: Any, target: Any) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-        """The outputs as leaves of their own, and the gradient of the criterion in them, to be differentiated again."""
-        points: list[torch.Tensor] = []
-
-        def leaf(tensor: torch.Tensor) -> torch.Tensor:
-            if not (tensor.requires_grad and tensor.is_floating_point()):
-                return tensor.detach()
-            points.append(tensor.detach().requires_grad_())
-            return points[-1]
-
-        value = self.function.criterion(map_tensors(output, leaf), target)
-        if not value.requires_grad:
-            raise TaskError("the criterion does not depend on the output of the model")
-        return points, list(torch.autograd.grad(value, points, create_graph=True, allow_unused=True))
 
 
 def _derivative(

@@ -24,7 +24,11 @@ _MOST_GAPS = 4
 
 _HEADING = 10.5  # points
 
-_MATRICES = {"hessian": "loss Hessian", "ggn": "Gauss-Newton matrix"}
+_MATRICES = {
+    "hessian": "loss Hessian",
+    "ggn": "Gauss-Newton matrix",
+    "empirical_fisher": "empirical Fisher matrix",
+}
 _LAMBDA = {"lambda_max": r"$\lambda_{\max}$", "lambda_min": r"$\lambda_{\min}$"}
 _PANELS = {  # of the trajectory: what is drawn and how its axis is called
     "loss": "loss",

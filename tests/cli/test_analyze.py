@@ -225,6 +225,26 @@ def test_two_operators_in_both_modes_are_four_records(here):
     assert stored["hessian", "eval"].records[0].facts["loss"] != stored["hessian", "train"].records[0].facts["loss"]
 
 
+def test_the_empirical_fisher_matrix_is_a_record_like_any_other(here):
+    result = analysed("net_0.pt", *QUICK, "--operator", "hessian", "--operator", "empirical_fisher", "--json")
+    (record,) = direct(operators="empirical_fisher")
+    hessian, found = json.loads(result.stdout)
+    assert (hessian["operator"], found["operator"], record.operator) == ("hessian", *["empirical_fisher"] * 2)
+    assert found["estimates"]["trace"]["value"] == record.estimates["trace"].value
+    assert found["estimates"]["trace"]["value"] != hessian["estimates"]["trace"]["value"]
+    assert found["loss"] == hessian["loss"]
+    assert any(note.startswith("a sample is one row of the target") for note in record.notes)
+    assert load_trajectory("run.h5")["empirical_fisher", "eval"].trace.value[0] == record.estimates["trace"].value
+    assert "empirical_fisher, BN eval" in spectra("show", "run.h5").stdout
+    spectra("plot", "run.h5", "--operator", "empirical_fisher", "--what", "density")
+    assert [path.name for path in here.rglob("density*")] == ["density-empirical_fisher-epoch0.png"]
+
+
+def test_the_empirical_fisher_matrix_needs_samples_that_are_not_coupled(here):
+    arguments = ["norm.pt", "--task", "tasks.py:with_norm", "-m", "6", "--operator", "empirical_fisher", "--bn", "both"]
+    refused(here, arguments, "depend on the others of its batch: use bn_mode='eval' (--bn eval)")
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "options"),
     [

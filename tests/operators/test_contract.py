@@ -9,7 +9,7 @@ from cases import conv_batch_norm, dense_hessian, mlp_ragged, parameters, unused
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
-from spectra import DenseOperator, GGNOperator, HessianOperator, Task
+from spectra import DenseOperator, EmpiricalFisherOperator, GGNOperator, HessianOperator, Task
 from spectra.errors import ArgumentError, TaskError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -95,7 +95,7 @@ def test_float32_models_get_float32_products_near_the_float64_ones():
     assert 1.1e-7 < operator.noise < 1e-5
 
 
-@pytest.mark.parametrize("kind", [HessianOperator, GGNOperator])
+@pytest.mark.parametrize("kind", [HessianOperator, GGNOperator, EmpiricalFisherOperator])
 def test_another_dtype_is_computed_in_without_touching_the_model(kind):
     task, _ = mlp_ragged()
     task.model.float()

@@ -11,7 +11,7 @@ import torch
 from cases import batches_of, conv_batch_norm
 from torch import nn
 
-from spectra import GGNOperator, HessianOperator, Task
+from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -65,8 +65,13 @@ def prepared_model():
     return model, batches_of(x, y, 6, 5)
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("kind", [HessianOperator, GGNOperator])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *((kind, mode) for kind in (HessianOperator, GGNOperator) for mode in ("eval", "train")),
+        (EmpiricalFisherOperator, "eval"),  # in train mode it is refused
+    ],
+)
 def test_a_product_changes_nothing(kind, mode):
     model, data = prepared_model()
     loader = torch.utils.data.DataLoader([(x, y) for xs, ys in data for x, y in zip(xs, ys)], batch_size=6)

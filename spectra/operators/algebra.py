@@ -1,0 +1,175 @@
+"""Operators made of operators: shifted, scaled, summed, deflated. Each wraps what it is given and overrides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectra.errors import ArgumentError
+from spectra.krylov.basis import Basis
+from spectra.operators.base import Combination, SymmetricOperator, norm_estimate, relative_noise
+
+# How far the vectors of a deflation may be from orthonormal: the largest entry of |V'V - I|.
+_ORTHONORMAL = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def shifted(operator: SymmetricOperator, sigma: float) -> SymmetricOperator:
+    """``A + sigma I``: the same eigenvectors, every eigenvalue moved by ``sigma``.
+
+    Args:
+        operator: ``A``.
+        sigma: a finite number.
+
+    Raises:
+        ArgumentError: ``sigma`` is NaN or infinite.
+
+    Example:
+        >>> from spectra.operators.dense import DenseOperator
+        >>> shifted(DenseOperator(np.diag([1.0, 2.0])), 10.0) @ np.ones(2)
+        array([11., 12.])
+    """
+    return Combination([(1.0, operator)], shift=float(sigma))
+
+
+def scaled(operator: SymmetricOperator, factor: float) -> SymmetricOperator:
+    """``c A``, also written ``c * A``.
+
+    Args:
+        operator: ``A``.
+        factor: ``c``, a finite number.
+
+    Raises:
+        ArgumentError: ``c`` is NaN or infinite.
+
+    Example:
+        >>> from spectra.operators.dense import DenseOperator
+        >>> scaled(DenseOperator(np.diag([1.0, 2.0])), -0.5) @ np.ones(2)
+        array([-0.5, -1. ])
+    """
+    return Combination([(float(factor), operator)])
+
+
+def summed(a: SymmetricOperator, b: SymmetricOperator) -> SymmetricOperator:
+    """``A + B``, also written ``A + B``; ``H - G`` is the part of a Hessian that its Gauss-Newton matrix leaves out.
+
+    Where the two cancel, the noise of the sum relative to its norm is larger than theirs, and its ``noise`` says so
+    (:class:`~spectra.operators.base.Combination` has the formula).
+
+    Args:
+        a, b: operators of the same size, dtype and device.
+
+    Raises:
+        ArgumentError: they do not fit each other.
+
+    Example:
+        >>> from spectra.operators.dense import DenseOperator
+        >>> a, b = DenseOperator(np.diag([1.0, 2.0])), DenseOperator(np.eye(2))
+        >>> summed(a, b) @ np.ones(2), (a - 0.5 * b) @ np.ones(2)
+        (array([2., 3.]), array([0.5, 1.5]))
+    """
+    return Combination([(1.0, a), (1.0, b)])
+
+
+def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project: bool = False) -> SymmetricOperator:
+    """``A - V diag(values) V'``, or ``P A P`` with ``P = I - V V'``.
+
+    With eigenpairs of ``A`` the two are the same matrix: the given eigenvalues become 0 and nothing else moves. With
+    approximate ones the first is ``A`` less exactly what was subtracted, so that ``Tr A`` is its trace plus the sum of
+    ``values``; the second has ``V`` in its null space whatever ``V`` is.
+
+    Args:
+        operator: ``A``.
+        values: ``(r,)`` finite numbers. With ``project`` they are not used, and None will do.
+        vectors: ``V``, ``(n, r)``, NumPy or torch, with orthonormal columns: ``max |V'V - I|`` at most 1e-10 for a
+            float64 operator and 1e-5 for a float32 one. They are copied in the operator's dtype.
+        project: give ``P A P``.
+
+    Returns:
+        The operator. Its noise is ``(eta |A|_2 + u max |values|) / |result|_2``, the norms estimated from below by ten
+        products each when it is first asked for.
+
+    Raises:
+        ArgumentError: shapes that do not fit, numbers that are not finite, or vectors that are not orthonormal.
+
+    Example:
+        >>> from spectra.operators.dense import DenseOperator
+        >>> deflated(DenseOperator(np.diag([5.0, 2.0])), [5.0], np.array([[1.0], [0.0]])) @ np.ones(2)
+        array([0., 2.])
+    """
+    frame = torch.as_tensor(np.ascontiguousarray(vectors) if isinstance(vectors, np.ndarray) else vectors).detach()
+    n = operator.n
+    if frame.ndim != 2 or frame.shape[0] != n or frame.shape[1] > n:
+        raise ArgumentError(f"vectors of shape {tuple(frame.shape)}: ({n}, r) with r at most {n} is needed")
+    rank = frame.shape[1]
+    known: torch.Tensor | None = None
+    if values is not None:
+        known = torch.as_tensor(values, dtype=torch.float64).detach()
+        if tuple(known.shape) != (rank,):
+            raise ArgumentError(f"values of shape {tuple(known.shape)}: one for each of the {rank} vectors is needed")
+        if not bool(torch.isfinite(known).all()):
+            raise ArgumentError("values hold NaN or infinity: the eigenvalues to deflate by are needed")
+    elif not project:
+        raise ArgumentError("values=None: the eigenvalues to subtract are needed, unless project=True")
+    basis = Basis(rank, n, operator.torch_dtype, operator.device)
+    for column in range(rank):
+        basis.append(frame[:, column].to(operator.device, torch.float64))
+    off = basis.loss_of_orthogonality() if rank else 0.0
+    bound = _ORTHONORMAL[operator.torch_dtype]
+    if not off <= bound:  # NaN included
+        raise ArgumentError(
+            f"the vectors are not orthonormal: max |V'V - I| is {off:.2g}, and at most {bound:g} is needed; "
+            "orthonormalise them, with numpy.linalg.qr say"
+        )
+    return _Deflated(operator, basis, None if project or known is None else known.to(operator.device))
+
+
+class _Deflated(SymmetricOperator):
+    """``A - V diag(values) V'``, or ``P A P`` where there are no values. Made by :func:`deflated`."""
+
+    def __init__(self, operator: SymmetricOperator, basis: Basis, values: torch.Tensor | None) -> None:
+        super().__init__(operator.n, operator.torch_dtype, operator.device)
+        self.operator = operator
+        self._basis = basis
+        self._values = values
+        self._noise: float | None = None
+
+    def apply(self, block: torch.Tensor) -> torch.Tensor:
+        # Vector by vector, each at an address of its own, so that a product is the same alone and in company.
+        given = [row.to(torch.float64, copy=True) for row in block]
+        if self._values is None:
+            for row in given:
+                self._basis.remove_from(row)
+            block = torch.stack(given).to(self.torch_dtype)
+        results = []
+        for row, product in zip(given, self.operator.apply(block)):
+            result = product.to(torch.float64, copy=True)
+            if self._values is None:
+                self._basis.remove_from(result)
+            else:
+                self._basis.subtract_from(result, self._values * self._basis.coefficients(row))
+            results.append(result)
+        return torch.stack(results).to(self.torch_dtype)
+
+    @property
+    def noise(self) -> float:
+        if self._noise is None:
+            with self.prepared():
+                error = self.operator.noise * norm_estimate(self.operator)
+                if self._values is not None and len(self._values):
+                    error += super().noise * float(self._values.abs().max())
+                self._noise = relative_noise(error, self)
+        return self._noise
+
+    @property
+    def tensor_sizes(self) -> dict[str, int]:
+        return self.operator.tensor_sizes
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Hold what the wrapped operator holds."""
+        with self.operator.prepared():
+            yield

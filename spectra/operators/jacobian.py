@@ -1,0 +1,83 @@
+"""The outputs of a batch as a function of the parameters: products with their Jacobian, and the criterion's slope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from spectra.batches import map_tensors, tensors_of
+from spectra.errors import TaskError
+from spectra.operators.function import LossFunction
+
+
+class Jacobian:
+    """``J = d output / d theta`` of one batch, by its products. Made and used within the function's evaluation.
+
+    ``J v`` is the derivative of ``J' u`` with respect to ``u``, which does not depend on ``u``: reverse over reverse.
+
+    Args:
+        function: whose parameters are meant.
+        output: the model's output for the batch, connected to them; a tree of tensors.
+
+    Raises:
+        TaskError: no tensor of the output depends on the parameters.
+    """
+
+    def __init__(self, function: LossFunction, output: Any) -> None:
+        self.function = function
+        self.outputs = [tensor for tensor in tensors_of(output) if tensor.requires_grad and tensor.is_floating_point()]
+        if not self.outputs:
+            raise TaskError("the output of the model does not depend on the parameters")
+        self._cotangents = [torch.zeros_like(tensor, requires_grad=True) for tensor in self.outputs]
+        pulled = torch.autograd.grad(
+            self.outputs, function.theta, self._cotangents, create_graph=True, allow_unused=True
+        )
+        self._met = [index for index, piece in enumerate(pulled) if piece is not None and piece.requires_grad]
+        self._back = [piece for piece in pulled if piece is not None and piece.requires_grad]
+
+    @property
+    def reaches(self) -> bool:
+        """Whether any derivative of the outputs is known to depend on anything; else ``J`` is zero to autograd."""
+        return bool(self._met)
+
+    def push(self, vector: torch.Tensor) -> Sequence[torch.Tensor]:
+        """``J v``, shaped like the outputs."""
+        pieces = self.function.unflatten(vector)
+        return torch.autograd.grad(
+            self._back,
+            self._cotangents,
+            grad_outputs=[pieces[index] for index in self._met],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    def pull(self, cotangents: Sequence[torch.Tensor]) -> torch.Tensor:
+        """``J' u``, ``(n,)``, with ``u`` shaped like the outputs."""
+        theta = self.function.theta
+        pieces = torch.autograd.grad(self.outputs, theta, cotangents, retain_graph=True, allow_unused=True)
+        return self.function.flatten(pieces)
+
+
+def slope_of(
+    function: LossFunction, output: Any, target: Any, *, create_graph: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """The outputs as leaves of their own, and the gradient of the criterion in them, None where it has no part.
+
+    Raises:
+        TaskError: the criterion does not depend on the output.
+    """
+    points: list[torch.Tensor] = []
+
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        if not (tensor.requires_grad and tensor.is_floating_point()):
+            return tensor.detach()
+        points.append(tensor.detach().requires_grad_())
+        return points[-1]
+
+    value = function.criterion(map_tensors(output, leaf), target)
+    if not value.requires_grad:
+        raise TaskError("the criterion does not depend on the output of the model")
+    return points, list(torch.autograd.grad(value, points, create_graph=create_graph, allow_unused=True))
