@@ -1,6 +1,6 @@
 """Products with the Hessian and the Gauss-Newton matrix: spectra beside curvlinops and hessian-eigenthings.
 
-    python benchmarks/peers.py [--device cuda] [--repeats 15] [--samples 512] [--network NAME ...]
+    python benchmarks/peers.py [--device cuda] [--threads 1] [--repeats 15] [--samples 512] [--network NAME ...]
 
 All in one process and one go: in each repeat every library computes the same products once, in turn (A B C A B C ...),
 so that whatever else the machine does falls on all of them. What is printed are the ratios *theirs / ours* of each
@@ -132,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, and print a table."""
     parser = argparse.ArgumentParser(description="Times of curvature products, spectra beside other libraries.")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; 1 on a machine that does other things too")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -140,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.samples % options.batch_size:  # hessian-eigenthings averages batches without weights
         needed = f"a multiple of --batch-size={options.batch_size} is needed, so that all compute the same matrix"
         parser.error(f"--samples={options.samples}: {needed}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     installed = [name for name in PEERS if importlib.util.find_spec(name)]
     print(facts(device, installed))

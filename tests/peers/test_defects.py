@@ -6,7 +6,9 @@ packages is needed here.
 
 from __future__ import annotations
 
+import re
 from collections import UserDict, namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,3 +267,14 @@ def test_train_mode_of_batch_norm_works_with_running_statistics_through_a_whole_
     assert spectrum.lambda_min().value == pytest.approx(dense[0], rel=1e-10)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_every_test_that_the_page_names_is_there():
+    tests = Path(__file__).parents[1]
+    page = (tests.parent / "docs" / "peers.md").read_text(encoding="utf-8")
+    defined = set()
+    for file in tests.rglob("test_*.py"):
+        defined |= {file.stem, *re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)}
+    named = set(re.findall(r"\btest_\w+", page))
+    assert len(named) > 20
+    assert named <= defined, f"docs/peers.md names {sorted(named - defined)}, and there is no such test"
