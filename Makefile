@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/peers
 
-.PHONY: help demo test slow check format build clean
+.PHONY: help demo test slow peers check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (about two minutes)"
 	@echo "make test    run the tests (make slow: the long ones too)"
+	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
 	@echo "make check   lint, format and types"
 	@echo "make format  rewrite the sources in the project's format"
 
@@ -26,6 +28,14 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not peers"
+
+# Into a folder of their own and without their dependencies: the environment stays as constraints.txt pins it.
+$(PEERS)/.ready: tests/peers/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(PEERS) -r $<
+	@touch $@
+
+peers: $(PEERS)/.ready
+	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest -m peers
 
 check: $(READY)
 	$(BIN)/ruff check .
