@@ -21,7 +21,8 @@ FLOORS = """
     tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks
     estimates reduction checkpoints.discovery operators.dense krylov.lanczos
-    extremes degeneracy density records survey checkpoints.checkpoint
+    extremes counts density records survey checkpoints.checkpoint
+    degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
     plots.sheets storage.runfile operators.checks operators.selftest zoo.training
@@ -39,7 +40,7 @@ FLOORS = """
 
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
-    estimates extremes degeneracy density records spectrum
+    estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
     plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """
