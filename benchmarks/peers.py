@@ -30,7 +30,8 @@ from torch import nn
 from spectra import GGNOperator, HessianOperator, Task
 from spectra.operators.curvature import CurvatureOperator
 from spectra.zoo.data import load_digits
-from spectra.zoo.networks import convnet, lenet, mlp, seeded
+from spectra.zoo.networks.building import seeded
+from spectra.zoo.networks.small import convnet, lenet, mlp
 
 Multiply = Callable[[torch.Tensor], torch.Tensor]  # (n, k) -> (n, k)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]

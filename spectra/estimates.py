@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, isnan, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class Estimate:
     """A number, its standard error over probes, and an interval.
 
     A mean over probes has a standard error and a Student-t interval, and neither with one probe. The ends of the
-    spectrum have an interval and no standard error: their scatter over probes is not their error.
+    spectrum have an interval and no standard error: their scatter over probes is not their error. A number that could
+    not be computed is NaN, and its note says why.
 
     Example:
         >>> estimate = Estimate(12.3456, 0.5621, 11.0, 13.7, num_probes=8)
@@ -55,6 +56,8 @@ class Estimate:
         return self.value
 
     def __str__(self) -> str:
+        if isnan(self.value):
+            return f"not computed: {self.note}"
         if self.resolved is False and self.lower is not None and self.upper is not None:
             return f"not resolved, in [{self.lower:.4g}, {self.upper:.4g}]"
         if self.stderr is not None:
@@ -99,8 +102,9 @@ def mean_estimate(
     least: float = -inf,
     greatest: float = inf,
     note: str | None = None,
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """The mean of one sample per probe, with ``s / sqrt(k)`` as its error and a 95 % Student-t interval.
+    """The mean of one sample per probe, with ``s / sqrt(k)`` as its error and a Student-t interval, 95 % by default.
 
     Args:
         samples: (k,).
@@ -114,7 +118,7 @@ def mean_estimate(
     if k == 1:
         return Estimate(value, None, None, None, 1)
     stderr = float(samples.std(ddof=1)) / sqrt(k)
-    reach = t_quantile(k) * stderr + arithmetic
+    reach = t_quantile(k, confidence) * stderr + arithmetic
     scattered = stderr > 1e-9 * abs(value)
     return Estimate(
         value,
@@ -122,8 +126,14 @@ def mean_estimate(
         max(least, value - reach),
         min(greatest, value + reach),
         k,
+        confidence,
         note=note if scattered else None,
     )
+
+
+def not_computed(reason: str, num_probes: int) -> Estimate:
+    """An estimate that does not exist here: its value is NaN (None in JSON), and its note the reason."""
+    return Estimate(nan, None, None, None, num_probes, note=reason)
 
 
 # --- traces -------------------------------------------------------------------------------------------------------
@@ -142,10 +152,12 @@ def trace(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate
     """
     samples = n * np.array([t.alphas[0] for t in tridiagonals])
     arithmetic = sqrt(n) * noise * spectral_scale(tridiagonals)
-    return mean_estimate(samples, arithmetic=arithmetic, note=_dominance(tridiagonals, n))
+    return mean_estimate(samples, arithmetic=arithmetic, note=dominance(tridiagonals, n))
 
 
-def frobenius_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate:
+def frobenius_norm(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, confidence: float = CONFIDENCE
+) -> Estimate:
     """``|H|_F``, estimated by ``sqrt(n mean_i |H q_i|^2)`` with ``|H q_i|^2 = alpha_i1^2 + beta_i1^2``.
 
     The square is unbiased; its error goes over to the root by ``se(F) = se(F^2) / 2F``, and the interval is the root
@@ -153,8 +165,8 @@ def frobenius_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) ->
     one of the norm: ``noise |H|_2 sqrt(n) / |H|_F`` at most. The largest Ritz value is a lower bound too, since
     ``|H|_F >= |H|_2``.
     """
-    squares = n * _product_norms(tridiagonals) ** 2
-    square = mean_estimate(squares, least=0.0, note=_dominance(tridiagonals, n))
+    squares = n * product_norms(tridiagonals) ** 2
+    square = mean_estimate(squares, least=0.0, note=dominance(tridiagonals, n), confidence=confidence)
     value = sqrt(square.value)
     if square.stderr is None or square.lower is None or square.upper is None:
         return Estimate(value, None, None, None, square.num_probes)
@@ -166,6 +178,7 @@ def frobenius_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) ->
         max(sqrt(square.lower) - arithmetic, min(value, (1 - noise) * scale), 0.0),
         sqrt(square.upper) + arithmetic,
         square.num_probes,
+        confidence,
         note=square.note,
     )
 
@@ -174,7 +187,7 @@ def mean_eigenvalue(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -
     """``(1/n) Tr H``, estimated by ``mean_i alpha_i1``."""
     samples = np.array([t.alphas[0] for t in tridiagonals])
     arithmetic = noise * spectral_scale(tridiagonals) / sqrt(n)
-    return mean_estimate(samples, arithmetic=arithmetic, note=_dominance(tridiagonals, n))
+    return mean_estimate(samples, arithmetic=arithmetic, note=dominance(tridiagonals, n))
 
 
 def moment(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, p: int) -> Estimate:
@@ -194,7 +207,7 @@ def moment(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, p: int) ->
     samples = np.array([t.moment(power) for t in tridiagonals])
     slope = float(np.mean([t.weights @ np.abs(t.nodes) ** max(power - 1, 0) for t in tridiagonals]))
     arithmetic = power * noise * spectral_scale(tridiagonals) * slope
-    note = _dominance(tridiagonals, n) if power > 0 else None
+    note = dominance(tridiagonals, n) if power > 0 else None
     return mean_estimate(samples, arithmetic=arithmetic, least=0.0 if power % 2 == 0 else -inf, note=note)
 
 
@@ -261,20 +274,24 @@ def spectral_scale(tridiagonals: Sequence[Tridiagonal]) -> float:
     return max(t.scale for t in tridiagonals)
 
 
-def _product_norms(tridiagonals: Sequence[Tridiagonal]) -> np.ndarray:
+def product_norms(tridiagonals: Sequence[Tridiagonal]) -> np.ndarray:
     """``|H q_i| = hypot(alpha_i1, beta_i1)``, (k,)."""
     first = [t.last_beta if t.steps == 1 else t.betas[0] for t in tridiagonals]
     return np.hypot([t.alphas[0] for t in tridiagonals], first)
 
 
-def _dominance(tridiagonals: Sequence[Tridiagonal], n: int) -> str | None:
+def dominance(tridiagonals: Sequence[Tridiagonal], n: int) -> str | None:
     """A warning where one eigenvalue carries so much of ``|H|_F^2`` that a t-interval covers less than it says."""
-    square = n * float(np.mean(_product_norms(tridiagonals) ** 2))
-    top = spectral_scale(tridiagonals) ** 2
-    if square <= 0 or top <= _DOMINANT * square:
+    square = n * float(np.mean(product_norms(tridiagonals) ** 2))
+    return dominance_note(spectral_scale(tridiagonals) ** 2, square, "|H|_F^2")
+
+
+def dominance_note(top: float, total: float, of: str) -> str | None:
+    """A warning where the largest of a sum of squares has more than a tenth of it, else None."""
+    if total <= 0 or top <= _DOMINANT * total:
         return None
-    share = min(1.0, top / square)
-    return f"one eigenvalue carries {share:.0%} of |H|_F^2: the 95 % interval is too narrow (it may cover 80 to 90 %)"
+    share = min(1.0, top / total)
+    return f"one eigenvalue carries {share:.0%} of {of}: the 95 % interval is too narrow (it may cover 80 to 90 %)"
 
 
 def _apply(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:

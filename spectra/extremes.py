@@ -32,28 +32,34 @@ from spectra.tridiagonal import Tridiagonal
 _CONVERGED = 1e-2
 
 
-def lambda_max(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str) -> Estimate:
+def lambda_max(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, confidence: float = CONFIDENCE
+) -> Estimate:
     """The largest eigenvalue: the largest Ritz value of all probes.
 
     ``lower`` is that value less the arithmetic; ``upper`` the bound from the random start, None where the steps give
-    none. Together with the one of the other end it holds with 95 % confidence.
+    none. Together with the one of the other end it holds with the confidence, 95 % by default.
     """
-    return _end(tridiagonals, n, noise, distribution, +1)
+    return _end(tridiagonals, n, noise, distribution, +1, confidence)
 
 
-def lambda_min(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str) -> Estimate:
+def lambda_min(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, confidence: float = CONFIDENCE
+) -> Estimate:
     """The smallest eigenvalue: the smallest Ritz value of all probes, with the interval of ``lambda_max`` mirrored."""
-    return _end(tridiagonals, n, noise, distribution, -1)
+    return _end(tridiagonals, n, noise, distribution, -1, confidence)
 
 
-def spectral_norm(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str) -> Estimate:
-    """``|H|_2 = max |lambda|``, from both ends of the spectrum; their bounds hold together with 95 % confidence."""
-    top = lambda_max(tridiagonals, n, noise, distribution)
-    bottom = lambda_min(tridiagonals, n, noise, distribution)
+def spectral_norm(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, confidence: float = CONFIDENCE
+) -> Estimate:
+    """``|H|_2 = max |lambda|``, from both ends of the spectrum; their bounds hold together, with 95 % by default."""
+    top = lambda_max(tridiagonals, n, noise, distribution, confidence)
+    bottom = lambda_min(tridiagonals, n, noise, distribution, confidence)
     leading, value = (top, top.value) if top.value >= -bottom.value else (bottom, -bottom.value)
     upper = None if top.upper is None or bottom.lower is None else max(top.upper, -bottom.lower, 0.0)
     margin = _margin(tridiagonals, noise)
-    return Estimate(value, None, max(0.0, value - margin), upper, len(tridiagonals), note=leading.note)
+    return Estimate(value, None, max(0.0, value - margin), upper, len(tridiagonals), confidence, note=leading.note)
 
 
 def missed_fraction(steps: Sequence[int], n: int, failure: float) -> float | None:
@@ -96,35 +102,40 @@ def _log_below(w: float, n: int) -> float:
     return log(max(float(betainc(0.5, (n - 1) / 2, min(w, 1.0))), 1e-300))
 
 
-def _end(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, sign: int) -> Estimate:
+def _end(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, sign: int, confidence: float
+) -> Estimate:
     index = -1 if sign > 0 else 0
     ritz = np.array([t.nodes[index] for t in tridiagonals])
     first = int(np.argmax(sign * ritz))
     value = float(ritz[first])
     residual = float(tridiagonals[first].residuals[index])
     margin = _margin(tridiagonals, noise)
-    beyond, missing = _beyond(tridiagonals, n, distribution)
+    beyond, missing = _beyond(tridiagonals, n, distribution, confidence)
 
     notes = []
     scale = spectral_scale(tridiagonals)
     if residual > _CONVERGED * scale:
-        notes.append(f"not converged: residual {residual:.2g}, {residual / scale:.0%} of |H|_2; take more steps")
+        share = f", {residual / scale:.0%} of |H|_2" if scale > 0 else ""
+        notes.append(f"not converged: residual {residual:.2g}{share}; take more steps")
     if missing is not None:
         notes.append(missing)
     inner = value - sign * margin
     outer = None if beyond is None else value + sign * (beyond + margin)
     lower, upper = (inner, outer) if sign > 0 else (outer, inner)
-    return Estimate(value, None, lower, upper, len(tridiagonals), note="; ".join(notes) or None)
+    return Estimate(value, None, lower, upper, len(tridiagonals), confidence, note="; ".join(notes) or None)
 
 
-def _beyond(tridiagonals: Sequence[Tridiagonal], n: int, distribution: str) -> tuple[float | None, str | None]:
-    """How far beyond the outermost Ritz values the ends can lie, both together at 95 %; or None, and why."""
+def _beyond(
+    tridiagonals: Sequence[Tridiagonal], n: int, distribution: str, confidence: float
+) -> tuple[float | None, str | None]:
+    """How far beyond the outermost Ritz values the ends can lie, both together at the confidence; or None, and why."""
     # A sphere start has a part in every eigenspace with probability one, so its invariant subspace meets them all.
     if any(t.exhausted and (distribution == "sphere" or t.steps == n) for t in tridiagonals):
         return 0.0, None
     if distribution != "sphere":
         return None, f"no bound beyond the Ritz values is known for {distribution} probes; sphere probes have one"
-    eps = missed_fraction([t.steps for t in tridiagonals], n, (1 - CONFIDENCE) / 2)
+    eps = missed_fraction([t.steps for t in tridiagonals], n, (1 - confidence) / 2)
     if eps is None:
         steps = max(t.steps for t in tridiagonals)
         return None, f"{steps} steps of {len(tridiagonals)} probes give no bound beyond the Ritz values"

@@ -12,9 +12,11 @@ from math import isfinite
 
 import numpy as np
 
-from spectra import degeneracy, estimates, extremes
-from spectra.degeneracy import Closest, DegeneracyCurve
+from spectra import degeneracy, determinants, distribution, estimates, extremes, outliers, ranks
+from spectra.counts import CountCurve
+from spectra.degeneracy import Closest
 from spectra.density import Density, smooth
+from spectra.distribution import Cumulative
 from spectra.errors import ArgumentError, NumericsError
 from spectra.estimates import Estimate
 from spectra.tridiagonal import Tridiagonal
@@ -170,19 +172,75 @@ class Spectrum:
         curve = self._curve if tau is None else None
         return degeneracy.rank_degeneracy(self.tridiagonals, self.n, self.noise, self.distribution, tau, curve)
 
-    def degeneracy_curve(self, taus: np.ndarray | None = None) -> DegeneracyCurve:
+    def degeneracy_curve(self, taus: np.ndarray | None = None) -> CountCurve:
         """The same for several tolerances, by default ``|H|_2 10^-1 .. 10^-7``, descending."""
         if taus is None:
             return self._curve
         return degeneracy.degeneracy_curve(self.tridiagonals, self.n, self.noise, self.distribution, taus)
 
     @cached_property
-    def _curve(self) -> DegeneracyCurve:
+    def _curve(self) -> CountCurve:
         return degeneracy.degeneracy_curve(self.tridiagonals, self.n, self.noise, self.distribution)
 
     def closest(self, count: int = 1) -> Closest:
         """What the one or two Ritz values closest to 0 carry, for comparison with Granziol (2020)."""
         return degeneracy.closest(self.tridiagonals, count)
+
+    def negative_mass(self, tau: float | None = None) -> Estimate:
+        """The fraction of eigenvalues below ``-tau``, with its bracket, or that it is not resolved.
+
+        Args:
+            tau: in units of the eigenvalues; by default the smallest tolerance that the steps resolve. At 0 nothing is.
+        """
+        curve = self._negative if tau is None else None
+        return distribution.negative_mass(self.tridiagonals, self.n, self.noise, self.distribution, tau, curve)
+
+    @cached_property
+    def _negative(self) -> CountCurve:
+        return distribution.negative_curve(self.tridiagonals, self.n, self.noise, self.distribution)
+
+    # --- ranks ----------------------------------------------------------------------------------------------------
+
+    def stable_rank(self) -> Estimate:
+        """``|H|_F^2 / |H|_2^2``; see ``spectra.ranks``."""
+        return ranks.stable_rank(self.tridiagonals, self.n, self.noise, self.distribution)
+
+    def participation_rank(self) -> Estimate:
+        """``(sum |lambda|)^2 / sum lambda^2``; see ``spectra.ranks``."""
+        return ranks.participation_rank(self.tridiagonals, self.n, self.noise)
+
+    def entropy_rank(self) -> Estimate:
+        """``exp(-sum p log p)`` with ``p = |lambda| / sum |lambda|``; see ``spectra.ranks``."""
+        return ranks.entropy_rank(self.tridiagonals, self.n, self.noise)
+
+    def effective_dimension(self, g: float, *, semidefinite: bool = False) -> Estimate:
+        """``sum lambda / (lambda + g)``, of positive semidefinite operators; see ``spectra.determinants``."""
+        return determinants.effective_dimension(
+            self.tridiagonals, self.n, self.noise, self.distribution, g, semidefinite
+        )
+
+    # --- determinants, and single eigenvalues ---------------------------------------------------------------------
+
+    def log_determinant(self, g: float, *, semidefinite: bool = False) -> Estimate:
+        """``log det(H + g I)``, from both sides; NaN with the reason where it does not exist.
+
+        Args:
+            g: above 0, in units of the eigenvalues.
+            semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher).
+        """
+        return determinants.log_determinant(self.tridiagonals, self.n, self.noise, self.distribution, g, semidefinite)
+
+    def evidence(self, g: float, *, semidefinite: bool = False) -> Estimate:
+        """``sum log((lambda + g) / g)``, as ``log_determinant``; see ``spectra.determinants``."""
+        return determinants.evidence(self.tridiagonals, self.n, self.noise, self.distribution, g, semidefinite)
+
+    def top_log_product(self, count: int) -> Estimate:
+        """``sum log lambda_j`` over the ``count`` largest eigenvalues, from below; see ``spectra.outliers``."""
+        return outliers.top_log_product(self.tridiagonals, self.noise, count)
+
+    def outliers(self, edge: float, *, side: str = "above") -> Estimate:
+        """A lower bound on the number of eigenvalues beyond ``edge``, ``"above"`` or ``"below"`` it."""
+        return outliers.outliers(self.tridiagonals, self.noise, edge, side)
 
     # --- distribution ---------------------------------------------------------------------------------------------
 
@@ -221,12 +279,11 @@ class Spectrum:
 
     def cdf(self, x: np.ndarray) -> np.ndarray:
         """The fraction of eigenvalues at or below each ``x``: the Ritz mass, averaged over probes; same shape."""
-        at = np.asarray(x, dtype=np.float64)
-        total = np.zeros(at.shape)
-        for t in self.tridiagonals:
-            below = np.concatenate([[0.0], np.cumsum(t.weights)])
-            total += below[np.searchsorted(t.nodes, at, side="right")]
-        return np.asarray(np.minimum(total / self.num_probes, 1.0))
+        return distribution.cdf(self.tridiagonals, x)
+
+    def cumulative(self, x: np.ndarray | float) -> Cumulative:
+        """The same with rigorous bounds and the error of the probes; see ``spectra.distribution``."""
+        return distribution.cumulative(self.tridiagonals, self.n, self.noise, self.distribution, x)
 
     # --- all of it ------------------------------------------------------------------------------------------------
 
@@ -242,6 +299,10 @@ class Spectrum:
             "lambda_max": self.lambda_max(),
             "lambda_min": self.lambda_min(),
             "rank_degeneracy": self.rank_degeneracy(),
+            "negative_mass": self.negative_mass(),
+            "stable_rank": self.stable_rank(),
+            "participation_rank": self.participation_rank(),
+            "entropy_rank": self.entropy_rank(),
             "closest_one_mass": one.mass,
             "closest_one_value": one.value,
             "closest_two_mass": two.mass,

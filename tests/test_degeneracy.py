@@ -9,7 +9,8 @@ import pytest
 from reference import bulk_with_outliers, probes_of, sphere_starts
 from scipy.stats import beta
 
-from spectra.degeneracy import RESOLUTION, closest, degeneracy_curve, least_fraction, rank_bound_ff, rank_degeneracy
+from spectra.counts import RESOLUTION, least_fraction
+from spectra.degeneracy import closest, degeneracy_curve, rank_bound_ff, rank_degeneracy
 from spectra.errors import ArgumentError
 from spectra.tridiagonal import Tridiagonal
 

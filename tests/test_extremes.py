@@ -130,3 +130,9 @@ def test_the_outer_bound_allows_for_the_part_of_the_range_that_was_not_seen():
     assert high.upper - high.value == pytest.approx(eps * whole)  # eps of the largest range that is possible
     assert low.value - low.lower == pytest.approx(eps * whole)
     assert whole == pytest.approx(seen / (1 - 2 * eps))
+
+
+def test_one_step_with_a_ritz_value_of_zero_has_a_residual_and_no_percentage():
+    e = spectral_norm([Tridiagonal(np.array([0.0]), np.array([2.0]))], 9, 0.0, "sphere")
+    assert e.value == 0
+    assert e.note.startswith("not converged: residual 2; take more steps")

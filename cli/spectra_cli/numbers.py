@@ -66,7 +66,10 @@ def interval(lower: float | None, upper: float | None) -> str:
 
 
 def number(estimate: Estimate) -> tuple[str, str]:
-    """The value of an estimate and its error. Without an error the value has the digits of the interval."""
+    """The value of an estimate and its error. Without an error the value has the digits of the interval, one
+    that could not be computed is `-`."""
+    if math.isnan(estimate.value):
+        return "-", ""
     if estimate.stderr is None and (estimate.lower is not None or estimate.upper is not None):
         return plain(estimate.value, _digits(estimate.lower, estimate.upper)), ""
     return rounded(estimate.value, estimate.stderr)
@@ -93,7 +96,7 @@ def _digits(lower: float | None, upper: float | None) -> int:
 
 def in_short(estimate: Estimate | None) -> str:
     """A mean over probes with its error; a count that the steps do not resolve as the bracket that it is in."""
-    if estimate is None:
+    if estimate is None or math.isnan(estimate.value):
         return "-"
     if estimate.resolved is False:
         return unresolved(estimate)

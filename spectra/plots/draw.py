@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
 
-from spectra.degeneracy import DegeneracyCurve
+from spectra.counts import CountCurve
 from spectra.density import Density
 from spectra.estimates import Estimate
 from spectra.plots.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
@@ -96,7 +96,7 @@ def _spacing(nodes: np.ndarray) -> np.ndarray:
 
 def draw_degeneracy(
     ax: Axes,
-    curve: DegeneracyCurve,
+    curve: CountCurve,
     scale: float,
     *,
     headline: Estimate | None = None,

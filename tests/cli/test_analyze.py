@@ -206,7 +206,8 @@ def test_json_has_the_promised_fields_and_nothing_that_was_not_asked_for(here):
     }
     assert set(entry["estimates"]) == {
         *("trace", "mean_eigenvalue", "second_moment", "frobenius_norm"),
-        *("spectral_norm", "lambda_max", "lambda_min", "rank_degeneracy"),
+        *("spectral_norm", "lambda_max", "lambda_min", "rank_degeneracy", "negative_mass"),
+        *("stable_rank", "participation_rank", "entropy_rank"),
         *("closest_one_mass", "closest_one_value", "closest_two_mass", "closest_two_value"),
     }
     shown = json.loads(spectra("show", "run.h5", "--json").stdout)

@@ -107,6 +107,21 @@ def test_a_count_that_is_not_resolved_is_its_bracket_and_never_a_value(tmp_path)
     assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "tau = 1e-06; not resolved with m"]
 
 
+def test_a_number_that_could_not_be_computed_is_a_dash_with_its_reason(tmp_path):
+    none = {"stable_rank": Estimate(math.nan, None, None, None, 4, note="0/0 is no number")}
+    one = show(write(tmp_path / "one.h5", make_record(0, cached_estimates=none)))
+    assert row(one.stdout, "stable_rank") == ["stable_rank", "-", "*"]
+    pair = [make_record(0, operator, cached_estimates=none) for operator in ("hessian", "ggn")]
+    path = write(tmp_path / "two.h5", *pair)
+    two = show(path)
+    assert row(two.stdout, "stable_rank") == ["stable_rank", "- *", "- *"]
+    for text in (one.stdout, two.stdout):
+        assert "* stable_rank: 0/0 is no number" in text
+        assert "nan" not in text
+    entry = json.loads(show(path, "--json").stdout)[0]["estimates"]["stable_rank"]
+    assert (entry["value"], entry["reason"]) == (None, "0/0 is no number")
+
+
 def test_a_single_record_is_shown_in_full(path):
     result = show(path, "--epoch", 1, "--operator", "ggn")
     assert result.exit_code == 0

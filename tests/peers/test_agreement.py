@@ -17,7 +17,7 @@ from torch import nn
 
 from spectra import GGNOperator, HessianOperator, Task, slq
 from spectra.krylov.lanczos import tridiagonalize
-from spectra.zoo.networks import convnet
+from spectra.zoo.networks.small import convnet
 
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("float64")]
 ROUNDING = 1e-12  # relative to the norm of the product

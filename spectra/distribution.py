@@ -1,0 +1,125 @@
+"""How many eigenvalues lie below a point: the cumulative distribution with rigorous bounds, and the negative mass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from spectra.counts import CountCurve, count, count_curve, fraction
+from spectra.errors import ArgumentError
+from spectra.estimates import CONFIDENCE, Estimate, spectral_scale
+from spectra.tridiagonal import Tridiagonal
+
+
+@dataclass(frozen=True, eq=False)
+class Cumulative:
+    """``F(x)``, the fraction of eigenvalues at or below ``x``, with bounds at every point. All of the shape of ``x``.
+
+    The bounds are pointwise: each holds at its own ``x`` with the stated confidence.
+    """
+
+    x: np.ndarray  # in units of the eigenvalues
+    value: np.ndarray  # mean Ritz mass at or below x, put between each probe's own bounds
+    stderr: np.ndarray | None  # over probes; None with one probe
+    lower: np.ndarray  # the Chebyshev-Markov-Stieltjes bounds with the error of the probes
+    upper: np.ndarray
+    num_probes: int
+    confidence: float = CONFIDENCE
+
+
+def cdf(tridiagonals: Sequence[Tridiagonal], x: np.ndarray) -> np.ndarray:
+    """The Ritz mass at or below each ``x``, averaged over probes: ``(1/k) sum_i sum_k tau_ik [theta_ik <= x]``."""
+    at = np.asarray(x, dtype=np.float64)
+    total = np.zeros(at.shape)
+    for t in tridiagonals:
+        below = np.concatenate([[0.0], np.cumsum(t.weights)])
+        total += below[np.searchsorted(t.nodes, at, side="right")]
+    return np.asarray(np.minimum(total / len(tridiagonals), 1.0))
+
+
+def cumulative(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, x: np.ndarray | float
+) -> Cumulative:
+    """``F(x)``, with bounds that hold whatever the spectrum between the Ritz values is.
+
+    For each probe the Radau rule with a node at ``x`` bounds the mass below ``x`` and up to ``x`` (Chebyshev, Markov,
+    Stieltjes); the products' noise ``e = noise |H|_2`` moves an eigenvalue by at most ``e`` (Weyl), so the lower bound
+    is that at ``x - e`` and the upper that at ``x + e``. The bounds are averaged, and the error of the probes is added
+    as `counts.fraction` has it. Two Radau rules for every point and probe.
+
+    Args:
+        x: finite numbers, of any shape.
+
+    Raises:
+        ArgumentError: NaN or infinity among them.
+
+    References:
+        G. Golub, G. Meurant, Matrices, Moments and Quadrature with Applications (2010), section 6.4.
+    """
+    points = np.array(x, dtype=np.float64)
+    if not np.isfinite(points).all():
+        raise ArgumentError(f"x={points[~np.isfinite(points)].flat[0]:g}: finite numbers are needed")
+    blur = noise * spectral_scale(tridiagonals)
+    found = [fraction([_up_to(t, float(at), blur) for t in tridiagonals], n, distribution) for at in points.ravel()]
+
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(point, name) for point in found], dtype=np.float64).reshape(points.shape)
+
+    k = len(tridiagonals)
+    return Cumulative(points, column("value"), column("stderr") if k > 1 else None, column("lower"), column("upper"), k)
+
+
+def _up_to(t: Tridiagonal, x: float, blur: float) -> tuple[float, float, float]:
+    """Bounds of one probe's measure of ``lambda <= x`` and its Ritz mass."""
+    margin = blur + t.defect
+    return t.distribution_bounds(x - margin)[0], t.distribution_bounds(x + margin)[1], t.mass(-inf, x)
+
+
+def negative_curve(
+    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, taus: np.ndarray | None = None
+) -> CountCurve:
+    """The fraction of eigenvalues with ``lambda < -tau``, for several tolerances; see `counts.count_curve`.
+
+    Args:
+        taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``.
+
+    Raises:
+        ArgumentError: a tolerance that is negative or not finite.
+    """
+    return count_curve(tridiagonals, n, noise, distribution, _below, taus)
+
+
+def negative_mass(
+    tridiagonals: Sequence[Tridiagonal],
+    n: int,
+    noise: float,
+    distribution: str,
+    tau: float | None = None,
+    curve: CountCurve | None = None,
+) -> Estimate:
+    """The fraction of eigenvalues with ``lambda < -tau``, or the statement that it is not resolved.
+
+    At ``tau = 0`` it is never resolved, unless the operator is zero: the many eigenvalues of a network that are zero
+    but for rounding fall on either side. By default ``tau`` is the smallest tolerance that the steps resolve, and it is
+    part of the answer: the eigenvalues between ``-tau`` and 0 are not counted.
+
+    Args:
+        tau: in units of the eigenvalues.
+        curve: the curve over the default tolerances, if it has been computed already.
+
+    Raises:
+        ArgumentError: ``tau`` is negative or not finite.
+    """
+    return count(tridiagonals, n, noise, distribution, _below, tau, curve)
+
+
+def _below(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, float]:
+    """Bounds of one probe's measure of ``lambda < -tau`` and its Ritz mass."""
+    margin = blur + t.defect
+    low, high = t.distribution_bounds(-tau - margin)[0], t.distribution_bounds(-tau + margin)[1]
+    if margin == 0 and t.exhausted:  # all is exact, and an atom at -tau itself does not lie below it
+        high = low
+    return low, high, float(t.weights[t.nodes < -tau].sum())
