@@ -78,15 +78,19 @@ def _masses(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, floa
     return low, high, t.mass(-tau, tau)
 
 
-def closest(tridiagonals: Sequence[Tridiagonal], count: int) -> Closest:
+def closest(tridiagonals: Sequence[Tridiagonal], count: int, noise: float = 0.0) -> Closest:
     """The ``count`` Ritz values closest to 0: their mass, weighted mean and reach, per probe, then averaged.
 
     Never pooled before choosing, since pooling multiplies the nodes and shrinks each weight. Granziol takes one for
     the generalised Gauss-Newton matrix and two for the Hessian, at ``m = 100``. The mass depends on ``m`` unless 0 is
     an isolated eigenvalue: it is a comparison with published numbers, and ``rank_degeneracy`` is the measurement.
 
+    Each Ritz value is known to ``noise |H|_2``, so values within twice that of their neighbour are one: rounding splits
+    an eigenvalue of high multiplicity where a recurrence goes one step beyond the end of its Krylov space.
+
     Args:
         count: 1 or 2.
+        noise: the error of a product relative to ``|H|_2 |q|``.
 
     Raises:
         ArgumentError: another ``count``.
@@ -99,7 +103,10 @@ def closest(tridiagonals: Sequence[Tridiagonal], count: int) -> Closest:
         raise ArgumentError(f"count={count}: 1 (as for the Gauss-Newton matrix) or 2 (as for the Hessian) is needed")
     rows = []
     for t in tridiagonals:
-        chosen = np.argsort(np.abs(t.nodes), kind="stable")[:count]
+        apart = np.flatnonzero(np.diff(t.nodes) > 2 * noise * t.scale) + 1
+        groups = np.split(np.arange(t.steps), apart)
+        groups.sort(key=lambda group: float(np.abs(t.nodes[group]).min()))
+        chosen = np.concatenate(groups[:count])
         mass = float(t.weights[chosen].sum())
         mean = float(t.weights[chosen] @ t.nodes[chosen]) / mass if mass > 0 else float(t.nodes[chosen].mean())
         rows.append((min(1.0, mass), mean, float(np.abs(t.nodes[chosen]).max())))

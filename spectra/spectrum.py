@@ -184,7 +184,7 @@ class Spectrum:
 
     def closest(self, count: int = 1) -> Closest:
         """What the one or two Ritz values closest to 0 carry, for comparison with Granziol (2020)."""
-        return degeneracy.closest(self.tridiagonals, count)
+        return degeneracy.closest(self.tridiagonals, count, self.noise)
 
     def negative_mass(self, tau: float | None = None) -> Estimate:
         """The fraction of eigenvalues below ``-tau``, with its bracket, or that it is not resolved.

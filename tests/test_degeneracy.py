@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from reference import bulk_with_outliers, probes_of, sphere_starts
+from reference import bulk_with_outliers, lanczos, probes_of, sphere_starts
 from scipy.stats import beta
 
 from spectra.counts import RESOLUTION, least_fraction
@@ -293,3 +293,12 @@ def test_a_tolerance_within_the_noise_is_not_called_resolved_even_in_a_gap():
     e = degeneracy(one, 10, 1e-8, eta=1e-6)
     assert (e.resolved, e.stderr, e.lower, e.upper) == (False, None, 0, 0)
     assert degeneracy(one, 10, 1e-4, eta=1e-6).resolved
+
+
+def test_an_eigenvalue_that_rounding_has_split_counts_as_one():
+    """Two nodes within the noise of each other share the mass of one eigenvalue; nodes further apart do not."""
+    split = lanczos(np.array([0.0, 1e-6, 1.0, 3.0]), np.sqrt([0.4, 0.3, 0.2, 0.1]), 4)
+    assert closest([split], 1).mass.value == pytest.approx(0.4)
+    assert closest([split], 1, noise=1e-7).mass.value == pytest.approx(0.4)  # known to 3e-7: apart
+    assert closest([split], 1, noise=1e-6).mass.value == pytest.approx(0.7)  # known to 3e-6: one eigenvalue
+    assert closest([split], 2, noise=1e-6).mass.value == pytest.approx(0.9)
