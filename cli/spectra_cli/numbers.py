@@ -100,7 +100,10 @@ def in_short(estimate: Estimate | None) -> str:
         return "-"
     if estimate.resolved is False:
         return unresolved(estimate)
-    words = with_error(estimate.value, estimate.stderr)
+    if estimate.resolved and estimate.stderr == 0 and estimate.lower != estimate.upper:
+        words = as_range(estimate)  # no scatter over the probes, but a bracket all the same: `0 +- 0` would be false
+    else:
+        words = with_error(estimate.value, estimate.stderr)
     return words if estimate.tau is None else f"{words} (tau {estimate.tau:.2g})"
 
 

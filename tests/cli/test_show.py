@@ -327,3 +327,10 @@ def test_a_value_never_looks_as_if_it_were_outside_its_interval():
     top = Estimate(1.25549, None, 1.25549, 1.2721, 4)
     assert numbers.as_range(top) == "1.255 to 1.272"
     assert numbers.number(top) == ("1.255", "")
+
+
+def test_a_count_without_scatter_is_shown_as_its_bracket():
+    count = Estimate(0.0, 0.0, 0.0, 0.0146, 5, tau=2.6e-4, resolved=True)
+    assert numbers.in_short(count) == "0 to 0.0146 (tau 0.00026)"
+    exact = Estimate(1.0, 0.0, 1.0, 1.0, 5, tau=2.6e-4, resolved=True)
+    assert numbers.in_short(exact) == "1 +- 0 (tau 0.00026)"
