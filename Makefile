@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/peers
 
-.PHONY: help demo test slow peers check format build clean
+.PHONY: help demo test peers check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (about two minutes)"
-	@echo "make test    run the tests (make slow: the long ones too)"
+	@echo "make test    run the tests"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
 	@echo "make check   lint, format and types"
 	@echo "make format  rewrite the sources in the project's format"
@@ -25,9 +25,6 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
-
-slow: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not peers"
 
 # Into a folder of their own and without their dependencies: the environment stays as constraints.txt pins it.
 $(PEERS)/.ready: tests/peers/requirements.txt $(READY)

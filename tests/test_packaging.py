@@ -21,7 +21,7 @@ from spectra.version import __version__
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-BUILD_TOOLS = ("setuptools", "wheel", "build")
+BUILD_TOOLS = ("setuptools", "build")
 needs_build_tools = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in BUILD_TOOLS),
     reason=f"needs {', '.join(BUILD_TOOLS)}, since nothing is downloaded here",
