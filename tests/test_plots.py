@@ -550,3 +550,10 @@ def test_a_record_without_settings_is_drawn_too():
     record = Record(operator="empirical_fisher", bn_mode="recalibrated", spectrum=make_spectrum())
     figure = finished(lambda: sheets.density_figure(moments_of([record], "empirical_fisher")[0]))
     assert figure.get_suptitle().startswith("empirical Fisher matrix, checkpoint 1")
+
+
+def test_the_title_has_the_name_of_the_task_without_its_arguments():
+    record = make_record(0, settings={"task": "mnist-lenet(data='/a/long/path', seed=0)"})
+    title, _ = sheets._heading(moments_of([record], "hessian"))
+    assert title.startswith("mnist-lenet, ")
+    assert "path" not in title

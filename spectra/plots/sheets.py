@@ -251,7 +251,8 @@ def _heading(moments: Sequence[Moment]) -> tuple[str, str]:
     records = [record for moment in moments for record in moment.complete.values()]
     record, settings = records[-1], records[-1].settings
     when = f"{moments[0].label} to {moments[-1].label}" if len(moments) > 1 else moments[0].label
-    title = ", ".join(filter(None, (shortened(str(settings.get("task") or ""), 60), matrix_words(record), when)))
+    task = str(settings.get("task") or "").partition("(")[0]  # its arguments are in the record: paths make no title
+    title = ", ".join(filter(None, (shortened(task, 60), matrix_words(record), when)))
     spectra = [record.spectrum for record in records if record.spectrum is not None]
     parts = [
         f"m = {_span(s.lanczos_steps for s in spectra)} Lanczos steps",
