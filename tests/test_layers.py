@@ -22,7 +22,7 @@ FLOORS = """
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
     estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
-    extremes counts density records survey checkpoints.checkpoint
+    extremes counts density records survey checkpoints.checkpoint sharpness.measure
     degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
@@ -43,7 +43,7 @@ FLOORS = """
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
-    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures
+    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """
 

@@ -1,0 +1,59 @@
+"""Measure: one sharpness measure of a network, with what is needed to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import isnan, nan
+from typing import Any
+
+from spectra.jsonable import to_jsonable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A sharpness measure: its value, its error, and the conditions under which it is what it says.
+
+    A measure that does not exist here is NaN (None in JSON), and ``reason`` says why; it is never clipped to a number.
+
+    Example:
+        >>> float(Measure(value=6.0, form="bias-free", curvature="hessian"))
+        6.0
+    """
+
+    value: float
+    form: str  # which of the published definitions
+    stderr: float | None = None  # over draws; None where nothing is drawn
+    loss: str = "task"  # "task": the task's own criterion; "normalized": the normalised cross-entropy
+    bn_mode: str = "eval"
+    curvature: str | None = None  # "hessian", "ggn" or "empirical_fisher": what its diagonal is of; None: none enters
+    attained: bool | None = None  # of an infimum: whether some rescaling reaches it
+    certificate: float | None = None  # of an optimum: the relative violation of its optimality conditions
+    clipped: float | None = None  # sum of negative diagonal entries set to 0, over the sum of the positive ones
+    reason: str | None = None  # why there is no value, or what must be said beside it
+    details: Mapping[str, Any] = field(default_factory=dict)  # by layer, scales, what was left out; JSON-able
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        if isnan(self.value):
+            return f"not computed: {self.reason}"
+        return f"{self.value:.6g}" if self.stderr is None else f"{self.value:.6g} +- {self.stderr:.2g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON: NaN and infinity are None."""
+        entries: dict[str, Any] = to_jsonable({f.name: getattr(self, f.name) for f in fields(self)})
+        return entries
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> Measure:
+        """The measure that :meth:`to_json` was made of; names that this version does not know are left out."""
+        known = {f.name for f in fields(cls)}
+        given = {name: value for name, value in entries.items() if name in known}
+        return cls(**(given | {"value": nan if given.get("value") is None else float(given["value"])}))
+
+
+def not_measured(reason: str, **conditions: Any) -> Measure:
+    """A measure that does not exist here: NaN with its reason."""
+    return Measure(value=nan, reason=reason, **conditions)
