@@ -25,7 +25,7 @@ FLOORS = """
     extremes counts density records survey checkpoints.checkpoint sharpness.measure
     degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
-    plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
+    plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks crosscheck
     plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
         operators.jacobian zoo.training
     plots.figures operators.curvature zoo.__main__
@@ -43,7 +43,7 @@ FLOORS = """
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
-    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure
+    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure crosscheck
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """
 
