@@ -76,6 +76,7 @@ def check_traces(
     exact_errors: Mapping[str, float] | None = None,
     of: str = "hessian",
     level: float = LEVEL,
+    scale: float | None = None,
 ) -> list[Check]:
     """The traces of a run's first products against exact ones: the whole, where every tensor is exact, and each tensor.
 
@@ -85,6 +86,7 @@ def check_traces(
         exact_errors: the standard errors of those that are themselves estimates.
         of: which matrix both are of.
         level: the chance of a false alarm among all comparisons.
+        scale: ``|H|_2``, the unit of the noise, where these few steps do not know it; by default the largest Ritz value.
 
     Returns:
         ``"trace"`` first, then a check per tensor. Empty with one probe, which has no error to compare by.
@@ -101,7 +103,7 @@ def check_traces(
     if not exact:
         return []
     errors = exact_errors or {}
-    scale = spectral_scale(spectrum.tridiagonals)
+    unit = max(scale or 0.0, spectral_scale(spectrum.tridiagonals))
     whole = set(exact) == set(sizes)
     each = 1 - (1 - level) ** (1 / (len(exact) + whole))
     checks = []
@@ -109,12 +111,12 @@ def check_traces(
         total = float(sum(exact.values()))
         known = sqrt(sum(error**2 for error in errors.values()))
         samples = spectrum.n * spectrum.tensor_forms.sum(axis=1)
-        noise, model = sqrt(spectrum.n) * spectrum.noise * scale, _law(spectrum, total)
+        noise, model = sqrt(spectrum.n) * spectrum.noise * unit, _law(spectrum, total)
         checks.append(compare("trace", samples, total, exact_error=known, noise=noise, model=model, level=each, of=of))
     for column, (name, size) in enumerate(sizes.items()):
         if name in exact:
             samples = spectrum.n * spectrum.tensor_forms[:, column]
-            noise = sqrt(size) * spectrum.noise * scale
+            noise = sqrt(size) * spectrum.noise * unit
             known = errors.get(name, 0.0)
             checks.append(
                 compare(f"trace of {name}", samples, exact[name], exact_error=known, noise=noise, level=each, of=of)

@@ -17,6 +17,9 @@ from spectra.jsonable import dumps, to_jsonable
 from spectra.trajectory import Series, Trajectory, Values
 
 if TYPE_CHECKING:
+    from spectra.crosscheck import Check
+    from spectra.exact.result import ExactTrace
+    from spectra.sharpness.measure import Measure
     from spectra.spectrum import Spectrum
 
 __all__ = ["Identity", "Record", "Series", "Trajectory", "Values"]
@@ -99,6 +102,10 @@ class Record:
     spectrum: Spectrum | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)  # where it comes from; JSON-able
     notes: tuple[str, ...] = ()  # warnings to print beside the numbers
+    exact: ExactTrace | None = None  # None: not asked for, or not a matrix that has one (the empirical Fisher)
+    checks: tuple[Check, ...] = ()  # of the estimates against it
+    remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
+    sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
     cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -147,10 +154,18 @@ class Record:
         Returns:
             checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same}, facts,
-            settings, provenance, notes.
+            settings, provenance, notes; and, where they were asked for, exact {total, by_layer, applies, reasons, ...},
+            check [{name, z, dof, detectable, verdict, ...}] and sharpness {name: {value, ...}}.
         """
         facts = to_jsonable(self.facts)
         traces = {} if self.spectrum is None else self.spectrum.tensor_traces()
+        found: dict[str, Any] = {}
+        if self.exact is not None:
+            remainder = None if self.remainder is None else _estimate_json(self.remainder)
+            found["exact"] = self.exact.to_json() | {"remainder": remainder}
+            found["check"] = [check.to_json() for check in self.checks]
+        if self.sharpness:
+            found["sharpness"] = {name: measure.to_json() for name, measure in self.sharpness.items()}
         return {
             "checkpoint": to_jsonable(self.checkpoint),
             "checkpoint_sha256": self.checkpoint_sha256,
@@ -167,6 +182,7 @@ class Record:
             "settings": to_jsonable(self.settings),
             "provenance": to_jsonable(self.provenance),
             "notes": to_jsonable(self.notes),
+            **found,
         }
 
 

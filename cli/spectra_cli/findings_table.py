@@ -1,0 +1,105 @@
+"""What a record says beside its spectrum: exact traces and how the estimates compare with them, sharpness measures."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+
+from spectra.crosscheck import DISAGREES, Check
+from spectra.records import Record
+from spectra.sharpness.measure import Measure
+from spectra_cli.layout import grouped, new_table, print_heading, print_line
+from spectra_cli.numbers import plain, rounded, with_error
+
+
+def print_cross_check(record: Record, console: Console) -> None:
+    """The exact traces beside the estimated ones: a row per comparison, what it could have found, and the verdict."""
+    exact = record.exact
+    if exact is None:
+        return
+    print_heading(console, "cross-check: estimated against exact traces")
+    for words in exact.reasons:
+        print_line(console, f"  {words}")
+    if exact.total is None:
+        return
+    whose = "Hessian" if exact.applies else "Gauss-Newton matrix"
+    error = "" if exact.stderr is None else f" +- {plain(exact.stderr, 2)}"
+    print_line(console, f"  exact trace of the {whose}: {plain(exact.total, 7)}{error} ({exact.method})")
+    if record.remainder is not None:
+        words = with_error(record.remainder.value, record.remainder.stderr)
+        print_line(console, f"  trace of the Hessian less that of the Gauss-Newton matrix: {words}")
+    if not record.checks:
+        return
+    table = new_table("comparison", "estimate", "+-", "exact", "z", "would notice", "verdict")
+    table.columns[0].justify = table.columns[6].justify = "left"
+    for check in record.checks:
+        value, deviation = rounded(check.estimate, check.error)
+        name = check.name if check.of == record.operator else f"{check.name} (of the {check.of})"
+        table.add_row(
+            name, value, deviation, plain(check.exact), f"{check.z:+.2f}", plain(check.detectable, 2), check.verdict
+        )
+    console.print(table)
+    dof = record.checks[0].dof
+    print_line(
+        console,
+        f"z on Student's t with {dof} degrees of freedom, {len(record.checks)} comparisons corrected for (Sidak); "
+        "would notice: the smallest discrepancy found with a chance of 80 %",
+        style="dim",
+    )
+    for words in failures(record):
+        print_line(console, f"!! {words}", style="bold red")
+
+
+def failures(record: Record) -> list[str]:
+    """A line for every check that failed: what differs from what, and by how much."""
+    return [_failure(check) for check in record.checks if check.verdict == DISAGREES]
+
+
+def _failure(check: Check) -> str:
+    return (
+        f"CHECK FAILED: the {check.name} of the {check.of} is {plain(check.estimate, 7)} by probes and "
+        f"{plain(check.exact, 7)} exactly (z = {check.z:+.1f}): do not use the numbers of this record"
+    )
+
+
+def print_sharpness(record: Record, console: Console) -> None:
+    """Every measure with its error, its form and what it rests on; what there is to know of one stands below it."""
+    if not record.sharpness:
+        return
+    print_heading(console, "sharpness measures")
+    table = new_table("measure", "value", "+-", "form", "curvature", "certificate", "")
+    for column in (0, 3, 4, 6):
+        table.columns[column].justify = "left"
+    remarks: dict[str, list[str]] = {}
+    for name, measure in record.sharpness.items():
+        missing = math.isnan(measure.value)
+        value, error = ("-", "") if missing else rounded(measure.value, measure.stderr)
+        table.add_row(
+            name,
+            value,
+            error,
+            measure.form,
+            measure.curvature or "",
+            "" if measure.certificate is None else f"{measure.certificate:.0e}",
+            "; ".join(_conditions(measure, record.bn_mode)) + (" *" if measure.reason else ""),
+        )
+        if measure.reason:
+            remarks[name] = [measure.reason]
+    console.print(table)
+    for note, names in grouped(remarks).items():
+        print_line(console, f"* {', '.join(names)}: {note}")
+
+
+def _conditions(measure: Measure, bn_mode: str) -> list[str]:
+    """What is not as usual: the batch-norm mode, the loss, an infimum not attained, entries clipped at 0."""
+    return [
+        words
+        for words, holds in (
+            (f"BN {measure.bn_mode}", measure.bn_mode != bn_mode),
+            (f"{measure.loss} loss", measure.loss != "task"),
+            ("not attained", measure.attained is False),
+            (f"clipped {measure.clipped or 0:.2g}", bool(measure.clipped)),
+        )
+        if holds
+    ]

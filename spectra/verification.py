@@ -1,0 +1,87 @@
+"""What is checked in every analysis: the traces of the run against exact ones, on the same data and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
+from spectra.estimates import Estimate, mean_estimate, spectral_scale
+from spectra.exact.result import ExactTrace
+from spectra.exact.trace import exact_trace
+from spectra.krylov.slq import slq
+from spectra.operators.curvature import CurvatureOperator
+from spectra.operators.ggn import GGNOperator
+from spectra.spectrum import Spectrum
+
+#: The seed of the fresh probes that confirm a disagreement: one that nobody is likely to give.
+_FRESH = 7_340_033_507
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of it: the exact traces, the comparisons, and ``Tr H - Tr G`` where they are not the Hessian's."""
+
+    exact: ExactTrace | None = None  # None: of this operator there is no such trace
+    checks: tuple[Check, ...] = ()
+    remainder: Estimate | None = None
+
+
+def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
+    """Compare the traces of a run with the exact ones.
+
+    The exact traces are those of the Gauss-Newton matrix. A run of that matrix is compared in all its tensors. A run of
+    the Hessian is compared in the tensors whose block passed the certificate; where some did not, the first products
+    of the Gauss-Newton matrix with the same probes are made, compared in all tensors, and give the remainder
+    ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A disagreement is
+    confirmed by :data:`spectra.crosscheck.FRESH_PROBES` fresh probes before it is reported.
+
+    Args:
+        operator: the run's, of a task whose parameters have not changed since.
+        spectrum: of the run.
+    """
+    if operator.kind not in ("hessian", "ggn"):
+        return Verification()
+    exact = exact_trace(operator.task, bn_mode=operator.bn_mode, params=operator.params)
+    if exact.total is None:
+        return Verification(exact)
+    scale = spectral_scale(spectrum.tridiagonals)
+    if operator.kind == "ggn":
+        return Verification(exact, _compared(operator, spectrum, exact, exact.by_layer, scale))
+    mine = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}
+    checks = _compared(operator, spectrum, exact, mine, scale)
+    if exact.applies:
+        return Verification(exact, checks)
+    twin = GGNOperator(operator.task, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
+    twin.function.adopt(operator.function)
+    paired = _first_products(twin, spectrum.num_probes, spectrum, spectrum.seed)
+    samples = spectrum.n * np.array(
+        [h.alphas[0] - g.alphas[0] for h, g in zip(spectrum.tridiagonals, paired.tridiagonals)]
+    )
+    noise = sqrt(spectrum.n) * (spectrum.noise + paired.noise) * scale
+    return Verification(
+        exact,
+        (*checks, *_compared(twin, paired, exact, exact.by_layer, scale)),
+        mean_estimate(samples, arithmetic=noise),
+    )
+
+
+def _compared(
+    operator: CurvatureOperator, spectrum: Spectrum, exact: ExactTrace, traces: Mapping[str, float], scale: float
+) -> tuple[Check, ...]:
+    def compare(by_these: Spectrum) -> list[Check]:
+        errors = exact.stderr_by_layer
+        return check_traces(by_these, traces, exact_errors=errors, of=operator.kind, scale=scale)
+
+    checks = compare(spectrum)
+    if any(check.failed for check in checks):
+        checks = confirmed(checks, compare(_first_products(operator, FRESH_PROBES, spectrum, _FRESH)))
+    return tuple(checks)
+
+
+def _first_products(operator: CurvatureOperator, num_probes: int, like: Spectrum, seed: int | None) -> Spectrum:
+    """One product with each probe of this seed."""
+    return slq(operator, 1, num_probes, seed or 0, distribution=like.distribution)
