@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.density import Density
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
+    from spectra.exact.trace import exact_diagonal, exact_trace
     from spectra.krylov.slq import slq
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
@@ -55,6 +56,9 @@ _HOME = {
     "Record": "spectra.records",
     "Trajectory": "spectra.records",
     "load_trajectory": "spectra.storage.runfile",
+    # exact quantities
+    "exact_trace": "spectra.exact.trace",
+    "exact_diagonal": "spectra.exact.trace",
     # errors
     "SpectraError": "spectra.errors",
 }
@@ -76,6 +80,8 @@ __all__ = [
     "__version__",
     "analyze",
     "deflated",
+    "exact_diagonal",
+    "exact_trace",
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",

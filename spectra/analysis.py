@@ -22,6 +22,7 @@ from spectra.operators.point import measure_point, widths_of
 from spectra.provenance import origin, provenance_of
 from spectra.records import Record
 from spectra.task import Task
+from spectra.verification import Verification, verify
 
 OPERATORS: dict[str, type[CurvatureOperator]] = {
     "hessian": HessianOperator,
@@ -48,6 +49,7 @@ class Settings:
     distribution: str = "sphere"
     params: str | Sequence[str] | None = None
     dtype: str | None = None
+    check: bool = True  # the traces against exact ones, where there are such
     width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
 
     def __post_init__(self) -> None:
@@ -186,6 +188,7 @@ def _analyze_one(
             width=width,
             progress=progress,
         )
+        verified = verify(operator, spectrum) if asked.check else Verification()
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
@@ -203,7 +206,10 @@ def _analyze_one(
         facts=facts,
         spectrum=spectrum,
         provenance=provenance_of(operator, spectrum, time.perf_counter() - start),
-        notes=(*_notes(operator), *(checkpoint.notes if checkpoint is not None else ()), *notes),
+        exact=verified.exact,
+        checks=verified.checks,
+        remainder=verified.remainder,
+        notes=(*verified.warnings, *_notes(operator), *(checkpoint.notes if checkpoint is not None else ()), *notes),
     )
 
 

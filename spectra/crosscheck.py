@@ -36,6 +36,8 @@ AGREES = "agrees"
 DISAGREES = "disagrees"
 INCONCLUSIVE = "inconclusive"  # nothing was found, but a discrepancy as large as the exact value would not have been
 
+_MATRICES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -59,7 +61,14 @@ class Check:
     def failed(self) -> bool:
         return self.verdict == DISAGREES
 
+    def __str__(self) -> str:
+        return (
+            f"the {self.name} of the {_MATRICES.get(self.of, self.of)} is {self.estimate:.7g} by probes and "
+            f"{self.exact:.7g} exactly, z = {self.z:+.1f}: {self.verdict}"
+        )
+
     def to_json(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
         entries: dict[str, Any] = to_jsonable(asdict(self))
         return entries
 
@@ -86,7 +95,7 @@ def check_traces(
         exact_errors: the standard errors of those that are themselves estimates.
         of: which matrix both are of.
         level: the chance of a false alarm among all comparisons.
-        scale: ``|H|_2``, the unit of the noise, where these few steps do not know it; by default the largest Ritz value.
+        scale: ``|H|_2``, the unit of the noise, where these few steps do not know it; else the largest Ritz value.
 
     Returns:
         ``"trace"`` first, then a check per tensor. Empty with one probe, which has no error to compare by.

@@ -29,6 +29,13 @@ class Verification:
     checks: tuple[Check, ...] = ()
     remainder: Estimate | None = None
 
+    @property
+    def warnings(self) -> list[str]:
+        """A line for every check that failed."""
+        return [
+            f"CHECK FAILED: {check}; do not use the numbers of this record" for check in self.checks if check.failed
+        ]
+
 
 def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
     """Compare the traces of a run with the exact ones.

@@ -22,18 +22,25 @@ FLOORS = """
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
     estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
-    extremes counts density records survey checkpoints.checkpoint sharpness.measure
+    extremes counts density records survey checkpoints.checkpoint sharpness.measure exact.result
     degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
-    plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks crosscheck
+    crosscheck storage.cells
+    plots.draw storage.findings operators.function krylov.slq zoo.tasks
+    storage.hdf5
     plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
         operators.jacobian zoo.training
-    plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.fisher operators.point provenance
+    plots.figures operators.curvature exact.capture exact.factors zoo.__main__
+    operators.hessian operators.ggn operators.fisher operators.point provenance exact.layers exact.certificate
+    exact.samples
+    exact.linearised
+    exact.trace
+    verification
     analysis
     run
     cli.main cli.numbers cli.user_code
     cli.layout cli.task_source cli.progress cli.inspect
+    cli.findings_table
     cli.record_table
     cli.tables
     cli.show
@@ -43,8 +50,9 @@ FLOORS = """
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
-    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure crosscheck
-    cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
+    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure crosscheck \
+        exact.result storage.cells storage.findings
+    cli.main cli.numbers cli.layout cli.findings_table cli.record_table cli.tables cli.show cli.plot
 """
 
 

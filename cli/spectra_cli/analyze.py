@@ -11,7 +11,7 @@ import click
 from spectra.analysis import OPERATORS, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
-from spectra.errors import CheckpointError
+from spectra.errors import CheckpointError, NumericsError
 from spectra.records import Trajectory
 from spectra.run import DataChoice, Outcome, analyze_run, check_output
 from spectra.storage.runfile import load_trajectory
@@ -63,6 +63,12 @@ BN_CHOICES = {
     "--reduction", type=click.Choice(["mean", "sum"]), help="Over the data. Default: what the criterion does."
 )
 @click.option("--params", multiple=True, metavar="GLOB|REGEX", help="Only parameters of such names; repeatable.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Compare the traces with exact ones, where there are such.",
+)
 @click.option("--device", help="cpu, cuda or cuda:1. Default: where the task puts its model.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("run.h5"), show_default=True)
@@ -85,6 +91,7 @@ def command(
     l2: float | None,
     reduction: str | None,
     params: tuple[str, ...],
+    check: bool,
     device: str | None,
     dtype: str | None,
     out: Path,
@@ -112,6 +119,7 @@ def command(
         seed=seed,
         params=list(params) or None,
         dtype=dtype,
+        check=check,
     )
     check_output(out)  # before the checkpoints are read
     paths = order_checkpoints(find_checkpoints(checkpoints))
@@ -143,6 +151,9 @@ def command(
             click.echo(f"spectra: saved in {out}; next: spectra show {out}, spectra plot {out}", err=True)
     if outcome.failed:
         raise CheckpointError(f"{len(outcome.failed)} of {len(shown)} records failed; the reasons are in {out}")
+    wrong = [check for record in shown for check in record.checks if check.failed]
+    if wrong:
+        raise NumericsError(f"{len(wrong)} cross-checks failed, the first: {wrong[0]}; please report this with {out}")
 
 
 def _shown(outcome: Outcome, out: Path) -> Trajectory:

@@ -6,7 +6,6 @@ import math
 
 from rich.console import Console
 
-from spectra.crosscheck import DISAGREES, Check
 from spectra.records import Record
 from spectra.sharpness.measure import Measure
 from spectra_cli.layout import grouped, new_table, print_heading, print_line
@@ -46,20 +45,6 @@ def print_cross_check(record: Record, console: Console) -> None:
         f"z on Student's t with {dof} degrees of freedom, {len(record.checks)} comparisons corrected for (Sidak); "
         "would notice: the smallest discrepancy found with a chance of 80 %",
         style="dim",
-    )
-    for words in failures(record):
-        print_line(console, f"!! {words}", style="bold red")
-
-
-def failures(record: Record) -> list[str]:
-    """A line for every check that failed: what differs from what, and by how much."""
-    return [_failure(check) for check in record.checks if check.verdict == DISAGREES]
-
-
-def _failure(check: Check) -> str:
-    return (
-        f"CHECK FAILED: the {check.name} of the {check.of} is {plain(check.estimate, 7)} by probes and "
-        f"{plain(check.exact, 7)} exactly (z = {check.z:+.1f}): do not use the numbers of this record"
     )
 
 

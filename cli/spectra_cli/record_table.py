@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spectra.records import Record
+from spectra_cli.findings_table import print_cross_check, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import interval, number, plain, rounded
 
@@ -42,6 +43,8 @@ def print_record(record: Record, console: Console) -> None:
         if table is not None:
             console.print()
             console.print(table)
+    print_cross_check(record, console)
+    print_sharpness(record, console)
     console.print()
     print_pairs(console, origin_of(record))
     for note in record.notes:

@@ -44,7 +44,8 @@ import h5py
 from spectra.errors import SpectraError, StorageError
 from spectra.jsonable import dumps
 from spectra.records import Identity, Record, Trajectory
-from spectra.storage.hdf5 import read_record, seal, verify, write_record
+from spectra.storage.cells import seal, verify
+from spectra.storage.hdf5 import read_record, write_record
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
 from spectra.storage.sealing import read_bytes, sealed, unsealed
 from spectra.version import __version__
