@@ -47,12 +47,12 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
     confirmed by :data:`spectra.crosscheck.FRESH_PROBES` fresh probes before it is reported.
 
     Args:
-        operator: the run's, of a task whose parameters have not changed since.
+        operator: the run's; meant are its parameters, whatever the model's are by now.
         spectrum: of the run.
     """
     if operator.kind not in ("hessian", "ggn"):
         return Verification()
-    exact = exact_trace(operator.task, bn_mode=operator.bn_mode, params=operator.params)
+    exact = exact_trace(operator.task, operator.bn_mode, params=operator.params, at=operator)
     if exact.total is None:
         return Verification(exact)
     scale = spectral_scale(spectrum.tridiagonals)

@@ -22,6 +22,7 @@ from spectra.exact.certificate import Certificate, certify
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.result import ExactDiagonal, ExactTrace
 from spectra.operators.checks import check_loss, check_partition
+from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
@@ -41,6 +42,7 @@ def exact_trace(
     method: str = "auto",
     draws: int = 32,
     seed: int = 0,
+    at: CurvatureOperator | None = None,
 ) -> ExactTrace:
     """The trace of the Gauss-Newton matrix by parameter tensor, and whether it is the Hessian's.
 
@@ -60,6 +62,7 @@ def exact_trace(
         method: ``"exact"``; ``"monte-carlo"``: unbiased, with a standard error; or ``"auto"``: exact up to 50 columns.
         draws: how many, for Monte-Carlo: back-propagations over the data in place of one per column.
         seed: of the draws.
+        at: an operator of the same task and parameters, whose values of them are meant; by default the model's own.
 
     Returns:
         The result; where there is no such number its ``total`` is None and ``reasons`` says why.
@@ -79,7 +82,7 @@ def exact_trace(
         >>> round(trace.total, 5), trace.kind  # (1 - 1/3) |x|^2
         (16.66667, 'hessian')
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
+    found = _measure(task, bn_mode, params, dtype, method, draws, seed, at, diagonal=False)
     if isinstance(found, str):
         return ExactTrace(total=None, reasons=(found,), bn_mode=bn_mode, l2=task.l2, method="none")
     by_layer = {name: float(trace.mean()) for name, trace in zip(found.names, found.traces)}
@@ -131,7 +134,7 @@ def exact_diagonal(
         tensor([[2.2500, 4.0000],
                 [2.2500, 4.0000]], dtype=torch.float64)
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
+    found = _measure(task, bn_mode, params, dtype, method, draws, seed, None, diagonal=True)
     if isinstance(found, str):
         nothing: dict[str, bool] = {}
         return ExactDiagonal(
@@ -170,6 +173,7 @@ def _measure(
     method: str,
     draws: int,
     seed: int,
+    at: CurvatureOperator | None,
     *,
     diagonal: bool,
 ) -> _Found | str:
@@ -192,9 +196,11 @@ def _measure(
         )
     operator = GGNOperator(task, bn_mode, dtype=dtype, params=params)
     function, survey = operator.function, task.survey()
+    if at is not None:
+        function.adopt(at.function)  # its running statistics too, estimated anew where that was asked for
     function.check_finite()
     check_partition(task, bn_mode, survey)
-    if bn_mode == "recalibrated":
+    if at is None and bn_mode == "recalibrated":
         recalibrate(function)
     check_loss(function, survey)
     try:
