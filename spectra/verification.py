@@ -9,6 +9,7 @@ from math import sqrt
 import numpy as np
 
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
+from spectra.errors import NumericsError, OutOfMemory
 from spectra.estimates import Estimate, mean_estimate, spectral_scale
 from spectra.exact.result import ExactTrace
 from spectra.exact.trace import exact_trace
@@ -28,13 +29,14 @@ class Verification:
     exact: ExactTrace | None = None  # None: of this operator there is no such trace
     checks: tuple[Check, ...] = ()
     remainder: Estimate | None = None
+    failure: str | None = None  # why nothing could be compared, where that is not how the matrix is
 
     @property
     def warnings(self) -> list[str]:
-        """A line for every check that failed."""
-        return [
-            f"CHECK FAILED: {check}; do not use the numbers of this record" for check in self.checks if check.failed
-        ]
+        """A line for every check that failed, and one where the checking itself did."""
+        failed = [check for check in self.checks if check.failed]
+        lines = [f"CHECK FAILED: {check}; do not use the numbers of this record" for check in failed]
+        return lines if self.failure is None else [*lines, self.failure]
 
 
 def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
@@ -44,7 +46,8 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
     the Hessian is compared in the tensors whose block passed the certificate; where some did not, the first products
     of the Gauss-Newton matrix with the same probes are made, compared in all tensors, and give the remainder
     ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A disagreement is
-    confirmed by :data:`spectra.crosscheck.FRESH_PROBES` fresh probes before it is reported.
+    confirmed by fresh probes, :data:`spectra.crosscheck.FRESH_PROBES` or as many as the run's, before it is reported.
+    Where a part of this cannot be computed the run's own numbers stand, and ``failure`` says what it was.
 
     Args:
         operator: the run's; meant are its parameters, whatever the model's are by now.
@@ -52,6 +55,13 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
     """
     if operator.kind not in ("hessian", "ggn"):
         return Verification()
+    try:
+        return _verify(operator, spectrum)
+    except (NumericsError, OutOfMemory) as error:
+        return Verification(failure=f"the traces of this record could not be checked: {error}")
+
+
+def _verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
     exact = exact_trace(operator.task, operator.bn_mode, params=operator.params, at=operator)
     if exact.total is None:
         return Verification(exact)
@@ -85,7 +95,8 @@ def _compared(
 
     checks = compare(spectrum)
     if any(check.failed for check in checks):
-        checks = confirmed(checks, compare(_first_products(operator, FRESH_PROBES, spectrum, _FRESH)))
+        more = max(FRESH_PROBES, spectrum.num_probes)
+        checks = confirmed(checks, compare(_first_products(operator, more, spectrum, _FRESH)))
     return tuple(checks)
 
 

@@ -24,7 +24,7 @@ from spectra.errors import StorageError
 from spectra.estimates import Estimate
 from spectra.records import Identity
 from spectra.spectrum import Spectrum
-from spectra.storage.hdf5 import checksum
+from spectra.storage.cells import checksum
 from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.tridiagonal import Tridiagonal
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, analyze, iter_analyze, slq
 from spectra.crosscheck import DISAGREES
+from spectra.errors import NumericsError
 from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.verification import verify
 
@@ -155,6 +156,17 @@ def test_what_was_not_asked_for_is_absent():
     (record,) = analyze(make_task(), lanczos_steps=2, num_probes=2, check=False)
     assert record.exact is None
     assert not {"exact", "check", "sharpness"} & set(record.to_json())
+
+
+def test_a_check_that_cannot_be_made_leaves_the_run_its_numbers_and_says_so(monkeypatch):
+    def apply(self, block):
+        raise NumericsError("a product with the ggn holds NaN or infinity")
+
+    monkeypatch.setattr(GGNOperator, "apply", apply)
+    (record,) = analyze(make_task(nn.Tanh()), lanczos_steps=2, num_probes=2)
+    assert record.status == "complete"
+    words = "the traces of this record could not be checked: a product with the ggn holds NaN or infinity"
+    assert words in record.notes
 
 
 def test_few_probes_claim_nothing():

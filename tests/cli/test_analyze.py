@@ -188,7 +188,7 @@ def test_a_plain_state_dict_and_a_task_file_give_a_results_file(here):
 
 
 def test_json_has_the_promised_fields_and_nothing_that_was_not_asked_for(here):
-    result = analysed("net_0.pt", *QUICK, "--json")
+    result = analysed("net_0.pt", *QUICK, "--json", "--no-check")
     (entry,) = json.loads(result.stdout)
     assert set(entry) == {
         *("checkpoint", "checkpoint_sha256", "epoch", "step", "operator", "bn_mode", "status", "reason"),
@@ -212,6 +212,33 @@ def test_json_has_the_promised_fields_and_nothing_that_was_not_asked_for(here):
     }
     shown = json.loads(spectra("show", "run.h5", "--json").stdout)
     assert [{"file": "run.h5", **entry}] == shown
+
+
+def test_the_traces_are_checked_unless_that_is_not_wanted(here):
+    (entry,) = json.loads(analysed("net_0.pt", *QUICK, "--json").stdout)
+    assert {"total", "by_layer", "applies", "reasons", "remainder"} <= set(entry["exact"])
+    assert {"name", "z", "dof", "detectable", "verdict"} <= set(entry["check"][0])
+    shown = spectra("show", "run.h5").stdout
+    assert "cross-check: estimated against exact traces" in shown
+    assert "exact trace of the " in shown
+
+
+def test_a_failed_check_is_loud_and_ends_in_an_error(here, monkeypatch):
+    from spectra.operators.hessian import HessianOperator
+
+    right = HessianOperator.linearise
+
+    def linearise(self, batch):
+        product = right(self, batch)
+        return lambda block: 3 * product(block)
+
+    monkeypatch.setattr(HessianOperator, "linearise", linearise)
+    result = spectra("analyze", "net_0.pt", "--task", "tasks.py:task", "-m", "2", "-k", "200")
+    assert result.exit_code == 1
+    assert "! CHECK FAILED: the trace of " in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("spectra: error: ")
+    assert "cross-checks failed, the first: the trace of " in result.stderr.splitlines()[-1]
+    assert any(check.failed for check in load_trajectory("run.h5")[0].checks)  # the record says so too
 
 
 def test_two_operators_in_both_modes_are_four_records(here):
