@@ -18,9 +18,10 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
-    tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
+    sharpness.rescaling sharpness.balancing \
+        tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
-    estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
+    sharpness.normalized estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
     extremes counts density records survey checkpoints.checkpoint sharpness.measure
     degeneracy distribution ranks determinants outliers
@@ -44,6 +45,7 @@ NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
     plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure
+    sharpness.rescaling sharpness.balancing sharpness.normalized
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """
 
