@@ -30,7 +30,11 @@ FLOORS = """
     plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
         operators.jacobian zoo.training
     plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.fisher operators.point provenance
+    operators.hessian operators.ggn operators.fisher operators.point provenance sharpness.float64_copy
+    sharpness.folding sharpness.degrees sharpness.layouts
+    sharpness.scale_groups
+    sharpness.minimum sharpness.per_layer
+    sharpness.node_wise
     analysis
     run
     cli.main cli.numbers cli.user_code
