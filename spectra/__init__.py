@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.density import Density
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
+    from spectra.exact.trace import exact_diagonal, exact_trace
     from spectra.krylov.slq import slq
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
@@ -23,6 +24,12 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
     from spectra.records import Record, Trajectory
+    from spectra.sharpness.measures import (
+        matrix_normalized_sharpness,
+        minimum_sharpness,
+        node_minimum_sharpness,
+        normalized_sharpness,
+    )
     from spectra.spectrum import Spectrum
     from spectra.storage.runfile import load_trajectory
     from spectra.task import Task
@@ -55,6 +62,14 @@ _HOME = {
     "Record": "spectra.records",
     "Trajectory": "spectra.records",
     "load_trajectory": "spectra.storage.runfile",
+    # exact quantities
+    "exact_trace": "spectra.exact.trace",
+    "exact_diagonal": "spectra.exact.trace",
+    # sharpness
+    "minimum_sharpness": "spectra.sharpness.measures",
+    "node_minimum_sharpness": "spectra.sharpness.measures",
+    "normalized_sharpness": "spectra.sharpness.measures",
+    "matrix_normalized_sharpness": "spectra.sharpness.measures",
     # errors
     "SpectraError": "spectra.errors",
 }
@@ -76,9 +91,15 @@ __all__ = [
     "__version__",
     "analyze",
     "deflated",
+    "exact_diagonal",
+    "exact_trace",
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",
+    "matrix_normalized_sharpness",
+    "minimum_sharpness",
+    "node_minimum_sharpness",
+    "normalized_sharpness",
     "save_checkpoint",
     "scaled",
     "shifted",

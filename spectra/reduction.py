@@ -65,6 +65,21 @@ def ignored_class(criterion: Any) -> int | None:
     return None
 
 
+def kind_of(criterion: Any) -> type | None:
+    """The loss class of ``torch.nn`` that the criterion is, as a module or a function; None for any other."""
+    return _identity(criterion)[0]
+
+
+def settings_of(criterion: Any) -> dict[str, Any]:
+    """The settings of a criterion of a known kind that are not left at their defaults, by name."""
+    return _identity(criterion)[1]
+
+
+def is_elementwise(criterion: Any) -> bool:
+    """Whether the criterion is a sum over elements, each a function of one output alone."""
+    return _identity(criterion)[0] in _OVER_ELEMENTS
+
+
 def describe(criterion: Any) -> str:
     """A short name of the criterion for records: its class or function, with the settings that are not defaults."""
     kind, settings = _identity(criterion)

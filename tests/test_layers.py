@@ -23,18 +23,23 @@ FLOORS = """
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
     sharpness.normalized estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
-    extremes counts density records survey checkpoints.checkpoint sharpness.measure
+    extremes counts density records survey checkpoints.checkpoint sharpness.measure exact.result
     degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
     plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
         operators.jacobian zoo.training
-    plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.fisher operators.point provenance sharpness.float64_copy
-    sharpness.folding sharpness.degrees sharpness.layouts
+    plots.figures operators.curvature exact.capture exact.factors zoo.__main__
+    operators.hessian operators.ggn operators.fisher operators.point provenance exact.layers exact.certificate
+    exact.samples
+    exact.linearised
+    exact.trace
+    sharpness.float64_copy sharpness.layouts
+    sharpness.folding sharpness.degrees
     sharpness.scale_groups
     sharpness.minimum sharpness.per_layer
     sharpness.node_wise
+    sharpness.measures
     analysis
     run
     cli.main cli.numbers cli.user_code
@@ -48,7 +53,7 @@ FLOORS = """
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
-    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure
+    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure exact.result
     sharpness.rescaling sharpness.balancing sharpness.normalized
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
 """

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from spectra.errors import ArgumentError, TaskError
-from spectra.operators.modes import check_bn_mode
+from spectra.operators.modes import batch_norm_layers, check_bn_mode
 from spectra.sharpness.folding import Folded, fold_batch_norm
 from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.rescaling import minimise_rescaled
@@ -48,7 +48,7 @@ def prepare_rescaling(
 
     Args:
         task: the task.
-        bn_mode: ``"eval"`` or ``"recalibrated"``.
+        bn_mode: ``"eval"`` or ``"recalibrated"``; ``"train"`` where there is no batch norm.
         scale_groups: ``{parameter tensor: exponents}`` in place of those found, by the names in the network without
             batch norm: a layer that a batch norm was folded into has a bias, and the batch norm has no parameters.
 
@@ -57,7 +57,7 @@ def prepare_rescaling(
         TaskError: batch norm in train mode; a network that is not positively homogeneous; scale groups that change the
             function.
     """
-    if check_bn_mode(bn_mode) == "train":
+    if check_bn_mode(bn_mode) == "train" and batch_norm_layers(task.model):
         raise TaskError(TRAIN_MODE)
     if not task.splits:
         raise TaskError(

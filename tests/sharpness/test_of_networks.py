@@ -209,8 +209,11 @@ def test_a_negative_block_is_refused_with_its_name():
 
 
 def test_train_mode_and_losses_without_outputs_are_refused():
+    task = with_biases()
+    normed = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
     with pytest.raises(TaskError, match="free scale of its own"):
-        prepare_rescaling(square_task(), "train")
+        prepare_rescaling(replace(task, model=normed), "train")
+    assert prepare_rescaling(task, "train").groups.free == 2  # without batch norm there is only one mode
     task = Task.from_loss(chain([[1.0]]), lambda m, b: m(b).sum(), [torch.ones(2, 1)])
     with pytest.raises(TaskError, match="loss_fn"):
         prepare_rescaling(task)

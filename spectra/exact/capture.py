@@ -1,0 +1,255 @@
+"""How each parameter is used in a forward pass: the calls that take it as their weight or bias, with input and output.
+
+A ``TorchFunctionMode`` sees the calls, so nothing of the model is changed and no layer type needs to be known: what
+counts is what is done. A parameter that is met in exactly one call that is understood, and nowhere else, has its
+gradients by sample in closed form from that call's input and the cotangent of its output. Any other is left to the
+fallback. What was seen is held against autograd before it is believed (:func:`checked`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, resolve_name
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+# Function -> (kind, the names of its arguments in order). Python functions name their own.
+UNDERSTOOD: dict[Any, tuple[str, tuple[str, ...]]] = {
+    F.linear: ("linear", ("input", "weight", "bias")),
+    torch.conv1d: ("conv", _CONV),
+    torch.conv2d: ("conv", _CONV),
+    torch.conv3d: ("conv", _CONV),
+    torch.conv_transpose1d: ("conv_transpose", _TRANSPOSED),
+    torch.conv_transpose2d: ("conv_transpose", _TRANSPOSED),
+    torch.conv_transpose3d: ("conv_transpose", _TRANSPOSED),
+    F.embedding: ("embedding", tuple(inspect.signature(F.embedding).parameters)),
+    F.batch_norm: ("scale", tuple(inspect.signature(F.batch_norm).parameters)),
+    F.layer_norm: ("scale", tuple(inspect.signature(F.layer_norm).parameters)),
+    F.group_norm: ("scale", tuple(inspect.signature(F.group_norm).parameters)),
+}
+_SPATIAL = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call that takes trainable parameters as its weight and bias.
+
+    ``weight`` and ``bias`` are their indices in ``theta``, None where that argument is no trainable parameter, or one
+    whose gradients do not come from this call.
+    """
+
+    kind: str  # "linear", "conv", "conv_transpose", "embedding" or "scale"
+    function: Callable[..., Any]
+    settings: dict[str, Any]  # the arguments by name, the input detached
+    weight: int | None
+    bias: int | None
+    edge: GradientEdge  # where the cotangent of the output arrives
+    shape: torch.Size  # of the output
+    version: int  # of the input when it was used
+
+    @property
+    def input(self) -> torch.Tensor:
+        tensor: torch.Tensor = self.settings["input"]
+        return tensor
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        return (self.kind, self.weight, self.bias, tuple(self.input.shape), tuple(self.shape))
+
+    def replay(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+        """The call again, with these in place of the parameters that it takes (where it takes them)."""
+        settings = dict(self.settings)
+        if self.weight is not None:
+            settings["weight"] = weight
+        if self.bias is not None:
+            settings["bias"] = bias
+        output: torch.Tensor = self.function(**settings)
+        return output
+
+    def restricted(self, usable: set[int]) -> Use | None:
+        """The use with the parameters outside a set taken out; None if nothing is left."""
+        weight = self.weight if self.weight in usable else None
+        bias = self.bias if self.bias in usable else None
+        if weight is None and bias is None:
+            return None
+        return Use(self.kind, self.function, self.settings, weight, bias, self.edge, self.shape, self.version)
+
+
+class Recorder(TorchFunctionMode):
+    """Records, while it is entered, how the tensors of ``theta`` are used.
+
+    Attributes:
+        uses: the calls that are understood.
+        others: parameter index -> the functions that it went into in other ways.
+    """
+
+    def __init__(self, theta: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self._index = {id(tensor): index for index, tensor in enumerate(theta)}
+        self.uses: list[Use] = []
+        self.others: dict[int, list[str]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        met = _met(self._index, args, set()) | _met(self._index, list(kwargs.values()), set())
+        result = func(*args, **kwargs)
+        if met and _differentiable(result):
+            use = self._understood(func, args, kwargs, result)
+            if use is not None:
+                self.uses.append(use)
+            taken = set() if use is None else {use.weight, use.bias}
+            for index in met - taken:
+                self.others.setdefault(index, []).append(_name(func))
+        return result
+
+    def _understood(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Use | None:
+        known = UNDERSTOOD.get(func)
+        if known is None or not isinstance(result, torch.Tensor) or len(args) > len(known[1]):
+            return None
+        kind, names = known
+        given = dict(zip(names, args)) | kwargs
+        x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
+        if not isinstance(x, torch.Tensor) or self._index.keys() & {id(x)} or (weight is not None and weight is bias):
+            return None
+        if not _supported(kind, func, given, x):
+            return None
+        settings = given | {"input": x.detach()}
+        return Use(
+            kind, func, settings, self._index.get(id(weight)), self._index.get(id(bias)),
+            get_gradient_edge(result), result.shape, x._version,
+        )  # fmt: skip
+
+    def tied(self) -> dict[int, int]:
+        """Parameter index -> the number of calls that it was met in, where that is more than one."""
+        counts: dict[int, int] = {index: len(names) for index, names in self.others.items()}
+        for use in self.uses:
+            for index in (use.weight, use.bias):
+                if index is not None:
+                    counts[index] = counts.get(index, 0) + 1
+        return {index: count for index, count in counts.items() if count > 1}
+
+    def usable(self) -> set[int]:
+        """The parameters that are met in one understood call and nowhere else, its input still as it was."""
+        counts = self.tied()
+        found = set()
+        for use in self.uses:
+            unchanged = use.input._version == use.version  # not written to in place after the call
+            for index in (use.weight if unchanged else None, use.bias):
+                if index is not None and index not in counts and index not in self.others:
+                    found.add(index)
+        return found
+
+
+def checked(
+    recorder: Recorder,
+    theta: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    flat: torch.Tensor,
+    unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
+) -> tuple[set[int], set[int]]:
+    """The parameters whose recorded use gives their gradient, and the others that the outputs depend on.
+
+    Random cotangents on half of the samples are pulled back. The cotangent of a recorded output must then vanish on the
+    other samples, so that the leading dimension is that of the samples and they do not mix; and the gradients by
+    replaying the calls must be autograd's, so that no use was missed (a custom autograd function, say).
+
+    Args:
+        flat: random, ``(B, M)``.
+        unflatten: takes it to tensors shaped like the outputs.
+
+    Returns:
+        Indices of parameters: those of which the recorded use can be believed, and those left to the fallback. The
+        outputs do not depend on the rest.
+    """
+    usable = recorder.usable()
+    samples = len(flat)
+    half = torch.arange(samples, device=flat.device) % 2 == 1 if samples > 1 else torch.ones(1, dtype=torch.bool)
+    half = half.to(flat.device)
+    reached: set[int] = set()
+    for chosen in (half, ~half) if samples > 1 else (half,):
+        cotangents = unflatten(flat * chosen[:, None])
+        uses = [use for use in (u.restricted(usable) for u in recorder.uses) if use is not None]
+        indices = range(len(theta))
+        wanted: Any = [*(use.edge for use in uses), *theta]
+        pulled: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+            outputs, wanted, cotangents, retain_graph=True, allow_unused=True
+        )
+        expected = dict(zip(indices, pulled[len(uses) :]))
+        reached |= {index for index, piece in expected.items() if piece is not None}
+        for use, d in zip(uses, pulled):
+            members = [index for index in (use.weight, use.bias) if index is not None]
+            if d is None or d.shape[0] % samples or use.input.shape[0] % samples or _any_elsewhere(d, chosen):
+                usable -= set(members)
+                continue
+            for index, found in zip(members, _replayed(use, theta, d)):
+                mine = expected[index]
+                if mine is None or mine.is_sparse or not _close(found, mine):
+                    usable.discard(index)
+    return usable, reached - usable
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    tolerance = 1e3 * torch.finfo(expected.dtype).eps
+    return float((found - expected).norm()) <= tolerance * float(found.norm() + expected.norm())
+
+
+def _any_elsewhere(d: torch.Tensor, chosen: torch.Tensor) -> bool:
+    return bool((d.reshape(len(chosen), -1)[~chosen] != 0).any())
+
+
+def _replayed(use: Use, theta: Sequence[torch.Tensor], d: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The gradients of the weight and bias of a use, summed over the samples, from its input and cotangent alone."""
+    leaves = [None if i is None else theta[i].detach().requires_grad_() for i in (use.weight, use.bias)]
+    with torch.enable_grad():
+        output = use.replay(*leaves)
+    return torch.autograd.grad(output, [leaf for leaf in leaves if leaf is not None], d)
+
+
+def _supported(kind: str, func: Any, given: dict[str, Any], x: torch.Tensor) -> bool:
+    if kind == "linear":
+        return x.ndim >= 2
+    if kind == "conv":
+        return x.ndim == _SPATIAL[func.__name__] + 2
+    if kind == "conv_transpose":
+        return x.ndim == _SPATIAL[func.__name__.replace("_transpose", "")] + 2
+    if kind == "embedding":
+        plain = given.get("max_norm") is None and not given.get("scale_grad_by_freq") and not given.get("sparse")
+        return plain and x.ndim >= 1
+    return x.ndim >= 2 and not given.get("training", False)
+
+
+def _met(index: dict[int, int], value: Any, found: set[int]) -> set[int]:
+    """The parameters among the arguments, within containers too."""
+    if isinstance(value, torch.Tensor):
+        if id(value) in index:
+            found.add(index[id(value)])
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _met(index, entry, found)
+    elif isinstance(value, dict):
+        for entry in value.values():
+            _met(index, entry, found)
+    return found
+
+
+def _differentiable(result: Any) -> bool:
+    if isinstance(result, torch.Tensor):
+        return result.requires_grad
+    if isinstance(result, (list, tuple)):
+        return any(_differentiable(entry) for entry in result)
+    return isinstance(result, dict) and any(_differentiable(entry) for entry in result.values())
+
+
+def _name(func: Any) -> str:
+    name = resolve_name(func) or getattr(func, "__name__", str(func))
+    return str(name).removeprefix("torch.").removesuffix(".__get__")

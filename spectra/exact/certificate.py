@@ -1,0 +1,279 @@
+"""Whose diagonal it is: whether the outputs are affine in each parameter tensor alone, measured and not looked up.
+
+``H = G + (1/N) sum_n sum_c (dl/dz_nc) grad^2 z_nc``, so the block of a tensor is the same in both, whatever the labels
+are, where ``v' grad^2 (r.z) v = 0`` for vectors ``v`` on that tensor and weights ``r`` of the outputs. Both are drawn
+at random, so that a quadratic form that is not zero is met almost surely. Three things must hold of each tensor, on a
+few samples from all over the data, in float64:
+
+1. the label-free form vanishes, at the parameters and at a point beside them (where nothing is zero by accident);
+2. the gradient of ``r.z`` does not change along ``v`` between kinks (autograd's second derivative is not taken on
+   trust: a custom function may return none);
+3. ``v' H v = v' G v`` for the loss.
+
+Where any of it fails or cannot be computed, the number is said to be the Gauss-Newton matrix's. The types of layers
+serve for the words of the reason alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectra.batches import choose_rows, join, rows_of
+from spectra.errors import SpectraError
+from spectra.exact.capture import Recorder
+from spectra.exact.factors import outputs_of
+from spectra.operators.function import LossFunction
+from spectra.operators.jacobian import slope_of
+
+ROWS, DRAWS = 16, 2
+# Relative to the first derivative for a change of the tensor by its own size. Exact zeros and roundoff pass.
+_FLAT = 1e-12
+_UNCHANGED = 1e-4  # of the gradient between two points, over their distance
+_STEPS = (1e-6, 1e-8)  # a step that crosses a kink is followed by a shorter one
+_EQUAL = 1e-9
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was found of each tensor, and the sentences that say so."""
+
+    passed: dict[str, bool]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """``"hessian"`` where every tensor passed, else ``"ggn"``."""
+        return "hessian" if self.passed and all(self.passed.values()) else "ggn"
+
+
+def certify(function: LossFunction, params: str | Sequence[str] | None = None, seed: int = 3) -> Certificate:
+    """The certificate of every parameter tensor of a function.
+
+    Args:
+        function: whose parameters and buffers are meant; it is not touched.
+        params: what the function was made with.
+        seed: of the vectors and weights.
+    """
+    nothing = dict.fromkeys(function.names, False)
+    try:
+        twin = LossFunction(function.task, function.bn_mode, torch.float64, params)
+        twin.adopt(function)
+        with twin.evaluation():
+            batch = _few_rows(twin)
+            if batch is None:
+                return Certificate(nothing, ("No batch could be looked at for the certificate.",))
+            with Recorder(twin.theta) as recorder:
+                twin.output(batch)
+            worst = _look(twin, batch, torch.Generator().manual_seed(seed))
+    except SpectraError as error:
+        return Certificate(nothing, (f"The certificate could not be computed: {error}.",))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = f"The certificate could not be computed in float64 with two derivatives: {said}"
+        return Certificate(nothing, (why,))
+    passed = {name: worst[index] is None for index, name in enumerate(twin.names)}
+    if all(passed.values()):
+        return Certificate(passed)
+    return Certificate(passed, _sentences(twin, worst, recorder))
+
+
+def _few_rows(function: LossFunction) -> Any:
+    """Up to 16 rows from four places of the data, or the first batch where rows cannot be chosen."""
+    task = function.task
+    count = task.survey().num_batches
+    places = sorted({0, count // 3, 2 * count // 3, count - 1})
+    parts: list[Any] = []
+    for index, batch in enumerate(task.data):
+        if index > places[-1]:
+            break
+        if task.weight_of(batch) <= 0 or (index not in places and parts):
+            continue
+        rows = rows_of(batch)
+        if rows is None:
+            return function.place(batch)
+        each = max(1, ROWS // len(places))
+        chosen = torch.linspace(0, rows - 1, min(rows, each)).round().to(torch.int64)
+        parts.append(function.place(choose_rows(batch, chosen)))
+    if not parts:
+        return None
+    try:
+        return join(parts)
+    except RuntimeError:  # batches of different lengths, as with padded sequences
+        return parts[0]
+
+
+def _look(function: LossFunction, batch: Any, generator: torch.Generator) -> list[str | None]:
+    """What is wrong with each tensor, in words; None where nothing is."""
+    wrong: list[str | None] = [None] * len(function.theta)
+    for _ in range(DRAWS):
+        vectors = [_direction(p, generator) for p in function.theta]
+        _curvature_of_outputs(function, batch, vectors, generator, wrong)
+        _gradients_between_points(function, batch, vectors, generator, wrong)
+        _loss_forms(function, batch, vectors, wrong)
+        here = [p.detach().clone() for p in function.theta]
+        try:
+            with torch.no_grad():
+                for p in function.theta:
+                    p.add_(_direction(p, generator), alpha=0.1)
+            _curvature_of_outputs(function, batch, vectors, generator, wrong)
+        finally:
+            with torch.no_grad():
+                for p, value in zip(function.theta, here):
+                    p.copy_(value)
+    return wrong
+
+
+def _direction(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random direction as long as the tensor (``0.1`` per entry for a tensor of zeros)."""
+    v = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+    length = float(p.detach().norm()) or 0.1 * math.sqrt(p.numel())
+    return v * (length / float(v.norm()))
+
+
+def _weighted(
+    function: LossFunction, batch: Any, weights: list[torch.Tensor], generator: torch.Generator | None
+) -> torch.Tensor | None:
+    """``r.z``; the weights are drawn into the list where it is empty. None: the outputs depend on no parameter."""
+    outputs = outputs_of(function.output(batch))
+    if not outputs:
+        return None
+    if not weights:
+        for z in outputs:
+            weights.append(torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device))
+    return torch.stack([(r * z).sum() for r, z in zip(weights, outputs)]).sum()
+
+
+def _curvature_of_outputs(
+    function: LossFunction,
+    batch: Any,
+    vectors: list[torch.Tensor],
+    generator: torch.Generator,
+    wrong: list[str | None],
+) -> None:
+    value = _weighted(function, batch, [], generator)
+    if value is None:
+        return
+    slope = torch.autograd.grad(value, function.theta, create_graph=True, allow_unused=True)
+    for index, (g, v, p) in enumerate(zip(slope, vectors, function.theta)):
+        if g is None or not g.requires_grad or wrong[index]:
+            continue
+        along = (g * v).sum()
+        (bent,) = torch.autograd.grad(along, [p], retain_graph=True, allow_unused=True)
+        form = 0.0 if bent is None else float((bent * v).sum())
+        size = float(g.detach().norm() * v.norm()) / math.sqrt(p.numel())
+        if not abs(form) <= _FLAT * size:
+            wrong[index] = f"relative second derivative {abs(form) / size if size else math.inf:.2g}"
+
+
+def _gradients_between_points(
+    function: LossFunction,
+    batch: Any,
+    vectors: list[torch.Tensor],
+    generator: torch.Generator,
+    wrong: list[str | None],
+) -> None:
+    weights: list[torch.Tensor] = []
+    value = _weighted(function, batch, weights, generator)
+    if value is None:
+        return
+    slope = torch.autograd.grad(value, function.theta, allow_unused=True)
+    for index, (g, v, p) in enumerate(zip(slope, vectors, function.theta)):
+        if g is None or wrong[index]:
+            continue
+        size = float(g.norm() * v.norm()) / math.sqrt(p.numel())
+        before, change = p.detach().clone(), math.inf
+        for step in _STEPS:
+            try:
+                with torch.no_grad():
+                    p.add_(v, alpha=step)
+                moved = _weighted(function, batch, weights, None)
+                assert moved is not None
+                (there,) = torch.autograd.grad(moved, [p], allow_unused=True)
+            finally:
+                with torch.no_grad():
+                    p.copy_(before)
+            change = float(((there if there is not None else torch.zeros_like(g)) - g).mul(v).sum().abs()) / step
+            if change <= _UNCHANGED * size:
+                break
+        else:
+            wrong[index] = f"its gradient changes along the tensor (relative rate {change / size if size else 0:.2g})"
+
+
+def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor], wrong: list[str | None]) -> None:
+    output = function.output(batch)
+    target = function.task.target_of(batch)
+    outputs, theta = outputs_of(output), function.theta
+    cotangents = [torch.zeros_like(z, requires_grad=True) for z in outputs]
+    pulled = torch.autograd.grad(outputs, theta, cotangents, create_graph=True, allow_unused=True)
+    points, slope = slope_of(function, output, target, create_graph=True)
+    pairs = [(s, index) for index, s in enumerate(slope) if s is not None and s.requires_grad]
+    gradient = torch.autograd.grad(function.criterion(output, target), theta, create_graph=True, allow_unused=True)
+    for index, (v, p) in enumerate(zip(vectors, theta)):
+        g, back = gradient[index], pulled[index]
+        if wrong[index] or g is None or back is None:
+            continue
+        bent = None
+        if g.requires_grad:
+            (bent,) = torch.autograd.grad(g, [p], v, retain_graph=True, allow_unused=True)
+        whole = 0.0 if bent is None else float((bent * v).sum())
+        pushed = torch.autograd.grad(
+            back, cotangents, v, retain_graph=True, allow_unused=True, materialize_grads=True
+        )  # J v
+        square = sum(float(u.square().sum()) for u in pushed)
+        part = 0.0
+        if pairs:
+            curved = torch.autograd.grad(
+                [s for s, _ in pairs], points, [pushed[i] for _, i in pairs], retain_graph=True, allow_unused=True
+            )
+            part = sum(float((c * u).sum()) for c, u in zip(curved, pushed) if c is not None)
+        if not abs(whole - part) <= _EQUAL * (abs(whole) + abs(part)) + 1e-13 * square:
+            wrong[index] = f"v'Hv = {whole:.6g} and v'Gv = {part:.6g}"
+
+
+# The words. Types of layers that are not piecewise linear in their input, for the reason alone.
+_CURVED = (
+    nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.ELU, nn.SELU, nn.CELU,
+    nn.Hardswish, nn.Tanhshrink, nn.GLU, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.LayerNorm, nn.GroupNorm,
+    nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
+    nn.Bilinear, nn.CosineSimilarity,
+)  # fmt: skip
+_CURVED += tuple(getattr(nn, name) for name in ("RMSNorm",) if hasattr(nn, name))
+
+
+def _sentences(function: LossFunction, wrong: list[str | None], recorder: Recorder) -> tuple[str, ...]:
+    names = function.names
+    failed = [index for index, what in enumerate(wrong) if what]
+    some = "; ".join(f"{names[index]}: {wrong[index]}" for index in failed[:3])
+    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+    first = (
+        f"The outputs are not affine in {len(failed)} of {len(names)} parameter tensors ({some}{more}), so this is "
+        "the Gauss-Newton matrix's and not the Hessian's."
+    )
+    said = [first]
+    explained = False
+    tied = recorder.tied()
+    for index in failed:
+        if index in tied:
+            explained = True
+            said.append(f"{names[index]} is used {tied[index]} times in the forward pass.")
+    curved = [
+        f"{type(module).__name__} in {name}" if name else type(module).__name__
+        for name, module in function.task.model.named_modules()
+        if isinstance(module, _CURVED)
+    ]
+    if curved:
+        explained = True
+        listed = ", ".join(curved[:4]) + (f" and {len(curved) - 4} more" if len(curved) > 4 else "")
+        said.append(f"Not piecewise linear: {listed}.")
+    if not explained:
+        said.append(
+            "No layer's type explains it: a function called in forward (as torch.sigmoid), or a product of activations "
+            "that both depend on the tensor."
+        )
+    return tuple(said)

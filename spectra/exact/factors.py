@@ -1,0 +1,335 @@
+"""The criterion's Hessian in the outputs of each sample, as a sum of signed squares: the cotangents to propagate.
+
+For the criterion's value of a batch and sample ``n`` with all its outputs ``z_n`` (``M`` numbers: classes times
+positions)::
+
+    A_n = d^2 L_b / dz_n^2 = sum_c sign_nc s_nc s_nc'
+
+so that the batch's part of the Gauss-Newton matrix is ``sum_n sum_c sign_nc (J_n' s_nc)(J_n' s_nc)'``: one
+back-propagation of the whole batch for each column ``c``, and no difference of large numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from spectra import reduction
+from spectra.batches import tensors_of
+from spectra.errors import TaskError
+from spectra.operators.function import LossFunction
+from spectra.operators.jacobian import slope_of
+
+# The largest block that is factored without knowing its structure: its eigenvectors take M^2 numbers per sample.
+LARGEST_BLOCK = 512
+
+
+class Layout:
+    """The outputs of a batch as one matrix ``(B, M)``, a row for each of ``B`` samples, and back.
+
+    Args:
+        outputs: the tensors of the output that depend on the parameters.
+        samples: ``B``; the leading length of each tensor is a multiple of it, the rows of a sample next to each other.
+    """
+
+    def __init__(self, outputs: Sequence[torch.Tensor], samples: int) -> None:
+        self.shapes = [tensor.shape for tensor in outputs]
+        self.samples = samples
+        self.sizes = [tensor.numel() // samples for tensor in outputs]
+        self.width = sum(self.sizes)  # M
+
+    def flatten(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tensors shaped like the outputs as ``(B, M)``."""
+        return torch.cat([piece.reshape(self.samples, -1) for piece in pieces], 1)
+
+    def unflatten(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """``(B, M)`` as tensors shaped like the outputs."""
+        return [piece.reshape(shape) for piece, shape in zip(torch.split(flat, self.sizes, 1), self.shapes)]
+
+
+class Factor(ABC):
+    """``A_n`` of every sample of a batch in signed columns. Flat columns are ``(B, M)`` in the order of a Layout."""
+
+    columns: int
+    signs: torch.Tensor | None = None  # (columns, B) of -1, 0 and 1; None: all 1
+    scale: float  # the size of the entries of A, for judging rounding
+
+    @abstractmethod
+    def column(self, index: int) -> torch.Tensor:
+        """``s_nc`` for every sample: ``(B, M)``."""
+
+    @abstractmethod
+    def product(self, flat: torch.Tensor) -> torch.Tensor:
+        """``A_n u_n`` for every sample, ``(B, M)``."""
+
+    @abstractmethod
+    def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
+        """``(sign, S_n eps)`` with ``eps`` of random signs, independent over columns and samples.
+
+        The mean of the signed squares over draws is the sum over the columns. There is a second pair, of sign -1, only
+        where ``A`` has negative eigenvalues.
+        """
+
+
+class SoftmaxFactor(Factor):
+    """Cross-entropy: ``A = a (diag(p) - p p')`` at every position, by ``C - 1`` columns.
+
+    With ``S = diag(q) - p q'``, ``q = sqrt(p)``, ``S S' = diag(p) - p p'`` and ``S q = 0``, so the columns ``S Q`` of
+    any orthonormal complement ``Q`` of ``q`` do. Those of the Householder reflector that takes ``q`` to ``-e_m``, with
+    ``m`` the most likely class, are, for ``j`` other than ``m``::
+
+        (S Q)_ij = q_i (delta_ij - (q + e_m)_i q_j / (1 + q_m))
+
+    in which nothing cancels however certain the network is.
+
+    Args:
+        logits: ``(R, C, *positions)``.
+        factor: ``a``, ``(R, *positions)``: the weight of the position in the criterion's value.
+        samples: ``B``.
+
+    References:
+        Ibayashi et al., Minimum sharpness (2021), Proposition 1, with the norms squared.
+    """
+
+    def __init__(self, logits: torch.Tensor, factor: torch.Tensor, samples: int) -> None:
+        rows, classes = logits.shape[:2]
+        self.p = logits.detach().reshape(samples, rows // samples, classes, -1).softmax(2)
+        self.q = self.p.sqrt()
+        self.root = factor.to(self.p).clamp(min=0).sqrt().reshape(samples, rows // samples, 1, -1)
+        self.scale = float(self.root.square().max()) if self.root.numel() else 0.0
+        self.classes, self.inner = classes, self.p.shape[3]
+        self.top = self.p.argmax(2, keepdim=True)  # (B, r, 1, positions)
+        self.q_top = self.q.gather(2, self.top)
+        self.columns = (classes - 1) * self.p.shape[1] * self.inner
+
+    def column(self, index: int) -> torch.Tensor:
+        place, which = divmod(index, self.classes - 1)
+        row, position = divmod(place, self.inner)
+        here = (slice(None), row, slice(None), slice(position, position + 1))
+        p, q, top, q_top = self.p[here], self.q[here], self.top[here], self.q_top[here]
+        j = which + (which >= top).to(top.dtype)  # the classes without the most likely one, in order
+        q_j = q.gather(1, j)
+        values = -p * q_j / (1 + q_top)
+        values = values.scatter_add(1, j, q_j).scatter(1, top, -q_top * q_j)
+        column = torch.zeros_like(self.p)
+        column[here] = values * self.root[here]
+        return column.reshape(len(column), -1)
+
+    def product(self, flat: torch.Tensor) -> torch.Tensor:
+        u = flat.view_as(self.p)
+        bent = self.p * (u - (self.p * u).sum(2, keepdim=True))
+        return (bent * self.root.square()).reshape(flat.shape)
+
+    def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
+        eps = random_signs(self.p.shape, generator, self.p)
+        column = (self.q * eps - self.p * (self.q * eps).sum(2, keepdim=True)) * self.root
+        return [(1.0, column.reshape(len(column), -1))]
+
+
+class DiagonalFactor(Factor):
+    """A criterion that is a sum over elements: ``A`` diagonal, one column for each output of a sample."""
+
+    def __init__(self, diagonal: torch.Tensor) -> None:
+        self.diagonal = diagonal  # (B, M)
+        self.root = diagonal.abs().sqrt()
+        self.columns = diagonal.shape[1]
+        self.signs = None if bool((diagonal >= 0).all()) else diagonal.sign().T.contiguous()
+        self.scale = float(diagonal.abs().max()) if diagonal.numel() else 0.0
+
+    def column(self, index: int) -> torch.Tensor:
+        column = torch.zeros_like(self.root)
+        column[:, index] = self.root[:, index]
+        return column
+
+    def product(self, flat: torch.Tensor) -> torch.Tensor:
+        return self.diagonal * flat
+
+    def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
+        eps = random_signs(self.root.shape, generator, self.root)
+        return by_sign(self.root * eps, self.diagonal.sign(), self.signs is not None)
+
+
+class DenseFactor(Factor):
+    """Any criterion that is a sum over samples: ``A_n`` as a dense matrix, split by its eigenvectors.
+
+    A column that is negligible in every sample (``a`` below ``M`` roundoffs of the largest eigenvalue of that sample)
+    is left out: the constant direction of a cross-entropy.
+
+    Args:
+        blocks: ``(B, M, M)``.
+    """
+
+    def __init__(self, blocks: torch.Tensor) -> None:
+        wide = (0.5 * (blocks + blocks.mT)).to(torch.float64)
+        values, self.vectors = torch.linalg.eigh(wide)  # (B, M), (B, M, M)
+        largest = values.abs().amax(1, keepdim=True)
+        values = torch.where(values.abs() <= values.shape[1] * 2.3e-16 * largest, torch.zeros_like(values), values)
+        self.kept = (values != 0).any(0).nonzero().reshape(-1).tolist()
+        self.columns = len(self.kept)
+        self.values, self.blocks, self.dtype = values, blocks, blocks.dtype
+        signs = values[:, self.kept].sign().T.to(blocks.dtype).contiguous()
+        self.signs = None if bool((values >= 0).all()) else signs
+        self.scale = float(largest.max()) if largest.numel() else 0.0
+
+    def column(self, index: int) -> torch.Tensor:
+        which = self.kept[index]
+        root = self.values[:, which : which + 1].abs().sqrt()
+        column: torch.Tensor = self.vectors[:, :, which] * root
+        return column.to(self.dtype)
+
+    def product(self, flat: torch.Tensor) -> torch.Tensor:
+        bent: torch.Tensor = torch.bmm(self.blocks, flat[:, :, None])[:, :, 0]
+        return bent
+
+    def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
+        eps = random_signs(self.values.shape, generator, self.values) * self.values.abs().sqrt()
+        pairs = by_sign(eps, self.values.sign(), self.signs is not None)
+        return [(sign, (self.vectors @ part[:, :, None])[:, :, 0].to(self.dtype)) for sign, part in pairs]
+
+
+def random_signs(shape: Sequence[int], generator: torch.Generator, like: torch.Tensor) -> torch.Tensor:
+    """Independent random signs, drawn on the CPU so that they are the same on every device."""
+    return (2 * torch.randint(2, tuple(shape), generator=generator) - 1).to(like)
+
+
+def by_sign(column: torch.Tensor, signs: torch.Tensor, mixed: bool) -> list[tuple[float, torch.Tensor]]:
+    """The parts of a column that count positively and negatively."""
+    if not mixed:
+        return [(1.0, column)]
+    return [(1.0, column * (signs > 0)), (-1.0, column * (signs < 0))]
+
+
+def factor_of(function: LossFunction, output: Any, target: Any, layout: Layout) -> Factor:
+    """The factor of the criterion's Hessian for a batch, held against a product with the Hessian itself.
+
+    Raises:
+        TaskError: the criterion is not a sum over the samples, or a sample has too many outputs for one of which no
+            structure is known.
+    """
+    with torch.enable_grad():
+        points, slope = slope_of(function, output, target, create_graph=True)
+    slopes = [torch.zeros_like(point) if s is None else s for point, s in zip(points, slope)]
+    factor = _known(function, points, target, slopes, layout) or _dense(points, slopes, layout)
+    _check(factor, points, slopes, layout)
+    return factor
+
+
+def _known(
+    function: LossFunction, points: list[torch.Tensor], target: Any, slopes: list[torch.Tensor], layout: Layout
+) -> Factor | None:
+    criterion = function.task.criterion
+    kind = reduction.kind_of(criterion)
+    if len(points) != 1 or not isinstance(target, torch.Tensor):
+        return None
+    if kind is nn.CrossEntropyLoss:
+        logits = points[0].detach()
+        logits = logits if logits.ndim > 1 else logits[None]
+        share = _softmax_weights(criterion, logits, target)
+        return SoftmaxFactor(logits, share, layout.samples)
+    if reduction.is_elementwise(criterion):
+        return DiagonalFactor(layout.flatten(_bent(slopes, points, [torch.ones_like(p) for p in points])))
+    return None
+
+
+def _softmax_weights(criterion: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """``a`` of every position, ``(R, *positions)``: ``sum_c w_c t_c`` with the smoothed target ``t``, over the divisor.
+
+    As torch defines it: class weights and smoothing act on ``t``; the mean is over the weights of the targets that are
+    not ignored, or for class probabilities over the positions.
+    """
+    settings = reduction.settings_of(criterion)
+    classes, smoothing = logits.shape[1], float(settings.get("label_smoothing") or 0.0)
+    weight = settings.get("weight")
+    weights = torch.ones(classes) if weight is None else weight.detach()
+    weights = weights.to(logits.device, torch.float64)
+    if target.is_floating_point():
+        soft = target.reshape(logits.shape).to(torch.float64).movedim(1, -1)
+        share = (soft * (1 - smoothing) + smoothing / classes) @ weights
+        divisor = float(share.numel())
+    else:
+        ignored = int(settings.get("ignore_index", -100))
+        labels = target.reshape(logits.shape[0], *logits.shape[2:])
+        kept = labels != ignored
+        own = weights[torch.where(kept, labels, torch.zeros_like(labels))]
+        share = ((1 - smoothing) * own + smoothing / classes * weights.sum()) * kept
+        divisor = float((own * kept).sum())
+    return share if settings.get("reduction", "mean") == "sum" else share / divisor
+
+
+def _bent(slopes: list[torch.Tensor], points: list[torch.Tensor], direction: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The product of the criterion's Hessian for the batch with a direction, shaped like the outputs."""
+    pairs = [(s, d) for s, d in zip(slopes, direction) if s.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(point) for point in points]
+    left, right = [s for s, _ in pairs], [d for _, d in pairs]
+    bent = torch.autograd.grad(left, points, right, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return [piece.detach() for piece in bent]
+
+
+def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout) -> DenseFactor:
+    size, samples = layout.width, layout.samples
+    if size > LARGEST_BLOCK:
+        raise TaskError(
+            f"a sample has {size} outputs and the criterion's structure is not known: its Hessian is factored up to "
+            f"{LARGEST_BLOCK}. Use nn.CrossEntropyLoss on outputs (N, C, positions), or another loss of torch.nn"
+        )
+    columns = []
+    for index in range(size):
+        direction = torch.zeros(samples, size, dtype=points[0].dtype, device=points[0].device)
+        direction[:, index] = 1
+        columns.append(layout.flatten(_bent(slopes, points, layout.unflatten(direction))))
+    return DenseFactor(torch.stack(columns, 2))
+
+
+def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout) -> None:
+    """Hold ``A u`` against autograd for one random ``u``: the formulas, and that no two samples are coupled."""
+    generator = torch.Generator().manual_seed(11)
+    draw = torch.randn(layout.samples, layout.width, generator=generator, dtype=torch.float64)
+    flat = draw.to(points[0].device, points[0].dtype)
+    expected = layout.flatten(_bent(slopes, points, layout.unflatten(flat)))
+    error = float((factor.product(flat) - expected).norm())
+    eps = torch.finfo(flat.dtype).eps
+    if not error <= math.sqrt(eps) * float(expected.norm()) + 1e3 * eps * factor.scale * float(flat.norm()):
+        raise TaskError(
+            "the criterion is not a sum over the samples of a batch (its Hessian in the outputs couples them), so no "
+            "sample has a curvature of its own"
+        )
+
+
+def outputs_of(output: Any) -> list[torch.Tensor]:
+    """The tensors of the output that depend on the parameters."""
+    return [tensor for tensor in tensors_of(output) if tensor.requires_grad and tensor.is_floating_point()]
+
+
+def normalized_logits(logits: torch.Tensor) -> torch.Tensor:
+    """``f' = z / std(z)``, the population standard deviation over the classes (dimension 1).
+
+    References:
+        Tsuzuku, Sato, Sugiyama, arXiv:1901.04653, equations (20) and (21).
+    """
+    return logits / logits.std(1, unbiased=False, keepdim=True)
+
+
+def normalized_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the logits over their standard deviation: unchanged when the network's output is rescaled.
+
+    Its Hessian in the outputs is indefinite. For two classes it is constant almost everywhere.
+
+    Raises:
+        TaskError: fewer than three classes, or the logits of a sample are all equal, where it is not defined.
+
+    References:
+        Tsuzuku, Sato, Sugiyama, arXiv:1901.04653, equation (22).
+    """
+    if logits.ndim < 2 or logits.shape[1] < 3:
+        classes = logits.shape[1] if logits.ndim > 1 else 1
+        raise TaskError(f"the normalised cross-entropy of {classes} classes is constant: at least 3 are needed")
+    if bool((logits.detach().std(1, unbiased=False) == 0).any()):
+        raise TaskError("the normalised cross-entropy is not defined where all logits of a sample are equal")
+    return F.cross_entropy(normalized_logits(logits), target)

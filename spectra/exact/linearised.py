@@ -1,0 +1,103 @@
+"""One batch, its forward pass made: the squared gradients of its samples for any columns of cotangents.
+
+The seam on which everything exact stands: a column is pulled back through the whole batch once, and each recorded call
+makes of its cotangent what it needs (:mod:`spectra.exact.layers`); what no form is known for is left to the gradients
+of single samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectra.batches import rows_of
+from spectra.errors import TaskError
+from spectra.exact.capture import Recorder, Use, checked
+from spectra.exact.factors import Factor, Layout, factor_of, outputs_of
+from spectra.exact.layers import Sums, squares
+from spectra.exact.samples import SampleGradients
+from spectra.memory import available_bytes
+from spectra.operators.function import LossFunction
+from spectra.reduction import kind_of
+from spectra.task import Task
+
+# For each shape of the calls of a forward pass: the parameters whose uses were believed, and those that are left over.
+Plans = dict[Any, tuple[set[int], set[int]]]
+
+
+@dataclass
+class Linearised:
+    """One batch, its forward pass made: squared gradients of its samples for columns of cotangents."""
+
+    function: LossFunction
+    batch: Any
+    outputs: list[torch.Tensor]
+    layout: Layout
+    factor: Factor
+    uses: list[Use]
+    others: list[int]  # the parameters left to the fallback
+
+    def groups(self, columns: range) -> Iterator[range]:
+        """The columns in groups of which the cotangents of all uses fit an eighth of the free memory."""
+        each = sum(math.prod(use.shape) for use in self.uses) + self.layout.samples * self.layout.width
+        each *= self.outputs[0].element_size()
+        step = max(1, min(len(columns), available_bytes(self.function.device) // 8 // max(1, each)))
+        for start in range(0, len(columns), step):
+            yield columns[start : start + step]
+
+    def squares(self, columns: torch.Tensor, signs: torch.Tensor | None, diagonal: bool) -> Sums:
+        """The sums for columns ``(G, B, M)`` with signs ``(G, B)``."""
+        found: Sums = {}
+        if self.uses:
+            edges = [use.edge for use in self.uses]
+            pulled = [
+                torch.autograd.grad(self.outputs, edges, self.layout.unflatten(column), retain_graph=True)
+                for column in columns
+            ]
+            for place, use in enumerate(self.uses):
+                d = torch.stack([pieces[place] for pieces in pulled])
+                found |= squares(use, d, signs, self.layout.samples, diagonal)
+        if self.others:
+            flat = self.layout.flatten([output.detach() for output in self.outputs])
+            single = SampleGradients(self.function, self.others)
+            found |= single.squares(self.batch, flat, columns, signs, diagonal)
+        return found
+
+
+def linearise(function: LossFunction, batch: Any, plans: Plans) -> Linearised:
+    """The forward pass of a batch, and what of it can be believed: checked once for every shape of the calls."""
+    with Recorder(function.theta) as recorder:
+        output = function.output(batch)
+    outputs = outputs_of(output)
+    if not outputs:
+        raise TaskError("the output of the model does not depend on the parameters")
+    target = function.task.target_of(batch)
+    layout = Layout(outputs, samples_of(function.task, batch, outputs))
+    signature = (tuple(use.signature for use in recorder.uses), tuple(sorted(recorder.others)), layout.samples)
+    if signature not in plans:
+        generator = torch.Generator().manual_seed(7)
+        flat = torch.randn(layout.samples, layout.width, generator=generator, dtype=torch.float64).to(outputs[0])
+        plans[signature] = checked(recorder, function.theta, outputs, flat, layout.unflatten)
+    usable, others = plans[signature]
+    usable = usable & recorder.usable()
+    uses = [use for use in (u.restricted(usable) for u in recorder.uses) if use is not None]
+    factor = factor_of(function, output, target, layout)
+    return Linearised(function, batch, outputs, layout, factor, uses, sorted(others))
+
+
+def samples_of(task: Task, batch: Any, outputs: list[torch.Tensor]) -> int:
+    """The number of samples: the rows of the batch where the outputs have as many, or several to each."""
+    if kind_of(task.criterion) is nn.CrossEntropyLoss and outputs[0].ndim == 1:
+        return 1  # the logits of one sample
+    lengths = {output.shape[0] if output.ndim else 1 for output in outputs}
+    rows = rows_of(batch)
+    if rows and all(length % rows == 0 for length in lengths):
+        return rows
+    if len(lengths) > 1:
+        raise TaskError(f"the outputs have {sorted(lengths)} rows, so the rows of a sample cannot be told")
+    return lengths.pop()

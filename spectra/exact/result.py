@@ -1,0 +1,97 @@
+"""ExactTrace and ExactDiagonal: the numbers, whose they are, and why. No torch is imported for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from spectra.jsonable import to_jsonable
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactTrace:
+    """The trace of the Gauss-Newton matrix, and whether it is the Hessian's.
+
+    ``kind`` is ``"hessian"`` where every tensor passed the certificate, else ``"ggn"``; None where there is no number.
+    ``applies`` is whether ``total`` is the trace of the Hessian. A tensor of which ``certified`` is true has the trace
+    of its own block of the Hessian in ``by_layer``, also where the total is not the Hessian's.
+
+    Example:
+        >>> trace = ExactTrace(total=3.0, by_layer={"0.weight": 2.0, "0.bias": 1.0}, kind="ggn", reasons=("a tanh",))
+        >>> trace.by_module, trace.applies
+        ({'0': 3.0}, False)
+    """
+
+    total: float | None  # None where it does not exist: ``reasons`` says why
+    by_layer: Mapping[str, float] = field(default_factory=dict)  # by trainable tensor, in the model's order
+    kind: str | None = None
+    reasons: tuple[str, ...] = ()  # sentences: why it is not the Hessian's, or why there is no number
+    certified: Mapping[str, bool] = field(default_factory=dict)  # by tensor: its block is that of the Hessian
+    stderr: float | None = None  # of the total, over draws; None where nothing is drawn
+    stderr_by_layer: Mapping[str, float] | None = None
+    method: str = "exact"  # in words: how many columns or draws, and how the gradients of samples were had
+    bn_mode: str = "eval"
+    l2: float = 0.0  # its part, l2 times the number of entries, is in the numbers
+
+    @property
+    def applies(self) -> bool:
+        """Whether the total is the trace of the Hessian."""
+        return self.total is not None and self.kind == "hessian"
+
+    @property
+    def by_module(self) -> dict[str, float]:
+        """The sums over the tensors of each module, by the module's name (empty for the model itself)."""
+        sums: dict[str, float] = {}
+        for name, value in self.by_layer.items():
+            module = name.rpartition(".")[0]
+            sums[module] = sums.get(module, 0.0) + value
+        return sums
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON."""
+        entries: dict[str, Any] = to_jsonable({f.name: getattr(self, f.name) for f in fields(self)})
+        return entries
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any]) -> ExactTrace:
+        """The trace that :meth:`to_json` was made of; names that this version does not know are left out."""
+        known = {f.name for f in fields(cls)}
+        given = {name: value for name, value in entries.items() if name in known}
+        return cls(**(given | {"reasons": tuple(given.get("reasons", ()))}))
+
+
+class ExactDiagonal(dict[str, "torch.Tensor"]):
+    """The diagonal of the Gauss-Newton matrix by tensor, in the tensors' shapes, float64; empty where refused.
+
+    The attributes are those of :class:`ExactTrace`; ``stderr`` has the standard errors by tensor where it is drawn.
+    """
+
+    def __init__(
+        self,
+        diagonal: Mapping[str, torch.Tensor],
+        *,
+        kind: str | None,
+        reasons: tuple[str, ...],
+        certified: Mapping[str, bool],
+        stderr: Mapping[str, torch.Tensor] | None,
+        method: str,
+        bn_mode: str,
+        l2: float,
+    ) -> None:
+        super().__init__(diagonal)
+        self.kind = kind
+        self.reasons = reasons
+        self.certified = certified
+        self.stderr = stderr
+        self.method = method
+        self.bn_mode = bn_mode
+        self.l2 = l2
+
+    @property
+    def applies(self) -> bool:
+        """Whether the entries are those of the Hessian."""
+        return bool(self) and self.kind == "hessian"

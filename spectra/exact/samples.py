@@ -1,0 +1,159 @@
+"""The gradients of single samples held as they are: for parameters that are used in ways of which no form is known.
+
+By ``vmap`` over the rows of the batch, in chunks under a memory budget; where the model does not allow it, or gives
+other outputs under it, by a pass for each row. Always right where the outputs of a row depend on that row alone, which
+is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spectra.batches import choose_rows, map_tensors, rows_of
+from spectra.errors import TaskError
+from spectra.exact.factors import Layout, outputs_of
+from spectra.exact.layers import Sums, of_gradients
+from spectra.memory import available_bytes
+from spectra.operators.function import LossFunction
+
+
+@dataclass(frozen=True)
+class SampleGradients:
+    """The gradients of chosen parameters from each sample of a batch, for columns of cotangents.
+
+    Args:
+        function: whose parameters are meant; used within its evaluation.
+        indices: which of them.
+        budget: bytes that the gradients of a chunk may take; by default an eighth of what is free.
+    """
+
+    function: LossFunction
+    indices: Sequence[int]
+    budget: int | None = None
+
+    def squares(
+        self, batch: Any, flat_output: torch.Tensor, columns: torch.Tensor, signs: torch.Tensor | None, diagonal: bool
+    ) -> Sums:
+        """As :func:`spectra.exact.layers.squares`, for the flat outputs ``(B, M)`` and columns ``(G, B, M)``.
+
+        Raises:
+            TaskError: the batch has no rows, or the outputs of a row depend on the others.
+        """
+        samples = len(flat_output)
+        if rows_of(batch) != samples:
+            names = ", ".join(self.function.names[index] for index in self.indices)
+            raise TaskError(
+                f"{names} needs the gradients of single samples, and the batch has no common number of rows in its "
+                f"parts that its {samples} samples could be"
+            )
+        found: Sums = {}
+        for rows, gradients in self._chunks(batch, flat_output, columns):
+            mine = None if signs is None else signs[:, rows]
+            for index, piece in zip(self.indices, gradients):
+                trace, entries = of_gradients(piece, mine, diagonal)
+                if index in found:
+                    before = found[index]
+                    trace = trace + before[0]
+                    entries = None if entries is None or before[1] is None else entries + before[1]
+                found[index] = trace, entries
+        return found
+
+    def _chunks(
+        self, batch: Any, flat_output: torch.Tensor, columns: torch.Tensor
+    ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """Rows, and the gradients ``(G, b, *shape)`` of each parameter."""
+        function, samples = self.function, len(flat_output)
+        each = sum(function.sizes[i] for i in self.indices) * flat_output.element_size() * (2 * len(columns) + 2)
+        budget = available_bytes(function.device) // 8 if self.budget is None else self.budget
+        step = max(1, min(samples, budget // max(1, each)))
+        together = True
+        start = 0
+        while start < samples:
+            if not together:
+                step = 1
+            rows = slice(start, min(samples, start + step))
+            part = choose_rows(batch, torch.arange(rows.start, rows.stop))
+            gradients = self._vmapped(part, flat_output[rows], columns[:, rows]) if together else None
+            if gradients is None and together:
+                together = False
+                continue
+            if gradients is None:
+                gradients = self._single(part, flat_output[rows], columns[:, rows], start)
+            yield rows, gradients
+            start = rows.stop
+
+    def _single(self, row: Any, flat: torch.Tensor, columns: torch.Tensor, index: int) -> list[torch.Tensor]:
+        outputs = outputs_of(self.function.output(row))
+        layout = Layout(outputs, 1)
+        if layout.width != flat.shape[1] or not _same(layout.flatten(outputs), flat):
+            raise TaskError(
+                f"row {index} of a batch has other outputs alone than in its batch: its samples depend on each other, "
+                "so that none has a gradient of its own"
+            )
+        leaves = [self.function.theta[i] for i in self.indices]
+        return _pulled(outputs, leaves, layout, columns, leading=True)
+
+    def _vmapped(self, part: Any, flat: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor] | None:
+        """The same for several rows at once; None where the model does not allow it."""
+        function = self.function
+        theta, many = function.theta, len(flat)
+        leaves = [theta[i].detach().expand(many, *theta[i].shape).clone().requires_grad_() for i in self.indices]
+        rows, put_back = _tensor_rows(part)
+
+        def one(mine: tuple[torch.Tensor, ...], row: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            replaced = list(theta)
+            for index, tensor in zip(self.indices, mine):
+                replaced[index] = tensor
+            function.theta = replaced
+            outputs = outputs_of(function.output(put_back([tensor[None] for tensor in row])))
+            return torch.cat([output.reshape(-1) for output in outputs])
+
+        try:
+            output = torch.func.vmap(one)(tuple(leaves), tuple(rows))
+            if output.shape != flat.shape or not _same(output, flat):
+                return None
+            return _pulled([output], leaves, Layout([output], many), columns, leading=False)
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            return None  # what vmap cannot do is done row by row
+        finally:
+            function.theta = theta
+
+
+def _pulled(
+    outputs: Sequence[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    layout: Layout,
+    columns: torch.Tensor,
+    *,
+    leading: bool,
+) -> list[torch.Tensor]:
+    """``(G, b, *shape)`` for each leaf; ``leading``: the leaves have no dimension of samples yet."""
+    collected: list[list[torch.Tensor]] = [[] for _ in leaves]
+    for column in columns:
+        pieces = torch.autograd.grad(
+            list(outputs), list(leaves), layout.unflatten(column), retain_graph=True, allow_unused=True
+        )
+        for store, piece, leaf in zip(collected, pieces, leaves):
+            store.append(torch.zeros_like(leaf) if piece is None else piece.to_dense())
+    return [torch.stack(store)[:, None] if leading else torch.stack(store) for store in collected]
+
+
+def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    tolerance = 1e4 * torch.finfo(expected.dtype).eps
+    difference = float((found.detach() - expected).abs().max()) if expected.numel() else 0.0
+    return difference <= tolerance * (1.0 + float(expected.abs().max()))
+
+
+def _tensor_rows(batch: Any) -> tuple[list[torch.Tensor], Any]:
+    tensors: list[torch.Tensor] = []
+    map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+
+    def put_back(replacements: list[torch.Tensor]) -> Any:
+        given = iter(replacements)
+        return map_tensors(batch, lambda _: next(given))
+
+    return tensors, put_back

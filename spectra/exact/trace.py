@@ -1,0 +1,291 @@
+"""exact_trace and exact_diagonal: one forward and a back-propagation per column over the data, nothing drawn.
+
+With ``A_n = sum_c sign_nc s_nc s_nc'`` the criterion's Hessian in the outputs of sample ``n``, weighted as the loss
+weights it, and ``J_n`` the Jacobian of the outputs::
+
+    diag G = sum_n sum_c sign_nc (J_n' s_nc)^2 + l2,     Tr G = its sum
+
+For softmax cross-entropy this is ``(1/N) sum_n sum_l p_nl (g_nl - gbar_n)^2`` with ``g_nl`` the gradient of logit ``l``
+and ``gbar_n = sum_l p_nl g_nl``: squared, where the paper prints norms that are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.exact.certificate import Certificate, certify
+from spectra.exact.linearised import Linearised, Plans, linearise
+from spectra.exact.result import ExactDiagonal, ExactTrace
+from spectra.operators.checks import check_loss, check_partition
+from spectra.operators.function import LossFunction
+from spectra.operators.ggn import GGNOperator
+from spectra.operators.modes import check_bn_mode, couples_samples
+from spectra.operators.recalibration import recalibrate
+from spectra.task import Task
+
+# With more columns than this the gradients are drawn, unless method="exact" asks for all of them.
+MANY_COLUMNS = 50
+
+
+def exact_trace(
+    task: Task,
+    bn_mode: str = "eval",
+    *,
+    params: str | Sequence[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    method: str = "auto",
+    draws: int = 32,
+    seed: int = 0,
+) -> ExactTrace:
+    """The trace of the Gauss-Newton matrix by parameter tensor, and whether it is the Hessian's.
+
+    It is the Hessian's where the outputs are affine in each parameter tensor alone: networks of linear layers,
+    convolutions, ReLU and its kin, pooling, residual sums and batch norm in eval mode. This is decided by measuring it
+    at the network as it is (:mod:`spectra.exact.certificate`), never by the types of its layers.
+
+    Cost: one forward pass and ``C - 1`` back-propagations over the data for ``C`` classes, none of which forms the
+    gradient of a single sample for a linear layer; no variance.
+
+    Args:
+        task: the task. Its ``l2`` is included: ``l2`` times the number of entries.
+        bn_mode: ``"eval"`` or ``"recalibrated"``. In ``"train"`` mode batch norm couples samples and there is no exact
+            form: refused in the result, unless the network has no batch norm.
+        params: which trainable parameters; all by default.
+        dtype: ``"float32"`` or ``"float64"``; by default the parameters' own.
+        method: ``"exact"``; ``"monte-carlo"``: unbiased, with a standard error; or ``"auto"``: exact up to 50 columns.
+        draws: how many, for Monte-Carlo: back-propagations over the data in place of one per column.
+        seed: of the draws.
+
+    Returns:
+        The result; where there is no such number its ``total`` is None and ``reasons`` says why.
+
+    Raises:
+        ArgumentError: an argument outside its range.
+        DataError, TaskError, NumericsError: the task is one that no operator can be made of.
+
+    References:
+        Ibayashi et al., Minimum sharpness (2021), Proposition 1 and appendices A and H.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 3, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([0])
+        >>> trace = exact_trace(Task(model, torch.nn.CrossEntropyLoss(), [(x, y)]))
+        >>> round(trace.total, 5), trace.kind  # (1 - 1/3) |x|^2
+        (16.66667, 'hessian')
+    """
+    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
+    if isinstance(found, str):
+        return ExactTrace(total=None, reasons=(found,), bn_mode=bn_mode, l2=task.l2, method="none")
+    by_layer = {name: float(trace.mean()) for name, trace in zip(found.names, found.traces)}
+    errors = {name: _standard_error(trace) for name, trace in zip(found.names, found.traces)}
+    return ExactTrace(
+        total=math.fsum(by_layer.values()),
+        by_layer=by_layer,
+        kind=found.certificate.kind,
+        reasons=found.certificate.reasons,
+        certified=found.certificate.passed,
+        stderr=_standard_error(torch.stack(found.traces).sum(0)) if found.drawn else None,
+        stderr_by_layer=errors if found.drawn else None,
+        method=found.method,
+        bn_mode=bn_mode,
+        l2=task.l2,
+    )
+
+
+def exact_diagonal(
+    task: Task,
+    bn_mode: str = "eval",
+    *,
+    params: str | Sequence[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    method: str = "auto",
+    draws: int = 32,
+    seed: int = 0,
+) -> ExactDiagonal:
+    """The diagonal of the Gauss-Newton matrix by parameter tensor, and whether it is the Hessian's.
+
+    As :func:`exact_trace`, entry by entry, in float64 on the CPU or the model's device. The gradients of single samples
+    are formed for convolutions and for several tokens per sample, in chunks, and never for a linear layer on vectors.
+
+    Returns:
+        ``{name: tensor of its shape}``; empty where there is no such thing, with the reason.
+
+    Raises:
+        ArgumentError: an argument outside its range.
+        DataError, TaskError, NumericsError: the task is one that no operator can be made of.
+
+    References:
+        Ibayashi et al., Minimum sharpness (2021), appendix A.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([0])
+        >>> exact_diagonal(Task(model, torch.nn.CrossEntropyLoss(), [(x, y)]))["weight"]  # (1/C)(1 - 1/C) x_j^2
+        tensor([[2.2500, 4.0000],
+                [2.2500, 4.0000]], dtype=torch.float64)
+    """
+    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
+    if isinstance(found, str):
+        nothing: dict[str, bool] = {}
+        return ExactDiagonal(
+            {}, kind=None, reasons=(found,), certified=nothing, stderr=None, method="none", bn_mode=bn_mode, l2=task.l2
+        )
+    return ExactDiagonal(
+        dict(zip(found.names, found.entries)),
+        kind=found.certificate.kind,
+        reasons=found.certificate.reasons,
+        certified=found.certificate.passed,
+        stderr=dict(zip(found.names, found.errors)) if found.drawn else None,
+        method=found.method,
+        bn_mode=bn_mode,
+        l2=task.l2,
+    )
+
+
+@dataclass
+class _Found:
+    """What a pass over the data adds up: by parameter tensor."""
+
+    names: list[str]
+    certificate: Certificate
+    traces: list[torch.Tensor]  # (1,), or (draws,) where they are drawn
+    entries: list[torch.Tensor]  # the diagonals, empty where only traces are wanted
+    errors: list[torch.Tensor]  # their standard errors over draws; variances while they are added up
+    drawn: bool = False
+    method: str = ""
+
+
+def _measure(
+    task: Task,
+    bn_mode: str,
+    params: str | Sequence[str] | None,
+    dtype: str | torch.dtype | None,
+    method: str,
+    draws: int,
+    seed: int,
+    *,
+    diagonal: bool,
+) -> _Found | str:
+    """The sums over the data, or in words why there are none."""
+    if method not in ("auto", "exact", "monte-carlo"):
+        raise ArgumentError(f"method={method!r}: 'auto', 'exact' or 'monte-carlo' is needed")
+    if draws < 2:
+        raise ArgumentError(f"draws={draws}: at least 2 are needed for a standard error; 32 is the default")
+    check_bn_mode(bn_mode)
+    if not task.splits:
+        return (
+            "the exact trace needs the loss split into network and criterion, and a task made with Task.from_loss has "
+            "no such split: use Task(model, criterion, data, forward=..., target=...)"
+        )
+    if couples_samples(task.model, bn_mode):
+        return (
+            f"batch norm with bn_mode={bn_mode!r} makes the outputs of a sample depend on the others of its batch, so "
+            "there is no exact form: use bn_mode='eval', or estimate the trace of the coupled Gauss-Newton matrix with "
+            "slq(GGNOperator(task, bn_mode='train'))"
+        )
+    operator = GGNOperator(task, bn_mode, dtype=dtype, params=params)
+    function, survey = operator.function, task.survey()
+    function.check_finite()
+    check_partition(task, bn_mode, survey)
+    if bn_mode == "recalibrated":
+        recalibrate(function)
+    check_loss(function, survey)
+    try:
+        with function.evaluation():
+            found = _add_up(operator, certify(function, params), method, draws, seed, diagonal)
+    except TaskError as error:  # no sample has a curvature of its own here, or too many outputs
+        return str(error)
+    divisor = task.divisor(survey.total_weight)
+    for index, size in enumerate(function.sizes):
+        found.traces[index] = found.traces[index] / divisor + task.l2 * size
+        if diagonal:
+            found.entries[index] = found.entries[index] / divisor + task.l2
+            found.errors[index] = found.errors[index].sqrt() / divisor
+    if not all(bool(torch.isfinite(trace).all()) for trace in found.traces):
+        raise NumericsError("the exact trace is NaN or infinite: the gradients overflow in this dtype")
+    return found
+
+
+def _add_up(
+    operator: GGNOperator, certificate: Certificate, method: str, draws: int, seed: int, diagonal: bool
+) -> _Found:
+    function, task = operator.function, operator.task
+    generator = torch.Generator().manual_seed(seed)
+    found: _Found | None = None
+    plans: Plans = {}
+    for batch, weight in operator.batches():
+        linear = linearise(function, batch, plans)
+        if found is None:
+            drawn = method == "monte-carlo" or (method == "auto" and linear.factor.columns > MANY_COLUMNS)
+            found = _nothing(function, certificate, draws if drawn else 1, diagonal, linear, drawn)
+        factor = task.total_factor(weight)
+        if found.drawn:
+            _draw(found, linear, factor, generator, draws, diagonal)
+            continue
+        for group in linear.groups(range(linear.factor.columns)):
+            columns = torch.stack([linear.factor.column(index) for index in group])
+            signs = linear.factor.signs
+            sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
+            for index, (trace, entries) in sums.items():
+                found.traces[index] += factor * trace.sum()
+                if entries is not None:
+                    found.entries[index] += factor * entries
+    if found is None:
+        raise TaskError("no batch has a positive weight: there is nothing to take a trace of")
+    return found
+
+
+def _nothing(
+    function: LossFunction, certificate: Certificate, length: int, diagonal: bool, linear: Linearised, drawn: bool
+) -> _Found:
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=function.device)
+
+    whole = [zeros(*p.shape) for p in function.theta] if diagonal else []
+    columns = linear.factor.columns
+    how = f"Monte-Carlo: {length} draws for {columns} columns" if drawn else f"exact: {columns} columns"
+    if linear.others:
+        how += f"; gradients of single samples formed for {len(linear.others)} of {len(function.theta)} tensors"
+    return _Found(
+        function.names,
+        certificate,
+        [zeros(length) for _ in function.theta],
+        whole,
+        [torch.zeros_like(entries) for entries in whole],
+        drawn,
+        how,
+    )
+
+
+def _draw(
+    found: _Found, linear: Linearised, factor: float, generator: torch.Generator, draws: int, diagonal: bool
+) -> None:
+    """Every draw of a batch on its own, so that the scatter over draws is known by entry. Batches are independent."""
+    first: dict[int, torch.Tensor] = {}
+    second: dict[int, torch.Tensor] = {}
+    for draw in range(draws):
+        pairs = linear.factor.drawn(generator)
+        columns = torch.stack([column for _, column in pairs])
+        signs = torch.tensor([sign for sign, _ in pairs]).to(columns)[:, None].expand(-1, columns.shape[1])
+        sums = linear.squares(columns, signs if len(pairs) > 1 else None, diagonal)
+        for index, (trace, entries) in sums.items():
+            found.traces[index][draw] += factor * trace.sum()
+            if entries is not None:
+                first[index] = entries + first.get(index, 0)
+                second[index] = entries**2 + second.get(index, 0)
+    for index, total in first.items():
+        mean = total / draws
+        variance = ((second[index] - draws * mean**2) / (draws - 1)).clamp(min=0)
+        found.entries[index] += factor * mean
+        found.errors[index] += factor**2 * variance / draws
+
+
+def _standard_error(draws: torch.Tensor) -> float:
+    return float(draws.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
