@@ -148,6 +148,7 @@ def test_a_network_of_the_zoo_in_float32():
         task = replace(task, data=[(x.float(), y) for x, y in task.data])
         found = spectra.minimum_sharpness(task)
         assert 0 < found.value < found.details["trace"]
+        assert found.curvature == "hessian"
         assert found.certificate <= 1e-9
         assert spectra.normalized_sharpness(task).value > 0
 

@@ -191,6 +191,37 @@ def test_a_residual_branch_has_a_scale_of_its_own_and_the_stream_another():
     assert not row["head.bias"].any()
 
 
+def test_a_post_activation_residual_network_is_folded_wholly():
+    """The usual block: batch norm after each convolution, an in-place sum, a projection with batch norm of its own."""
+
+    class Unit(nn.Module):
+        def __init__(self, inputs, width, stride):
+            super().__init__()
+            self.a, self.norm_a = nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+            self.b, self.norm_b = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+            self.relu, self.down = nn.ReLU(inplace=True), None
+            if stride != 1:
+                self.down = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+        def forward(self, x):
+            kept = x if self.down is None else self.down(x)
+            y = self.norm_b(self.b(self.relu(self.norm_a(self.a(x)))))
+            y += kept
+            return self.relu(y)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    model.extend([Unit(4, 4, 1), Unit(4, 6, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)])
+    task = task_of(model, 3, 12, 12)
+    found = fold_batch_norm(task)
+    assert (len(found.folded), found.diagonal) == (6, ())
+    groups = find_scale_groups(task, found.model)
+    assert groups.free == 4  # two streams and the inside of two branches
+    row = dict(zip(groups.names, groups.exponents))
+    np.testing.assert_array_equal(row["4.b.bias"], row["0.bias"])  # what writes to a stream has its scale
+    np.testing.assert_array_equal(row["5.down.0.bias"], row["5.b.bias"])
+    np.testing.assert_array_equal(row["5.down.0.weight"], row["5.b.bias"] - row["0.bias"])
+
+
 FUNCTIONAL = {
     "products with parameters": (lambda m, x: m.b(torch.relu(m.p * (m.a.weight @ x.t()).t() + m.a.bias)), 2),
     "a skip from the input": (lambda m, x: m.b(torch.relu(m.a(x) + x)), 0),
