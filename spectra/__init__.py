@@ -24,6 +24,12 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
     from spectra.records import Record, Trajectory
+    from spectra.sharpness.measures import (
+        matrix_normalized_sharpness,
+        minimum_sharpness,
+        node_minimum_sharpness,
+        normalized_sharpness,
+    )
     from spectra.spectrum import Spectrum
     from spectra.storage.runfile import load_trajectory
     from spectra.task import Task
@@ -59,6 +65,11 @@ _HOME = {
     # exact quantities
     "exact_trace": "spectra.exact.trace",
     "exact_diagonal": "spectra.exact.trace",
+    # sharpness
+    "minimum_sharpness": "spectra.sharpness.measures",
+    "node_minimum_sharpness": "spectra.sharpness.measures",
+    "normalized_sharpness": "spectra.sharpness.measures",
+    "matrix_normalized_sharpness": "spectra.sharpness.measures",
     # errors
     "SpectraError": "spectra.errors",
 }
@@ -85,6 +96,10 @@ __all__ = [
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",
+    "matrix_normalized_sharpness",
+    "minimum_sharpness",
+    "node_minimum_sharpness",
+    "normalized_sharpness",
     "save_checkpoint",
     "scaled",
     "shifted",

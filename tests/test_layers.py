@@ -17,42 +17,42 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    errors version jsonable plots.style checkpoints.dialects memory randomness
-    tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
-        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building exact.normalized
-    estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
-        zoo.networks.small zoo.networks.vgg zoo.networks.residual
-    extremes counts density records survey checkpoints.checkpoint sharpness.measure exact.result
-    degeneracy distribution ranks determinants outliers
-    spectrum plots.moments task
-    crosscheck storage.cells
-    plots.draw storage.findings operators.function krylov.slq zoo.tasks
-    storage.hdf5
-    plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
-        operators.jacobian zoo.training
-    plots.figures operators.curvature exact.capture exact.factors zoo.__main__
-    operators.hessian operators.ggn operators.fisher operators.point provenance exact.layers exact.certificate
-    exact.samples
-    exact.linearised
-    exact.trace
-    verification
-    analysis
+    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style randomness version
+    batches checkpoints.fitting checkpoints.rawfile exact.layers exact.normalized exact.result krylov.probes \
+        operators.base operators.modes operators.selftest sharpness.balancing sharpness.measure \
+        sharpness.rescaling storage.cells storage.replacing storage.sealing trajectory tridiagonal zoo.data \
+        zoo.networks.building
+    checkpoints.discovery estimates krylov.lanczos operators.algebra operators.dense reduction \
+        sharpness.layouts sharpness.normalized zoo.networks.residual zoo.networks.small zoo.networks.vgg
+    checkpoints.checkpoint counts density extremes outliers records survey
+    degeneracy determinants distribution plots.moments ranks task
+    operators.function sharpness.per_layer spectrum zoo.tasks
+    crosscheck krylov.slq operators.checks operators.jacobian operators.recalibration plots.draw \
+        zoo.training
+    exact.factors operators.curvature plots.sheets sharpness.float64_copy storage.findings zoo.__main__
+    exact.certificate exact.samples operators.fisher operators.ggn operators.hessian operators.point \
+        plots.figures provenance sharpness.degrees sharpness.folding storage.hdf5
+    exact.linearised sharpness.scale_groups storage.runfile
+    exact.trace sharpness.minimum
+    sharpness.node_wise verification
+    analysis sharpness.measures
     run
-    cli.main cli.numbers cli.user_code
-    cli.layout cli.task_source cli.progress cli.inspect
+    cli.main cli.numbers cli.progress cli.user_code
+    cli.inspect cli.layout cli.task_source
     cli.findings_table
     cli.record_table
     cli.tables
-    cli.show
-    cli.plot cli.analyze cli.demo
+    cli.analyze cli.demo cli.show
+    cli.plot
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
-    estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
-    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure crosscheck \
-        exact.result storage.cells storage.findings
-    cli.main cli.numbers cli.layout cli.findings_table cli.record_table cli.tables cli.show cli.plot
+    errors jsonable plots.style version exact.result krylov.probes sharpness.balancing sharpness.measure
+        sharpness.rescaling storage.cells storage.replacing storage.sealing trajectory tridiagonal estimates
+        sharpness.normalized counts density extremes outliers records degeneracy determinants distribution
+        plots.moments ranks spectrum crosscheck plots.draw plots.sheets storage.findings plots.figures
+        storage.hdf5 storage.runfile cli.main cli.numbers cli.user_code cli.layout cli.findings_table
+        cli.record_table cli.tables cli.show cli.plot
 """
 
 

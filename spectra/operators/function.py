@@ -86,6 +86,11 @@ class LossFunction:
         self._call(self.task.output_of if self.task.splits else self.task.loss_of, batch, kept)
         self._buffers |= {f"model.{name}": tensor for name, tensor in kept.items()}
 
+    def model_buffers(self) -> dict[str, torch.Tensor]:
+        """Copies of the model's buffers as this function has them, by their names in the model."""
+        own = {name.removeprefix("model."): t for name, t in self._buffers.items() if name.startswith("model.")}
+        return {name: tensor.clone() for name, tensor in own.items()}
+
     def check_finite(self) -> None:
         """Raise NumericsError, with the tensor's name, if a parameter or buffer is NaN or infinite."""
         fixed = {name.removeprefix("model."): t for name, t in {**self._fixed, **self._buffers}.items()}

@@ -1,0 +1,305 @@
+"""Balancing: the one convex problem behind normalized sharpness and node-wise minimum sharpness.
+
+Nodes in classes (rows and columns of a matrix; the units of a layer) have a potential each, and non-negative matrices
+link the classes. The smallest total over all potentials is::
+
+    F* = inf_p  sum over links (a, b, M)  sum_ij M_ij exp(p_a,i - p_b,j)
+
+At the minimum what flows into every node equals what flows out of it (Osborne's balance). With all classes but one
+held fixed, the minimum over that one has a closed form, ``p_i += log(in_i / out_i) / 2``; these sweeps converge
+linearly, and Newton steps take over where that is slow. Entries that link different strongly connected components
+contribute nothing to the infimum and are deleted first; it is then not attained.
+
+References:
+    Osborne, "On pre-conditioning of matrices", 1960.
+    Tsuzuku, Sato and Sugiyama, "Normalized flat minima", arXiv:1901.04653, equation (17); the paper minimises by
+    stochastic gradient descent, which this replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spectra.errors import ArgumentError, NumericsError
+
+Array = npt.NDArray[np.float64]
+
+CERTIFIED = 1e-10  # the largest violation of the balance, relative to the value
+_WIDE = 600.0  # exponents further apart than this underflow in one exponential: logarithms are summed instead
+_LARGEST_STEP = 5.0
+_SWEEPS_PER_ROUND = 40
+_ROUNDS = 200
+
+
+@dataclass(frozen=True)
+class Link:
+    """``sum_ij matrix_ij exp(p_to,i - p_of,j)``, of two classes or of one with itself."""
+
+    to: int
+    of: int
+    matrix: Array  # (size of `to`, size of `of`), none negative
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """The infimum over potentials, and what shows that it is one."""
+
+    value: float
+    attained: bool
+    potentials: tuple[Array, ...]  # one per class
+    certificate: float  # the largest |in - out| of a node, relative to the value
+    sweeps: int
+    newton_steps: int
+
+
+def balance(links: Sequence[Link], sizes: Sequence[int], fixed: int | None = None) -> Balanced:
+    """The infimum over the potentials of all classes, the class ``fixed`` (at 0) apart.
+
+    Args:
+        links: the matrices.
+        sizes: nodes of each class.
+        fixed: a class whose potentials are all 0.
+
+    Raises:
+        ArgumentError: an entry that is negative or not finite, or a matrix of another shape.
+        NumericsError: the balance was not reached.
+    """
+    for link in links:
+        if link.matrix.shape != (sizes[link.to], sizes[link.of]):
+            raise ArgumentError(f"a link has shape {link.matrix.shape}: {(sizes[link.to], sizes[link.of])} is needed")
+        if not np.isfinite(link.matrix).all() or (link.matrix < 0).any():
+            raise ArgumentError("a matrix to balance has an entry that is negative or not finite")
+    kept, attained = _connected(links, sizes, fixed)
+    problem = _Problem(kept, sizes, fixed)
+    sweeps = newton_steps = 0
+    for _ in range(_ROUNDS):
+        for _ in range(_SWEEPS_PER_ROUND):
+            problem.sweep()
+            sweeps += 1
+            if sweeps % 4 == 0 and problem.violation() <= 0.1 * CERTIFIED:
+                break
+        problem.refresh()
+        decrement = problem.newton_step()
+        newton_steps += 1
+        problem.refresh()
+        if decrement <= 1e-14 and problem.violation() <= CERTIFIED:
+            break
+    certificate = problem.violation()
+    if not certificate <= CERTIFIED:
+        raise NumericsError(f"the balance is not reached: relative violation {certificate:.1e}, {CERTIFIED:g} needed")
+    return Balanced(problem.value(), attained, tuple(problem.p), certificate, sweeps, newton_steps)
+
+
+def imbalance(links: Sequence[Link], potentials: Sequence[Array], fixed: int | None = None) -> float:
+    """The certificate of given potentials: the largest ``|in - out|`` of a node, relative to the value.
+
+    Entries that were deleted (see ``attained``) are part of the links here, so it is 0 only for a minimum attained.
+    """
+    problem = _Problem(list(links), [len(p) for p in potentials], fixed)
+    problem.p = [np.array(p, float) for p in potentials]
+    problem.refresh()
+    return problem.violation()
+
+
+def _connected(links: Sequence[Link], sizes: Sequence[int], fixed: int | None) -> tuple[list[Link], bool]:
+    """The links without entries between different strongly connected components, and whether none was there."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    heads, tails = [], []
+    for link in links:
+        i, j = np.nonzero(link.matrix)
+        heads.append(i + starts[link.to])
+        tails.append(j + starts[link.of])
+    if fixed is not None and sizes[fixed] > 1:  # nodes whose potentials do not move are one node
+        ground = np.arange(starts[fixed], starts[fixed + 1])
+        heads += [ground, np.roll(ground, 1)]
+        tails += [np.roll(ground, 1), ground]
+    row, column = np.concatenate(heads), np.concatenate(tails)
+    n = int(starts[-1])
+    graph = coo_array((np.ones(len(row), np.int8), (row, column)), shape=(n, n))
+    _, component = connected_components(graph.tocsr(), directed=True, connection="strong")
+    kept, attained = [], True
+    for link in links:
+        to = component[starts[link.to] : starts[link.to + 1]]
+        of = component[starts[link.of] : starts[link.of + 1]]
+        same = to[:, None] == of[None, :]
+        attained &= not bool((link.matrix[~same] > 0).any())
+        kept.append(Link(link.to, link.of, np.where(same, link.matrix, 0.0)))
+    return kept, attained
+
+
+class _Problem:
+    """The state of the iteration: potentials, and the links scaled by them, ``exp(shift)`` taken out."""
+
+    def __init__(self, links: list[Link], sizes: Sequence[int], fixed: int | None) -> None:
+        with np.errstate(divide="ignore"):
+            self.logs = [np.log(link.matrix) for link in links]
+        self.ends = [(link.to, link.of) for link in links]
+        self.p = [np.zeros(size) for size in sizes]
+        self.moving = [a for a in range(len(sizes)) if a != fixed]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """The scaled links from the potentials anew: multiplying them step by step collects rounding."""
+        exponents = [logs + self.p[to][:, None] - self.p[of][None, :] for logs, (to, of) in zip(self.logs, self.ends)]
+        finite = [e[np.isfinite(e)] for e in exponents]
+        tops = [float(f.max()) for f in finite if f.size]
+        self.shift = max(tops, default=0.0)
+        self.wide = bool(tops) and min(float(f.min()) for f in finite if f.size) < self.shift - _WIDE
+        self.scaled = [np.exp(e - self.shift) for e in exponents]
+
+    def value(self) -> float:
+        total = sum(float(e.sum()) for e in self.scaled)
+        return float(np.exp(self.shift + np.log(total))) if total > 0 else 0.0
+
+    def flows(self, a: int) -> tuple[Array, Array]:
+        """(out, in) of the nodes of a class: the sums over links to it, and over links of it."""
+        out, into = np.zeros(len(self.p[a])), np.zeros(len(self.p[a]))
+        for e, (to, of) in zip(self.scaled, self.ends):
+            if to == a:
+                out += e.sum(axis=1)
+            if of == a:
+                into += e.sum(axis=0)
+        return out, into
+
+    def violation(self) -> float:
+        total = sum(float(e.sum()) for e in self.scaled)
+        if total == 0:
+            return 0.0
+        flows = [self.flows(a) for a in self.moving]
+        return max((float(np.max(np.abs(out - into), initial=0.0)) for out, into in flows), default=0.0) / total
+
+    def sweep(self) -> None:
+        """Every class in turn to its minimum with the others fixed; node by node where a class is linked to itself."""
+        for a in self.moving:
+            if (a, a) in self.ends:
+                self._node_by_node(a)
+                continue
+            if self.wide:
+                out, into = self._log_flows(a)
+            else:
+                with np.errstate(divide="ignore"):
+                    out, into = (np.log(flow) for flow in self.flows(a))
+            moves = np.isfinite(out) & np.isfinite(into)
+            self._move(a, np.where(moves, (np.where(moves, into, 0) - np.where(moves, out, 0)) / 2, 0.0))
+        if self.wide:
+            self.refresh()
+
+    def _move(self, a: int, by: Array) -> None:
+        self.p[a] = self.p[a] + by
+        if self.wide:
+            return
+        if float(np.max(np.abs(by), initial=0.0)) > _WIDE / 4:
+            self.refresh()
+            return
+        for e, (to, of) in zip(self.scaled, self.ends):
+            if to == a:
+                e *= np.exp(by)[:, None]
+            if of == a:
+                e *= np.exp(-by)[None, :]
+
+    def _log_flows(self, a: int) -> tuple[Array, Array]:
+        from scipy.special import logsumexp
+
+        out = np.full(len(self.p[a]), -np.inf)
+        into = out.copy()
+        for logs, (to, of) in zip(self.logs, self.ends):
+            if a not in (to, of) or not logs.size:
+                continue
+            exponents = logs + self.p[to][:, None] - self.p[of][None, :]
+            if to == a:
+                out = np.logaddexp(out, logsumexp(exponents, axis=1))
+            if of == a:
+                into = np.logaddexp(into, logsumexp(exponents, axis=0))
+        return out, into
+
+    def _node_by_node(self, a: int) -> None:
+        """Osborne's own order, for a class linked to itself alone; the diagonal does not move."""
+        (index,) = [i for i, ends in enumerate(self.ends) if ends == (a, a)]
+        e = self.scaled[index]
+        for i in range(len(self.p[a])):
+            out, into = e[i].sum() - e[i, i], e[:, i].sum() - e[i, i]
+            if out > 0 and into > 0:
+                by = float(np.log(into / out) / 2)
+                self.p[a][i] += by
+                e[i] *= np.exp(by)
+                e[:, i] *= np.exp(-by)
+
+    def newton_step(self) -> float:
+        """One damped Newton step of all potentials together; returns the squared decrement over the value before.
+
+        Half of it is by how much the value exceeds its minimum, relative, to second order. The Hessian is a weighted
+        graph Laplacian; conjugate gradients solve with it, scaled to a unit diagonal.
+        """
+        sizes = [len(self.p[a]) for a in self.moving]
+        starts = dict(zip(self.moving, np.concatenate([[0], np.cumsum(sizes)]).astype(int)))
+        n, total = sum(sizes), sum(float(e.sum()) for e in self.scaled)
+        if n == 0 or total == 0:
+            return 0.0
+        flows = [self.flows(a) for a in self.moving]
+        gradient = np.concatenate([out - into for out, into in flows])
+        diagonal = np.concatenate([out + into for out, into in flows])
+        inner = np.zeros(n)  # the diagonal of a class linked to itself has no part in it
+        for e, (to, of) in zip(self.scaled, self.ends):
+            if to == of and to in starts:
+                inner[starts[to] : starts[to] + len(e)] += 2 * np.diag(e)
+        size = np.sqrt(np.maximum(diagonal - inner, 1e-300))
+
+        def piece(v: Array, a: int) -> Array | None:
+            return v[starts[a] : starts[a] + len(self.p[a])] if a in starts else None
+
+        def product(v: Array) -> Array:
+            v = v / size
+            result = diagonal * v
+            for e, (to, of) in zip(self.scaled, self.ends):
+                v_to, v_of = piece(v, to), piece(v, of)
+                r_to, r_of = piece(result, to), piece(result, of)
+                if v_of is not None and r_to is not None:
+                    r_to -= e @ v_of
+                if v_to is not None and r_of is not None:
+                    r_of -= v_to @ e
+            return np.asarray(result / size)
+
+        step = -_conjugate_gradients(product, gradient / size, 4 * n + 50) / size
+        decrement = -float(gradient @ step)
+        if not decrement > 0:
+            return 0.0
+        step *= min(1.0, _LARGEST_STEP / float(np.max(np.abs(step))))
+        slope, length, before = float(gradient @ step), 1.0, (self.p, self.shift + np.log(total))
+        while length > 1e-8:
+            self.p = [p.copy() for p in before[0]]
+            for a in self.moving:
+                self.p[a] += length * step[starts[a] : starts[a] + len(self.p[a])]
+            self.refresh()
+            now = sum(float(e.sum()) for e in self.scaled) * np.exp(self.shift - before[1])
+            if now <= 1 + 1e-4 * length * slope / total + 1e-15:
+                return decrement / total
+            length /= 2
+        self.p = before[0]
+        self.refresh()
+        return decrement / total
+
+
+def _conjugate_gradients(product: Callable[[Array], Array], target: Array, steps: int) -> Array:
+    """``x`` with ``product(x) = target`` to 1e-10, or as far as it gets; the matrix is positive semidefinite."""
+    x, r = np.zeros_like(target), target.copy()
+    d, rr = r.copy(), float(r @ r)
+    goal = 1e-20 * rr
+    for _ in range(steps):
+        if rr <= goal or rr == 0:
+            break
+        q = product(d)
+        curvature = float(d @ q)
+        if curvature <= 1e-16 * float(d @ d):
+            break
+        x += rr / curvature * d
+        r -= rr / curvature * q
+        rr, before = float(r @ r), rr
+        d = r + rr / before * d
+    return x

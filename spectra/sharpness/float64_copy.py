@@ -1,0 +1,82 @@
+"""A network in float64 to take apart: a copy in eval mode, and a few samples that go through it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectra.batches import choose_rows, map_tensors, rows_of, tensors_of
+from spectra.errors import DataError, TaskError
+from spectra.operators.function import LossFunction
+from spectra.operators.modes import exact_arithmetic
+from spectra.operators.recalibration import recalibrate
+from spectra.randomness import random_state_kept
+from spectra.task import Task
+
+SAMPLES = 8  # a statement about the network's function needs few
+
+
+def float64_copy(task: Task, bn_mode: str = "eval") -> nn.Module:
+    """The model in float64 and eval mode, with running statistics estimated anew for ``bn_mode="recalibrated"``."""
+    model = copy.deepcopy(task.model).double().eval()
+    if bn_mode == "recalibrated":
+        function = LossFunction(task, bn_mode, torch.float64)
+        recalibrate(function)
+        renewed = function.model_buffers()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(renewed[name])
+    return model
+
+
+def few_samples(task: Task, model: nn.Module) -> Any:
+    """The first rows of the data, in float64 and where the model is.
+
+    Raises:
+        DataError: there is no batch.
+    """
+    with random_state_kept():
+        batch = next(iter(task.data), None)
+    if batch is None:
+        raise DataError("the data are empty: at least one batch is needed")
+    rows = rows_of(batch)
+    if rows is not None and rows > SAMPLES:
+        batch = choose_rows(batch, torch.arange(SAMPLES))
+    device = next(model.parameters()).device
+    return map_tensors(batch, lambda t: t.to(device, torch.float64) if t.is_floating_point() else t.to(device))
+
+
+def leaves(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries: the arguments or the result of a call of torch."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for entry in value for t in leaves(entry)] if isinstance(value, (tuple, list)) else []
+
+
+def outputs(task: Task, model: nn.Module, batch: Any) -> list[torch.Tensor]:
+    """The tensors that the task's model returns for a batch, with another model in its place."""
+    with exact_arithmetic(model), torch.no_grad():
+        return tensors_of(replace(task, model=model).output_of(batch))
+
+
+def difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """The largest difference of two lists of outputs, relative to the largest entry; infinite if they do not compare.
+
+    Raises:
+        TaskError: the outputs hold NaN or infinity, so nothing can be said.
+    """
+    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after)):
+        return float("inf")
+    if not before:
+        raise TaskError("the model returns no tensor: what a rescaling does to its function cannot be seen")
+    if not all(bool(torch.isfinite(a).all()) for a in before):
+        raise TaskError("the outputs of the network hold NaN or infinity")
+    size = max(float(a.abs().max()) if a.numel() else 0.0 for a in before)
+    gap = max(float((a - b).abs().max()) if a.numel() else 0.0 for a, b in zip(before, after))
+    return gap / size if size > 0 else gap

@@ -1,0 +1,88 @@
+"""Which parameter tensors are weight matrices, which of their axes are outputs and inputs, and what has no part.
+
+A matrix has a row per output unit or channel and a column per input unit or channel. Of a convolution the positions of
+the kernel are summed, because its scales belong to channels; a group of a grouped convolution is a block of its own,
+since no other row meets its columns. Biases, and the scales and shifts of normalisation layers, contribute nothing: a
+scale of their own turns them into constants (Tsuzuku et al. 2019, footnote 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from spectra.errors import TaskError
+from spectra.sharpness.balancing import Array
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a matrix in which every row meets every column."""
+
+    row: int  # the first row, counted over all outputs
+    column: int  # the first column, counted over all inputs
+    entries: Array  # (rows, columns), summed over the positions of a kernel
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight tensor is a matrix."""
+
+    groups: int = 1
+    transposed: bool = False  # (inputs, outputs, ...), as in a transposed convolution
+
+    def blocks(self, tensor: torch.Tensor) -> list[Block]:
+        """The blocks of a tensor of the weight's shape, in float64."""
+        entries = tensor.detach().to("cpu", torch.float64).flatten(2).sum(2) if tensor.dim() > 2 else tensor.detach()
+        parts = np.split(entries.to("cpu", torch.float64).numpy(), self.groups, axis=0)
+        if self.transposed:
+            parts = [part.T for part in parts]
+        rows, columns = parts[0].shape
+        return [Block(g * rows, g * columns, np.ascontiguousarray(part)) for g, part in enumerate(parts)]
+
+    def matrix(self, tensor: torch.Tensor) -> Array:
+        """The whole matrix (outputs, inputs), 0 between groups."""
+        blocks = self.blocks(tensor)
+        rows, columns = blocks[0].entries.shape
+        whole = np.zeros((rows * self.groups, columns * self.groups))
+        for block in blocks:
+            whole[block.row : block.row + rows, block.column : block.column + columns] = block.entries
+        return whole
+
+
+def weight_layouts(model: nn.Module) -> tuple[dict[str, Layout], tuple[str, ...]]:
+    """The layout of every trainable weight matrix, and the names of the trainable tensors that have no part.
+
+    An embedding has a row per token and a column per feature. A tensor of two axes in a module of another kind is taken
+    for a matrix (outputs, inputs).
+
+    Raises:
+        TaskError: a tensor of three or more axes in a module of another kind: which of them are outputs is unknown.
+    """
+    layouts: dict[str, Layout] = {}
+    excluded: list[str] = []
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            if parameter.dim() < 2 or isinstance(module, _NORMS) or "bias" in name.rpartition(".")[2]:
+                excluded.append(name)
+            elif isinstance(module, _ConvNd):
+                layouts[name] = Layout(module.groups, isinstance(module, _ConvTransposeNd))
+            elif parameter.dim() == 2:
+                layouts[name] = Layout()
+            else:
+                raise TaskError(
+                    f"{name} has shape {tuple(parameter.shape)} in a {type(module).__name__}: which of its axes are "
+                    "outputs and inputs is not known"
+                )
+    return layouts, tuple(excluded)

@@ -1,0 +1,244 @@
+"""The sharpness measures of a task that need the diagonal of its curvature, exactly: minimum and normalized sharpness.
+
+The diagonal (or the traces of its tensors) is exact, and of the Hessian where the certificate of
+:mod:`spectra.exact.trace` says so; elsewhere it is the Gauss-Newton matrix's, and the measure says that it is.
+Diagonals from probes are not taken: their noise does not average out of a square root or a minimum. ``l2`` has no part
+in any.
+
+The cost of each is that of the exact trace or diagonal, ``C - 1`` back-propagations over the data for ``C`` outputs;
+what is then minimised is small beside it. What a network does not have is NaN with the reason, never an exception.
+
+References:
+    Ibayashi et al., "Minimum sharpness: scale-invariant parameter-robustness of neural networks", 2021.
+    Tsuzuku, Sato and Sugiyama, "Normalized flat minima", arXiv:1901.04653 (2019) and ICML 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.exact.factors import normalized_cross_entropy
+from spectra.exact.trace import exact_diagonal, exact_trace
+from spectra.operators.modes import check_bn_mode
+from spectra.reduction import averaging_of
+from spectra.sharpness.measure import Measure, not_measured
+from spectra.sharpness.minimum import minimum_of_traces, prepare_rescaling
+from spectra.sharpness.node_wise import FORM as NODE_WISE
+from spectra.sharpness.node_wise import chain_of, minimum_of_diagonals
+from spectra.sharpness.normalized import check_options
+from spectra.sharpness.per_layer import matrix_normalized_of_traces, normalized_of_diagonals
+from spectra.task import Task
+
+LOSSES = ("task", "normalized")
+
+
+def minimum_sharpness(
+    task: Task,
+    bn_mode: str = "eval",
+    *,
+    scale_groups: Mapping[str, Sequence[float] | float] | None = None,
+    zero_tolerance: float = 0.0,
+) -> Measure:
+    """Minimum sharpness: the smallest trace of the Hessian over rescalings that leave the network's function alone.
+
+    ``inf_u sum_g T_g exp(-2 a_g . u)`` with ``T_g`` the trace of the block of tensor ``g`` and ``a_g`` its exponents in
+    the free scales ``u``. For a chain of ``D`` layers without biases it is ``D (T_1 ... T_D)^(1/D)``. Invariant under
+    layer-wise rescaling, not under a rescaling of single units (:func:`node_minimum_sharpness` is) nor of the logits.
+
+    The scales are found from the network. Batch norm is folded into the layer before it, or made a scale and a shift
+    per channel where it does not follow one; ``details`` says which, and has the traces and the factors at the
+    minimum.
+
+    Args:
+        task: the task.
+        bn_mode: ``"eval"`` or ``"recalibrated"``; there is none in train mode, where every filter before a batch norm
+            has a free scale and the infimum says nothing.
+        scale_groups: ``{parameter tensor: its exponents}`` of a network whose scales cannot be found, by the names in
+            the network without batch norm. Tensors left out do not scale. They are held against its function.
+        zero_tolerance: tensors whose trace is at or below this times the total are taken for 0, with a note. Nothing is
+            by default; 1e-14 is the usual choice where a layer is dead.
+
+    Returns:
+        The measure: ``form`` "bias-free" or "with biases", ``attained``, ``certificate`` (the gradient at the minimum
+        over the value). NaN with the reason if the network is not positively homogeneous.
+
+    Raises:
+        ArgumentError: an argument outside its range.
+        DataError: the data cannot be used.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, False), torch.nn.ReLU(), torch.nn.Linear(1, 2, False))
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.fill_(2.0), model[2].weight.copy_(torch.tensor([[0.5], [-0.5]]))
+        >>> task = Task(model, torch.nn.CrossEntropyLoss(), [(torch.ones(1, 1), torch.tensor([0]))])
+        >>> found = minimum_sharpness(task)
+        >>> round(found.value, 5), found.form, found.curvature, round(found.details["trace"], 5)
+        (0.59393, 'bias-free', 'hessian', 0.94494)
+    """
+    conditions = {"form": "minimum", "bn_mode": check_bn_mode(bn_mode)}
+
+    def measured() -> Measure:
+        network = prepare_rescaling(task, bn_mode, scale_groups)
+        trace = exact_trace(network.task, method="exact")
+        if trace.kind is None:
+            return not_measured("; ".join(trace.reasons), **conditions)
+        found = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance)
+        return _with_reasons(found, trace.reasons)
+
+    return _refused(measured, conditions)
+
+
+def node_minimum_sharpness(task: Task, bn_mode: str = "eval") -> Measure:
+    """Minimum sharpness with one free scale per hidden unit or channel in place of one per layer.
+
+    For chains of linear layers and convolutions (with ReLU, pooling, batch norm that can be folded). Invariant under
+    node-wise rescaling and never above :func:`minimum_sharpness`, which ``details["over_layers"]`` has. An extension of
+    this package: the paper has layers only.
+
+    Args:
+        task: the task.
+        bn_mode: ``"eval"`` or ``"recalibrated"``.
+
+    Returns:
+        The measure; NaN with the reason if the network is no chain or not positively homogeneous.
+
+    Raises:
+        ArgumentError: another mode.
+        DataError: the data cannot be used.
+    """
+    conditions = {"form": NODE_WISE, "bn_mode": check_bn_mode(bn_mode)}
+
+    def measured() -> Measure:
+        network = prepare_rescaling(task, bn_mode)
+        chain_of(network)  # refused before anything is paid for
+        diagonal = exact_diagonal(network.task, method="exact")
+        if diagonal.kind is None:
+            return not_measured("; ".join(diagonal.reasons), **conditions)
+        return _with_reasons(minimum_of_diagonals(network, diagonal, diagonal.kind, bn_mode), diagonal.reasons)
+
+    return _refused(measured, conditions)
+
+
+def normalized_sharpness(
+    task: Task,
+    form: str = "arxiv",
+    *,
+    lam: float = 0.5,
+    side: str = "output",
+    loss: str = "task",
+    bn_mode: str = "eval",
+) -> Measure:
+    """Normalized sharpness: the sum over weight matrices of the least noise-weighted curvature over scales of units.
+
+    ``S = (2 lam)^(-1/2) min_{x,y} sum_ij H_ij e^(x_i+y_j) + W_ij^2 e^-(x_i+y_j)`` per matrix, with ``H_ij`` the
+    diagonal of the curvature, negative entries taken for 0 (``clipped`` says how much that is). Invariant under
+    node-wise rescaling; with ``loss="normalized"`` also under a rescaling of the logits.
+
+    Args:
+        task: the task.
+        form: ``"arxiv"`` (the above), ``"pacbayes"`` (half of it) or ``"icml"`` (the printed equation (35), which is
+            another number): :func:`spectra.sharpness.normalized.normalized_matrix`. Never mix them in one table.
+        lam: the weight of the noise's entropy: 1/2 in the paper's body, 1 in its appendix C. No part of ``"icml"``.
+        side: whether the scales of ``"icml"`` belong to outputs or to inputs.
+        loss: ``"task"``, or ``"normalized"`` for the cross-entropy of the logits over their standard deviation (three
+            classes and more), with the task's targets but without class weights or label smoothing.
+        bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode there is no exact diagonal.
+
+    Returns:
+        The measure, with the values by tensor, and what was left out, in ``details``; beside them the sums over single
+        parameters, ``sum sqrt(H_ii) |w_i|`` and ``sum H_ii w_i^2``, over the same tensors.
+
+    Raises:
+        ArgumentError: an argument outside its range.
+        DataError: the data cannot be used.
+    """
+    check_options(form, lam, side)
+    conditions = {"form": form, "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
+
+    def measured() -> Measure:
+        diagonal = exact_diagonal(_with_loss(task, loss), bn_mode, method="exact")
+        if diagonal.kind is None:
+            return not_measured("; ".join(diagonal.reasons), **conditions)
+        found = normalized_of_diagonals(
+            task, diagonal, diagonal.kind, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
+        )
+        return _with_reasons(found, diagonal.reasons)
+
+    return _refused(measured, conditions)
+
+
+def matrix_normalized_sharpness(task: Task, *, loss: str = "task", bn_mode: str = "eval") -> Measure:
+    """Matrix-normalized sharpness, ``sum_l sqrt(|W_l|_F^2 Tr H_l)`` over the weight matrices.
+
+    Invariant under layer-wise rescaling only. An upper bound of half the normalized sharpness.
+
+    Args:
+        task: the task.
+        loss: ``"task"`` or ``"normalized"``.
+        bn_mode: ``"eval"`` or ``"recalibrated"``.
+
+    Returns:
+        The measure; NaN with the reason if the trace of a matrix is negative: it is never cut off.
+
+    Raises:
+        ArgumentError: an argument outside its range.
+        DataError: the data cannot be used.
+    """
+    conditions = {"form": "matrix", "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
+
+    def measured() -> Measure:
+        trace = exact_trace(_with_loss(task, loss), bn_mode, method="exact")
+        if trace.kind is None:
+            return not_measured("; ".join(trace.reasons), **conditions)
+        found = matrix_normalized_of_traces(task, trace.by_layer, trace.kind, loss=loss, bn_mode=bn_mode)
+        return _with_reasons(found, trace.reasons)
+
+    return _refused(measured, conditions)
+
+
+def _checked(loss: str) -> str:
+    if loss not in LOSSES:
+        raise ArgumentError(f"loss={loss!r}: one of {', '.join(map(repr, LOSSES))} is needed")
+    return loss
+
+
+def _with_loss(task: Task, loss: str) -> Task:
+    """The task whose curvature is meant: without l2, and with the normalised cross-entropy if that is asked for."""
+    if loss == "task":
+        return replace(task, l2=0.0)
+    if not task.splits:
+        raise TaskError("the task has a loss_fn and no outputs that could be normalised: pass a criterion")
+    counted = averaging_of(F.cross_entropy)
+    assert counted is not None
+
+    def summed(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return normalized_cross_entropy(output, target) * counted.weight(target)
+
+    if task.reduces_to == "sum":
+        return replace(task, criterion=summed, weight=None, reduction="sum", l2=0.0)
+
+    def weight(batch: Any) -> Any:
+        return counted.weight(task.target_of(batch))
+
+    return replace(task, criterion=normalized_cross_entropy, weight=weight, reduction="mean", l2=0.0)
+
+
+def _with_reasons(found: Measure, reasons: Sequence[str]) -> Measure:
+    """The measure, saying why its curvature is the Gauss-Newton matrix's where it is."""
+    said = [found.reason, *reasons] if found.reason else list(reasons)
+    return replace(found, reason="; ".join(said)) if said else found
+
+
+def _refused(measured: Callable[[], Measure], conditions: Mapping[str, Any]) -> Measure:
+    """What was measured, or the reason why it cannot be."""
+    try:
+        return measured()
+    except (TaskError, NumericsError) as error:
+        return not_measured(str(error), **conditions)

@@ -1,0 +1,145 @@
+"""Normalized sharpness of a network: the sum of that of its weight matrices, from the diagonal of the curvature.
+
+References:
+    [NA] Tsuzuku, Sato and Sugiyama, "Normalized flat minima", arXiv:1901.04653 (2019).
+    [NI] the same authors and title, ICML 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectra.errors import ArgumentError
+from spectra.sharpness.layouts import weight_layouts
+from spectra.sharpness.measure import Measure, not_measured
+from spectra.sharpness.normalized import (
+    check_options,
+    fisher_rao_from_diagonal,
+    matrix_normalized,
+    normalized_matrix,
+    parameter_wise,
+)
+from spectra.task import Task
+
+
+def normalized_of_diagonals(
+    task: Task,
+    diagonal: Mapping[str, torch.Tensor],
+    curvature: str,
+    *,
+    form: str = "arxiv",
+    lam: float = 0.5,
+    side: str = "output",
+    loss: str = "task",
+    bn_mode: str = "eval",
+) -> Measure:
+    """Normalized sharpness: :func:`spectra.sharpness.normalized.normalized_matrix` summed over the weight matrices.
+
+    Negative entries of the diagonal are taken for 0, which is a choice by sign and so does not depend on scales;
+    ``clipped`` is the sum of what was cut off over the sum of the positive entries. Biases and the parameters of
+    normalisation layers have no part and are listed.
+
+    Args:
+        task: the task whose model has the weights.
+        diagonal: by trainable tensor, in its shape, without ``l2``.
+        curvature: ``"hessian"`` or ``"ggn"``, whose diagonal it is.
+        form: ``"arxiv"``, ``"pacbayes"`` or ``"icml"``.
+        lam: the weight of the noise's entropy.
+        side: of ``"icml"``.
+        loss: what the diagonal is of: ``"task"`` or ``"normalized"``.
+        bn_mode: likewise.
+
+    Raises:
+        ArgumentError: an option outside its range, or a matrix without a diagonal.
+        NumericsError: an infimum could not be certified.
+        TaskError: a tensor whose axes are not known.
+    """
+    check_options(form, lam, side)
+    layouts, excluded = weight_layouts(task.model)
+    weights = _weights(task, diagonal, list(layouts))
+    by_layer: dict[str, float] = {}
+    attained, certificate, cut, kept = True, 0.0, 0.0, 0.0
+    parameters, rao = 0.0, 0.0
+    for name, layout in layouts.items():
+        entries, square = diagonal[name].detach().to("cpu", torch.float64), weights[name].square()
+        cut += float(-entries.clamp(max=0).sum())
+        entries = entries.clamp(min=0)
+        kept += float(entries.sum())
+        flat = entries.numpy().ravel(), square.numpy().ravel()
+        parameters, rao = parameters + parameter_wise(*flat), rao + fisher_rao_from_diagonal(*flat)
+        total = 0.0
+        for h, u in zip(layout.blocks(entries), layout.blocks(square)):
+            found = normalized_matrix(h.entries, u.entries, form, lam, side)
+            total += found.value**2 if form == "icml" else found.value  # one radical for the whole matrix
+            attained &= found.attained
+            certificate = max(certificate, found.certificate)
+        by_layer[name] = math.sqrt(total) if form == "icml" else total
+    return Measure(
+        value=float(sum(by_layer.values())),
+        form=form,
+        loss=loss,
+        bn_mode=bn_mode,
+        curvature=curvature,
+        attained=attained,
+        certificate=certificate,
+        clipped=_ratio(cut, kept),
+        details={
+            "by_layer": by_layer,
+            "excluded": list(excluded),
+            "parameter_wise": parameters,
+            "fisher_rao_of_diagonal": rao,
+            **({"side": side} if form == "icml" else {"lambda": lam}),
+        },
+    )
+
+
+def matrix_normalized_of_traces(
+    task: Task, traces: Mapping[str, float], curvature: str, *, loss: str = "task", bn_mode: str = "eval"
+) -> Measure:
+    """Matrix-normalized sharpness, ``sum_l sqrt(|W_l|_F^2 T_l)`` over the weight matrices, [NA] (13).
+
+    Args:
+        task: the task whose model has the weights.
+        traces: of the curvature blocks of its trainable tensors, without ``l2``.
+        curvature: ``"hessian"`` or ``"ggn"``, whose blocks they are.
+        loss: what the traces are of: ``"task"`` or ``"normalized"``.
+        bn_mode: likewise.
+
+    Returns:
+        The measure; NaN with the reason if the trace of a matrix is negative, which is never cut off.
+
+    Raises:
+        ArgumentError: a matrix without a trace.
+        TaskError: a tensor whose axes are not known.
+    """
+    layouts, excluded = weight_layouts(task.model)
+    weights = _weights(task, traces, list(layouts))
+    conditions: dict[str, Any] = {"form": "matrix", "loss": loss, "bn_mode": bn_mode, "curvature": curvature}
+    for name in layouts:
+        if traces[name] < 0:
+            return not_measured(
+                f"the trace of the block of {name} is negative ({traces[name]:.6g}): its square root does not exist",
+                **conditions,
+            )
+    by_layer = {name: matrix_normalized(float(traces[name]), float(w.square().sum())) for name, w in weights.items()}
+    details = {"by_layer": by_layer, "excluded": list(excluded)}
+    return Measure(value=float(np.sum(list(by_layer.values()))), details=details, **conditions)
+
+
+def _weights(task: Task, given: Mapping[str, object], names: list[str]) -> dict[str, torch.Tensor]:
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ArgumentError(f"the curvature of {missing[0]} is missing: one entry per weight matrix is needed")
+    parameters = dict(task.model.named_parameters())
+    return {name: parameters[name].detach().to("cpu", torch.float64) for name in names}
+
+
+def _ratio(cut: float, kept: float) -> float:
+    if cut == 0:
+        return 0.0
+    return cut / kept if kept > 0 else math.inf
