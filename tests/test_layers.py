@@ -19,17 +19,20 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
     tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
-        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
+        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building \
+        sharpness.interval sharpness.blocks sharpness.ascent sharpness.draws sharpness.bn_neurons
     estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
-        zoo.networks.small zoo.networks.vgg zoo.networks.residual
+        zoo.networks.small zoo.networks.vgg zoo.networks.residual sharpness.training
     extremes counts density records survey checkpoints.checkpoint sharpness.measure
     degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
     plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
-        operators.jacobian zoo.training
+        operators.jacobian operators.passes zoo.training
     plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.fisher operators.point provenance
+    operators.hessian operators.ggn operators.fisher operators.point operators.displaced provenance
+    sharpness.search sharpness.delta_sharpness sharpness.adaptive sharpness.norms
+    sharpness.bn_sharpness
     analysis
     run
     cli.main cli.numbers cli.user_code
