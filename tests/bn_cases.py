@@ -25,10 +25,10 @@ def bn_task(eps: float = 1e-30, act: type[nn.Module] = nn.Tanh) -> Task:
     )
     with torch.no_grad():
         for layer in (model[1], model[5]):
-            layer.weight.normal_()
-            layer.bias.normal_()
-    x, y = torch.randn(13, 2, 4, 4), torch.randint(3, (13,))
-    return Task(model, nn.CrossEntropyLoss(), batches_of(x, y, 7, 6))
+            layer.weight.uniform_(0.3, 0.9)
+            layer.bias.normal_().mul_(0.3)
+    x, y = torch.randn(40, 2, 4, 4), torch.randint(3, (40,))
+    return Task(model, nn.CrossEntropyLoss(), batches_of(x, y, 24, 16))
 
 
 @contextmanager

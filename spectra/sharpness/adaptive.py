@@ -29,7 +29,7 @@ def adaptive_sharpness(
     form: str = "average",
     rho: float = 0.05,
     p: float = 2,
-    draws: int = 32,
+    draws: int = 16,
     steps: int = 20,
     seed: int = 0,
     dtype: str = "float64",
@@ -45,11 +45,12 @@ def adaptive_sharpness(
     weights that read it times ``1/c``): the same ``e`` then gives the same function. They are not invariant under
     rescaled logits. A parameter that is zero is not moved.
 
-    The average comes with its standard error over draws, and can be negative. The worst case is found by projected
+    The average comes with its standard error over draws, each taken with both signs, so that the slope of the loss at
+    ``w`` does not enter it; it can be negative. The worst case is found by projected
     gradient ascent: a **lower bound**, with the relative first-order gap as ``certificate``. Where a paper averages
     over batches of data, this is over all data at once. The l2 term is not in the loss.
 
-    Cost: ``draws`` losses, a third of a gradient each; or up to ``steps`` gradients and some more losses.
+    Cost: ``2 draws`` losses, a third of a gradient each; or up to ``steps`` gradients and some more losses.
 
     Args:
         task: the task.
@@ -80,7 +81,10 @@ def adaptive_sharpness(
 
 def _average(loss: DisplacedLoss, rho: float, draws: int, seed: int) -> Measure:
     base, scale = loss.loss(), loss.theta.abs()
-    rises = [loss.loss(rho * scale * e.to(loss.device)) - base for e, _ in gaussian(loss.n, draws, seed)]
+    rises = []
+    for e, _ in gaussian(loss.n, draws, seed):
+        shift = rho * scale * e.to(loss.device)
+        rises.append((loss.loss(shift) + loss.loss(-shift)) / 2 - base)
     mean, error = moments_of(rises)
     return Measure(
         value=mean,

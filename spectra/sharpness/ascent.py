@@ -90,7 +90,7 @@ def check_counts(draws: int, steps: int, seed: int) -> None:
         ArgumentError: one of them outside its range.
     """
     if draws < 2:
-        raise ArgumentError(f"draws={draws}: at least 2 are needed for a standard error; 32 is the default")
+        raise ArgumentError(f"draws={draws}: at least 2 are needed for a standard error")
     if steps < 0:
         raise ArgumentError(f"steps={steps}: at least 0 is needed; 20 is the default")
     if seed < 0:

@@ -111,7 +111,9 @@ class BNSharpnessOptimizer:
             raise ArgumentError("the optimizer has parameters that are not the model's, or are frozen: leave them out")
         self._names, self._theta = list(chosen), list(chosen.values())
         self._blocks: Blocks | None = None
-        self.neurons: dict[str, int] = {}  # of each weight that batch norm follows; filled by the first step
+        self.neurons: dict[
+            str, int
+        ] = {}  # of each weight that batch norm follows; filled by the first step with strength
 
     @property
     def scheduled_strength(self) -> float:
@@ -147,7 +149,7 @@ class BNSharpnessOptimizer:
 
         Args:
             closure: computes the loss of a batch by ``model``, and does nothing else: no ``backward``, no
-                ``zero_grad``. Called ``3 + 2 ascent_steps`` times, and twice more at the first step.
+                ``zero_grad``. Called ``3 + 2 ascent_steps`` times, and three times more at the first step.
             other: the loss of another batch. The displaced gradient at ``theta - c delta v`` is then that of this
                 batch, as in the paper: with a small ``delta`` the difference of two batches is noise over ``delta``,
                 which the clipping makes a random step.
@@ -160,17 +162,17 @@ class BNSharpnessOptimizer:
             NumericsError: the gradient of the sharpness is NaN or infinite.
         """
         before = random_state()
-        if self._blocks is None:
-            self._blocks = self._find(closure, before)
         loss, gradient = self._gradient(closure)
         pieces = gradient
         if self.scheduled_strength > 0:
             after = random_state()
             try:
                 with self._kept():
-                    h = self.scheduled_strength * self._sharpness_slope(closure, other or closure, gradient, before)
+                    blocks = self._found(closure, before)
+                    slope = self._sharpness_slope(blocks, closure, other or closure, gradient, before)
             finally:
                 after()
+            h = self.scheduled_strength * slope
             norm = float(h.norm())
             if not math.isfinite(norm):
                 raise NumericsError(f"the gradient of the BN-sharpness has the norm {norm}: lower delta or p")
@@ -182,11 +184,10 @@ class BNSharpnessOptimizer:
         return loss
 
     def _sharpness_slope(
-        self, closure: Closure, other: Closure, gradient: torch.Tensor, before: Callable[[], None]
+        self, blocks: Blocks, closure: Closure, other: Closure, gradient: torch.Tensor, before: Callable[[], None]
     ) -> torch.Tensor:
         """The gradient of ``V^p`` in the parameters, ``(n,)``."""
-        assert self._blocks is not None
-        blocks, theta = self._blocks, self._flat([p.detach() for p in self._theta])
+        theta = self._flat([p.detach() for p in self._theta])
         radii = blocks.radii(theta)
         v = blocks.on_spheres(gradient, radii)
 
@@ -212,12 +213,13 @@ class BNSharpnessOptimizer:
         )
         return blocks.without_radial(slope, theta) if self.project_radial else slope
 
-    def _find(self, closure: Closure, before: Callable[[], None]) -> Blocks:
-        with self._kept():
+    def _found(self, closure: Closure, before: Callable[[], None]) -> Blocks:
+        if self._blocks is None:
+            before()
             found = find_neurons(closure, dict(zip(self._names, self._theta)), verify=True)
-        before()
-        self.neurons = {name: int(owner.max()) + 1 for name, owner in found.channels.items()}
-        return Blocks(self._names, self._theta, found.channels)
+            self.neurons = {name: int(owner.max()) + 1 for name, owner in found.channels.items()}
+            self._blocks = Blocks(self._names, self._theta, found.channels)
+        return self._blocks
 
     def _gradient(self, closure: Closure) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.enable_grad():

@@ -44,7 +44,7 @@ def test_loss_and_gradient_are_those_of_the_moved_model(case):
 def test_the_l2_term_is_left_out():
     case = next(c for c in CASES if c.name == "with_weight_decay")
     task, written_again = case.make()
-    l2 = 0.15 * sum(float((p**2).sum()) for p in parameters(task))
+    l2 = 0.15 * sum(float((p.detach() ** 2).sum()) for p in parameters(task))
     assert DisplacedLoss(task).loss() == pytest.approx(float(written_again().detach()) - l2, rel=1e-12)
 
 

@@ -46,7 +46,7 @@ def test_large_p_tends_to_the_maximum():
     assert most == pytest.approx((1.7 * 0.1 + 4 * 0.01) / 0.1, rel=1e-14)  # at t = -delta
     errors = []
     for p in (10, 100, 1000):
-        interval = Interval(0.1, p, 400)
+        interval = Interval(0.1, p, 128)
         errors.append(abs(interval.value(changes(interval.t)) / most - 1))
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
     assert errors[2] < 0.02
