@@ -40,7 +40,8 @@ def bn_sharpness(
 
     The supremum is over directions ``v`` whose part on each BN neuron is as long as the neuron's weights, and whose
     part on all other parameters together has norm 1. BN neurons (:mod:`spectra.sharpness.bn_neurons`) are found from
-    the network. Gamma, beta, biases and layers that no batch norm follows are the others; a network without BN neurons
+    the network. Gamma, beta, biases, layers that no batch norm follows, and weights that are computed from other
+    parameters (weight norm) are the others; a network without BN neurons
     is measured over one sphere of radius 1, by the same definition, and the reason says so.
 
     The value is that of the best direction found, so a **lower bound** of the supremum. The search starts from the
@@ -53,7 +54,7 @@ def bn_sharpness(
 
     Cost, in gradients: ``nodes`` per step, and some ``2 nodes`` more losses for the error of the quadrature, which is
     ``details["quadrature_change"]`` (relative, against twice as many nodes). The two-point gradient costs 2 and
-    ``nodes`` losses per step.
+    ``nodes`` losses per step. Memory: ``nodes`` vectors as long as the parameters, in float64.
 
     Args:
         task: the task.

@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -162,7 +162,8 @@ class BNSharpnessOptimizer:
             NumericsError: the gradient of the sharpness is NaN or infinite.
         """
         before = random_state()
-        loss, gradient = self._gradient(closure)
+        loss, raw = self._raw_gradient(closure)
+        gradient = self._flat(raw)
         pieces = gradient
         if self.scheduled_strength > 0:
             after = random_state()
@@ -178,8 +179,8 @@ class BNSharpnessOptimizer:
                 raise NumericsError(f"the gradient of the BN-sharpness has the norm {norm}: lower delta or p")
             self.sharpness_norm = norm
             pieces = gradient + h * min(1.0, self.max_norm / norm if norm > 0 else 1.0)
-        for p, piece in zip(self._theta, self._split(pieces)):
-            p.grad = piece.clone()
+        for p, met, piece in zip(self._theta, raw, self._split(pieces)):
+            p.grad = None if met is None else piece.clone()  # None: the optimizer passes over it, decay included
         self.optimizer.step()
         return loss
 
@@ -195,7 +196,7 @@ class BNSharpnessOptimizer:
             def at(t: float) -> torch.Tensor:
                 before()
                 self._place(theta + t * v)
-                return self._gradient(which)[1]
+                return self._flat(self._raw_gradient(which)[1])
 
             return at
 
@@ -221,7 +222,7 @@ class BNSharpnessOptimizer:
             self._blocks = Blocks(self._names, self._theta, found.channels)
         return self._blocks
 
-    def _gradient(self, closure: Closure) -> tuple[torch.Tensor, torch.Tensor]:
+    def _raw_gradient(self, closure: Closure) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
         with torch.enable_grad():
             loss = closure()
         if not (isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.requires_grad):
@@ -234,7 +235,7 @@ class BNSharpnessOptimizer:
                     "the closure calls backward itself: let it return the loss and do no more"
                 ) from error
             raise
-        return loss.detach(), self._flat([torch.zeros_like(p) if g is None else g for g, p in zip(pieces, self._theta)])
+        return loss.detach(), pieces
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -260,9 +261,9 @@ class BNSharpnessOptimizer:
             for p, piece in zip(self._theta, self._split(vector)):
                 p.copy_(piece)
 
-    @staticmethod
-    def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    def _flat(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """One vector of tensors shaped like the parameters, None for zero."""
+        return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for t, p in zip(pieces, self._theta)])
 
     def _split(self, vector: torch.Tensor) -> list[torch.Tensor]:
         pieces = torch.split(vector, [p.numel() for p in self._theta])

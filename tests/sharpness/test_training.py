@@ -189,6 +189,16 @@ def test_without_strength_it_is_the_optimizer_within():
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), wrapped.parameters()))
 
 
+def test_a_parameter_without_a_part_in_the_loss_is_passed_over():
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)})
+    before = model["unused"].weight.detach().clone()
+    x = torch.randn(4, 3)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    BNSharpnessOptimizer(sgd, model).step(lambda: model["used"](x).square().mean())
+    assert torch.equal(model["unused"].weight, before)
+    assert model["unused"].weight.grad is None
+
+
 def test_a_dropout_mask_is_the_same_in_the_displaced_passes():
     """With other masks the difference of the two gradients would be noise over delta."""
     torch.manual_seed(0)
