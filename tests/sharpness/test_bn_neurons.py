@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra.sharpness.bn_neurons import find_neurons
+from spectra.zoo.networks.residual import preresnet
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -45,6 +46,12 @@ def test_the_channels_of_a_grouped_transposed_convolution_are_those_of_its_outpu
         others = [c for c in range(6) if c != channel]
         assert not image[:, others].any()
         assert torch.equal(image[:, channel], model[0](x)[:, channel])
+
+
+def test_in_a_residual_network_those_that_end_in_the_stream_are_not_taken():
+    """Each unit is norm, convolution, norm, convolution, sum: only its first convolution goes straight into a norm."""
+    found = neurons(preresnet(depth=8, block="basic"), 3, 32, 32)
+    assert list(found.channels) == ["stem.weight", *(f"units.{unit}.convolutions.0.weight" for unit in range(3))]
 
 
 class Odd(nn.Module):
