@@ -66,6 +66,14 @@ def adaptive_sharpness(
     Raises:
         ArgumentError: an argument outside its range.
         DataError, TaskError, NumericsError: as :class:`spectra.operators.displaced.DisplacedLoss`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 2.0)
+        >>> task = Task.from_loss(model, lambda model, x: model(x).mean(), [torch.tensor([[3.0, 4.0]])])
+        >>> print(adaptive_sharpness(task, form="worst", rho=0.1))  # 0.1 |(2 * 3, 2 * 4)|
+        1
     """
     if form not in FORMS:
         raise ArgumentError(f"form={form!r}: one of {', '.join(map(repr, FORMS))} is needed")

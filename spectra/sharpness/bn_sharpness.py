@@ -77,13 +77,8 @@ def bn_sharpness(
 
     Example:
         >>> import torch
-        >>> class Slope(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.w = torch.nn.Parameter(torch.zeros(2))
-        ...     def forward(self, x):
-        ...         return x @ self.w
-        >>> task = Task.from_loss(Slope(), lambda model, x: model(x).mean(), [torch.tensor([[1.8, 2.4]])])
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> task = Task.from_loss(model, lambda model, x: model(x).mean(), [torch.tensor([[1.8, 2.4]])])
         >>> round(float(bn_sharpness(task)) ** 2, 6)  # (2/3) |g|^2 with |g| = 3
         6.0
     """

@@ -56,6 +56,14 @@ def delta_sharpness(
     Raises:
         ArgumentError: an argument outside its range.
         DataError, TaskError, NumericsError: as :class:`spectra.operators.displaced.DisplacedLoss`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> task = Task.from_loss(model, lambda model, x: model(x).mean(), [torch.tensor([[3.0, 4.0]])])
+        >>> print(delta_sharpness(task, delta=0.1, p=math.inf))
+        0.5
     """
     check_delta_and_p(delta, p)
     check_counts(draws, steps, seed)

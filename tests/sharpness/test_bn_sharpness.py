@@ -309,6 +309,25 @@ def test_other_modes_and_networks_without_batch_norm_are_measured_and_said_not_t
     assert plain.value > 0
 
 
+class Aliased(nn.Module):
+    """Batch norm after a weight that also enters the loss by way of another tensor on the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+        self.register_forward_pre_hook(lambda module, _: setattr(module, "seen", module.first.weight.data))
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.first(x)))) * (1 + self.seen.square().sum())
+
+
+def test_a_weight_with_another_way_into_the_loss_is_no_neuron():
+    x, y = torch.randn(12, 4), torch.randint(3, (12,))
+    result = bn_sharpness(Task(Aliased(), nn.CrossEntropyLoss(), [(x, y)]), steps=1)
+    assert result.details["bn_neurons"] == {}
+    assert "no weights are followed by batch norm" in result.reason
+
+
 def test_in_float32_a_few_digits_are_left_and_that_is_said():
     task = bn_task(eps=1e-5)
     exact = bn_sharpness(task)
