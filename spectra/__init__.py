@@ -24,12 +24,17 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
     from spectra.records import Record, Trajectory
+    from spectra.sharpness.adaptive import adaptive_sharpness
+    from spectra.sharpness.bn_sharpness import bn_sharpness
+    from spectra.sharpness.delta_sharpness import delta_sharpness
     from spectra.sharpness.measures import (
         matrix_normalized_sharpness,
         minimum_sharpness,
         node_minimum_sharpness,
         normalized_sharpness,
     )
+    from spectra.sharpness.norms import gradient_norm, squared_norm
+    from spectra.sharpness.training import BNSharpnessOptimizer
     from spectra.spectrum import Spectrum
     from spectra.storage.runfile import load_trajectory
     from spectra.task import Task
@@ -56,6 +61,13 @@ _HOME = {
     "Spectrum": "spectra.spectrum",
     "Estimate": "spectra.estimates",
     "Density": "spectra.density",
+    # sharpness measures
+    "bn_sharpness": "spectra.sharpness.bn_sharpness",
+    "BNSharpnessOptimizer": "spectra.sharpness.training",
+    "delta_sharpness": "spectra.sharpness.delta_sharpness",
+    "adaptive_sharpness": "spectra.sharpness.adaptive",
+    "squared_norm": "spectra.sharpness.norms",
+    "gradient_norm": "spectra.sharpness.norms",
     # whole analyses, and what they leave
     "analyze": "spectra.analysis",
     "iter_analyze": "spectra.analysis",
@@ -75,6 +87,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BNSharpnessOptimizer",
     "Checkpoint",
     "DenseOperator",
     "Density",
@@ -89,10 +102,14 @@ __all__ = [
     "Trajectory",
     "Tridiagonal",
     "__version__",
+    "adaptive_sharpness",
     "analyze",
+    "bn_sharpness",
     "deflated",
+    "delta_sharpness",
     "exact_diagonal",
     "exact_trace",
+    "gradient_norm",
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",
@@ -104,6 +121,7 @@ __all__ = [
     "scaled",
     "shifted",
     "slq",
+    "squared_norm",
     "summed",
 ]
 

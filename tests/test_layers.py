@@ -17,23 +17,26 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style randomness version
+    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style randomness \
+        sharpness.blocks sharpness.draws version
     batches checkpoints.fitting checkpoints.rawfile exact.layers exact.normalized exact.result krylov.probes \
-        operators.base operators.modes operators.selftest sharpness.balancing sharpness.measure \
-        sharpness.rescaling storage.cells storage.replacing storage.sealing trajectory tridiagonal zoo.data \
-        zoo.networks.building
+        operators.base operators.modes operators.selftest sharpness.ascent sharpness.balancing \
+        sharpness.bn_neurons sharpness.interval sharpness.measure sharpness.rescaling storage.cells \
+        storage.replacing storage.sealing trajectory tridiagonal zoo.data zoo.networks.building
     checkpoints.discovery estimates krylov.lanczos operators.algebra operators.dense reduction \
-        sharpness.layouts sharpness.normalized zoo.networks.residual zoo.networks.small zoo.networks.vgg
+        sharpness.layouts sharpness.normalized sharpness.training zoo.networks.residual zoo.networks.small \
+        zoo.networks.vgg
     checkpoints.checkpoint counts density extremes outliers records survey
     degeneracy determinants distribution plots.moments ranks task
     operators.function sharpness.per_layer spectrum zoo.tasks
-    crosscheck krylov.slq operators.checks operators.jacobian operators.recalibration plots.draw \
-        zoo.training
+    crosscheck krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
+        plots.draw zoo.training
     exact.factors operators.curvature plots.sheets sharpness.float64_copy storage.findings zoo.__main__
-    exact.certificate exact.samples operators.fisher operators.ggn operators.hessian operators.point \
-        plots.figures provenance sharpness.degrees sharpness.folding storage.hdf5
-    exact.linearised sharpness.scale_groups storage.runfile
-    exact.trace sharpness.minimum
+    exact.certificate exact.samples operators.displaced operators.fisher operators.ggn operators.hessian \
+        operators.point plots.figures provenance sharpness.degrees sharpness.folding storage.hdf5
+    exact.linearised sharpness.adaptive sharpness.delta_sharpness sharpness.norms sharpness.scale_groups \
+        sharpness.search storage.runfile
+    exact.trace sharpness.bn_sharpness sharpness.minimum
     sharpness.node_wise verification
     analysis sharpness.measures
     run

@@ -38,11 +38,12 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
     return None
 
 
-def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = False) -> None:
+def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = False, twice: bool = True) -> None:
     """Check labels, the averaging and the second derivative of the criterion, on as few batches as tell.
 
     With ``per_sample``, for what is made of the gradients of single samples: the loss must be a sum over rows even in
-    a single batch, and needs no second derivative.
+    a single batch, and needs no second derivative. Without ``twice``, for what is made of the loss and its gradient
+    alone, it needs none either.
 
     Raises:
         DataError: labels out of range.
@@ -61,7 +62,7 @@ def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = Fal
                 continue
             placed = function.place(batch)
             if first:
-                _check_first(function, placed, survey, index, per_sample)
+                _check_first(function, placed, survey, index, per_sample, twice)
                 first = False
                 if (counted == 1 and not per_sample) or couples_samples(task.model, "eval"):
                     return  # one batch needs no weights; coupled batches cannot be split
@@ -75,7 +76,7 @@ def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = Fal
         )
 
 
-def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int, per_sample: bool) -> None:
+def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int, per_sample: bool, twice: bool) -> None:
     task = function.task
     with torch.no_grad():
         output = function.output(batch) if task.splits else None
@@ -87,12 +88,14 @@ def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int,
                 f"labels reach from {low} to {high}, but the model has {classes} outputs: "
                 f"labels from 0 to {classes - 1} are needed"
             )
-    loss, gradient = function.gradient(batch, create_graph=True)
+    loss, gradient = function.gradient(batch, create_graph=twice)
     if not bool(torch.isfinite(loss.detach())):
         raise NumericsError(f"the loss is {float(loss.detach())} (batch {index})")
     pieces = [piece for piece in gradient if piece is not None]
     if not pieces:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
+    if not twice:
+        return
     if per_sample:
         _check_nodes(pieces)
         return

@@ -15,12 +15,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from spectra.batches import tensors_of
-from spectra.errors import ArgumentError, DataError, NumericsError
-from spectra.memory import available_bytes
+from spectra.errors import ArgumentError, NumericsError
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.function import LossFunction
+from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
 from spectra.task import Task
@@ -63,7 +62,7 @@ class CurvatureOperator(SymmetricOperator):
         self.bn_mode = bn_mode
         self.params = params
         self._test: SelfTest | None = None
-        self._held: list[tuple[Any, float]] | None = None
+        self.passes = Passes(self.function)
 
     @abstractmethod
     def linearise(self, batch: Any) -> Product:
@@ -109,41 +108,13 @@ class CurvatureOperator(SymmetricOperator):
 
     def batches(self) -> Iterator[tuple[Any, float]]:
         """The batches of positive weight, on the device, with their weights; checked against the survey at the end."""
-        if self._held is not None:
-            yield from self._held
-            return
-        total = 0.0
-        for batch in self.task.data:
-            weight = self.task.weight_of(batch)
-            total += weight
-            if weight > 0:
-                yield self.function.place(batch), weight
-        expected = self.task.survey().total_weight
-        if abs(total - expected) > 1e-9 * expected:
-            raise DataError(f"the data changed between passes: total weight {expected:g}, then {total:g}")
+        return self.passes.batches()
 
     @contextmanager
     def prepared(self, memory_budget: int | None = None) -> Iterator[None]:
         """Hold the batches on the device if they fit the budget (bytes; by default a quarter of what is free)."""
-        if self._held is not None:  # already prepared by whoever called
+        with self.passes.holding(memory_budget):
             yield
-            return
-        budget = available_bytes(self.device) // 4 if memory_budget is None else memory_budget
-        held: list[tuple[Any, float]] | None = []
-        size = 0
-        with self.function.evaluation():
-            for batch, weight in self.batches():
-                size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
-                if size > budget:
-                    held = None
-                    break
-                assert held is not None
-                held.append((batch, weight))
-        self._held = held
-        try:
-            yield
-        finally:
-            self._held = None
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         _ = self.self_test  # made before the first product

@@ -136,7 +136,7 @@ def test_prepared_is_that_of_every_wrapped_operator():
         assert torch.equal(operator @ v, plain)
         assert torch.equal(operator @ v, plain)
     assert passes == start + 2  # one of H, one of G
-    assert (H._held, G._held) == (None, None)
+    assert (H.passes.held, G.passes.held) == (None, None)
 
 
 # -- noise

@@ -1,0 +1,63 @@
+"""Passes: the batches of a task, again and again, held on the device between passes where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from spectra.batches import tensors_of
+from spectra.errors import DataError
+from spectra.memory import available_bytes
+from spectra.operators.function import LossFunction
+
+
+class Passes:
+    """The batches that a loss function is summed over, placed where it is computed."""
+
+    def __init__(self, function: LossFunction) -> None:
+        self.function = function
+        self.held: list[tuple[Any, float]] | None = None
+
+    def batches(self) -> Iterator[tuple[Any, float]]:
+        """The batches of positive weight, on the device, with their weights; checked against the survey at the end.
+
+        Raises:
+            DataError: the total weight is not that of the first pass.
+        """
+        if self.held is not None:
+            yield from self.held
+            return
+        task = self.function.task
+        total = 0.0
+        for batch in task.data:
+            weight = task.weight_of(batch)
+            total += weight
+            if weight > 0:
+                yield self.function.place(batch), weight
+        expected = task.survey().total_weight
+        if abs(total - expected) > 1e-9 * expected:
+            raise DataError(f"the data changed between passes: total weight {expected:g}, then {total:g}")
+
+    @contextmanager
+    def holding(self, memory_budget: int | None = None) -> Iterator[None]:
+        """Hold the batches on the device if they fit the budget (bytes; by default a quarter of what is free)."""
+        if self.held is not None:  # already held for whoever called
+            yield
+            return
+        budget = available_bytes(self.function.device) // 4 if memory_budget is None else memory_budget
+        held: list[tuple[Any, float]] | None = []
+        size = 0
+        with self.function.evaluation():
+            for batch, weight in self.batches():
+                size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
+                if size > budget:
+                    held = None
+                    break
+                assert held is not None
+                held.append((batch, weight))
+        self.held = held
+        try:
+            yield
+        finally:
+            self.held = None
