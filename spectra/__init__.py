@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
     from spectra.sharpness.delta_sharpness import delta_sharpness
+    from spectra.sharpness.fisher_rao import fisher_rao_norm
     from spectra.sharpness.measures import (
         matrix_normalized_sharpness,
         minimum_sharpness,
@@ -66,6 +67,7 @@ _HOME = {
     "BNSharpnessOptimizer": "spectra.sharpness.training",
     "delta_sharpness": "spectra.sharpness.delta_sharpness",
     "adaptive_sharpness": "spectra.sharpness.adaptive",
+    "fisher_rao_norm": "spectra.sharpness.fisher_rao",
     "squared_norm": "spectra.sharpness.norms",
     "gradient_norm": "spectra.sharpness.norms",
     # whole analyses, and what they leave
@@ -109,6 +111,7 @@ __all__ = [
     "delta_sharpness",
     "exact_diagonal",
     "exact_trace",
+    "fisher_rao_norm",
     "gradient_norm",
     "iter_analyze",
     "load_checkpoint",

@@ -37,7 +37,7 @@ FLOORS = """
     exact.linearised sharpness.adaptive sharpness.delta_sharpness sharpness.norms sharpness.scale_groups \
         sharpness.search storage.runfile
     exact.trace sharpness.bn_sharpness sharpness.minimum
-    sharpness.node_wise verification
+    sharpness.fisher_rao sharpness.node_wise verification
     analysis sharpness.measures
     run
     cli.main cli.numbers cli.progress cli.user_code

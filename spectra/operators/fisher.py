@@ -97,7 +97,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 "custom backward computes without a graph"
             )
         _, slopes = slope_of(function, output, target, create_graph=False)
-        factors = self._factors(batch, target, output, slopes)
+        factors = self.row_factors(batch, target, output, slopes)
 
         def product(block: torch.Tensor) -> torch.Tensor:
             return torch.stack([jacobian.pull(self._bend(slopes, jacobian.push(row), factors)) for row in block])
@@ -119,7 +119,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
             for s, u in zip(slopes, pushed)
         ]
 
-    def _factors(self, batch: Any, target: Any, output: Any, slopes: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    def row_factors(self, batch: Any, target: Any, output: Any, slopes: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """What the outer product of a row's slope is multiplied by, ``(rows,)``.
 
         The slopes are those of the criterion's value for the batch, in which row ``n`` has the share ``w_n / w_b`` if

@@ -1,0 +1,118 @@
+"""The Fisher-Rao norm of a network, in the three forms that go by this name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.exact.linearised import Plans, linearise
+from spectra.exact.trace import exact_diagonal
+from spectra.operators.fisher import EmpiricalFisherOperator
+from spectra.operators.jacobian import slope_of
+from spectra.operators.modes import check_bn_mode
+from spectra.sharpness.measure import Measure, not_measured
+from spectra.task import Task
+
+FORMS = ("diagonal", "liang", "hessian")
+
+
+def fisher_rao_norm(
+    task: Task, form: str = "diagonal", bn_mode: str = "eval", *, dtype: str | None = "float64"
+) -> Measure:
+    """The Fisher-Rao norm: how strongly the loss of single samples, or all of it, changes with the weights' own scale.
+
+    ``"diagonal"``: ``sum_i theta_i^2 mean_n (d l_n / d theta_i)^2``, by the labels of the data, NA (25). ``"liang"``:
+    ``mean_n <theta, grad l_n>^2``, the full quadratic form in the empirical Fisher matrix, of which the former is the
+    diagonal. ``"hessian"``: ``sum_i theta_i^2 H_ii``, NI (16), with the exact diagonal of the Hessian, or of the
+    Gauss-Newton matrix where that is not the Hessian's. No root is taken of any. All three are invariant under
+    node-wise rescaling, and differ: never compare one with another.
+
+    Cost: ``"diagonal"`` and ``"liang"`` two to three gradients; ``"hessian"`` that of the exact diagonal.
+
+    Args:
+        task: the task; its ``l2`` has no part.
+        form: one of the three.
+        bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode no sample has a loss of its own.
+        dtype: to compute in; the parameters' own with None.
+
+    Returns:
+        The measure; NaN with the reason where samples have no loss of their own.
+
+    Raises:
+        ArgumentError: an argument outside its range.
+        DataError: the data cannot be used.
+
+    References:
+        Tsuzuku, Sato and Sugiyama, Normalized flat minima, arXiv:1901.04653, equation (25), and ICML 2020, equation
+        (16); Liang, Poggio, Rakhlin and Stokes, Fisher-Rao metric, geometry, and complexity of neural networks (2019).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1, False), torch.nn.ReLU(), torch.nn.Linear(1, 2, False))
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.fill_(2.0), model[2].weight.copy_(torch.tensor([[0.5], [-0.5]]))
+        >>> task = Task(model, torch.nn.CrossEntropyLoss(), [(torch.ones(1, 1), torch.tensor([0]))])
+        >>> [round(float(fisher_rao_norm(task, form)), 5) for form in ("diagonal", "liang", "hessian")]
+        [0.08526, 0.22735, 0.62996]
+    """
+    if form not in FORMS:
+        raise ArgumentError(f"form={form!r}: one of {', '.join(map(repr, FORMS))} is needed")
+    check_bn_mode(bn_mode)
+    curvature = None if form == "hessian" else "empirical_fisher"
+    try:
+        plain = replace(task, l2=0.0)
+        if form == "hessian":
+            return _of_curvature(plain, bn_mode, dtype)
+        operator = EmpiricalFisherOperator(plain, bn_mode, dtype=dtype)
+        _ = operator.self_test  # what cannot be right is refused here
+        value = _full(operator) if form == "liang" else _diagonal(operator)
+    except (TaskError, NumericsError) as error:
+        return not_measured(str(error), form=form, bn_mode=bn_mode, curvature=curvature)
+    return Measure(value=value, form=form, bn_mode=bn_mode, curvature=curvature)
+
+
+def _of_curvature(task: Task, bn_mode: str, dtype: str | None) -> Measure:
+    diagonal = exact_diagonal(task, bn_mode, dtype=dtype, method="exact")
+    if diagonal.kind is None:
+        return not_measured("; ".join(diagonal.reasons), form="hessian", bn_mode=bn_mode)
+    weights = dict(task.model.named_parameters())
+    parts = {
+        name: float((entries * weights[name].detach().to(entries).square()).sum()) for name, entries in diagonal.items()
+    }
+    return Measure(
+        value=sum(parts.values()),
+        form="hessian",
+        bn_mode=bn_mode,
+        curvature=diagonal.kind,
+        reason="; ".join(diagonal.reasons) or None,
+        details={"by_tensor": parts},
+    )
+
+
+def _full(operator: EmpiricalFisherOperator) -> float:
+    theta = operator.function.flatten(operator.function.theta).detach()
+    return float(theta.double() @ (operator @ theta).double())
+
+
+def _diagonal(operator: EmpiricalFisherOperator) -> float:
+    """With ``s_n`` the slope of the criterion in the outputs of sample ``n``: its one column, pulled back once."""
+    function, task = operator.function, operator.task
+    total, plans = 0.0, Plans()
+    squares = [tensor.detach().to(torch.float64).square() for tensor in function.theta]
+    with function.evaluation():
+        for batch, weight in operator.batches():
+            linear = linearise(function, batch, plans)
+            target = task.target_of(batch)
+            output = function.output(batch)
+            _, slopes = slope_of(function, output, target, create_graph=False)
+            factors = operator.row_factors(batch, target, output, slopes)
+            pieces = [torch.zeros_like(o) if s is None else s for s, o in zip(slopes, linear.outputs, strict=True)]
+            flat = linear.layout.flatten([piece.detach() for piece in pieces])
+            if len(flat) != len(factors):
+                raise TaskError(f"a batch has {len(flat)} samples and its target {len(factors)} rows")
+            column = (flat * factors.sqrt()[:, None])[None]
+            for index, (_, entries) in linear.squares(column, None, True).items():
+                assert entries is not None
+                total += task.total_factor(weight) * float((entries.to(squares[index]) * squares[index]).sum())
+    return total / task.divisor(task.survey().total_weight)
