@@ -389,7 +389,9 @@ def dense_diagonals(task: Task) -> tuple[dict[str, torch.Tensor], dict[str, torc
         [torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(r, params)]) for r in rows]
     )
     x, y = (torch.cat(parts) for parts in zip(*task.data))
-    curved = torch.func.hessian(lambda z: task.criterion(z.view_as(output), task.target_of((x, y))))(flat.detach())
+    curved = torch.autograd.functional.hessian(
+        lambda z: task.criterion(z.view_as(output), task.target_of((x, y))), flat.detach()
+    )
     ggn = ((curved @ jacobian) * jacobian).sum(0)
 
     def by_name(diagonal):

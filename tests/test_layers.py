@@ -20,7 +20,7 @@ FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
     sharpness.rescaling sharpness.balancing \
         tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
-        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
+        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building exact.normalized
     sharpness.normalized estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
     extremes counts density records survey checkpoints.checkpoint sharpness.measure exact.result

@@ -53,7 +53,6 @@ class Use:
     bias: int | None
     edge: GradientEdge  # where the cotangent of the output arrives
     shape: torch.Size  # of the output
-    version: int  # of the input when it was used
 
     @property
     def input(self) -> torch.Tensor:
@@ -80,7 +79,7 @@ class Use:
         bias = self.bias if self.bias in usable else None
         if weight is None and bias is None:
             return None
-        return Use(self.kind, self.function, self.settings, weight, bias, self.edge, self.shape, self.version)
+        return Use(self.kind, self.function, self.settings, weight, bias, self.edge, self.shape)
 
 
 class Recorder(TorchFunctionMode):
@@ -126,7 +125,7 @@ class Recorder(TorchFunctionMode):
         settings = given | {"input": x.detach()}
         return Use(
             kind, func, settings, self._index.get(id(weight)), self._index.get(id(bias)),
-            get_gradient_edge(result), result.shape, x._version,
+            get_gradient_edge(result), result.shape,
         )  # fmt: skip
 
     def tied(self) -> dict[int, int]:
@@ -139,12 +138,11 @@ class Recorder(TorchFunctionMode):
         return {index: count for index, count in counts.items() if count > 1}
 
     def usable(self) -> set[int]:
-        """The parameters that are met in one understood call and nowhere else, its input still as it was."""
+        """The parameters that are met in one understood call and nowhere else."""
         counts = self.tied()
         found = set()
         for use in self.uses:
-            unchanged = use.input._version == use.version  # not written to in place after the call
-            for index in (use.weight if unchanged else None, use.bias):
+            for index in (use.weight, use.bias):
                 if index is not None and index not in counts and index not in self.others:
                     found.add(index)
         return found

@@ -111,21 +111,24 @@ def _few_rows(function: LossFunction) -> Any:
 def _look(function: LossFunction, batch: Any, generator: torch.Generator) -> list[str | None]:
     """What is wrong with each tensor, in words; None where nothing is."""
     wrong: list[str | None] = [None] * len(function.theta)
+
+    def directions() -> list[torch.Tensor]:
+        return [_direction(p, generator) for p in function.theta]
+
     for _ in range(DRAWS):
-        vectors = [_direction(p, generator) for p in function.theta]
-        _curvature_of_outputs(function, batch, vectors, generator, wrong)
-        _gradients_between_points(function, batch, vectors, generator, wrong)
-        _loss_forms(function, batch, vectors, wrong)
-        here = [p.detach().clone() for p in function.theta]
-        try:
-            with torch.no_grad():
-                for p in function.theta:
-                    p.add_(_direction(p, generator), alpha=0.1)
-            _curvature_of_outputs(function, batch, vectors, generator, wrong)
-        finally:
-            with torch.no_grad():
-                for p, value in zip(function.theta, here):
-                    p.copy_(value)
+        _curvature_of_outputs(function, batch, directions(), generator, wrong)
+    _gradients_between_points(function, batch, directions(), generator, wrong)
+    _loss_forms(function, batch, directions(), wrong)
+    here = [p.detach().clone() for p in function.theta]
+    try:
+        with torch.no_grad():
+            for p, v in zip(function.theta, directions()):
+                p.add_(v, alpha=0.1)
+        _curvature_of_outputs(function, batch, directions(), generator, wrong)
+    finally:
+        with torch.no_grad():
+            for p, value in zip(function.theta, here):
+                p.copy_(value)
     return wrong
 
 

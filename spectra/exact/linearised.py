@@ -60,8 +60,7 @@ class Linearised:
                 for column in columns
             ]
             for place, use in enumerate(self.uses):
-                d = torch.stack([pieces[place] for pieces in pulled])
-                found |= squares(use, d, signs, self.layout.samples, diagonal)
+                found |= squares(use, [pieces[place] for pieces in pulled], signs, self.layout.samples, diagonal)
         if self.others:
             flat = self.layout.flatten([output.detach() for output in self.outputs])
             single = SampleGradients(self.function, self.others)

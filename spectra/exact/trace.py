@@ -234,7 +234,7 @@ def _add_up(
             signs = linear.factor.signs
             sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
             for index, (trace, entries) in sums.items():
-                found.traces[index] += factor * trace.sum()
+                found.traces[index] += factor * trace
                 if entries is not None:
                     found.entries[index] += factor * entries
     if found is None:
@@ -276,7 +276,7 @@ def _draw(
         signs = torch.tensor([sign for sign, _ in pairs]).to(columns)[:, None].expand(-1, columns.shape[1])
         sums = linear.squares(columns, signs if len(pairs) > 1 else None, diagonal)
         for index, (trace, entries) in sums.items():
-            found.traces[index][draw] += factor * trace.sum()
+            found.traces[index][draw] += factor * trace
             if entries is not None:
                 first[index] = entries + first.get(index, 0)
                 second[index] = entries**2 + second.get(index, 0)

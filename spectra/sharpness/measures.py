@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
-from spectra.exact.factors import normalized_cross_entropy
+from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
 from spectra.operators.modes import check_bn_mode
 from spectra.reduction import averaging_of
