@@ -36,7 +36,7 @@ FLOORS = """
     exact.trace
     sharpness.float64_copy sharpness.layouts
     sharpness.folding sharpness.degrees
-    sharpness.scale_groups
+    sharpness.scale_groups sharpness.train_part
     sharpness.minimum sharpness.per_layer
     sharpness.node_wise
     sharpness.measures
