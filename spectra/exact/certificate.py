@@ -31,7 +31,8 @@ from spectra.exact.factors import outputs_of
 from spectra.operators.function import LossFunction
 from spectra.operators.jacobian import slope_of
 
-ROWS, DRAWS = 16, 2
+# Rows looked at: fewer where there are many tensors, since each of them costs a few passes over these rows.
+ROWS, FEWEST_ROWS, ROWS_TIMES_TENSORS = 16, 4, 256
 # Relative to the first derivative for a change of the tensor by its own size. Exact zeros and roundoff pass.
 _FLAT = 1e-12
 _UNCHANGED = 1e-4  # of the gradient between two points, over their distance
@@ -45,6 +46,18 @@ class Certificate:
 
     passed: dict[str, bool]
     reasons: tuple[str, ...] = ()
+    unmet: frozenset[str] = frozenset()  # tensors that passed because the rows looked at do not depend on them
+
+    def with_traces(self, traces: dict[str, float]) -> Certificate:
+        """The certificate once the data are known to have a trace: what was met only outside the rows is in doubt."""
+        doubtful = [name for name in sorted(self.unmet) if traces[name] != 0]
+        if not doubtful:
+            return self
+        why = (
+            f"{', '.join(doubtful)}: no effect on the outputs of the rows looked at for the certificate, and some on "
+            "others, so this is said to be the Gauss-Newton matrix's."
+        )
+        return Certificate(self.passed | dict.fromkeys(doubtful, False), (*self.reasons, why))
 
     @property
     def kind(self) -> str:
@@ -70,7 +83,8 @@ def certify(function: LossFunction, params: str | Sequence[str] | None = None, s
                 return Certificate(nothing, ("No batch could be looked at for the certificate.",))
             with Recorder(twin.theta) as recorder:
                 twin.output(batch)
-            worst = _look(twin, batch, torch.Generator().manual_seed(seed))
+            met: set[int] = set()
+            worst = _look(twin, batch, torch.Generator().manual_seed(seed), met)
     except SpectraError as error:
         return Certificate(nothing, (f"The certificate could not be computed: {error}.",))
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
@@ -78,13 +92,12 @@ def certify(function: LossFunction, params: str | Sequence[str] | None = None, s
         why = f"The certificate could not be computed in float64 with two derivatives: {said}"
         return Certificate(nothing, (why,))
     passed = {name: worst[index] is None for index, name in enumerate(twin.names)}
-    if all(passed.values()):
-        return Certificate(passed)
-    return Certificate(passed, _sentences(twin, worst, recorder))
+    unmet = frozenset(name for index, name in enumerate(twin.names) if index not in met)
+    return Certificate(passed, () if all(passed.values()) else _sentences(twin, worst, recorder), unmet)
 
 
 def _few_rows(function: LossFunction) -> Any:
-    """Up to 16 rows from four places of the data, or the first batch where rows cannot be chosen."""
+    """Up to 16 rows (4 for many tensors) from four places of the data; the first batch where rows cannot be chosen."""
     task = function.task
     count = task.survey().num_batches
     places = sorted({0, count // 3, 2 * count // 3, count - 1})
@@ -97,7 +110,8 @@ def _few_rows(function: LossFunction) -> Any:
         rows = rows_of(batch)
         if rows is None:
             return function.place(batch)
-        each = max(1, ROWS // len(places))
+        wanted = min(ROWS, max(FEWEST_ROWS, ROWS_TIMES_TENSORS // len(function.theta)))
+        each = -(-wanted // len(places))
         chosen = torch.linspace(0, rows - 1, min(rows, each)).round().to(torch.int64)
         parts.append(function.place(choose_rows(batch, chosen)))
     if not parts:
@@ -108,15 +122,14 @@ def _few_rows(function: LossFunction) -> Any:
         return parts[0]
 
 
-def _look(function: LossFunction, batch: Any, generator: torch.Generator) -> list[str | None]:
-    """What is wrong with each tensor, in words; None where nothing is."""
+def _look(function: LossFunction, batch: Any, generator: torch.Generator, met: set[int]) -> list[str | None]:
+    """What is wrong with each tensor, in words; None where nothing is. Tensors with an effect are added to ``met``."""
     wrong: list[str | None] = [None] * len(function.theta)
 
     def directions() -> list[torch.Tensor]:
         return [_direction(p, generator) for p in function.theta]
 
-    for _ in range(DRAWS):
-        _curvature_of_outputs(function, batch, directions(), generator, wrong)
+    _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
     _gradients_between_points(function, batch, directions(), generator, wrong)
     _loss_forms(function, batch, directions(), wrong)
     here = [p.detach().clone() for p in function.theta]
@@ -124,7 +137,7 @@ def _look(function: LossFunction, batch: Any, generator: torch.Generator) -> lis
         with torch.no_grad():
             for p, v in zip(function.theta, directions()):
                 p.add_(v, alpha=0.1)
-        _curvature_of_outputs(function, batch, directions(), generator, wrong)
+        _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
     finally:
         with torch.no_grad():
             for p, value in zip(function.theta, here):
@@ -158,12 +171,15 @@ def _curvature_of_outputs(
     vectors: list[torch.Tensor],
     generator: torch.Generator,
     wrong: list[str | None],
+    met: set[int],
 ) -> None:
     value = _weighted(function, batch, [], generator)
     if value is None:
         return
     slope = torch.autograd.grad(value, function.theta, create_graph=True, allow_unused=True)
     for index, (g, v, p) in enumerate(zip(slope, vectors, function.theta)):
+        if g is not None and bool((g != 0).any()):
+            met.add(index)
         if g is None or not g.requires_grad or wrong[index]:
             continue
         along = (g * v).sum()

@@ -202,6 +202,8 @@ def _measure(
             found = _add_up(operator, certify(function, params), method, draws, seed, diagonal)
     except TaskError as error:  # no sample has a curvature of its own here, or too many outputs
         return str(error)
+    sizes = {name: float(trace.abs().sum()) for name, trace in zip(found.names, found.traces)}
+    found.certificate = found.certificate.with_traces(sizes)
     divisor = task.divisor(survey.total_weight)
     for index, size in enumerate(function.sizes):
         found.traces[index] = found.traces[index] / divisor + task.l2 * size

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from cases import batches_of
+from cases import CASES, batches_of
 from exact_networks import Affine, Tokens, Unseen, images, settled, task_of
 from torch import nn
 
@@ -127,6 +127,17 @@ def test_arguments_outside_their_range_are_named(options):
 # -- other roads to the same numbers
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.ggn], ids=lambda case: case.name)
+def test_every_task_of_the_operators_has_the_trace_of_its_operator(case):
+    task, _ = case.make()
+    G = GGNOperator(task)
+    diagonal = (G @ torch.eye(G.n)).diagonal()
+    found = exact_diagonal(task)
+    flat = torch.cat([entries.reshape(-1) for entries in found.values()])
+    assert torch.allclose(flat, diagonal, rtol=0, atol=1e-12 * float(diagonal.abs().max()))
+    assert exact_trace(task).total == pytest.approx(float(diagonal.sum()), rel=1e-11)
+
+
 def test_the_trace_is_that_of_the_operator():
     task = task_of(settled(Affine()), images(size=(4, 4)), l2=0.1)
     for mode in ("eval", "recalibrated"):
@@ -155,6 +166,26 @@ def test_it_does_not_depend_on_the_batches():
     task = wide(5)
     one, many = exact_diagonal(task), exact_diagonal(task.rebatched(1))
     assert all(torch.allclose(one[name], many[name], rtol=1e-12, atol=0) for name in one)
+
+
+def test_rows_that_are_sorted_by_their_content_are_noticed_in_every_batch():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):  # (samples, 2 tokens, features)
+            rows = x.flatten(0, 1)
+            order = rows[:, 0].argsort()
+            return self.head(torch.relu(self.body(rows[order]))[order.argsort()].view(len(x), 2, 5).sum(1))
+
+    x, y = torch.randn(8, 2, 4), torch.randint(3, (8,))
+    x[:4, :, 0] = torch.arange(8.0).view(4, 2)  # the first batch is in order by itself
+    assert bool((x[4:].flatten(0, 1)[:, 0].diff() < 0).any())
+    task = Task(Sorted(), nn.CrossEntropyLoss(), batches_of(x, y, 4, 4))
+    G = GGNOperator(task)
+    diagonal = torch.cat([entries.reshape(-1) for entries in exact_diagonal(task).values()])
+    assert torch.allclose(diagonal, (G @ torch.eye(G.n)).diagonal(), rtol=0, atol=1e-13)
 
 
 def test_a_pass_for_each_row_gives_what_all_rows_together_give(monkeypatch):
@@ -195,6 +226,29 @@ def test_a_curve_behind_a_gate_that_is_shut_is_seen():
     assert not trace.certified["branch.weight"]
     assert trace.certified["first.weight"]
     assert trace.kind == "ggn"
+
+
+def test_a_tensor_that_only_other_rows_depend_on_is_in_doubt():
+    class Rare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.usual, self.rare, self.unused = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(2, 2)
+
+        def forward(self, x):
+            rows = x[:, 0] > 5
+            return self.usual(x).index_add(0, rows.nonzero()[:, 0], torch.tanh(self.rare(x[rows])))
+
+    x, y = torch.randn(40, 4), torch.randint(3, (40,))
+    model = Rare()
+    assert exact_trace(Task(model, nn.CrossEntropyLoss(), [(x, y)])).applies
+    x[17, 0] = 6.0
+    task = Task(model, nn.CrossEntropyLoss(), [(x, y)])
+    G = GGNOperator(task)
+    trace = exact_trace(task)
+    assert trace.total == pytest.approx(float((G @ torch.eye(G.n)).trace()), rel=1e-10)
+    assert trace.kind == "ggn"
+    assert [name for name, passed in trace.certified.items() if not passed] == ["rare.weight", "rare.bias"]
+    assert "no effect on the outputs of the rows looked at" in trace.reasons[0]
 
 
 # -- what is left behind
