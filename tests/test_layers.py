@@ -35,7 +35,7 @@ FLOORS = """
     exact.certificate exact.samples operators.displaced operators.fisher operators.ggn operators.hessian \
         operators.point plots.figures provenance sharpness.degrees sharpness.folding storage.hdf5
     exact.linearised sharpness.adaptive sharpness.delta_sharpness sharpness.norms sharpness.scale_groups \
-        sharpness.search storage.runfile
+        sharpness.search sharpness.train_part storage.runfile
     exact.trace sharpness.bn_sharpness sharpness.minimum
     sharpness.fisher_rao sharpness.node_wise verification
     analysis sharpness.measures

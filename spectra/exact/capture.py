@@ -147,6 +147,10 @@ class Recorder(TorchFunctionMode):
                     found.add(index)
         return found
 
+    def restricted(self, usable: set[int]) -> list[Use]:
+        """The uses of these parameters."""
+        return [use for use in (use.restricted(usable) for use in self.uses) if use is not None]
+
 
 def checked(
     recorder: Recorder,
@@ -174,9 +178,10 @@ def checked(
     half = torch.arange(samples, device=flat.device) % 2 == 1 if samples > 1 else torch.ones(1, dtype=torch.bool)
     half = half.to(flat.device)
     reached: set[int] = set()
+    idle: set[int] = set()  # met in a call on no rows at all, and nowhere else
     for chosen in (half, ~half) if samples > 1 else (half,):
         cotangents = unflatten(flat * chosen[:, None])
-        uses = [use for use in (u.restricted(usable) for u in recorder.uses) if use is not None]
+        uses = recorder.restricted(usable)
         indices = range(len(theta))
         wanted: Any = [*(use.edge for use in uses), *theta]
         pulled: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
@@ -186,19 +191,50 @@ def checked(
         reached |= {index for index, piece in expected.items() if piece is not None}
         for use, d in zip(uses, pulled):
             members = [index for index in (use.weight, use.bias) if index is not None]
-            if d is None or d.shape[0] % samples or use.input.shape[0] % samples or _any_elsewhere(d, chosen):
+            if d is not None and not d.numel() and not any(_moved(expected[index]) for index in members):
+                usable -= set(members)
+                idle |= set(members)
+                continue
+            if (
+                d is None
+                or not d.numel()
+                or d.shape[0] % samples
+                or use.input.shape[0] % samples
+                or _any_elsewhere(d, chosen)
+            ):
                 usable -= set(members)
                 continue
             for index, found in zip(members, _replayed(use, theta, d)):
                 mine = expected[index]
                 if mine is None or mine.is_sparse or not _close(found, mine):
                     usable.discard(index)
-    return usable, reached - usable
+    return usable, reached - usable - idle
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     tolerance = 1e3 * torch.finfo(expected.dtype).eps
     return float((found - expected).norm()) <= tolerance * float(found.norm() + expected.norm())
+
+
+def separated(
+    uses: Sequence[Use],
+    outputs: Sequence[torch.Tensor],
+    flat: torch.Tensor,
+    unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
+) -> bool:
+    """Whether the samples lie in the recorded outputs as they do in the outputs, by one back-propagation.
+
+    For a batch whose calls have the shapes of one that was checked: rows that are sorted or chosen by their content may
+    still lie otherwise. Arguments as in :func:`checked`.
+    """
+    chosen = torch.arange(len(flat), device=flat.device) % 2 == 1
+    edges = [use.edge for use in uses]
+    pulled = torch.autograd.grad(outputs, edges, unflatten(flat * chosen[:, None]), retain_graph=True)
+    return not any(_any_elsewhere(d, chosen) for d in pulled)
+
+
+def _moved(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool((gradient != 0).any())
 
 
 def _any_elsewhere(d: torch.Tensor, chosen: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from spectra.batches import rows_of
 from spectra.errors import TaskError
-from spectra.exact.capture import Recorder, Use, checked
+from spectra.exact.capture import Recorder, Use, checked, separated
 from spectra.exact.factors import Factor, Layout, factor_of, outputs_of
 from spectra.exact.layers import Sums, squares
 from spectra.exact.samples import SampleGradients
@@ -78,13 +78,16 @@ def linearise(function: LossFunction, batch: Any, plans: Plans) -> Linearised:
     target = function.task.target_of(batch)
     layout = Layout(outputs, samples_of(function.task, batch, outputs))
     signature = (tuple(use.signature for use in recorder.uses), tuple(sorted(recorder.others)), layout.samples)
-    if signature not in plans:
-        generator = torch.Generator().manual_seed(7)
-        flat = torch.randn(layout.samples, layout.width, generator=generator, dtype=torch.float64).to(outputs[0])
-        plans[signature] = checked(recorder, function.theta, outputs, flat, layout.unflatten)
-    usable, others = plans[signature]
-    usable = usable & recorder.usable()
-    uses = [use for use in (u.restricted(usable) for u in recorder.uses) if use is not None]
+    generator = torch.Generator().manual_seed(7)
+    flat = torch.randn(layout.samples, layout.width, generator=generator, dtype=torch.float64).to(outputs[0])
+    plan = plans.get(signature)
+    if plan is not None:
+        uses = recorder.restricted(plan[0])
+        if uses and not separated(uses, outputs, flat, layout.unflatten):
+            plan = None
+    if plan is None:
+        plan = plans[signature] = checked(recorder, function.theta, outputs, flat, layout.unflatten)
+    uses, others = recorder.restricted(plan[0]), plan[1]
     factor = factor_of(function, output, target, layout)
     return Linearised(function, batch, outputs, layout, factor, uses, sorted(others))
 

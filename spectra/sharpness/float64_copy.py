@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.batches import choose_rows, map_tensors, rows_of, tensors_of
+from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.errors import DataError, TaskError
 from spectra.operators.function import LossFunction
 from spectra.operators.modes import exact_arithmetic
@@ -22,8 +22,15 @@ SAMPLES = 8  # a statement about the network's function needs few
 
 
 def float64_copy(task: Task, bn_mode: str = "eval") -> nn.Module:
-    """The model in float64 and eval mode, with running statistics estimated anew for ``bn_mode="recalibrated"``."""
-    model = copy.deepcopy(task.model).double().eval()
+    """The model in float64 and eval mode, with running statistics estimated anew for ``bn_mode="recalibrated"``.
+
+    Raises:
+        TaskError: the model cannot be copied.
+    """
+    try:
+        model = copy.deepcopy(task.model).double().eval()
+    except RuntimeError as error:
+        raise TaskError(f"the model cannot be copied: {error}") from error
     if bn_mode == "recalibrated":
         function = LossFunction(task, bn_mode, torch.float64)
         recalibrate(function)
@@ -40,7 +47,7 @@ def few_samples(task: Task, model: nn.Module) -> Any:
         DataError: there is no batch.
     """
     with random_state_kept():
-        batch = next(iter(task.data), None)
+        batch = next((batch for batch in task.data if rows_of(batch) != 0), None)
     if batch is None:
         raise DataError("the data are empty: at least one batch is needed")
     rows = rows_of(batch)
@@ -60,9 +67,16 @@ def leaves(value: Any) -> list[torch.Tensor]:
 
 
 def outputs(task: Task, model: nn.Module, batch: Any) -> list[torch.Tensor]:
-    """The tensors that the task's model returns for a batch, with another model in its place."""
+    """The tensors that the task's model returns for a batch, with another model in its place.
+
+    Raises:
+        TaskError: the model fails in float64, for instance because it casts to another dtype on the way.
+    """
     with exact_arithmetic(model), torch.no_grad():
-        return tensors_of(replace(task, model=model).output_of(batch))
+        try:
+            return leaves(replace(task, model=model).output_of(batch))
+        except RuntimeError as error:
+            raise TaskError(f"the model cannot be evaluated in float64: {error}") from error
 
 
 def difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:

@@ -28,11 +28,12 @@ from spectra.exact.trace import exact_diagonal, exact_trace
 from spectra.operators.modes import check_bn_mode
 from spectra.reduction import averaging_of
 from spectra.sharpness.measure import Measure, not_measured
-from spectra.sharpness.minimum import minimum_of_traces, prepare_rescaling
+from spectra.sharpness.minimum import Homogeneous, minimum_of_traces, prepare_rescaling
 from spectra.sharpness.node_wise import FORM as NODE_WISE
 from spectra.sharpness.node_wise import chain_of, minimum_of_diagonals
 from spectra.sharpness.normalized import check_options
 from spectra.sharpness.per_layer import matrix_normalized_of_traces, normalized_of_diagonals
+from spectra.sharpness.train_part import train_mode_part
 from spectra.task import Task
 
 LOSSES = ("task", "normalized")
@@ -44,6 +45,8 @@ def minimum_sharpness(
     *,
     scale_groups: Mapping[str, Sequence[float] | float] | None = None,
     zero_tolerance: float = 0.0,
+    train_draws: int = 0,
+    seed: int = 0,
 ) -> Measure:
     """Minimum sharpness: the smallest trace of the Hessian over rescalings that leave the network's function alone.
 
@@ -63,6 +66,9 @@ def minimum_sharpness(
             the network without batch norm. Tensors left out do not scale. They are held against its function.
         zero_tolerance: tensors whose trace is at or below this times the total are taken for 0, with a note. Nothing is
             by default; 1e-14 is the usual choice where a layer is dead.
+        train_draws: random products for ``details["train_mode_part"]``, what filters before batch norm have in train
+            mode (:mod:`spectra.sharpness.train_part`), beside the value and never added to it. None by default.
+        seed: of these.
 
     Returns:
         The measure: ``form`` "bias-free" or "with biases", ``attained``, ``certificate`` (the gradient at the minimum
@@ -90,6 +96,9 @@ def minimum_sharpness(
         if trace.kind is None:
             return not_measured("; ".join(trace.reasons), **conditions)
         found = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance)
+        if train_draws and network.folded.folded:
+            part = _train_part(task, network, train_draws, seed)
+            found = replace(found, details={**found.details, "train_mode_part": part})
         return _with_reasons(found, trace.reasons)
 
     return _refused(measured, conditions)
@@ -201,6 +210,16 @@ def matrix_normalized_sharpness(task: Task, *, loss: str = "task", bn_mode: str 
         return _with_reasons(found, trace.reasons)
 
     return _refused(measured, conditions)
+
+
+def _train_part(task: Task, network: Homogeneous, draws: int, seed: int) -> dict[str, Any]:
+    """The train-mode part, or the reason why there is none: the measure that it stands beside has its value."""
+    try:
+        return train_mode_part(task, network.folded, draws, seed)
+    except ArgumentError:
+        raise
+    except (TaskError, NumericsError, ValueError) as error:  # torch: more than one value per channel is needed
+        return {"value": None, "reason": str(error)}
 
 
 def _checked(loss: str) -> str:

@@ -26,6 +26,7 @@ from spectra.errors import ArgumentError, NumericsError
 Array = npt.NDArray[np.float64]
 
 CERTIFIED = 1e-9  # the largest relative gradient that is still called a minimum
+_PRICE = 1e-6  # of a log-scale's move, where a block's fall by 1 is worth 1
 _LARGEST_STEP = 10.0  # no exponent moves further than this in one step
 
 
@@ -181,12 +182,14 @@ def _recession(a: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
     rows, s = a.shape
     if rows == 0 or s == 0:
         return np.zeros(s), np.zeros(rows, bool)
-    cost = np.concatenate([np.zeros(s), -np.ones(rows)])
-    bound = np.concatenate([-a, np.eye(rows)], axis=1)
-    result = linprog(cost, A_ub=bound, b_ub=np.zeros(rows), bounds=[(None, None)] * s + [(0, 1)] * rows, method="highs")
+    # Exponents that fail to cancel only by rounding are no direction: moving so far has a price.
+    cost = np.concatenate([np.full(2 * s, _PRICE), -np.ones(rows)])
+    bound = np.concatenate([-a, a, np.eye(rows)], axis=1)  # of the parts of r above and below 0, and of s
+    limits = [(0, None)] * (2 * s) + [(0, 1)] * rows
+    result = linprog(cost, A_ub=bound, b_ub=np.zeros(rows), bounds=limits, method="highs")
     if result.status != 0:
         raise NumericsError(f"the directions along which blocks vanish could not be found: {result.message}")
-    return result.x[:s], result.x[s:] > 0.5
+    return result.x[:s] - result.x[s : 2 * s], result.x[2 * s :] > 0.5
 
 
 def _newton(logs: Array, a: Array) -> tuple[Array, float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError, TaskError
-from spectra.operators.modes import exact_arithmetic
 from spectra.sharpness.degrees import Degrees, Form, Layer, record_degrees
 from spectra.sharpness.float64_copy import difference, few_samples, outputs
 from spectra.task import Task
@@ -53,8 +52,7 @@ def find_scale_groups(task: Task, model: nn.Module) -> ScaleGroups:
         TaskError: the network is not positively homogeneous, or the rescalings found do not leave it alone.
     """
     batch = few_samples(task, model)
-    with exact_arithmetic(model), torch.no_grad():
-        degrees = record_degrees(model, batch, lambda: replace(task, model=model).output_of(batch))
+    degrees = record_degrees(model, batch, lambda: outputs(task, model, batch))
     names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     if not degrees.exponents:
         raise TaskError("no trainable parameter of the model takes part in its outputs as the task calls it")

@@ -168,6 +168,26 @@ def test_it_does_not_depend_on_the_batches():
     assert all(torch.allclose(one[name], many[name], rtol=1e-12, atol=0) for name in one)
 
 
+def test_rows_that_are_sorted_by_their_content_are_noticed_in_every_batch():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):  # (samples, 2 tokens, features)
+            rows = x.flatten(0, 1)
+            order = rows[:, 0].argsort()
+            return self.head(torch.relu(self.body(rows[order]))[order.argsort()].view(len(x), 2, 5).sum(1))
+
+    x, y = torch.randn(8, 2, 4), torch.randint(3, (8,))
+    x[:4, :, 0] = torch.arange(8.0).view(4, 2)  # the first batch is in order by itself
+    assert bool((x[4:].flatten(0, 1)[:, 0].diff() < 0).any())
+    task = Task(Sorted(), nn.CrossEntropyLoss(), batches_of(x, y, 4, 4))
+    G = GGNOperator(task)
+    diagonal = torch.cat([entries.reshape(-1) for entries in exact_diagonal(task).values()])
+    assert torch.allclose(diagonal, (G @ torch.eye(G.n)).diagonal(), rtol=0, atol=1e-13)
+
+
 def test_a_pass_for_each_row_gives_what_all_rows_together_give(monkeypatch):
     task = task_of(Unseen(), torch.randn(7, 4))
     together = exact_diagonal(task)

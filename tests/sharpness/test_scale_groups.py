@@ -298,3 +298,30 @@ def test_outputs_that_differ_are_told_apart():
     assert difference(here, [here[0][:1]]) == float("inf")
     with pytest.raises(TaskError, match="NaN"):
         difference([here[0] * float("nan")], here)
+
+
+def test_models_that_cannot_be_taken_apart_say_so():
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.a(x.float())
+
+    with pytest.raises(TaskError, match="cannot be evaluated in float64"):
+        groups_of(task_of(Casting(), 3))
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].scratch = model[0].weight * 2
+    with pytest.raises(TaskError, match="cannot be copied"):
+        fold_batch_norm(task_of(model, 3))
+
+
+def test_an_empty_first_batch_is_not_what_a_rescaling_is_tried_on():
+    task = task_of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 3)
+    empty = (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    task = Task(task.model, task.criterion, [empty, *task.data])
+    assert len(few_samples(task, task.model)[0]) == 3
+    wrong = given_scale_groups(task.model, {"0.weight": [1]})
+    with pytest.raises(TaskError, match="do not leave"):
+        check_scale_groups(task, task.model, wrong)
