@@ -21,6 +21,8 @@ from spectra.operators.modes import batch_norm_layers, check_bn_mode
 from spectra.operators.point import measure_point, widths_of
 from spectra.provenance import origin, provenance_of
 from spectra.records import Record
+from spectra.sharpness.catalogue import chosen_measures
+from spectra.sharpness.suite import measure_all, task_of
 from spectra.task import Task
 from spectra.verification import Verification, verify
 
@@ -49,6 +51,7 @@ class Settings:
     distribution: str = "sphere"
     params: str | Sequence[str] | None = None
     dtype: str | None = None
+    metrics: str | Sequence[str] = "cheap"  # sharpness measures: all, none, cheap, or names; not of chosen parameters
     check: bool = True  # the traces against exact ones, where there are such
     width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
 
@@ -75,6 +78,7 @@ class Settings:
         if self.width is not None and self.width < 1:
             raise ArgumentError(f"width={self.width}: at least 1 is needed")
         torch_dtype_of(self.dtype)
+        object.__setattr__(self, "metrics", chosen_measures(self.metrics))
 
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""
@@ -152,9 +156,12 @@ def _records(
     for operator in operators.values():
         _width(operator, asked)
         _ = operator.self_test
+    measured: set[str] = set()  # the modes: a measure is one of the network, not of an operator
     for (name, mode), operator in operators.items():
         report = None if progress is None else _report(progress, name, mode)
-        yield _analyze_one(operator, asked, checkpoint, report, extra, notes)
+        metrics = () if mode in measured or asked.params is not None else asked.metrics
+        measured.add(mode)
+        yield _analyze_one(operator, asked, metrics, checkpoint, report, extra, notes)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -170,6 +177,7 @@ def _report(progress: Progress, name: str, mode: str) -> Callable[[int, int], No
 def _analyze_one(
     operator: CurvatureOperator,
     asked: Settings,
+    metrics: Sequence[str],
     checkpoint: Checkpoint | None,
     progress: Callable[[int, int], None] | None,
     extra: dict[str, Any],
@@ -209,6 +217,7 @@ def _analyze_one(
         exact=verified.exact,
         checks=verified.checks,
         remainder=verified.remainder,
+        sharpness=measure_all(task_of(operator), metrics or "none", operator.bn_mode),
         notes=(*verified.warnings, *_notes(operator), *(checkpoint.notes if checkpoint is not None else ()), *notes),
     )
 

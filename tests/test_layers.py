@@ -21,8 +21,9 @@ FLOORS = """
         sharpness.blocks sharpness.draws version
     batches checkpoints.fitting checkpoints.rawfile exact.layers exact.normalized exact.result krylov.probes \
         operators.base operators.modes operators.selftest sharpness.ascent sharpness.balancing \
-        sharpness.bn_neurons sharpness.interval sharpness.measure sharpness.rescaling storage.cells \
-        storage.replacing storage.sealing trajectory tridiagonal zoo.data zoo.networks.building
+        sharpness.bn_neurons sharpness.catalogue sharpness.interval sharpness.measure sharpness.rescaling \
+        storage.cells storage.replacing storage.sealing trajectory tridiagonal zoo.data \
+        zoo.networks.building
     checkpoints.discovery estimates krylov.lanczos operators.algebra operators.dense reduction \
         sharpness.layouts sharpness.normalized sharpness.training zoo.networks.residual zoo.networks.small \
         zoo.networks.vgg
@@ -33,7 +34,8 @@ FLOORS = """
         plots.draw zoo.training
     exact.factors operators.curvature plots.sheets sharpness.float64_copy storage.findings zoo.__main__
     exact.certificate exact.samples operators.displaced operators.fisher operators.ggn operators.hessian \
-        operators.point plots.figures provenance sharpness.degrees sharpness.folding storage.hdf5
+        operators.point plots.figures provenance sharpness.degrees sharpness.folding sharpness.suite \
+        storage.hdf5
     exact.linearised sharpness.adaptive sharpness.delta_sharpness sharpness.norms sharpness.scale_groups \
         sharpness.search sharpness.train_part storage.runfile
     exact.trace sharpness.bn_sharpness sharpness.minimum
@@ -42,7 +44,7 @@ FLOORS = """
     run
     cli.main cli.numbers cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source
-    cli.findings_table
+    cli.findings_table cli.metrics
     cli.record_table
     cli.tables
     cli.analyze cli.demo cli.show
@@ -50,12 +52,12 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style version exact.result krylov.probes sharpness.balancing sharpness.measure
-        sharpness.rescaling storage.cells storage.replacing storage.sealing trajectory tridiagonal estimates
-        sharpness.normalized counts density extremes outliers records degeneracy determinants distribution
-        plots.moments ranks spectrum crosscheck plots.draw plots.sheets storage.findings plots.figures
-        storage.hdf5 storage.runfile cli.main cli.numbers cli.user_code cli.layout cli.findings_table
-        cli.record_table cli.tables cli.show cli.plot
+    errors jsonable plots.style version exact.result krylov.probes sharpness.balancing sharpness.catalogue
+        sharpness.measure sharpness.rescaling storage.cells storage.replacing storage.sealing trajectory
+        tridiagonal estimates sharpness.normalized counts density extremes outliers records degeneracy
+        determinants distribution plots.moments ranks spectrum crosscheck plots.draw plots.sheets
+        storage.findings plots.figures storage.hdf5 storage.runfile cli.main cli.numbers cli.user_code
+        cli.layout cli.findings_table cli.metrics cli.record_table cli.tables cli.show cli.plot
 """
 
 

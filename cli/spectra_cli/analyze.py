@@ -64,6 +64,13 @@ BN_CHOICES = {
 )
 @click.option("--params", multiple=True, metavar="GLOB|REGEX", help="Only parameters of such names; repeatable.")
 @click.option(
+    "--metrics",
+    default="cheap",
+    show_default=True,
+    metavar="all|none|cheap|NAME,...",
+    help="Sharpness measures; `spectra metrics` lists them.",
+)
+@click.option(
     "--check/--no-check",
     default=True,
     show_default=True,
@@ -91,6 +98,7 @@ def command(
     l2: float | None,
     reduction: str | None,
     params: tuple[str, ...],
+    metrics: str,
     check: bool,
     device: str | None,
     dtype: str | None,
@@ -119,6 +127,7 @@ def command(
         seed=seed,
         params=list(params) or None,
         dtype=dtype,
+        metrics=metrics,
         check=check,
     )
     check_output(out)  # before the checkpoints are read

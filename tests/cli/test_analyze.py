@@ -188,7 +188,7 @@ def test_a_plain_state_dict_and_a_task_file_give_a_results_file(here):
 
 
 def test_json_has_the_promised_fields_and_nothing_that_was_not_asked_for(here):
-    result = analysed("net_0.pt", *QUICK, "--json", "--no-check")
+    result = analysed("net_0.pt", *QUICK, "--json", "--no-check", "--metrics", "none")
     (entry,) = json.loads(result.stdout)
     assert set(entry) == {
         *("checkpoint", "checkpoint_sha256", "epoch", "step", "operator", "bn_mode", "status", "reason"),
@@ -221,6 +221,15 @@ def test_the_traces_are_checked_unless_that_is_not_wanted(here):
     shown = spectra("show", "run.h5").stdout
     assert "cross-check: estimated against exact traces" in shown
     assert "exact trace of the " in shown
+
+
+def test_measures_are_computed_by_name_and_shown(here):
+    (entry,) = json.loads(analysed("net_0.pt", *QUICK, "--json", "--metrics", "gradient_norm").stdout)
+    assert list(entry["sharpness"]) == ["gradient_norm"]
+    assert {"value", "form", "certificate", "reason"} <= set(entry["sharpness"]["gradient_norm"])
+    assert "sharpness measures" in spectra("show", "run.h5").stdout
+    assert "minimum_sharpness" in spectra("metrics").stdout
+    assert json.loads(spectra("metrics", "--json").stdout)["bn_sharpness"]["cheap"] is False
 
 
 def test_a_failed_check_is_loud_and_ends_in_an_error(here, monkeypatch):

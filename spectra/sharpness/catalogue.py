@@ -1,0 +1,162 @@
+"""Which sharpness measures an analysis can compute: what each is, what it costs, and what leaves it unchanged."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spectra.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measure, as it is asked for by name."""
+
+    words: str  # what it is, in a line
+    cost: str  # in gradients over the data; C classes
+    invariant: str  # under which changes of the weights that leave the network's function alone
+    home: str  # module:function
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cheap: bool = True
+    train_mode: bool = False  # whether it exists with batch norm by the statistics of each batch
+    always_train: bool = False  # it is defined in that mode only, whatever the mode of the record
+
+
+_EXACT = "about C/2 (linear layers) to C"  # that of the exact trace or diagonal
+_MEASURES = "spectra.sharpness.measures"
+
+CATALOGUE: dict[str, Entry] = {
+    "minimum_sharpness": Entry(
+        "least trace over rescalings of whole layers (Ibayashi et al. 2021)",
+        _EXACT,
+        "layers, batch norm in eval mode",
+        f"{_MEASURES}:minimum_sharpness",
+    ),
+    "node_minimum_sharpness": Entry(
+        "least trace over rescalings of single units; chains of layers only",
+        _EXACT,
+        "layers, units",
+        f"{_MEASURES}:node_minimum_sharpness",
+    ),
+    "normalized_sharpness": Entry(
+        "least noise-weighted curvature over scales of units, arXiv form (Tsuzuku et al. 2019)",
+        _EXACT,
+        "layers, units",
+        f"{_MEASURES}:normalized_sharpness",
+    ),
+    "normalized_sharpness_of_normalized_loss": Entry(
+        "the same with the cross-entropy of normalised logits; three classes and more",
+        _EXACT,
+        "layers, units, scale of the logits",
+        f"{_MEASURES}:normalized_sharpness",
+        {"loss": "normalized"},
+    ),
+    "matrix_normalized_sharpness": Entry(
+        "sum over weight matrices of sqrt(|W|_F^2 Tr H_W)",
+        _EXACT,
+        "layers",
+        f"{_MEASURES}:matrix_normalized_sharpness",
+    ),
+    "fisher_rao_diagonal": Entry(
+        "sum_i w_i^2 mean_n (dl_n/dw_i)^2 (Tsuzuku et al. 2019, equation 25)",
+        "2 to 3",
+        "layers, units",
+        "spectra.sharpness.fisher_rao:fisher_rao_norm",
+    ),
+    "fisher_rao_liang": Entry(
+        "mean_n <w, grad l_n>^2 (Liang et al. 2019)",
+        "3",
+        "layers, units",
+        "spectra.sharpness.fisher_rao:fisher_rao_norm",
+        {"form": "liang"},
+    ),
+    "fisher_rao_hessian": Entry(
+        "sum_i w_i^2 H_ii (Tsuzuku et al. 2020, equation 16)",
+        _EXACT,
+        "layers, units",
+        "spectra.sharpness.fisher_rao:fisher_rao_norm",
+        {"form": "hessian"},
+    ),
+    "squared_norm": Entry(
+        "sum of squared weights; a baseline", "none", "nothing", "spectra.sharpness.norms:squared_norm", train_mode=True
+    ),
+    "gradient_norm": Entry(
+        "|grad L|, without the l2 term; a baseline",
+        "1",
+        "nothing",
+        "spectra.sharpness.norms:gradient_norm",
+        train_mode=True,
+    ),
+    "bn_sharpness": Entry(
+        "largest mean change of the loss along directions scaled to the filters (Yi et al. 2019); a lower bound",
+        "up to 8 per step of 20",
+        "scale of filters before batch norm, in train mode",
+        "spectra.sharpness.bn_sharpness:bn_sharpness",
+        cheap=False,
+        train_mode=True,
+        always_train=True,
+    ),
+    "delta_sharpness_mean": Entry(
+        "root mean square change of the loss in a ball of radius 1e-3; a baseline",
+        "about 11",
+        "nothing",
+        "spectra.sharpness.delta_sharpness:delta_sharpness",
+        cheap=False,
+        train_mode=True,
+    ),
+    "delta_sharpness_max": Entry(
+        "largest change of the loss in that ball (Keskar et al. 2017); a lower bound",
+        "up to 40",
+        "nothing",
+        "spectra.sharpness.delta_sharpness:delta_sharpness",
+        {"p": float("inf")},
+        cheap=False,
+        train_mode=True,
+    ),
+    "adaptive_sharpness_average": Entry(
+        "mean rise of the loss under noise of 5 % of each weight (Kwon et al. 2021)",
+        "about 11",
+        "layers, units",
+        "spectra.sharpness.adaptive:adaptive_sharpness",
+        cheap=False,
+        train_mode=True,
+    ),
+    "adaptive_sharpness_worst": Entry(
+        "largest rise of the loss under such changes of norm 0.05; a lower bound",
+        "up to 20",
+        "layers, units",
+        "spectra.sharpness.adaptive:adaptive_sharpness",
+        {"form": "worst"},
+        cheap=False,
+        train_mode=True,
+    ),
+}
+
+
+def chosen_measures(asked: str | Sequence[str]) -> tuple[str, ...]:
+    """The names that are meant by ``"all"``, ``"none"``, ``"cheap"``, or names, in the order of the catalogue.
+
+    Raises:
+        ArgumentError: a name that is not in the catalogue.
+
+    Example:
+        >>> chosen_measures("gradient_norm, squared_norm")
+        ('squared_norm', 'gradient_norm')
+    """
+    names = [name.strip() for name in asked.split(",")] if isinstance(asked, str) else list(asked)
+    if names == ["none"]:
+        return ()
+    if names == ["all"]:
+        return tuple(CATALOGUE)
+    meant = {name for name, entry in CATALOGUE.items() if entry.cheap and "cheap" in names}
+    for name in names:
+        if name != "cheap" and name not in CATALOGUE:
+            near = difflib.get_close_matches(name, CATALOGUE, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ArgumentError(
+                f"metrics={name!r}: all, none, cheap, or names that `spectra metrics` lists are needed{hint}"
+            )
+        meant.add(name)
+    return tuple(name for name in CATALOGUE if name in meant)

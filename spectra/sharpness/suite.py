@@ -1,0 +1,61 @@
+"""The sharpness measures of one record: those that were asked for, at the parameters of its run."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from spectra.errors import DataError, NumericsError, OutOfMemory, TaskError
+from spectra.operators.curvature import CurvatureOperator
+from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
+from spectra.sharpness.measure import Measure, not_measured
+from spectra.task import Task
+
+
+def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str = "eval") -> dict[str, Measure]:
+    """The measures of these names; one that does not exist here is NaN with its reason.
+
+    Args:
+        task: the task.
+        names: ``"all"``, ``"none"``, ``"cheap"``, or names of :data:`spectra.sharpness.catalogue.CATALOGUE`.
+        bn_mode: how batch norm is evaluated. BN-sharpness is defined in train mode, and computed in it always; in that
+            mode those that need the loss of single samples, or an exact diagonal, are left out.
+
+    Returns:
+        Name -> measure, in the order of the catalogue.
+
+    Raises:
+        ArgumentError: a name that is not there.
+    """
+    found: dict[str, Measure] = {}
+    for name in chosen_measures(names):
+        entry = CATALOGUE[name]
+        if bn_mode == "train" and not entry.train_mode:
+            continue
+        module, _, function = entry.home.partition(":")
+        measure = getattr(importlib.import_module(module), function)
+        mode = {} if name == "squared_norm" else {"bn_mode": "train" if entry.always_train else bn_mode}
+        try:
+            found[name] = measure(task, **mode, **entry.options)
+        except (TaskError, NumericsError, DataError, OutOfMemory) as error:
+            found[name] = not_measured(str(error), form=str(entry.options.get("form", "default")), **mode)
+    return found
+
+
+def task_of(operator: CurvatureOperator) -> Task:
+    """The operator's task at the operator's parameters: a copy of the model where training has gone on since."""
+    task, function = operator.task, operator.function
+    live = dict(task.model.named_parameters())
+    meant = dict(zip(function.names, function.theta))
+    if all(torch.equal(live[name].detach().to(tensor), tensor.detach()) for name, tensor in meant.items()):
+        return task
+    model = copy.deepcopy(task.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in meant:
+                parameter.copy_(meant[name])
+    return replace(task, model=model)

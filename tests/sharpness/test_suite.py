@@ -1,0 +1,118 @@
+"""The measures of a record: by name, once per mode, at the run's own parameters, and never an invented number."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import spectra
+from spectra import Task, analyze, iter_analyze
+from spectra.errors import ArgumentError
+from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
+from spectra.sharpness.suite import measure_all
+from spectra.storage.runfile import RunFile, load_trajectory
+
+CHEAP = [name for name, entry in CATALOGUE.items() if entry.cheap]
+
+
+def make_task(activation: nn.Module | None = None, batch_norm: bool = False) -> Task:
+    torch.manual_seed(0)
+    norm = [nn.BatchNorm1d(6)] if batch_norm else []
+    model = nn.Sequential(nn.Linear(5, 6), *norm, activation or nn.ReLU(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(12, 5, dtype=torch.float64), torch.randint(3, (12,))
+    return Task(model, nn.CrossEntropyLoss(), [(x[:8], y[:8]), (x[8:], y[8:])])
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_name_leads_to_a_public_function(name):
+    module, _, function = CATALOGUE[name].home.partition(":")
+    assert getattr(spectra, function) is getattr(importlib.import_module(module), function)
+
+
+def test_the_measures_of_a_record_are_those_of_the_functions():
+    task = make_task()
+    found = measure_all(task, "all")
+    assert list(found) == list(CATALOGUE)
+    assert found["minimum_sharpness"] == spectra.minimum_sharpness(task)
+    assert found["fisher_rao_liang"] == spectra.fisher_rao_norm(task, "liang")
+    assert found["adaptive_sharpness_worst"] == spectra.adaptive_sharpness(task, form="worst")
+    assert found["bn_sharpness"] == spectra.bn_sharpness(task, bn_mode="train")
+    assert found["normalized_sharpness_of_normalized_loss"].loss == "normalized"
+    assert all(math.isfinite(measure.value) for measure in found.values())
+
+
+def test_what_does_not_exist_here_is_nan_with_its_reason_and_null_in_json():
+    (record,) = analyze(make_task(nn.GELU()), lanczos_steps=2, num_probes=2)
+    missing = record.sharpness["minimum_sharpness"]
+    assert math.isnan(missing.value)
+    assert "gelu" in missing.reason.lower()
+    assert record.to_json()["sharpness"]["minimum_sharpness"]["value"] is None
+    labelled = record.sharpness["normalized_sharpness"]
+    assert labelled.curvature == "ggn"
+    assert math.isfinite(labelled.value)
+
+
+def test_a_task_without_a_criterion_has_reasons_in_place_of_numbers():
+    model = nn.Linear(3, 1)
+    task = Task.from_loss(model, lambda model, x: model(x).square().mean(), [torch.randn(4, 3)])
+    found = measure_all(task)
+    assert all(math.isnan(found[name].value) for name in ("minimum_sharpness", "fisher_rao_diagonal"))
+    assert all(measure.reason for measure in found.values() if math.isnan(measure.value))
+    assert found["gradient_norm"].value > 0
+
+
+def test_measures_are_computed_once_per_mode_and_in_train_mode_only_those_that_exist_there():
+    records = analyze(
+        make_task(batch_norm=True),
+        operators=("hessian", "ggn"),
+        bn_modes=("eval", "train"),
+        lanczos_steps=2,
+        num_probes=2,
+    )
+    named = {(record.operator, record.bn_mode): list(record.sharpness) for record in records}
+    assert named == {
+        ("hessian", "eval"): CHEAP,
+        ("hessian", "train"): ["squared_norm", "gradient_norm"],
+        ("ggn", "eval"): [],
+        ("ggn", "train"): [],
+    }
+
+
+def test_measures_are_of_the_parameters_at_the_call_though_training_has_gone_on():
+    task = make_task()
+    before = spectra.gradient_norm(task).value
+    records = iter_analyze(task, lanczos_steps=2, num_probes=2, metrics="gradient_norm, squared_norm")
+    with torch.no_grad():
+        for p in task.model.parameters():
+            p.mul_(2.0)
+    (record,) = records
+    assert list(record.sharpness) == ["squared_norm", "gradient_norm"]
+    assert record.sharpness["gradient_norm"].value == before
+    assert spectra.gradient_norm(task).value != before
+
+
+def test_chosen_parameters_have_no_measures_of_the_whole_network():
+    (record,) = analyze(make_task(), lanczos_steps=2, num_probes=2, params="2.*")
+    assert record.sharpness == {}
+
+
+def test_names_are_checked_at_the_call_with_a_near_one():
+    assert chosen_measures("none") == ()
+    assert chosen_measures("cheap") == tuple(CHEAP)
+    assert chosen_measures("bn_sharpness,cheap") == (*CHEAP, "bn_sharpness")
+    with pytest.raises(ArgumentError, match="did you mean minimum_sharpness"):
+        analyze(make_task(), metrics="minimal_sharpness")
+
+
+def test_measures_come_back_from_a_file(tmp_path):
+    (record,) = analyze(make_task(nn.Tanh()), lanczos_steps=2, num_probes=2, metrics="all")
+    with RunFile.open(tmp_path / "run.h5", {"seed": 0}) as run:
+        run.append(record)
+    (back,) = load_trajectory(tmp_path / "run.h5")
+    assert list(back.sharpness) == list(record.sharpness)
+    for name, measure in record.sharpness.items():
+        assert back.sharpness[name].to_json() == measure.to_json(), name
