@@ -71,7 +71,7 @@ def kind_of(criterion: Any) -> type | None:
 
 
 def settings_of(criterion: Any) -> dict[str, Any]:
-    """The settings of a criterion of a known kind that are not left at their defaults, by name."""
+    """The settings of a criterion by name, as far as they are known: a module's own, or what a partial was given."""
     return _identity(criterion)[1]
 
 

@@ -218,6 +218,7 @@ def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def separated(
     uses: Sequence[Use],
+    rest: Sequence[torch.Tensor],
     outputs: Sequence[torch.Tensor],
     flat: torch.Tensor,
     unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
@@ -225,12 +226,19 @@ def separated(
     """Whether the samples lie in the recorded outputs as they do in the outputs, by one back-propagation.
 
     For a batch whose calls have the shapes of one that was checked: rows that are sorted or chosen by their content may
-    still lie otherwise. Arguments as in :func:`checked`.
+    still lie otherwise, and a parameter that had no part (``rest``) may have one. The others are as in :func:`checked`.
     """
-    chosen = torch.arange(len(flat), device=flat.device) % 2 == 1
+    whole, even = unflatten(flat), torch.arange(len(flat), device=flat.device) % 2 == 0
+    if rest:
+        pieces = torch.autograd.grad(outputs, list(rest), whole, retain_graph=True, allow_unused=True)
+        if any(_moved(piece) for piece in pieces):
+            return False
+    if not uses:
+        return True
+    half = unflatten(flat * even[:, None])
     edges = [use.edge for use in uses]
-    pulled = torch.autograd.grad(outputs, edges, unflatten(flat * chosen[:, None]), retain_graph=True)
-    return not any(_any_elsewhere(d, chosen) for d in pulled)
+    pulled = torch.autograd.grad(outputs, edges, half, retain_graph=True, allow_unused=True)
+    return not any(d is None or _any_elsewhere(d, even) for d in pulled)
 
 
 def _moved(gradient: torch.Tensor | None) -> bool:

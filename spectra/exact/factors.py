@@ -26,7 +26,7 @@ from spectra.operators.function import LossFunction
 from spectra.operators.jacobian import slope_of
 
 # The largest block that is factored without knowing its structure: its eigenvectors take M^2 numbers per sample.
-LARGEST_BLOCK = 512
+LARGEST_BLOCK = 256
 
 
 class Layout:

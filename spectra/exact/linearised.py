@@ -82,8 +82,8 @@ def linearise(function: LossFunction, batch: Any, plans: Plans) -> Linearised:
     flat = torch.randn(layout.samples, layout.width, generator=generator, dtype=torch.float64).to(outputs[0])
     plan = plans.get(signature)
     if plan is not None:
-        uses = recorder.restricted(plan[0])
-        if uses and not separated(uses, outputs, flat, layout.unflatten):
+        rest = [p for index, p in enumerate(function.theta) if index not in plan[0] | plan[1]]
+        if not separated(recorder.restricted(plan[0]), rest, outputs, flat, layout.unflatten):
             plan = None
     if plan is None:
         plan = plans[signature] = checked(recorder, function.theta, outputs, flat, layout.unflatten)

@@ -69,7 +69,8 @@ def exact_trace(
 
     Raises:
         ArgumentError: an argument outside its range.
-        DataError, TaskError, NumericsError: the task is one that no operator can be made of.
+        TaskError: no trainable parameters.
+        DataError, NumericsError: data that no operator can be made of; NaN or infinity.
 
     References:
         Ibayashi et al., Minimum sharpness (2021), Proposition 1 and appendices A and H.
@@ -121,7 +122,8 @@ def exact_diagonal(
 
     Raises:
         ArgumentError: an argument outside its range.
-        DataError, TaskError, NumericsError: the task is one that no operator can be made of.
+        TaskError: no trainable parameters.
+        DataError, NumericsError: data that no operator can be made of; NaN or infinity.
 
     References:
         Ibayashi et al., Minimum sharpness (2021), appendix A.
@@ -202,11 +204,11 @@ def _measure(
     check_partition(task, bn_mode, survey)
     if at is None and bn_mode == "recalibrated":
         recalibrate(function)
-    check_loss(function, survey)
     try:
+        check_loss(function, survey)
         with function.evaluation():
             found = _add_up(operator, certify(function, params), method, draws, seed, diagonal)
-    except TaskError as error:  # no sample has a curvature of its own here, or too many outputs
+    except TaskError as error:  # no second derivative, no sample with a curvature of its own, or too many outputs
         return str(error)
     sizes = {name: float(trace.abs().sum()) for name, trace in zip(found.names, found.traces)}
     found.certificate = found.certificate.with_traces(sizes)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from cases import CASES, batches_of
-from exact_networks import Affine, Tokens, Unseen, images, settled, task_of
+from exact_networks import NETWORKS, Affine, HiddenLinear, Tokens, Unseen, images, settled, task_of
 from torch import nn
 
 from spectra import GGNOperator, Task, exact_diagonal, exact_trace
@@ -117,6 +117,31 @@ def test_a_task_without_a_split_is_refused():
     assert "no such split" in exact_trace(task).reasons[0]
 
 
+def test_a_criterion_without_a_second_derivative_is_refused_with_the_reason():
+    task = Task(nn.Linear(3, 2), nn.L1Loss(), batches_of(torch.randn(4, 3), torch.randn(4, 2), 4))
+    assert exact_trace(task).total is None
+    assert "no second derivative" in exact_trace(task).reasons[0]
+
+
+def test_a_part_that_only_some_batches_have_is_counted():
+    """Neither a mode nor the shapes of the calls show that the second batch goes through one more weight."""
+
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 3)
+            self.extra = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x):
+            return self.body(x) + (HiddenLinear.apply(x, self.extra) if bool((x[:, 0] > 5).all()) else 0)
+
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    x[4:, 0] = 6.0
+    task = Task(Sometimes(), nn.CrossEntropyLoss(), batches_of(x, y, 4, 4))
+    G = GGNOperator(task)
+    assert exact_trace(task).total == pytest.approx(float((G @ torch.eye(G.n)).trace()), rel=1e-10)
+
+
 @pytest.mark.parametrize("options", [{"method": "probes"}, {"draws": 1}, {"bn_mode": "both"}, {"params": "nothing*"}])
 def test_arguments_outside_their_range_are_named(options):
     (name,) = options
@@ -186,6 +211,19 @@ def test_rows_that_are_sorted_by_their_content_are_noticed_in_every_batch():
     G = GGNOperator(task)
     diagonal = torch.cat([entries.reshape(-1) for entries in exact_diagonal(task).values()])
     assert torch.allclose(diagonal, (G @ torch.eye(G.n)).diagonal(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["grouped_dilated_strided", "transposed", "tokens_flattened", "lstm", "indefinite"])
+def test_small_memory_changes_no_number(name, monkeypatch):
+    """Single columns, samples one by one, and the gradients of single samples in chunks of one."""
+    task = next(network for network in NETWORKS if network.name == name).make()
+    roomy, trace = exact_diagonal(task), exact_trace(task)
+    monkeypatch.setattr("spectra.exact.layers.CHUNK_BYTES", 1)
+    monkeypatch.setattr("spectra.exact.linearised.available_bytes", lambda _: 0)
+    monkeypatch.setattr("spectra.exact.samples.available_bytes", lambda _: 0)
+    tight = exact_diagonal(task)
+    assert all(torch.allclose(tight[key], roomy[key], rtol=1e-11, atol=1e-15) for key in roomy)
+    assert exact_trace(task).total == pytest.approx(trace.total, rel=1e-11)
 
 
 def test_a_pass_for_each_row_gives_what_all_rows_together_give(monkeypatch):
