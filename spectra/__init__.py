@@ -14,8 +14,11 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.analysis import analyze, iter_analyze
     from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from spectra.density import Density
+    from spectra.eigenpairs import Eigenpairs
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
+    from spectra.krylov.eigsh import eigsh
+    from spectra.krylov.hutchpp import hutchpp
     from spectra.krylov.slq import slq
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
@@ -45,9 +48,12 @@ _HOME = {
     "deflated": "spectra.operators.algebra",
     # spectra and estimates
     "slq": "spectra.krylov.slq",
+    "eigsh": "spectra.krylov.eigsh",
+    "hutchpp": "spectra.krylov.hutchpp",
     "Tridiagonal": "spectra.tridiagonal",
     "Spectrum": "spectra.spectrum",
     "Estimate": "spectra.estimates",
+    "Eigenpairs": "spectra.eigenpairs",
     "Density": "spectra.density",
     # whole analyses, and what they leave
     "analyze": "spectra.analysis",
@@ -63,6 +69,7 @@ __all__ = [
     "Checkpoint",
     "DenseOperator",
     "Density",
+    "Eigenpairs",
     "EmpiricalFisherOperator",
     "Estimate",
     "GGNOperator",
@@ -76,6 +83,8 @@ __all__ = [
     "__version__",
     "analyze",
     "deflated",
+    "eigsh",
+    "hutchpp",
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",

@@ -19,10 +19,11 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
     tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
-        operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
+        eigenpairs operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
     estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
-    extremes counts density records survey checkpoints.checkpoint sharpness.measure
+    extremes counts density records survey checkpoints.checkpoint sharpness.measure \
+        deflation krylov.eigsh krylov.hutchpp
     degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
     plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
@@ -42,6 +43,7 @@ FLOORS = """
 
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
+    eigenpairs deflation
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
     plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure
     cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot

@@ -63,6 +63,15 @@ BN_CHOICES = {
     "--reduction", type=click.Choice(["mean", "sum"]), help="Over the data. Default: what the criterion does."
 )
 @click.option("--params", multiple=True, metavar="GLOB|REGEX", help="Only parameters of such names; repeatable.")
+@click.option(
+    "--eigenpairs",
+    type=int,
+    default=0,
+    metavar="K",
+    help="Find the K eigenvalues of the largest magnitude first, and take them out of the variance of trace and "
+    "Frobenius norm.",
+)
+@click.option("--save-eigenvectors", is_flag=True, help="Keep their vectors too: 4 n K bytes per record.")
 @click.option("--device", help="cpu, cuda or cuda:1. Default: where the task puts its model.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("run.h5"), show_default=True)
@@ -85,6 +94,8 @@ def command(
     l2: float | None,
     reduction: str | None,
     params: tuple[str, ...],
+    eigenpairs: int,
+    save_eigenvectors: bool,
     device: str | None,
     dtype: str | None,
     out: Path,
@@ -112,6 +123,8 @@ def command(
         seed=seed,
         params=list(params) or None,
         dtype=dtype,
+        eigenpairs=eigenpairs,
+        save_eigenvectors=save_eigenvectors,
     )
     check_output(out)  # before the checkpoints are read
     paths = order_checkpoints(find_checkpoints(checkpoints))
