@@ -167,19 +167,19 @@ WORDS = """# How often the intervals hold the truth
 Measured, not assumed: the nominal 95 % intervals of `trace` and `frobenius_norm`, and of `trace_deflated` and
 `frobenius_norm_deflated`, by kind of spectrum and number of probes `k`. Each cell is the percentage of {runs} runs with
 other probes in which the interval held the exact value; its own standard error is {error:.1f}. Written by
-`python benchmarks/coverage.py` (seeds fixed), which draws sphere probes of diagonal matrices of {rows} rows, runs Lanczos
-with m = {steps} on them, and calls the methods of `spectra.Spectrum`. A sphere probe knows no direction, so what holds for
-a diagonal matrix holds for every matrix with its eigenvalues.
+`python benchmarks/coverage.py` (seeds fixed), which draws sphere probes of diagonal matrices of {rows} rows, runs
+Lanczos with m = {steps} on them, and calls the methods of `spectra.Spectrum`. A sphere probe knows no direction, so
+what holds for a diagonal matrix holds for every matrix with its eigenvalues.
 
 ## How to read it
 
-* `*`: `spectra` itself prints a warning beside the number in most of the runs: *one eigenvalue carries ... of |H|_F^2*. The
-  plain interval is then too narrow, as the table shows; take more probes or, better, take eigenpairs out.
+* `*`: `spectra` itself prints a warning beside the number in most of the runs: *one eigenvalue carries ... of
+  |H|_F^2*. The plain interval is then too narrow, as the table shows; take more probes or, better, eigenpairs out.
 * A cell below {good:.0f} % **without** a star would be a defect of the package. {verdict}
-* *Deflated*: the {pairs} eigenvalues of the largest magnitude are taken out, as with `spectra analyze --eigenpairs {pairs}`.
-  The standard error of what is left is never taken below what its known Ritz values imply (`spectra/deflation.py`),
-  which is why some cells lie well above 95: there the interval is wider than it need be. It is narrow all the same: the
-  second table has the widths.
+* *Deflated*: the {pairs} eigenvalues of the largest magnitude are taken out, as by `spectra analyze --eigenpairs
+  {pairs}`. The standard error of what is left is never taken below what its known Ritz values imply (`spectra/deflation.py`),
+  which is why some cells lie well above 95: there the interval is wider than it need be. It is narrow all the same:
+  the second table has the widths.
 * The intervals are those of the probes alone. Seeing a sample of the data is another error, and not in them.
 
 ## Coverage, percent

@@ -65,6 +65,8 @@ class Eigenpairs:
             object.__setattr__(self, name, array)
         if self.rest is not None:
             object.__setattr__(self, "rest", np.array(self.rest, dtype=np.float64))
+            if not np.isfinite(self.rest).all():
+                raise NumericsError("rest has NaN or infinite entries")
         if self.vectors is not None and (self.vectors.ndim != 2 or self.vectors.shape[1] != self.count):
             raise ArgumentError(f"vectors has shape {self.vectors.shape}: (n, {self.count}) is needed")
         for name in ("noise", "scale"):

@@ -147,7 +147,7 @@ class Record:
         Returns:
             checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same},
-            eigenpairs {values, residuals, lower, upper, ...}, facts, settings, provenance, notes.
+            eigenpairs {values, residuals, lower, upper, ...} where they were asked for, facts, settings, provenance, notes.
         """
         facts = to_jsonable(self.facts)
         pairs = None if self.spectrum is None else self.spectrum.eigenpairs
@@ -164,7 +164,7 @@ class Record:
             **{name: facts.get(name) for name in HEADLINE_FACTS},
             "estimates": {name: _estimate_json(estimate) for name, estimate in self.estimates.items()},
             "tensor_traces": {name: _estimate_json(estimate) for name, estimate in traces.items()},
-            "eigenpairs": None if pairs is None else to_jsonable(pairs.to_json()),
+            **({} if pairs is None else {"eigenpairs": to_jsonable(pairs.to_json())}),
             "facts": facts,
             "settings": to_jsonable(self.settings),
             "provenance": to_jsonable(self.provenance),
