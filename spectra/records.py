@@ -147,7 +147,8 @@ class Record:
         Returns:
             checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same},
-            eigenpairs {values, residuals, lower, upper, ...} where they were asked for, facts, settings, provenance, notes.
+            eigenpairs {values, residuals, lower, upper, ...} where they were asked for, facts, settings, provenance,
+            notes.
         """
         facts = to_jsonable(self.facts)
         pairs = None if self.spectrum is None else self.spectrum.eigenpairs
