@@ -177,9 +177,9 @@ what holds for a diagonal matrix holds for every matrix with its eigenvalues.
   |H|_F^2*. The plain interval is then too narrow, as the table shows; take more probes or, better, eigenpairs out.
 * A cell below {good:.0f} % **without** a star would be a defect of the package. {verdict}
 * *Deflated*: the {pairs} eigenvalues of the largest magnitude are taken out (`--eigenpairs {pairs}`). The standard
-  error of what is left is never taken below what its known Ritz values imply (`spectra/deflation.py`), which is why some
-  cells lie well above 95: there the interval is wider than it need be. It is narrow all the same: the second table has
-  the widths.
+  error of what is left is never taken below what its known Ritz values imply (`spectra/deflation.py`), which is why
+  some cells lie well above 95: there the interval is wider than it need be. It is narrow all the same: the second
+  table has the widths.
 * The intervals are those of the probes alone. Seeing a sample of the data is another error, and not in them.
 
 ## Coverage, percent
