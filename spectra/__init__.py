@@ -14,9 +14,12 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.analysis import analyze, iter_analyze
     from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from spectra.density import Density
+    from spectra.eigenpairs import Eigenpairs
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
     from spectra.exact.trace import exact_diagonal, exact_trace
+    from spectra.krylov.eigsh import eigsh
+    from spectra.krylov.hutchpp import hutchpp
     from spectra.krylov.slq import slq
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
@@ -58,9 +61,12 @@ _HOME = {
     "deflated": "spectra.operators.algebra",
     # spectra and estimates
     "slq": "spectra.krylov.slq",
+    "eigsh": "spectra.krylov.eigsh",
+    "hutchpp": "spectra.krylov.hutchpp",
     "Tridiagonal": "spectra.tridiagonal",
     "Spectrum": "spectra.spectrum",
     "Estimate": "spectra.estimates",
+    "Eigenpairs": "spectra.eigenpairs",
     "Density": "spectra.density",
     # sharpness measures
     "bn_sharpness": "spectra.sharpness.bn_sharpness",
@@ -93,6 +99,7 @@ __all__ = [
     "Checkpoint",
     "DenseOperator",
     "Density",
+    "Eigenpairs",
     "EmpiricalFisherOperator",
     "Estimate",
     "GGNOperator",
@@ -109,10 +116,12 @@ __all__ = [
     "bn_sharpness",
     "deflated",
     "delta_sharpness",
+    "eigsh",
     "exact_diagonal",
     "exact_trace",
     "fisher_rao_norm",
     "gradient_norm",
+    "hutchpp",
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",

@@ -9,7 +9,9 @@ from typing import Any
 
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
+from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError
+from spectra.krylov.eigsh import eigsh
 from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.krylov.slq import lockstep_width, slq
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
@@ -54,6 +56,8 @@ class Settings:
     metrics: str | Sequence[str] = "cheap"  # sharpness measures: all, none, cheap, or names; not of chosen parameters
     check: bool = True  # the traces against exact ones, where there are such
     width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
+    eigenpairs: int = 0  # so many of the largest magnitude, found before the probes; at most n
+    save_eigenvectors: bool = False  # keep their vectors in the record
 
     def __post_init__(self) -> None:
         for name, value in (("operators", self.operators), ("bn_modes", self.bn_modes)):
@@ -77,6 +81,10 @@ class Settings:
             raise ArgumentError(f"distribution={self.distribution!r}: one of {known} is needed")
         if self.width is not None and self.width < 1:
             raise ArgumentError(f"width={self.width}: at least 1 is needed")
+        if self.eigenpairs < 0:
+            raise ArgumentError(f"eigenpairs={self.eigenpairs}: at least 0 is needed; 0, the default, is none")
+        if self.save_eigenvectors and not self.eigenpairs:
+            raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
         torch_dtype_of(self.dtype)
         object.__setattr__(self, "metrics", chosen_measures(self.metrics))
 
@@ -127,7 +135,7 @@ def iter_analyze(
         skip: (operator, BN mode) pairs that are not wanted.
         settings: what is asked, or in its place
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
-            ``seed``, ``distribution``, ``params``, ``dtype``, ``width``.
+            ``seed``, ``distribution``, ``params``, ``dtype``, ``width``, ``eigenpairs``, ``save_eigenvectors``.
         extra: more settings for the record, such as how the data were chosen.
         notes: what should be printed beside the numbers.
 
@@ -174,6 +182,11 @@ def _report(progress: Progress, name: str, mode: str) -> Callable[[int, int], No
     return lambda done, total: progress(name, mode, done, total)
 
 
+def _after(before: int, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """The progress of the probes, with the products that came before them."""
+    return lambda done, total: progress(before + done, before + total)
+
+
 def _analyze_one(
     operator: CurvatureOperator,
     asked: Settings,
@@ -184,9 +197,20 @@ def _analyze_one(
     notes: Sequence[str],
 ) -> Record:
     start = time.perf_counter()
-    width = _width(operator, asked)
     with operator.prepared():
         facts = measure_point(operator)
+        pairs, shown = None, progress
+        if asked.eigenpairs:
+            ahead = asked.num_probes * min(asked.lanczos_steps, operator.n)
+            pairs = eigsh(
+                operator,
+                min(asked.eigenpairs, operator.n),
+                "LM",
+                seed=asked.seed,
+                progress=None if progress is None else lambda done, most: progress(done, most + ahead),
+            )
+            shown = None if progress is None else _after(pairs.products, progress)
+        width = _width(operator, asked)
         spectrum = slq(
             operator,
             asked.lanczos_steps,
@@ -194,9 +218,12 @@ def _analyze_one(
             asked.seed,
             distribution=asked.distribution,
             width=width,
-            progress=progress,
+            progress=shown,
+            eigenpairs=pairs,
         )
         verified = verify(operator, spectrum) if asked.check else Verification()
+    if pairs is not None and not asked.save_eigenvectors:
+        spectrum.eigenpairs = pairs.without_vectors()
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
@@ -218,7 +245,13 @@ def _analyze_one(
         checks=verified.checks,
         remainder=verified.remainder,
         sharpness=measure_all(task_of(operator), metrics or "none", operator.bn_mode),
-        notes=(*verified.warnings, *_notes(operator), *(checkpoint.notes if checkpoint is not None else ()), *notes),
+        notes=(
+            *verified.warnings,
+            *_notes(operator),
+            *_notes_of_pairs(pairs),
+            *(checkpoint.notes if checkpoint is not None else ()),
+            *notes,
+        ),
     )
 
 
@@ -247,6 +280,9 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         "distribution": asked.distribution,
         "params": params,
         "dtype": str(dtype).removeprefix("torch."),
+        # Only where they are asked for, so that files of runs without them can be continued.
+        **({"eigenpairs": asked.eigenpairs} if asked.eigenpairs else {}),
+        **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
     }
 
 
@@ -303,6 +339,10 @@ def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:
         else:
             runs.append([size, 1])
     return runs
+
+
+def _notes_of_pairs(pairs: Eigenpairs | None) -> list[str]:
+    return [] if pairs is None or pairs.note is None else [pairs.note]
 
 
 def _notes(operator: CurvatureOperator) -> list[str]:

@@ -26,7 +26,8 @@ def provenance_of(operator: CurvatureOperator, spectrum: Spectrum, seconds: floa
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "products": int(sum(t.steps for t in spectrum.tridiagonals)),
+        "products": int(sum(t.steps for t in spectrum.tridiagonals))
+        + (0 if spectrum.eigenpairs is None else spectrum.eigenpairs.products),
         "seconds": seconds,
         "strategy": "reverse over reverse, one graph per batch and block",
         "noise": test.noise,

@@ -154,10 +154,12 @@ class Record:
         Returns:
             checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same}, facts,
-            settings, provenance, notes; and, where they were asked for, exact {total, by_layer, applies, reasons, ...},
-            check [{name, z, dof, detectable, verdict, ...}] and sharpness {name: {value, ...}}.
+            settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
+            ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
+            sharpness {name: {value, ...}}.
         """
         facts = to_jsonable(self.facts)
+        pairs = None if self.spectrum is None else self.spectrum.eigenpairs
         traces = {} if self.spectrum is None else self.spectrum.tensor_traces()
         found: dict[str, Any] = {}
         if self.exact is not None:
@@ -178,6 +180,7 @@ class Record:
             **{name: facts.get(name) for name in HEADLINE_FACTS},
             "estimates": {name: _estimate_json(estimate) for name, estimate in self.estimates.items()},
             "tensor_traces": {name: _estimate_json(estimate) for name, estimate in traces.items()},
+            **({} if pairs is None else {"eigenpairs": to_jsonable(pairs.to_json())}),
             "facts": facts,
             "settings": to_jsonable(self.settings),
             "provenance": to_jsonable(self.provenance),

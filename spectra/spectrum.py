@@ -12,11 +12,12 @@ from math import isfinite
 
 import numpy as np
 
-from spectra import degeneracy, determinants, distribution, estimates, extremes, outliers, ranks
+from spectra import deflation, degeneracy, determinants, distribution, estimates, extremes, outliers, ranks
 from spectra.counts import CountCurve
 from spectra.degeneracy import Closest
 from spectra.density import Density, smooth
 from spectra.distribution import Cumulative
+from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, NumericsError
 from spectra.estimates import Estimate
 from spectra.tridiagonal import Tridiagonal
@@ -33,10 +34,12 @@ class Spectrum:
         distribution: ``"sphere"`` or ``"rademacher"``; the probes are unit vectors of it.
         tensor_sizes: the parameter tensors' names and sizes, in order.
         tensor_forms: (k, t), ``q_i[t]' (H q_i)[t]`` of the first product; a row sums to ``alphas[0]`` of its probe.
+        eigenpairs: of a search whose starts are independent of the probes, with or without their vectors.
+        overlaps: (k, r), ``y_j'q_i`` of every probe with the vectors of the eigenpairs; given with them.
 
     Raises:
         ArgumentError: no probe, more steps than rows, or shapes that do not belong together.
-        NumericsError: NaN or infinity among ``tensor_forms``.
+        NumericsError: NaN or infinity among ``tensor_forms`` or ``overlaps``.
 
     Example:
         >>> s = Spectrum([Tridiagonal([2.0, 2.0], [1.0, 0.0], exhausted=True)] * 2, n=2)
@@ -54,6 +57,8 @@ class Spectrum:
         distribution: str = "sphere",
         tensor_sizes: Mapping[str, int] | None = None,
         tensor_forms: np.ndarray | None = None,
+        eigenpairs: Eigenpairs | None = None,
+        overlaps: np.ndarray | None = None,
     ) -> None:
         self.tridiagonals = tuple(tridiagonals)
         self.n = int(n)
@@ -62,6 +67,8 @@ class Spectrum:
         self.distribution = distribution
         self.tensor_sizes = dict(tensor_sizes or {})
         self.tensor_forms = None if tensor_forms is None else np.array(tensor_forms, dtype=np.float64)
+        self.eigenpairs = eigenpairs
+        self.overlaps = None if overlaps is None else np.array(overlaps, dtype=np.float64)
         self._check()
 
     def _check(self) -> None:
@@ -81,6 +88,14 @@ class Spectrum:
                 )
             if not np.isfinite(self.tensor_forms).all():
                 raise NumericsError("tensor_forms has NaN or infinite entries")
+        if (self.eigenpairs is None) != (self.overlaps is None):
+            raise ArgumentError("eigenpairs and overlaps belong together: give both, or none")
+        if self.eigenpairs is not None and self.overlaps is not None:
+            expected = (self.num_probes, self.eigenpairs.count)
+            if self.overlaps.shape != expected:
+                raise ArgumentError(f"overlaps has shape {self.overlaps.shape}: {expected} is needed (k, eigenpairs)")
+            if not np.isfinite(self.overlaps).all():
+                raise NumericsError("overlaps has NaN or infinite entries")
 
     def __repr__(self) -> str:
         return f"Spectrum(n={self.n}, num_probes={self.num_probes}, lanczos_steps={self.lanczos_steps})"
@@ -146,6 +161,22 @@ class Spectrum:
         if self.tensor_forms is None:
             return {}
         return estimates.tensor_traces(self.tensor_forms, self.tensor_sizes, self.tridiagonals, self.n, self.noise)
+
+    def deflated_trace(self) -> Estimate:
+        """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.deflation``."""
+        return deflation.trace(self.tridiagonals, self.n, self.noise, *self._deflation())
+
+    def deflated_frobenius_norm(self) -> Estimate:
+        """``|H|_F`` with the eigenpairs taken out of the probes' variance; see ``spectra.deflation``."""
+        return deflation.frobenius_norm(self.tridiagonals, self.n, self.noise, *self._deflation())
+
+    def _deflation(self) -> tuple[Eigenpairs, np.ndarray]:
+        if self.eigenpairs is None or self.overlaps is None:
+            raise ArgumentError(
+                "this spectrum has no eigenpairs: give those of spectra.eigsh to slq(..., eigenpairs=), "
+                "or --eigenpairs K to spectra analyze"
+            )
+        return self.eigenpairs, self.overlaps
 
     # --- ends -----------------------------------------------------------------------------------------------------
 
@@ -290,7 +321,7 @@ class Spectrum:
     def estimates(self) -> dict[str, Estimate]:
         """The standard list, by the names under which records keep them."""
         one, two = self.closest(1), self.closest(2)
-        return {
+        found = {
             "trace": self.trace(),
             "mean_eigenvalue": self.mean_eigenvalue(),
             "second_moment": self.moment(2),
@@ -308,3 +339,9 @@ class Spectrum:
             "closest_two_mass": two.mass,
             "closest_two_value": two.value,
         }
+        if self.eigenpairs is not None:
+            found |= {
+                "trace_deflated": self.deflated_trace(),
+                "frobenius_norm_deflated": self.deflated_frobenius_norm(),
+            }
+        return found

@@ -19,15 +19,16 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 FLOORS = """
     checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style randomness \
         sharpness.blocks sharpness.draws version
-    batches checkpoints.fitting checkpoints.rawfile exact.layers exact.normalized exact.result krylov.probes \
-        operators.base operators.modes operators.selftest sharpness.ascent sharpness.balancing \
+    batches checkpoints.fitting checkpoints.rawfile eigenpairs exact.layers exact.normalized exact.result \
+        krylov.probes operators.base operators.modes operators.selftest sharpness.ascent sharpness.balancing \
         sharpness.bn_neurons sharpness.catalogue sharpness.interval sharpness.measure sharpness.rescaling \
         storage.cells storage.replacing storage.sealing trajectory tridiagonal zoo.data \
         zoo.networks.building
     checkpoints.discovery estimates krylov.lanczos operators.algebra operators.dense reduction \
         sharpness.layouts sharpness.normalized sharpness.training zoo.networks.residual zoo.networks.small \
         zoo.networks.vgg
-    checkpoints.checkpoint counts density extremes outliers records survey
+    checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers records \
+        survey
     degeneracy determinants distribution plots.moments ranks task
     operators.function sharpness.per_layer spectrum zoo.tasks
     crosscheck krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
@@ -52,12 +53,13 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style version exact.result krylov.probes sharpness.balancing sharpness.catalogue
-        sharpness.measure sharpness.rescaling storage.cells storage.replacing storage.sealing trajectory
-        tridiagonal estimates sharpness.normalized counts density extremes outliers records degeneracy
-        determinants distribution plots.moments ranks spectrum crosscheck plots.draw plots.sheets
-        storage.findings plots.figures storage.hdf5 storage.runfile cli.main cli.numbers cli.user_code
-        cli.layout cli.findings_table cli.metrics cli.record_table cli.tables cli.show cli.plot
+    errors jsonable plots.style version eigenpairs exact.result krylov.probes sharpness.balancing
+        sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells storage.replacing
+        storage.sealing trajectory tridiagonal estimates sharpness.normalized counts deflation density
+        extremes outliers records degeneracy determinants distribution plots.moments ranks spectrum
+        crosscheck plots.draw plots.sheets storage.findings plots.figures storage.hdf5 storage.runfile
+        cli.main cli.numbers cli.user_code cli.layout cli.findings_table cli.metrics cli.record_table
+        cli.tables cli.show cli.plot
 """
 
 

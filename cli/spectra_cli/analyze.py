@@ -76,6 +76,15 @@ BN_CHOICES = {
     show_default=True,
     help="Compare the traces with exact ones, where there are such.",
 )
+@click.option(
+    "--eigenpairs",
+    type=int,
+    default=0,
+    metavar="K",
+    help="Find the K eigenvalues of the largest magnitude first, and take them out of the variance of trace and "
+    "Frobenius norm.",
+)
+@click.option("--save-eigenvectors", is_flag=True, help="Keep their vectors too: 4 n K bytes per record.")
 @click.option("--device", help="cpu, cuda or cuda:1. Default: where the task puts its model.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("run.h5"), show_default=True)
@@ -100,6 +109,8 @@ def command(
     params: tuple[str, ...],
     metrics: str,
     check: bool,
+    eigenpairs: int,
+    save_eigenvectors: bool,
     device: str | None,
     dtype: str | None,
     out: Path,
@@ -129,6 +140,8 @@ def command(
         dtype=dtype,
         metrics=metrics,
         check=check,
+        eigenpairs=eigenpairs,
+        save_eigenvectors=save_eigenvectors,
     )
     check_output(out)  # before the checkpoints are read
     paths = order_checkpoints(find_checkpoints(checkpoints))

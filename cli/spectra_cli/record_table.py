@@ -39,7 +39,7 @@ def print_record(record: Record, console: Console) -> None:
     _print_estimates(record, console)
     console.print()
     print_pairs(console, facts_of(record))
-    for table in (_curve_table(record), _tensor_table(record)):
+    for table in (_eigenpairs_table(record), _curve_table(record), _tensor_table(record)):
         if table is not None:
             console.print()
             console.print(table)
@@ -73,7 +73,9 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
         for name in ("noise", "asymmetry", "repeatability", "orthogonality")
         if isinstance(known.get(name), float)
     ]
+    pairs = None if record.spectrum is None else record.spectrum.eigenpairs
     lines = [
+        ("eigenpairs", "" if pairs is None else pairs.completeness),
         ("checkpoint", f"{record.checkpoint}  sha256 {sha[:16]}..." if sha else _words(record.checkpoint)),
         ("computed", ", ".join(filter(None, effort))),
         ("arithmetic", ", ".join(quality)),
@@ -102,6 +104,20 @@ def _print_estimates(record: Record, console: Console) -> None:
     console.print(table)
     for note, names in grouped(remarks).items():
         print_line(console, f"* {', '.join(names)}: {note}")
+
+
+def _eigenpairs_table(record: Record) -> Table | None:
+    pairs = None if record.spectrum is None else record.spectrum.eigenpairs
+    if pairs is None:
+        return None
+    table = new_table("", "eigenvalue", "residual", "interval", "", title="largest eigenvalues in magnitude")
+    table.columns[4].justify = "left"
+    for i, (value, residual) in enumerate(zip(pairs.values, pairs.residuals)):
+        bounds = interval(*pairs.interval(i))
+        table.add_row(
+            str(i + 1), f"{value:.6g}", f"{residual:.1e}", bounds, "" if pairs.converged[i] else "not converged"
+        )
+    return table
 
 
 def _curve_table(record: Record) -> Table | None:

@@ -21,6 +21,11 @@ class Basis:
         self.size = 0
 
     @property
+    def capacity(self) -> int:
+        """How many vectors there is room for."""
+        return len(self._rows)
+
+    @property
     def rows(self) -> torch.Tensor:
         """The vectors so far, ``(size, n)``, as they are stored."""
         return self._rows[: self.size]
@@ -55,6 +60,14 @@ class Basis:
         """Take a combination of the basis out of a float64 vector, in place."""
         for start, stop, rows in self._chunks():
             vector[start:stop] -= coefficients @ rows
+
+    def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """The combinations ``C Q`` of the first ``m`` vectors, ``(r, n)`` float64, for ``C`` of shape ``(r, m)``."""
+        count, m = coefficients.shape
+        total = torch.empty(count, self._rows.shape[1], dtype=torch.float64, device=self._rows.device)
+        for start, stop, rows in self._chunks():
+            total[:, start:stop] = coefficients @ rows[:m]
+        return total
 
     def loss_of_orthogonality(self) -> float:
         """``max |Q Q' - I|`` over the vectors of the basis."""

@@ -25,7 +25,7 @@ class Recurrence:
 
     tridiagonal: Tridiagonal
     forms: np.ndarray  # (t,) float64: per tensor of the operator, q_t' (H q)_t of the first product
-    basis: Basis | None = None  # the Krylov basis, where it was asked for
+    basis: Basis | None = None  # the Krylov basis, where it was asked for; one vector more if it was stopped
 
 
 def tridiagonalize(
@@ -36,6 +36,8 @@ def tridiagonalize(
     tolerance: float,
     keep_basis: bool = False,
     tick: Callable[[int], None] | None = None,
+    stop: Callable[[Tridiagonal], bool] | None = None,
+    away_from: Basis | None = None,
 ) -> list[Recurrence]:
     """``lanczos_steps`` steps of Lanczos from each start, in lockstep.
 
@@ -47,6 +49,9 @@ def tridiagonalize(
             operator's own scale.
         keep_basis: return the bases too, from which Ritz vectors are made.
         tick: called with the number of products after each shared step.
+        stop: asked after each step of a recurrence, with what it has left so far; True ends it there.
+        away_from: orthonormal vectors that the starts are orthogonal to. The recurrences are kept orthogonal to them:
+            they are then those of ``P A P``, with ``P`` the projection away from them.
 
     Returns:
         A recurrence per start, with ``A Q = Q T + beta_m q_{m+1} e_m'`` up to the noise of the products.
@@ -56,7 +61,7 @@ def tridiagonalize(
         Symmetric Eigenvalue Problem (1998), chapter 13.
     """
     steps = min(lanczos_steps, operator.n)
-    runs = [_Run(operator, start, steps) for start in starts]
+    runs = [_Run(operator, start, steps, away_from) for start in starts]
     for _ in range(steps):
         live = [run for run in runs if not run.done]
         if not live:
@@ -66,6 +71,8 @@ def tridiagonalize(
             # A copy at an address of its own, since scalar products round differently at other alignments: the numbers
             # of a probe must not depend on which row of which block it stood in.
             run.advance(product.to(torch.float64, copy=True), tolerance)
+            if stop is not None and not run.done:
+                run.stopped = stop(Tridiagonal(np.array(run.alphas), np.array(run.betas), run.exhausted))
         if tick is not None:
             tick(len(live))
     return [run.result(keep_basis) for run in runs]
@@ -74,8 +81,8 @@ def tridiagonalize(
 class _Run:
     """One recurrence under way."""
 
-    def __init__(self, operator: SymmetricOperator, start: np.ndarray, steps: int) -> None:
-        self.n, self.steps = operator.n, steps
+    def __init__(self, operator: SymmetricOperator, start: np.ndarray, steps: int, away_from: Basis | None) -> None:
+        self.n, self.steps, self.away_from = operator.n, steps, away_from
         self.sizes = list(operator.tensor_sizes.values())
         self.basis = Basis(steps, operator.n, operator.torch_dtype, operator.device)
         self.basis.append(torch.from_numpy(start).to(operator.device))
@@ -83,10 +90,11 @@ class _Run:
         self.betas: list[float] = []
         self.forms = np.zeros(0)
         self.exhausted = False
+        self.stopped = False  # by the caller, who has seen enough
 
     @property
     def done(self) -> bool:
-        return self.exhausted or len(self.alphas) == self.steps
+        return self.exhausted or self.stopped or len(self.alphas) == self.steps
 
     def advance(self, residual: torch.Tensor, tolerance: float) -> None:
         """One step, from the product with the newest vector; ``residual`` is overwritten."""
@@ -95,6 +103,8 @@ class _Run:
             self.forms = np.array([float(piece.sum()) for piece in torch.split(terms, self.sizes)])
         alpha = self.basis.dot_last(residual)
         self.basis.remove_from(residual)  # the two last vectors included, so the three-term step is contained in it
+        if self.away_from is not None:  # last: the division by beta would enlarge what rounding has left of them
+            self.away_from.remove_from(residual)
         beta = float(residual.norm())
         if not (np.isfinite(alpha) and np.isfinite(beta)):
             raise NumericsError(f"Lanczos step {len(self.alphas) + 1} met NaN or infinity")

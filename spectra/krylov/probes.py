@@ -35,3 +35,16 @@ def draw_probe(n: int, *, seed: int, index: int, distribution: str = "sphere") -
         return np.asarray((2.0 * generator.integers(0, 2, n) - 1.0) / np.sqrt(n))
     vector = generator.standard_normal(n)
     return np.asarray(vector / np.linalg.norm(vector))
+
+
+def draw_start(n: int, *, seed: int, index: int) -> np.ndarray:
+    """Start number ``index`` of a search for eigenpairs: uniform on the unit sphere, from a stream of its own.
+
+    Eigenpairs found from probes would not be independent of these, and a probe is not random to its own Krylov space.
+
+    Returns:
+        ``(n,)`` float64, of unit length.
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(index, 1))))
+    vector = generator.standard_normal(n)
+    return np.asarray(vector / np.linalg.norm(vector))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, OutOfMemory
 from spectra.krylov.lanczos import tridiagonalize
 from spectra.krylov.probes import draw_probe
@@ -23,6 +24,7 @@ def slq(
     distribution: str = "sphere",
     width: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    eigenpairs: Eigenpairs | None = None,
 ) -> Spectrum:
     """The spectrum of an operator by stochastic Lanczos quadrature.
 
@@ -39,6 +41,9 @@ def slq(
         width: how many probes share each pass over the data; by default as many as their bases fit in half of the
             memory that is free. It does not change the numbers.
         progress: called with the products done and the products at most.
+        eigenpairs: those of ``eigsh`` on the same operator, with vectors: the spectrum keeps them and the scalar
+            products of the probes with them, for ``deflated_trace`` and ``deflated_frobenius_norm``. They must not come
+            from these probes.
 
     Returns:
         The spectrum, with everything that is derived from it.
@@ -65,11 +70,14 @@ def slq(
     if width is not None and width < 1:
         raise ArgumentError(f"width={width}: at least 1 is needed")
     n, steps = operator.n, min(lanczos_steps, operator.n)
+    if eigenpairs is not None and (eigenpairs.vectors is None or len(eigenpairs.vectors) != n):
+        raise ArgumentError(f"eigenpairs without vectors of {n} numbers: eigsh on this operator gives them")
     noise = operator.noise
     # A beta below the noise of the products is noise; going on from it would count ghosts.
     tolerance = max(1e-10, 10 * noise)
     sharing = lockstep_width(operator, steps, num_probes) if width is None else min(width, num_probes)
     recurrences = []
+    overlaps = []
     done = 0
 
     def tick(products: int) -> None:
@@ -84,6 +92,8 @@ def slq(
                 draw_probe(n, seed=seed, index=index, distribution=distribution)
                 for index in range(first, min(first + sharing, num_probes))
             ]
+            if eigenpairs is not None:
+                overlaps += [_overlaps(operator, start, eigenpairs) for start in starts]
             recurrences += tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick)
     return Spectrum(
         [r.tridiagonal for r in recurrences],
@@ -93,7 +103,17 @@ def slq(
         distribution=distribution,
         tensor_sizes=operator.tensor_sizes,
         tensor_forms=np.stack([r.forms for r in recurrences]),
+        eigenpairs=eigenpairs,
+        overlaps=np.stack(overlaps) if overlaps else None,
     )
+
+
+def _overlaps(operator: SymmetricOperator, start: np.ndarray, pairs: Eigenpairs) -> np.ndarray:
+    """``y_j'q`` with the probe as Lanczos sees it, and the vectors brought to length 1 in float64, (r,)."""
+    assert pairs.vectors is not None
+    probe = start.astype(operator.dtype).astype(np.float64)
+    columns = [column.astype(np.float64) for column in pairs.vectors.T]
+    return np.array([float(column @ probe / np.linalg.norm(column)) for column in columns])
 
 
 def lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: int) -> int:

@@ -120,6 +120,8 @@ def _connected(links: Sequence[Link], sizes: Sequence[int], fixed: int | None) -
         ground = np.arange(starts[fixed], starts[fixed + 1])
         heads += [ground, np.roll(ground, 1)]
         tails += [np.roll(ground, 1), ground]
+    if not heads:
+        return [], True
     row, column = np.concatenate(heads), np.concatenate(tails)
     n = int(starts[-1])
     graph = coo_array((np.ones(len(row), np.int8), (row, column)), shape=(n, n))

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from spectra.eigenpairs import Eigenpairs
 from spectra.estimates import Estimate
 from spectra.jsonable import dumps
 from spectra.records import Record
@@ -18,6 +19,9 @@ from spectra.storage.cells import get_attribute, padded, read_texts, seal, set_a
 from spectra.storage.findings import read_findings, write_findings
 from spectra.tridiagonal import Tridiagonal
 
+_PAIR_ATTRIBUTES = (
+    "which", "noise", "scale", "tolerance", "products", "seed", "complete", "completeness"
+)  # fmt: skip
 _NUMBERS = ("value", "stderr", "lower", "upper", "confidence", "tau")  # columns of `estimates`, float64
 
 
@@ -102,6 +106,8 @@ def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
         if spectrum.tensor_forms is not None:
             tensors["forms"] = spectrum.tensor_forms
         seal(tensors)
+    if spectrum.eigenpairs is not None and spectrum.overlaps is not None:
+        _write_eigenpairs(group.create_group("eigenpairs"), spectrum.eigenpairs, spectrum.overlaps)
     seal(group)
 
 
@@ -115,6 +121,7 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
     ]
     tensors = group.get("tensors")
     sizes = None if tensors is None else dict(zip(read_texts(tensors["names"]), tensors["sizes"][()].tolist()))
+    pairs = _read_eigenpairs(group["eigenpairs"]) if "eigenpairs" in group else None
     return Spectrum(
         tridiagonals,
         int(group.attrs["n"]),
@@ -123,6 +130,43 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
         distribution=str(group.attrs["distribution"]),
         tensor_sizes=sizes,
         tensor_forms=tensors["forms"][()] if tensors is not None and "forms" in tensors else None,
+        eigenpairs=pairs,
+        overlaps=None if pairs is None else group["eigenpairs/overlaps"][()],
+    )
+
+
+def _write_eigenpairs(group: h5py.Group, pairs: Eigenpairs, overlaps: np.ndarray) -> None:
+    for name in _PAIR_ATTRIBUTES:
+        set_attribute(group, name, getattr(pairs, name))
+    group["values"] = pairs.values
+    group["residuals"] = pairs.residuals
+    group["converged"] = pairs.converged.astype(np.uint8)
+    group["overlaps"] = overlaps
+    if pairs.rest is not None:
+        group["rest"] = pairs.rest
+    if pairs.vectors is not None:
+        # Pieces of a vector of some 256 KiB: a single vector is read without the others.
+        n, count = pairs.vectors.shape
+        group.create_dataset(
+            "vectors",
+            data=pairs.vectors.T.astype(np.float32),
+            chunks=(1, min(n, 2**16)) if count else None,
+            compression="gzip",
+            compression_opts=1,
+            shuffle=True,
+        )
+    seal(group)
+
+
+def _read_eigenpairs(group: h5py.Group) -> Eigenpairs:
+    known = {name: get_attribute(group, name) for name in _PAIR_ATTRIBUTES}
+    return Eigenpairs(
+        group["values"][()],
+        group["residuals"][()],
+        group["converged"][()].astype(bool),
+        group["vectors"][()].T if "vectors" in group else None,
+        rest=group["rest"][()] if "rest" in group else None,
+        **known | {"complete": bool(known["complete"])},
     )
 
 

@@ -16,6 +16,8 @@ The tree; docs/format.md says the same at length, with the types, and how to get
         orthogonality        (k,) float64    max |Q Q' - I| reached
         tensors/names, sizes (t,) text, (t,) int64
         tensors/forms        (k, t) float64  q_i[t]' (H q_i)[t] of the first product; summed over t: alphas[i, 0]
+        eigenpairs           values, residuals (r,), overlaps (k, r) float64, ...: where they were asked for
+        eigenpairs/vectors   (r, n) float32: where they were saved
     /records/000000/estimates  a cache that follows from `spectrum`, a row per estimate: columns name, value, stderr,
                              lower, upper, confidence, num_probes, tau, resolved (-1 unknown, 0, 1), note
 

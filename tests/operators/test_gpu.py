@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import conv_batch_norm, tokens_ignored
 
-from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, deflated, slq
+from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, deflated, eigsh, hutchpp, slq
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,6 +45,19 @@ def test_operators_of_operators_agree_too():
     agree(here, there)
     for project in (False, True):
         agree(*(deflated(operator, np.ones(2), frame, project=project) for operator in (here, there)))
+
+
+def test_eigenpairs_and_traces_by_sketches_agree_too():
+    task, _ = conv_batch_norm()
+    here, there = HessianOperator(task), HessianOperator(on_gpu(task))
+    mine, theirs = eigsh(here, 3, "LM"), eigsh(there, 3, "LM")
+    assert theirs.complete
+    assert np.abs(mine.values - theirs.values).max() <= 20 * there.noise * mine.scale
+    spectrum = slq(there, 6, 4, eigenpairs=theirs)
+    assert spectrum.deflated_trace().value == pytest.approx(
+        slq(here, 6, 4, eigenpairs=mine).deflated_trace().value, abs=np.sqrt(here.n) * 20 * there.noise * mine.scale
+    )
+    assert hutchpp(there, 12).value == pytest.approx(hutchpp(here, 12).value, rel=1e-3, abs=1e-3 * mine.scale)
 
 
 def agree(exact, single):

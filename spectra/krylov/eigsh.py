@@ -1,0 +1,299 @@
+"""Single eigenvalues with their vectors: Lanczos, and restarts orthogonal to what was found, until nothing is missing.
+
+A Krylov space meets each eigenvalue once, whatever its multiplicity. So once the wanted Ritz pairs have converged,
+Lanczos starts again from a random vector orthogonal to them, stays orthogonal to them, and finds what is left; it is
+over when the best of what is left is not among the wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+
+from spectra.eigenpairs import WHICH, Eigenpairs
+from spectra.errors import ArgumentError, OutOfMemory
+from spectra.krylov.basis import Basis
+from spectra.krylov.lanczos import Recurrence, tridiagonalize
+from spectra.krylov.probes import draw_start
+from spectra.memory import available_bytes, in_words
+from spectra.operators.base import SymmetricOperator
+from spectra.tridiagonal import Tridiagonal
+
+_BLOCK = 8  # vectors multiplied at a time when residuals are measured
+_SURE = 10  # steps that a start takes before its Ritz values are believed, unless the noise ends it sooner
+_NEAR = 0.1  # of the distance to the wanted ones, and of itself: how far the best of the rest is made out
+
+
+def eigsh(
+    operator: SymmetricOperator,
+    k: int = 6,
+    which: str = "LA",
+    *,
+    tol: float = 1e-6,
+    seed: int = 0,
+    max_steps: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Eigenpairs:
+    """``k`` eigenpairs at an end of the spectrum, each with a measured residual.
+
+    Lanczos with full re-orthogonalisation goes on until the wanted Ritz pairs have a residual of at most
+    ``tol |H|_2``, then starts again orthogonal to them to find multiple eigenvalues and missed ones. A last
+    Rayleigh-Ritz step on the ``k`` vectors, with ``k`` products of its own, measures ``|H y - theta y|``.
+
+    That no wanted eigenvalue is missing is known with the certainty of a random start: one that has next to no part in
+    an eigenvector is possible, and has probability next to nothing. ``completeness`` of the result says what was seen.
+
+    Args:
+        operator: a symmetric operator of ``n`` rows.
+        k: from 1 to ``n``.
+        which: as in SciPy: ``"LA"`` the largest, ``"SA"`` the smallest, ``"LM"`` the largest in magnitude, ``"BE"``
+            half from either end (one more from the upper end for odd ``k``).
+        tol: of the residuals, relative to ``|H|_2``; below ten times the noise of the products it is that.
+        seed: of the starts. Their stream is their own: no probe of :func:`~spectra.krylov.slq.slq` is among them.
+        max_steps: Lanczos steps of all starts together, at least ``k``; by default ``300 + 20 k``.
+        progress: called with the steps done and the steps at most.
+
+    Returns:
+        The pairs, the most wanted first, with vectors of the operator's dtype. What has not converged within
+        ``max_steps``, or within the memory that is free, is there with ``converged`` False, and ``complete`` is False.
+
+    Raises:
+        ArgumentError: an argument out of its range.
+        OutOfMemory: not even a Krylov space of ``k + 2`` vectors fits beside the vectors.
+
+    References:
+        B. Parlett, The Symmetric Eigenvalue Problem (1998), chapters 11 and 13; J. Kuczynski, H. Wozniakowski,
+        Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start, SIMAX 13 (1992).
+
+    Example:
+        >>> from spectra.operators.dense import DenseOperator
+        >>> pairs = eigsh(DenseOperator(np.diag([1.0, 5.0, 5.0, -9.0])), k=3)
+        >>> pairs.values.round(12), pairs.complete
+        (array([5., 5., 1.]), True)
+    """
+    n = operator.n
+    if not 1 <= k <= n:
+        raise ArgumentError(f"k={k}: from 1 to n={n} eigenpairs can be asked for")
+    if which not in WHICH:
+        raise ArgumentError(f"which={which!r}: one of {', '.join(map(repr, WHICH))} is needed")
+    if not 0 <= tol < 1:
+        raise ArgumentError(f"tol={tol}: a number from 0 (as exact as the products are) to below 1 is needed")
+    if seed < 0:
+        raise ArgumentError(f"seed={seed}: at least 0 is needed")
+    if max_steps is not None and max_steps < k:
+        raise ArgumentError(f"max_steps={max_steps}: at least k={k} is needed; 300 + 20 k is the default")
+    search = _Search(operator, k, which, tol, seed, 300 + 20 * k if max_steps is None else max_steps, progress)
+    with operator.prepared():
+        search.run()
+        return search.measured()
+
+
+class _Search:
+    """The pairs found so far, and what is still to be looked for."""
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        k: int,
+        which: str,
+        tol: float,
+        seed: int,
+        budget: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.operator, self.k, self.which, self.seed, self.budget = operator, k, which, seed, budget
+        self.n, self.progress = operator.n, progress
+        self.floor = 10 * operator.noise
+        self.tol = max(tol, self.floor)
+        self.steps = 0
+        self.scale = 0.0
+        self.values = np.zeros(0)  # of the vectors in `found`
+        self.found = Basis(k, self.n, operator.torch_dtype, operator.device)
+        self.complete, self.completeness = False, ""
+        self.rest: np.ndarray | None = None  # Ritz values orthogonal to all that was found
+
+    # --- the search -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start after start, until the best of what is left is not among the wanted."""
+        starts = 0
+        while self.found.size < self.n:
+            length = min(self.budget - self.steps, self.n - self.found.size, self._fitting())
+            if length < 1:
+                self.completeness = f"max_steps={self.budget} were used up before the rest was looked through"
+                return
+            recurrence = self._start(starts, length)
+            starts += 1
+            t = recurrence.tridiagonal
+            whole = t.steps == self.n - self.found.size
+            done, wanted = self._judge(t, whole)
+            if wanted.size:
+                self._lock(recurrence, wanted)
+            if not done:
+                bound = f"max_steps={self.budget}" if self.steps >= self.budget else f"a memory for {length} vectors"
+                self.completeness = f"{bound} did not suffice to find what is wanted or to look through the rest"
+                return
+            if not wanted.size:
+                best = t.nodes[self._ends(t.nodes)]
+                self.rest = t.nodes
+                self.complete = True
+                self.completeness = (
+                    "a start from a random vector orthogonal to those found met nothing better than "
+                    + " and ".join(f"{value:.6g}" for value in best)
+                )
+                return
+        self.complete, self.completeness, self.rest = True, "the vectors found span the whole space", np.zeros(0)
+
+    def _start(self, index: int, length: int) -> Recurrence:
+        start = torch.from_numpy(draw_start(self.n, seed=self.seed, index=index)).to(self.operator.device)
+        if self.found.size:
+            self.found.remove_from(start)
+            start /= start.norm()
+        room = self.n - self.found.size
+
+        def enough(t: Tridiagonal) -> bool:
+            # The Ritz values of long recurrences cost more to look at than they change from step to step.
+            return t.steps % max(1, t.steps // 20) == 0 and self._judge(t, t.steps == room)[0]
+
+        recurrence = tridiagonalize(
+            self.operator,
+            [start.cpu().numpy()],
+            length,
+            tolerance=max(1e-10, self.floor),
+            keep_basis=True,
+            tick=self._tick,
+            stop=enough,
+            away_from=self.found if self.found.size else None,
+        )[0]
+        self.scale = max(self.scale, recurrence.tridiagonal.scale)
+        return recurrence
+
+    def _tick(self, products: int) -> None:
+        self.steps += products
+        if self.progress is not None:
+            self.progress(self.steps, self.budget)
+
+    def _judge(self, t: Tridiagonal, whole: bool) -> tuple[bool, np.ndarray]:
+        """Whether a recurrence has told what it can tell, and which of its Ritz values are among the wanted."""
+        scale = max(self.scale, t.scale)
+        limit = 0.5 * self.tol * scale  # half, since what is measured afterwards has the noise of a product in it
+        closed = whole or t.exhausted or t.last_beta <= 0.5 * self.floor * scale
+        # What was found has the advantage over what is as good, so that two equal values do not take turns.
+        bonus = np.concatenate([np.full(self.values.size, limit), np.zeros(t.steps)])
+        chosen = _choose(np.concatenate([self.values, t.nodes]), bonus, self.which, self.k)
+        wanted = np.sort(chosen[chosen >= self.values.size]) - self.values.size
+        if closed:
+            return True, wanted
+        if t.steps < min(_SURE, self.n) or self.values.size + t.steps < self.k:
+            return False, wanted
+        if wanted.size:
+            return bool((t.residuals[wanted] <= limit).all()), wanted
+        ends, gaps = self._ends(t.nodes), self._gaps(t.nodes)
+        near = np.maximum(limit, _NEAR * np.minimum(gaps, np.abs(t.nodes[ends])))
+        return bool((t.residuals[ends] <= near).all()), wanted
+
+    def _ends(self, nodes: np.ndarray) -> list[int]:
+        """Where the next best values are."""
+        last = len(nodes) - 1
+        if self.which == "LM":
+            return [int(np.argmax(np.abs(nodes)))]
+        upper, lower = self.which in ("LA", "BE"), self.which == "SA" or (self.which == "BE" and self.k > 1)
+        return [last] * upper + [0] * lower
+
+    def _gaps(self, nodes: np.ndarray) -> np.ndarray:
+        """How far each of these is from the least wanted of the wanted, at its end."""
+        held = self.values[_choose(self.values, np.zeros(self.values.size), self.which, self.k)]
+        if self.which == "LM":
+            gaps = [np.abs(held).min() - np.abs(nodes).max()]
+        elif self.which == "LA":
+            gaps = [held.min() - nodes[-1]]
+        elif self.which == "SA":
+            gaps = [nodes[0] - held.max()]
+        else:
+            upper = (self.k + 1) // 2
+            gaps = [held[:upper].min() - nodes[-1]]
+            gaps += [nodes[0] - held[upper:].max()] if self.k > 1 else []
+        return np.maximum(gaps, 0.0)
+
+    def _lock(self, recurrence: Recurrence, wanted: np.ndarray) -> None:
+        """Keep the Ritz vectors of these Ritz values."""
+        t, basis = recurrence.tridiagonal, recurrence.basis
+        assert basis is not None
+        _, inner = eigh_tridiagonal(t.alphas, t.betas[:-1])
+        rows = basis.combine(torch.from_numpy(np.ascontiguousarray(inner[:, wanted].T)).to(basis.rows.device))
+        if self.found.size + len(rows) > self.found.capacity:
+            wider = Basis(min(self.n, 2 * self.found.capacity), self.n, basis.rows.dtype, basis.rows.device)
+            for row in self.found.rows:
+                wider.append(row.to(torch.float64))
+            self.found = wider
+        for row in rows:
+            self.found.remove_from(row)
+            self.found.append(row / row.norm())
+        self.values = np.append(self.values, t.nodes[wanted])
+
+    def _fitting(self) -> int:
+        """How many vectors of a Krylov space fit in half of the memory that is free, beside a few to work with."""
+        entry = self.operator.dtype.itemsize
+        free = available_bytes(self.operator.device)
+        fits = int((free // 2 - 6 * 8 * self.n) // (self.n * entry))
+        if fits < min(self.n, self.k + 2):
+            raise OutOfMemory(
+                f"{self.k} eigenpairs of {self.n} numbers each, and the Lanczos basis they are found in, do not fit in "
+                f"half of the {in_words(free)} that are free: ask for fewer, or choose fewer parameters with params="
+            )
+        return fits
+
+    # --- the result -----------------------------------------------------------------------------------------------
+
+    def measured(self) -> Eigenpairs:
+        """A Rayleigh-Ritz step on the wanted vectors, with a product of each, which also gives the residuals."""
+        chosen = _choose(self.values, np.zeros(self.values.size), self.which, self.k)
+        left_out = np.delete(self.values, chosen)
+        vectors = self.found.rows[torch.from_numpy(chosen).to(self.operator.device)]
+        products = torch.cat([self.operator.apply(block) for block in torch.split(vectors, _BLOCK)])
+        pieces = list(zip(*(torch.split(rows, 2**18, dim=1) for rows in (vectors, products))))
+        small = sum(v.to(torch.float64) @ p.to(torch.float64).T for v, p in pieces)
+        assert isinstance(small, torch.Tensor)
+        theta, rotation = torch.linalg.eigh((small + small.T) / 2)
+        squares = torch.zeros_like(theta)
+        for v, p in pieces:  # the pieces are views: the vectors are rotated where they are
+            rotated = rotation.T @ v.to(torch.float64)
+            squares += (rotation.T @ p.to(torch.float64) - theta[:, None] * rotated).square().sum(1)
+            v.copy_(rotated)
+        values, residuals = theta.cpu().numpy(), squares.sqrt().cpu().numpy()
+        order = _choose(values, np.zeros(values.size), self.which, self.k)
+        if self.which == "BE":
+            order = np.argsort(-values)
+        scale = max(self.scale, float(np.abs(values).max()))
+        return Eigenpairs(
+            values[order],
+            residuals[order],
+            residuals[order] <= self.tol * scale,
+            vectors[torch.from_numpy(order).to(vectors.device)].cpu().numpy().T,
+            which=self.which,
+            noise=self.operator.noise,
+            scale=scale,
+            tolerance=self.tol,
+            products=self.steps + len(values),
+            seed=self.seed,
+            complete=self.complete,
+            completeness=self.completeness,
+            rest=None if self.rest is None else np.sort(np.append(self.rest, left_out)),
+        )
+
+
+def _choose(values: np.ndarray, bonus: np.ndarray, which: str, k: int) -> np.ndarray:
+    """Which ``k`` of these are wanted, the most wanted first; for BE those of the upper end, then of the lower."""
+    if which == "LM":
+        return np.argsort(-(np.abs(values) + bonus), kind="stable")[:k]
+    if which == "SA":
+        return np.argsort(values - bonus, kind="stable")[:k]
+    upper = np.argsort(-(values + bonus), kind="stable")
+    if which == "LA":
+        return upper[:k]
+    count = (k + 1) // 2
+    rest = upper[count:]
+    return np.concatenate([upper[:count], rest[np.argsort((values - bonus)[rest], kind="stable")][: k - count]])
