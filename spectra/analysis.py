@@ -23,6 +23,7 @@ from spectra.operators.modes import batch_norm_layers, check_bn_mode
 from spectra.operators.point import measure_point, widths_of
 from spectra.provenance import origin, provenance_of
 from spectra.records import Record
+from spectra.sharing import shared_results
 from spectra.sharpness.catalogue import chosen_measures
 from spectra.sharpness.suite import measure_all, task_of
 from spectra.task import Task
@@ -221,7 +222,10 @@ def _analyze_one(
             progress=shown,
             eigenpairs=pairs,
         )
-        verified = verify(operator, spectrum) if asked.check else Verification()
+        with shared_results():
+            task = task_of(operator)
+            verified = verify(operator, spectrum, task) if asked.check else Verification()
+            sharpness = measure_all(task, metrics or "none", operator.bn_mode)
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
     widths = widths_of(operator)
@@ -244,7 +248,7 @@ def _analyze_one(
         exact=verified.exact,
         checks=verified.checks,
         remainder=verified.remainder,
-        sharpness=measure_all(task_of(operator), metrics or "none", operator.bn_mode),
+        sharpness=sharpness,
         notes=(
             *verified.warnings,
             *_notes(operator),

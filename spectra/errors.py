@@ -40,3 +40,14 @@ class StorageError(SpectraError, OSError):
 
 class MissingDependency(SpectraError, ImportError):
     """An optional package is needed for this: the message has the command that installs it."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, on one line; of one that is not ours, its kind too.
+
+    Example:
+        >>> in_one_line(ValueError("two\\nlines")), in_one_line(TaskError("no batch"))
+        ('ValueError: two lines', 'no batch')
+    """
+    words = " ".join(str(error).split())
+    return words if isinstance(error, SpectraError) else f"{type(error).__name__}: {words}".removesuffix(": ")

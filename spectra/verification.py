@@ -9,7 +9,7 @@ from math import sqrt
 import numpy as np
 
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
-from spectra.errors import NumericsError, OutOfMemory
+from spectra.errors import in_one_line
 from spectra.estimates import Estimate, mean_estimate, spectral_scale
 from spectra.exact.result import ExactTrace
 from spectra.exact.trace import exact_trace
@@ -17,6 +17,7 @@ from spectra.krylov.slq import slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.ggn import GGNOperator
 from spectra.spectrum import Spectrum
+from spectra.task import Task
 
 #: The seed of the fresh probes that confirm a disagreement: one that nobody is likely to give.
 _FRESH = 7_340_033_507
@@ -39,7 +40,7 @@ class Verification:
         return lines if self.failure is None else [*lines, self.failure]
 
 
-def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
+def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = None) -> Verification:
     """Compare the traces of a run with the exact ones.
 
     The exact traces are those of the Gauss-Newton matrix. A run of that matrix is compared in all its tensors. A run of
@@ -50,19 +51,20 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
     Where a part of this cannot be computed the run's own numbers stand, and ``failure`` says what it was.
 
     Args:
-        operator: the run's; meant are its parameters, whatever the model's are by now.
+        operator: the run's.
         spectrum: of the run.
+        task: the operator's task at the operator's parameters, where training has gone on since; by default its own.
     """
     if operator.kind not in ("hessian", "ggn"):
         return Verification()
     try:
-        return _verify(operator, spectrum)
-    except (NumericsError, OutOfMemory) as error:
-        return Verification(failure=f"the traces of this record could not be checked: {error}")
+        return _verify(operator, spectrum, task or operator.task)
+    except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
+        return Verification(failure=f"the traces of this record could not be checked: {in_one_line(error)}")
 
 
-def _verify(operator: CurvatureOperator, spectrum: Spectrum) -> Verification:
-    exact = exact_trace(operator.task, operator.bn_mode, params=operator.params, at=operator)
+def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Verification:
+    exact = exact_trace(task, operator.bn_mode, params=operator.params)
     if exact.total is None:
         return Verification(exact)
     scale = spectral_scale(spectrum.tridiagonals)

@@ -17,7 +17,7 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style randomness \
+    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style randomness sharing \
         sharpness.blocks sharpness.draws version
     batches checkpoints.fitting checkpoints.rawfile eigenpairs exact.layers exact.normalized exact.result \
         krylov.probes operators.base operators.modes operators.selftest sharpness.ascent sharpness.balancing \
@@ -53,7 +53,7 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style version eigenpairs exact.result krylov.probes sharpness.balancing
+    errors jsonable plots.style sharing version eigenpairs exact.result krylov.probes sharpness.balancing
         sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells storage.replacing
         storage.sealing trajectory tridiagonal estimates sharpness.normalized counts deflation density
         extremes outliers records degeneracy determinants distribution plots.moments ranks spectrum

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,11 +22,11 @@ from spectra.exact.certificate import Certificate, certify
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.result import ExactDiagonal, ExactTrace
 from spectra.operators.checks import check_loss, check_partition
-from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
 from spectra.operators.recalibration import recalibrate
+from spectra.sharing import remembered
 from spectra.task import Task
 
 # With more columns than this the gradients are drawn, unless method="exact" asks for all of them.
@@ -42,7 +42,6 @@ def exact_trace(
     method: str = "auto",
     draws: int = 32,
     seed: int = 0,
-    at: CurvatureOperator | None = None,
 ) -> ExactTrace:
     """The trace of the Gauss-Newton matrix by parameter tensor, and whether it is the Hessian's.
 
@@ -62,7 +61,6 @@ def exact_trace(
         method: ``"exact"``; ``"monte-carlo"``: unbiased, with a standard error; or ``"auto"``: exact up to 50 columns.
         draws: how many, for Monte-Carlo: back-propagations over the data in place of one per column.
         seed: of the draws.
-        at: an operator of the same task and parameters, whose values of them are meant; by default the model's own.
 
     Returns:
         The result; where there is no such number its ``total`` is None and ``reasons`` says why.
@@ -83,7 +81,7 @@ def exact_trace(
         >>> round(trace.total, 5), trace.kind  # (1 - 1/3) |x|^2
         (16.66667, 'hessian')
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, at, diagonal=False)
+    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
     if isinstance(found, str):
         return ExactTrace(total=None, reasons=(found,), bn_mode=bn_mode, l2=task.l2, method="none")
     by_layer = {name: float(trace.mean()) for name, trace in zip(found.names, found.traces)}
@@ -136,7 +134,7 @@ def exact_diagonal(
         tensor([[2.2500, 4.0000],
                 [2.2500, 4.0000]], dtype=torch.float64)
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, None, diagonal=True)
+    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
     if isinstance(found, str):
         nothing: dict[str, bool] = {}
         return ExactDiagonal(
@@ -175,7 +173,6 @@ def _measure(
     method: str,
     draws: int,
     seed: int,
-    at: CurvatureOperator | None,
     *,
     diagonal: bool,
 ) -> _Found | str:
@@ -198,26 +195,34 @@ def _measure(
         )
     operator = GGNOperator(task, bn_mode, dtype=dtype, params=params)
     function, survey = operator.function, task.survey()
-    if at is not None:
-        function.adopt(at.function)  # its running statistics too, estimated anew where that was asked for
     function.check_finite()
     check_partition(task, bn_mode, survey)
-    if at is None and bn_mode == "recalibrated":
+    if bn_mode == "recalibrated":
         recalibrate(function)
+    objects = (task.model, task.criterion, task.data, task.forward, task.target, task.weight)
+    chosen = params if params is None or isinstance(params, str) else tuple(params)
+    settings = (bn_mode, task.reduction, str(function.dtype), chosen)
     try:
         check_loss(function, survey)
         with function.evaluation():
-            found = _add_up(operator, certify(function, params), method, draws, seed, diagonal)
+            certificate = remembered("certificate", objects, settings, lambda: certify(function, params))
+            sums = remembered(
+                "squares",
+                objects,
+                (*settings, method, draws, seed, diagonal),
+                lambda: _add_up(operator, certificate, method, draws, seed, diagonal),
+            )
     except TaskError as error:  # no second derivative, no sample with a curvature of its own, or too many outputs
         return str(error)
-    sizes = {name: float(trace.abs().sum()) for name, trace in zip(found.names, found.traces)}
-    found.certificate = found.certificate.with_traces(sizes)
+    sizes = {name: float(trace.abs().sum()) for name, trace in zip(sums.names, sums.traces)}
     divisor = task.divisor(survey.total_weight)
-    for index, size in enumerate(function.sizes):
-        found.traces[index] = found.traces[index] / divisor + task.l2 * size
-        if diagonal:
-            found.entries[index] = found.entries[index] / divisor + task.l2
-            found.errors[index] = found.errors[index].sqrt() / divisor
+    found = replace(
+        sums,
+        certificate=sums.certificate.with_traces(sizes),
+        traces=[trace / divisor + task.l2 * size for trace, size in zip(sums.traces, function.sizes)],
+        entries=[entries / divisor + task.l2 for entries in sums.entries],
+        errors=[variance.sqrt() / divisor for variance in sums.errors],
+    )
     if not all(bool(torch.isfinite(trace).all()) for trace in found.traces):
         raise NumericsError("the exact trace is NaN or infinite: the gradients overflow in this dtype")
     return found

@@ -20,6 +20,7 @@ import numpy as np
 
 from spectra.errors import ArgumentError, TaskError
 from spectra.operators.modes import batch_norm_layers, check_bn_mode
+from spectra.sharing import remembered
 from spectra.sharpness.folding import Folded, fold_batch_norm
 from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.rescaling import minimise_rescaled
@@ -57,7 +58,13 @@ def prepare_rescaling(
         TaskError: batch norm in train mode; a network that is not positively homogeneous; scale groups that change the
             function.
     """
-    if check_bn_mode(bn_mode) == "train" and batch_norm_layers(task.model):
+    objects = (task.model, task.criterion, task.data, task.forward, task.target, task.weight, scale_groups)
+    settings = (check_bn_mode(bn_mode), task.reduction)
+    return remembered("rescaling", objects, settings, lambda: _prepare(task, bn_mode, scale_groups))
+
+
+def _prepare(task: Task, bn_mode: str, scale_groups: Mapping[str, Sequence[float] | float] | None) -> Homogeneous:
+    if bn_mode == "train" and batch_norm_layers(task.model):
         raise TaskError(TRAIN_MODE)
     if not task.splits:
         raise TaskError(

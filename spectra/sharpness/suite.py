@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from spectra.errors import DataError, NumericsError, OutOfMemory, TaskError
+from spectra.errors import in_one_line
 from spectra.operators.curvature import CurvatureOperator
 from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
 from spectra.sharpness.measure import Measure, not_measured
@@ -41,8 +41,8 @@ def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str =
         mode = {} if name == "squared_norm" else {"bn_mode": "train" if entry.always_train else bn_mode}
         try:
             found[name] = measure(task, **mode, **entry.options)
-        except (TaskError, NumericsError, DataError, OutOfMemory) as error:
-            found[name] = not_measured(str(error), form=str(entry.options.get("form", "default")), **mode)
+        except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
+            found[name] = not_measured(in_one_line(error), form=str(entry.options.get("form", "default")), **mode)
     return found
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import spectra
+import spectra.exact.trace
+import spectra.sharpness.norms
 from spectra import Task, analyze, iter_analyze
 from spectra.errors import ArgumentError
 from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
@@ -43,6 +45,41 @@ def test_the_measures_of_a_record_are_those_of_the_functions():
     assert found["bn_sharpness"] == spectra.bn_sharpness(task, bn_mode="train")
     assert found["normalized_sharpness_of_normalized_loss"].loss == "normalized"
     assert all(math.isfinite(measure.value) for measure in found.values())
+
+
+def test_logistic_regression_has_no_scale_and_so_the_trace_itself_for_a_minimum():
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 4), torch.randint(3, (9,))
+    task = Task(nn.Linear(4, 3).double(), nn.CrossEntropyLoss(), [(x.double(), y)])
+    found = measure_all(task)
+    trace = spectra.exact_trace(task).total
+    assert found["minimum_sharpness"].value == pytest.approx(trace, rel=1e-12)
+    assert found["node_minimum_sharpness"].value == pytest.approx(trace, rel=1e-12)
+    assert found["node_minimum_sharpness"].certificate == 0.0
+
+
+def test_the_certificate_is_measured_once_for_all_that_rest_on_it(monkeypatch):
+    calls = []
+    original = spectra.exact.trace.certify
+    monkeypatch.setattr(spectra.exact.trace, "certify", lambda *a, **k: calls.append(1) or original(*a, **k))
+    names = "normalized_sharpness, matrix_normalized_sharpness, fisher_rao_hessian"
+    alone = measure_all(make_task(), names)
+    assert len(calls) == 3
+    calls.clear()
+    (record,) = analyze(make_task(), lanczos_steps=2, num_probes=2, metrics=names)
+    assert len(calls) == 1
+    for name, measure in record.sharpness.items():
+        assert measure.to_json() == alone[name].to_json()
+
+
+def test_what_goes_wrong_in_a_measure_does_not_lose_the_record(monkeypatch):
+    def broken(*args, **options):
+        raise IndexError("out of\nrange")
+
+    monkeypatch.setattr(spectra.sharpness.norms, "gradient_norm", broken)
+    (record,) = analyze(make_task(), lanczos_steps=2, num_probes=2, metrics="gradient_norm")
+    assert record.status == "complete"
+    assert record.sharpness["gradient_norm"].reason == "IndexError: out of range"
 
 
 def test_what_does_not_exist_here_is_nan_with_its_reason_and_null_in_json():

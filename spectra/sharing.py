@@ -1,0 +1,53 @@
+"""Results that several quantities of one record need: computed once within a block, whichever asks first.
+
+Nothing is remembered outside of such a block, so that a network that is trained on is never answered for by its past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+_held: ContextVar[dict[Any, tuple[Any, Any]] | None] = ContextVar("spectra_shared_results", default=None)
+
+
+@contextmanager
+def shared_results() -> Iterator[None]:
+    """Within the block :func:`remembered` computes nothing twice. Networks and data must not change in it."""
+    token = _held.set({})
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def remembered(
+    kind: str, objects: Sequence[Any], settings: Sequence[Hashable], compute: Callable[[], Result]
+) -> Result:
+    """The result of ``compute``, or the one that it had before for the same kind, objects and settings.
+
+    Args:
+        kind: what is computed.
+        objects: the networks, data and functions that it depends on; the same are the same objects, not equal ones.
+        settings: what else it depends on.
+        compute: called at most once within a block, and each time outside of any.
+
+    Example:
+        >>> with shared_results():
+        ...     [remembered("number", [int], (1,), lambda: n) for n in (5, 6)]
+        [5, 5]
+        >>> [remembered("number", [int], (1,), lambda: n) for n in (5, 6)]
+        [5, 6]
+    """
+    held = _held.get()
+    if held is None:
+        return compute()
+    key = (kind, tuple(map(id, objects)), tuple(settings))
+    if key not in held:
+        held[key] = (tuple(objects), compute())  # with the objects, whose ids are theirs while they are held
+    result: Result = held[key][1]
+    return result
