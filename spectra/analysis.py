@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,9 @@ OPERATORS: dict[str, type[CurvatureOperator]] = {
     "ggn": GGNOperator,
     "empirical_fisher": EmpiricalFisherOperator,
 }
+
+# A matrix whose rank is at most this part of its rows is degenerate by counting alone.
+_FEW = 0.5
 
 Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
 
@@ -252,6 +255,7 @@ def _analyze_one(
         notes=(
             *verified.warnings,
             *_notes(operator),
+            *_notes_of_rank(operator, facts),
             *_notes_of_pairs(pairs),
             *(checkpoint.notes if checkpoint is not None else ()),
             *notes,
@@ -347,6 +351,19 @@ def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:
 
 def _notes_of_pairs(pairs: Eigenpairs | None) -> list[str]:
     return [] if pairs is None or pairs.note is None else [pairs.note]
+
+
+def _notes_of_rank(operator: CurvatureOperator, facts: Mapping[str, float | int | None]) -> list[str]:
+    """That a degeneracy is explained by counting, where it nearly is."""
+    bound = facts.get("rank_bound_counting")
+    if bound is None or bound > _FEW * operator.n:
+        return []
+    share, at = 1 - bound / operator.n, operator.task.l2
+    words = (
+        f"at least {share:.4f} of the eigenvalues are {at:g} by counting alone: the rank is at most {bound:,}, with "
+        f"{operator.n:,} parameters; a degeneracy near that says nothing about the network"
+    )
+    return [words]
 
 
 def _notes(operator: CurvatureOperator) -> list[str]:

@@ -17,6 +17,7 @@ from spectra.jsonable import dumps, to_jsonable
 from spectra.trajectory import Series, Trajectory, Values
 
 if TYPE_CHECKING:
+    from spectra.budget import Budget
     from spectra.crosscheck import Check
     from spectra.exact.result import ExactTrace
     from spectra.sharpness.measure import Measure
@@ -123,6 +124,13 @@ class Record:
             return {}
         return self.spectrum.estimates() if self.cached_estimates is None else self.cached_estimates
 
+    @functools.cached_property
+    def budgets(self) -> Mapping[str, Budget]:
+        """Name -> what limits the estimate, for those that have an error budget; computed from the spectrum."""
+        from spectra.budget import budgets_of
+
+        return {} if self.spectrum is None else budgets_of(self.spectrum, self.estimates)
+
     @property
     def identity(self) -> Identity:
         return Identity.of(
@@ -178,7 +186,11 @@ class Record:
             "status": self.status,
             "reason": to_jsonable(self.reason),
             **{name: facts.get(name) for name in HEADLINE_FACTS},
-            "estimates": {name: _estimate_json(estimate) for name, estimate in self.estimates.items()},
+            "estimates": {
+                name: _estimate_json(estimate)
+                | ({"budget": self.budgets[name].to_json()} if name in self.budgets else {})
+                for name, estimate in self.estimates.items()
+            },
             "tensor_traces": {name: _estimate_json(estimate) for name, estimate in traces.items()},
             **({} if pairs is None else {"eigenpairs": to_jsonable(pairs.to_json())}),
             "facts": facts,

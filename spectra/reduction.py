@@ -80,6 +80,13 @@ def is_elementwise(criterion: Any) -> bool:
     return _identity(criterion)[0] in _OVER_ELEMENTS
 
 
+def is_convex(criterion: Any) -> bool:
+    """Whether the criterion is one of ``torch.nn`` or its functional twin that is convex in the outputs it is given."""
+    kind, settings = _identity(criterion)
+    weights = [settings.get(name) for name in ("weight", "pos_weight")]
+    return kind in _CONVEX and not any(w is not None and bool((torch.as_tensor(w) < 0).any()) for w in weights)
+
+
 def describe(criterion: Any) -> str:
     """A short name of the criterion for records: its class or function, with the settings that are not defaults."""
     kind, settings = _identity(criterion)
@@ -100,6 +107,11 @@ _OVER_ELEMENTS: frozenset[type] = frozenset(
     | {nn.PoissonNLLLoss, nn.KLDivLoss, nn.HingeEmbeddingLoss}
 )
 _OVER_ROWS: frozenset[type] = frozenset({nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss})
+
+_CONVEX: frozenset[type] = frozenset(
+    {nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss}
+    | {nn.BCELoss, nn.BCEWithLogitsLoss, nn.SoftMarginLoss}
+)
 
 _FUNCTIONS: Mapping[Any, type] = {
     F.cross_entropy: nn.CrossEntropyLoss,

@@ -36,6 +36,9 @@ class Spectrum:
         tensor_forms: (k, t), ``q_i[t]' (H q_i)[t]`` of the first product; a row sums to ``alphas[0]`` of its probe.
         eigenpairs: of a search whose starts are independent of the probes, with or without their vectors.
         overlaps: (k, r), ``y_j'q_i`` of every probe with the vectors of the eigenpairs; given with them.
+        batch_forms: (k, B), the parts of the batches (or of groups of consecutive ones) in ``q_i'H q_i``.
+        batch_weights: (B,), their weights in the mean over the data; given with them.
+        semidefinite: that the operator is positive semidefinite by its construction.
 
     Raises:
         ArgumentError: no probe, more steps than rows, or shapes that do not belong together.
@@ -59,6 +62,9 @@ class Spectrum:
         tensor_forms: np.ndarray | None = None,
         eigenpairs: Eigenpairs | None = None,
         overlaps: np.ndarray | None = None,
+        batch_forms: np.ndarray | None = None,
+        batch_weights: np.ndarray | None = None,
+        semidefinite: bool = False,
     ) -> None:
         self.tridiagonals = tuple(tridiagonals)
         self.n = int(n)
@@ -69,6 +75,9 @@ class Spectrum:
         self.tensor_forms = None if tensor_forms is None else np.array(tensor_forms, dtype=np.float64)
         self.eigenpairs = eigenpairs
         self.overlaps = None if overlaps is None else np.array(overlaps, dtype=np.float64)
+        self.batch_forms = None if batch_forms is None else np.array(batch_forms, dtype=np.float64)
+        self.batch_weights = None if batch_weights is None else np.array(batch_weights, dtype=np.float64)
+        self.semidefinite = bool(semidefinite)
         self._check()
 
     def _check(self) -> None:
@@ -96,6 +105,23 @@ class Spectrum:
                 raise ArgumentError(f"overlaps has shape {self.overlaps.shape}: {expected} is needed (k, eigenpairs)")
             if not np.isfinite(self.overlaps).all():
                 raise NumericsError("overlaps has NaN or infinite entries")
+        if self.batch_forms is not None or self.batch_weights is not None:
+            shapes = [None if a is None else a.shape for a in (self.batch_forms, self.batch_weights)]
+            if shapes[0] is None or shapes[1] is None or shapes[0] != (self.num_probes, *shapes[1]):
+                raise ArgumentError(
+                    f"batch_forms and batch_weights have shapes {shapes[0]} and {shapes[1]}: (k, B) and (B,) are needed"
+                )
+
+    def without_noise(self) -> Spectrum:
+        """The same spectrum as if its products had no error: what an interval has beyond it is due to that."""
+        return Spectrum(
+            self.tridiagonals,
+            self.n,
+            noise=0.0,
+            seed=self.seed,
+            distribution=self.distribution,
+            semidefinite=self.semidefinite,
+        )
 
     def __repr__(self) -> str:
         return f"Spectrum(n={self.n}, num_probes={self.num_probes}, lanczos_steps={self.lanczos_steps})"
@@ -244,26 +270,34 @@ class Spectrum:
         """``exp(-sum p log p)`` with ``p = |lambda| / sum |lambda|``; see ``spectra.ranks``."""
         return ranks.entropy_rank(self.tridiagonals, self.n, self.noise)
 
-    def effective_dimension(self, g: float, *, semidefinite: bool = False) -> Estimate:
+    def effective_dimension(self, g: float, *, semidefinite: bool | None = None) -> Estimate:
         """``sum lambda / (lambda + g)``, of positive semidefinite operators; see ``spectra.determinants``."""
         return determinants.effective_dimension(
-            self.tridiagonals, self.n, self.noise, self.distribution, g, semidefinite
+            self.tridiagonals, self.n, self.noise, self.distribution, g, self._definite(semidefinite)
         )
+
+    def _definite(self, told: bool | None) -> bool:
+        return self.semidefinite if told is None else told
 
     # --- determinants, and single eigenvalues ---------------------------------------------------------------------
 
-    def log_determinant(self, g: float, *, semidefinite: bool = False) -> Estimate:
+    def log_determinant(self, g: float, *, semidefinite: bool | None = None) -> Estimate:
         """``log det(H + g I)``, from both sides; NaN with the reason where it does not exist.
 
         Args:
             g: above 0, in units of the eigenvalues.
-            semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher).
+            semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher); by
+                default what the spectrum knows of its operator.
         """
-        return determinants.log_determinant(self.tridiagonals, self.n, self.noise, self.distribution, g, semidefinite)
+        return determinants.log_determinant(
+            self.tridiagonals, self.n, self.noise, self.distribution, g, self._definite(semidefinite)
+        )
 
-    def evidence(self, g: float, *, semidefinite: bool = False) -> Estimate:
+    def evidence(self, g: float, *, semidefinite: bool | None = None) -> Estimate:
         """``sum log((lambda + g) / g)``, as ``log_determinant``; see ``spectra.determinants``."""
-        return determinants.evidence(self.tridiagonals, self.n, self.noise, self.distribution, g, semidefinite)
+        return determinants.evidence(
+            self.tridiagonals, self.n, self.noise, self.distribution, g, self._definite(semidefinite)
+        )
 
     def top_log_product(self, count: int) -> Estimate:
         """``sum log lambda_j`` over the ``count`` largest eigenvalues, from below; see ``spectra.outliers``."""

@@ -27,10 +27,10 @@ FLOORS = """
     checkpoints.discovery estimates krylov.lanczos operators.algebra operators.dense reduction \
         sharpness.layouts sharpness.normalized sharpness.training zoo.networks.residual zoo.networks.small \
         zoo.networks.vgg
-    checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers records \
+    budget checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers \
         survey
-    degeneracy determinants distribution plots.moments ranks task
-    operators.function sharpness.per_layer spectrum zoo.tasks
+    degeneracy determinants distribution ranks records task
+    operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
     crosscheck krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
         plots.draw zoo.training
     exact.factors operators.curvature plots.sheets sharpness.float64_copy storage.findings zoo.__main__
@@ -43,9 +43,9 @@ FLOORS = """
     sharpness.fisher_rao sharpness.node_wise verification
     analysis sharpness.measures
     run
-    cli.main cli.numbers cli.progress cli.user_code
+    cli.main cli.numbers cli.on_request cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source
-    cli.findings_table cli.metrics
+    cli.budget_table cli.findings_table cli.metrics
     cli.record_table
     cli.tables
     cli.analyze cli.demo cli.show
@@ -55,11 +55,11 @@ FLOORS = """
 NUMPY_WING = """
     errors jsonable plots.style sharing version eigenpairs exact.result krylov.probes sharpness.balancing
         sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells storage.replacing
-        storage.sealing trajectory tridiagonal estimates sharpness.normalized counts deflation density
-        extremes outliers records degeneracy determinants distribution plots.moments ranks spectrum
+        storage.sealing trajectory tridiagonal estimates sharpness.normalized budget counts deflation
+        density extremes outliers degeneracy determinants distribution ranks records plots.moments spectrum
         crosscheck plots.draw plots.sheets storage.findings plots.figures storage.hdf5 storage.runfile
-        cli.main cli.numbers cli.user_code cli.layout cli.findings_table cli.metrics cli.record_table
-        cli.tables cli.show cli.plot
+        cli.main cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table cli.findings_table
+        cli.metrics cli.record_table cli.tables cli.show cli.plot
 """
 
 

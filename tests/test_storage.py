@@ -672,7 +672,11 @@ def test_random_damage_is_one_line_or_the_same_numbers(path):
 def test_the_file_of_version_1_keeps_loading():
     t = load_trajectory(DATA / "v1.h5")
     wanted = json.loads((DATA / "v1.json").read_text(encoding="utf-8"))
-    assert [record.to_json()["estimates"] for record in t] == [entry["estimates"] for entry in wanted]
+    shown = [record.to_json()["estimates"] for record in t]
+    for estimates in shown:  # what limits a number is computed by the reader
+        for estimate in estimates.values():
+            estimate.pop("budget", None)
+    assert shown == [entry["estimates"] for entry in wanted]
     for record, entry in zip(t, wanted, strict=True):
         for name in ("checkpoint", "checkpoint_sha256", "epoch", "step", "operator", "bn_mode", "status", "reason"):
             assert getattr(record, name) == entry[name]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from spectra.estimates import Estimate
 from spectra.records import Record
+from spectra_cli.budget_table import SHORT, print_advice, print_budgets
 from spectra_cli.findings_table import print_cross_check, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import interval, number, plain, rounded
@@ -23,6 +26,7 @@ FACTS = {  # in this order; what else there is follows
     "n_samples": "samples N",
     "total_weight": "total weight",
     "n_batches": "batches",
+    "rank_bound_counting": "rank at most, by counting alone",
     "rank_bound_ff": "4 d_y (sum N_l + d_x), a heuristic for the rank, no bound",
     "d_y": "outputs d_y",
     "d_x": "inputs d_x",
@@ -30,13 +34,21 @@ FACTS = {  # in this order; what else there is follows
 }
 
 
-def print_record(record: Record, console: Console) -> None:
-    """Every number of one record: estimates, facts, degeneracy over tau, traces by tensor, origin and notes."""
+def print_record(record: Record, console: Console, *, budget: bool = False) -> None:
+    """Every number of one record: estimates, facts, degeneracy over tau, traces by tensor, origin and notes.
+
+    Args:
+        record: the record.
+        console: where to.
+        budget: also the parts of every error.
+    """
     print_heading(console, f"{record.operator}, BN {record.bn_mode}: {record.where}".removesuffix(": "))
     if record.status == "failed":
         print_line(console, f"! failed: {record.reason}")
         return
     _print_estimates(record, console)
+    if budget:
+        print_budgets(record, console)
     console.print()
     print_pairs(console, facts_of(record))
     for table in (_eigenpairs_table(record), _curve_table(record), _tensor_table(record)):
@@ -88,8 +100,8 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
 
 def _print_estimates(record: Record, console: Console) -> None:
     """Every estimate with its error and its interval; what there is to know of one stands below, under a star."""
-    table = new_table("quantity", "value", "+-", "interval", "")
-    table.columns[0].justify = table.columns[4].justify = "left"
+    table = new_table("quantity", "value", "+-", "interval", "limited by", "")
+    table.columns[0].justify = table.columns[4].justify = table.columns[5].justify = "left"
     remarks: dict[str, list[str]] = {}
     for name, estimate in record.estimates.items():
         # A count that is not resolved has no value: its bracket is the result.
@@ -100,10 +112,25 @@ def _print_estimates(record: Record, console: Console) -> None:
         elif estimate.note:
             remarks[name] = [estimate.note]
             marks.append("*")
-        table.add_row(name, value, error, interval(estimate.lower, estimate.upper), "; ".join(marks))
+        budget = record.budgets.get(name)
+        cause = "" if budget is None or budget.largest is None else SHORT[budget.largest]
+        bounds = interval(estimate.lower, estimate.upper)
+        table.add_row(name, value, error, bounds, cause, "; ".join(marks))
     console.print(table)
     for note, names in grouped(remarks).items():
         print_line(console, f"* {', '.join(names)}: {note}")
+    print_advice(record, console)
+
+
+def print_requested(found: Mapping[str, Estimate], console: Console, *, of: str) -> None:
+    """What was asked for of a record at numbers of the reader's."""
+    print_heading(console, f"on request, of {of}")
+    table = new_table("quantity", "value", "+-", "interval", "")
+    table.columns[0].justify = table.columns[4].justify = "left"
+    for name, estimate in found.items():
+        value, error = ("-", "") if estimate.resolved is False else number(estimate)
+        table.add_row(name, value, error, interval(estimate.lower, estimate.upper), estimate.note or "")
+    console.print(table)
 
 
 def _eigenpairs_table(record: Record) -> Table | None:

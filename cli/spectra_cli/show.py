@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import click
 
 from spectra.errors import ArgumentError
+from spectra.jsonable import to_jsonable
 from spectra.records import Record, Trajectory
 from spectra.storage.runfile import load_trajectory
-from spectra_cli.layout import make_console
+from spectra_cli.budget_table import print_budgets
+from spectra_cli.layout import make_console, print_heading
+from spectra_cli.on_request import HELP, parse_asks, quantities_at
+from spectra_cli.record_table import print_requested
 from spectra_cli.tables import print_trajectory
+
+Asks = Sequence[tuple[str, float]]
 
 COLUMNS = (  # one row per record x estimate; an empty cell is a number that is not there
     "file",
@@ -47,12 +53,16 @@ COLUMNS = (  # one row per record x estimate; an empty cell is a number that is 
 @click.option("--csv", "form", flag_value="csv", help=f"Print one row per record and estimate: {', '.join(COLUMNS)}.")
 @click.option("--operator", "operators", multiple=True, metavar="NAME", help="Only this operator; repeatable.")
 @click.option("--bn", "bn_modes", multiple=True, metavar="MODE", help="Only this batch-norm mode; repeatable.")
+@click.option("--budget", is_flag=True, help="The parts of every error: probes, Lanczos steps, arithmetic and data.")
+@click.option("--at", "asks", multiple=True, metavar="KEY=NUMBER", help=f"More quantities; repeatable. {HELP}.")
 @click.option("--epoch", "epochs", multiple=True, type=float, metavar="E", help="Only this epoch; repeatable.")
 def command(
     files: tuple[str, ...],
     form: str | None,
     operators: tuple[str, ...],
     bn_modes: tuple[str, ...],
+    budget: bool,
+    asks: tuple[str, ...],
     epochs: tuple[float, ...],
 ) -> None:
     """Print every number in results files, with its error.
@@ -60,6 +70,7 @@ def command(
     A single record is shown in full; several checkpoints get a table with a row each, per operator and batch-norm
     mode. Choose one of them with --operator, --bn and --epoch to see all of it.
     """
+    asked = parse_asks(asks)
     chosen = []
     for file in files:
         trajectory = load_trajectory(file)
@@ -67,12 +78,16 @@ def command(
             click.echo(f"spectra: {note}", err=True)
         chosen.append((file, select(trajectory, operators, bn_modes, epochs)))
     if form == "json":
-        entries = [{"file": file, **record.to_json()} for file, trajectory in chosen for record in trajectory]
+        entries = [
+            {"file": file, **record.to_json(), **_requested_json(record, asked)}
+            for file, trajectory in chosen
+            for record in trajectory
+        ]
         click.echo(json.dumps(entries, indent=2, ensure_ascii=True, allow_nan=False))
     elif form == "csv":
-        write_csv(chosen, sys.stdout)
+        write_csv(chosen, sys.stdout, asked)
     else:
-        print_report(chosen)
+        print_report(chosen, budget=budget, asks=asked)
 
 
 def select(
@@ -103,28 +118,42 @@ def select(
     return Trajectory(records, settings=trajectory.settings, notes=trajectory.notes, path=trajectory.path)
 
 
-def print_report(chosen: list[tuple[str, Trajectory]]) -> None:
+def _requested_json(record: Record, asks: Asks) -> dict[str, Any]:
+    if not asks:
+        return {}
+    found = quantities_at(record, asks)
+    return {"on_request": {name: to_jsonable(estimate.to_json()) for name, estimate in found.items()}}
+
+
+def print_report(chosen: list[tuple[str, Trajectory]], *, budget: bool = False, asks: Asks = ()) -> None:
     """The tables of one file after the other."""
     console = make_console()
     for index, (file, trajectory) in enumerate(chosen):
         if index:
             console.print()
         count = len(trajectory)
-        print_trajectory(trajectory, console, title=f"{file}: {count} record{'s' if count > 1 else ''}")
+        print_trajectory(trajectory, console, title=f"{file}: {count} record{'s' if count > 1 else ''}", budget=budget)
+        for record in trajectory:
+            if budget and count > 1:
+                print_heading(console, record.label)
+                print_budgets(record, console)
+            if asks:
+                print_requested(quantities_at(record, asks), console, of=record.label)
 
 
-def write_csv(chosen: Iterable[tuple[str, Trajectory]], stream: IO[str]) -> None:
+def write_csv(chosen: Iterable[tuple[str, Trajectory]], stream: IO[str], asks: Asks = ()) -> None:
     """One row per record x estimate with all digits; a record that failed is one row with its reason."""
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for file, trajectory in chosen:
         for record in trajectory:
-            for row in _rows(record):
+            for row in _rows(record, asks):
                 writer.writerow({"file": file} | row)
 
 
-def _rows(record: Record) -> Iterator[dict[str, Any]]:
+def _rows(record: Record, asks: Asks) -> Iterator[dict[str, Any]]:
     entry = record.to_json()
+    entry["estimates"] |= _requested_json(record, asks).get("on_request", {})
     shared = {name: entry[name] for name in COLUMNS if name in entry and name != "reason"}
     if record.status == "failed":
         yield shared | {"reason": entry["reason"]}

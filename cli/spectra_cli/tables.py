@@ -18,7 +18,9 @@ _ENDS = ("spectral_norm", "lambda_max", "lambda_min")
 _LEGEND = "+- one standard error over the probes; a to b: from the Ritz value to the 95 % bound beyond it"
 
 
-def print_trajectory(trajectory: Trajectory, console: Console, *, title: str | None = None) -> None:
+def print_trajectory(
+    trajectory: Trajectory, console: Console, *, title: str | None = None, budget: bool = False
+) -> None:
     """The header of a run; then its one record in full, or a table that fits what there is.
 
     Records of one checkpoint stand side by side; several checkpoints have a row each, in a table per operator and
@@ -29,7 +31,7 @@ def print_trajectory(trajectory: Trajectory, console: Console, *, title: str | N
     print_pairs(console, header(trajectory))
     every = [trajectory[key] for key in trajectory.keys()]  # noqa: SIM118 (it iterates over records)
     if len(trajectory) == 1:
-        print_record(trajectory[0], console)
+        print_record(trajectory[0], console, budget=budget)
     elif all(len(series) == 1 for series in every):
         print_side_by_side([series.records[0] for series in every], console)
     else:

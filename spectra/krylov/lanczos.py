@@ -15,7 +15,7 @@ import torch
 
 from spectra.errors import NumericsError
 from spectra.krylov.basis import Basis
-from spectra.operators.base import SymmetricOperator
+from spectra.operators.base import Parts, SymmetricOperator
 from spectra.tridiagonal import Tridiagonal
 
 
@@ -25,6 +25,7 @@ class Recurrence:
 
     tridiagonal: Tridiagonal
     forms: np.ndarray  # (t,) float64: per tensor of the operator, q_t' (H q)_t of the first product
+    parts: Parts | None = None  # of the first product, (B,): what each batch has of q'H q
     basis: Basis | None = None  # the Krylov basis, where it was asked for; one vector more if it was stopped
 
 
@@ -62,11 +63,17 @@ def tridiagonalize(
     """
     steps = min(lanczos_steps, operator.n)
     runs = [_Run(operator, start, steps, away_from) for start in starts]
-    for _ in range(steps):
+    for step in range(steps):
         live = [run for run in runs if not run.done]
         if not live:
             break
-        products = operator.apply(torch.stack([run.basis.last for run in live]))
+        block = torch.stack([run.basis.last for run in live])
+        if step == 0:
+            products, parts = operator.apply_in_parts(block)
+            for row, run in enumerate(live):
+                run.parts = None if parts is None else Parts(parts.forms[row], parts.weights)
+        else:
+            products = operator.apply(block)
         for run, product in zip(live, products):
             # A copy at an address of its own, since scalar products round differently at other alignments: the numbers
             # of a probe must not depend on which row of which block it stood in.
@@ -89,6 +96,7 @@ class _Run:
         self.alphas: list[float] = []
         self.betas: list[float] = []
         self.forms = np.zeros(0)
+        self.parts: Parts | None = None
         self.exhausted = False
         self.stopped = False  # by the caller, who has seen enough
 
@@ -120,4 +128,4 @@ class _Run:
         tridiagonal = Tridiagonal(
             np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()
         )
-        return Recurrence(tridiagonal, self.forms, self.basis if keep_basis else None)
+        return Recurrence(tridiagonal, self.forms, self.parts, self.basis if keep_basis else None)

@@ -95,6 +95,7 @@ def slq(
             if eigenpairs is not None:
                 overlaps += [_overlaps(operator, start, eigenpairs) for start in starts]
             recurrences += tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick)
+    parts = [r.parts for r in recurrences if r.parts is not None]
     return Spectrum(
         [r.tridiagonal for r in recurrences],
         n,
@@ -105,6 +106,9 @@ def slq(
         tensor_forms=np.stack([r.forms for r in recurrences]),
         eigenpairs=eigenpairs,
         overlaps=np.stack(overlaps) if overlaps else None,
+        batch_forms=None if not parts else np.stack([part.forms for part in parts]),
+        batch_weights=parts[0].weights if parts else None,
+        semidefinite=operator.semidefinite,
     )
 
 

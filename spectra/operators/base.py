@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -17,6 +18,14 @@ from spectra.errors import ArgumentError
 Vector = TypeVar("Vector", np.ndarray, torch.Tensor)
 
 _POWER_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the batches, or groups of consecutive ones, have of the quadratic forms of a block; without an l2 term."""
+
+    forms: np.ndarray  # (k, B) float64; over the batches they add up to q'A q
+    weights: np.ndarray  # (B,) float64, of the batches in the mean over the data
 
 
 class SymmetricOperator(ABC):
@@ -40,6 +49,15 @@ class SymmetricOperator(ABC):
     @abstractmethod
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         """The products with the rows of ``block``, ``(k, n)`` in the operator's dtype and on its device."""
+
+    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts | None]:
+        """The same products, and what each batch has of ``q'A q`` for every row ``q``, where there are batches."""
+        return self.apply(block), None
+
+    @property
+    def semidefinite(self) -> bool:
+        """Whether the matrix is positive semidefinite by its construction."""
+        return False
 
     @property
     def noise(self) -> float:

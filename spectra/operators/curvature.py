@@ -16,13 +16,16 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.operators.base import SymmetricOperator
+from spectra.operators.base import Parts, SymmetricOperator
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
 from spectra.task import Task
+
+# Enough to tell how the data scatter, and few enough to be kept with every record.
+_MOST_GROUPS = 64
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -117,19 +120,40 @@ class CurvatureOperator(SymmetricOperator):
             yield
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
+        return self._pass(block, None)
+
+    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts]:
+        seen: list[tuple[torch.Tensor, float]] = []
+        product = self._pass(block, seen)
+        divisor = self.task.divisor(self.task.survey().total_weight)
+        forms = np.stack([forms.cpu().numpy() for forms, _ in seen], axis=1) / divisor
+        return product, _grouped(Parts(forms, np.array([weight for _, weight in seen])))
+
+    def _pass(self, block: torch.Tensor, seen: list[tuple[torch.Tensor, float]] | None) -> torch.Tensor:
+        """The products, and into ``seen`` what each batch has of the quadratic forms, (k,), with its weight."""
         _ = self.self_test  # made before the first product
         survey = self.task.survey()
         with self.function.evaluation():
             # Many batches are added in float64, so that the sum is as exact as its parts.
             total = torch.zeros(block.shape, dtype=torch.float64, device=self.device)
             for batch, weight in self.batches():
-                total.add_(self.linearise(batch)(block), alpha=self.task.total_factor(weight))
+                product, factor = self.linearise(batch)(block), self.task.total_factor(weight)
+                total.add_(product, alpha=factor)
+                if seen is not None:
+                    seen.append((factor * (block.double() * product.double()).sum(1), weight))
             total /= self.task.divisor(survey.total_weight)
             if self.task.l2:
                 total.add_(block, alpha=self.task.l2)
         if not bool(torch.isfinite(total).all()):
             raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")
         return total.to(self.torch_dtype)
+
+
+def _grouped(parts: Parts) -> Parts:
+    """The parts of at most 64 groups of consecutive batches, as even as they come."""
+    batches = parts.weights.size
+    starts = np.unique(np.linspace(0, batches, min(batches, _MOST_GROUPS), endpoint=False).astype(int))
+    return Parts(np.add.reduceat(parts.forms, starts, axis=1), np.add.reduceat(parts.weights, starts))
 
 
 def torch_dtype_of(dtype: str | torch.dtype | Any | None) -> torch.dtype | None:

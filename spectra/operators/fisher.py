@@ -60,6 +60,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
     """
 
     kind = "empirical_fisher"
+    semidefinite = True
     per_sample = True
 
     def __init__(

@@ -10,6 +10,7 @@ import torch
 from spectra.errors import TaskError
 from spectra.operators.curvature import CurvatureOperator, Product
 from spectra.operators.jacobian import Jacobian, slope_of
+from spectra.reduction import is_convex
 from spectra.task import Task
 
 
@@ -31,6 +32,11 @@ class GGNOperator(CurvatureOperator):
     """
 
     kind = "ggn"
+
+    @property
+    def semidefinite(self) -> bool:
+        """Whether the criterion is one that is known to be convex in the outputs."""
+        return is_convex(self.task.criterion)
 
     def __init__(
         self,

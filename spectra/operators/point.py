@@ -11,7 +11,7 @@ from torch import nn
 from spectra.batches import tensors_of
 from spectra.errors import NumericsError, TaskError
 from spectra.operators.curvature import CurvatureOperator
-from spectra.reduction import ignored_class
+from spectra.reduction import ignored_class, kind_of
 
 Facts = dict[str, float | int | None]
 
@@ -22,14 +22,15 @@ def measure_point(operator: CurvatureOperator) -> Facts:
     Returns:
         ``loss`` (of the data), ``objective`` (with the l2 term), ``gradient_norm`` (of the objective), ``accuracy``
         (of class targets that are not ignored, else None), ``weight_norm`` (of the parameters that are analysed),
-        ``n_parameters``, ``n_samples``, ``total_weight``, ``n_batches``.
+        ``n_parameters``, ``n_samples``, ``total_weight``, ``n_batches``; for the Gauss-Newton and the empirical Fisher
+        matrix ``rank_bound_counting``: no more eigenvalues than this can be other than ``l2``, whatever the network.
 
     Raises:
         NumericsError: the loss or its gradient is NaN or infinite.
         TaskError: the loss does not depend on the parameters.
     """
     function, task, survey = operator.function, operator.task, operator.task.survey()
-    total, right, counted, met = 0.0, 0, 0, False
+    total, right, counted, columns, met = 0.0, 0, 0, 0, False
     with function.evaluation():
         slope = torch.zeros(function.n, dtype=torch.float64, device=function.device)
         for batch, weight in operator.batches():
@@ -43,6 +44,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
             if task.splits:
                 hits, of = _hits(task.criterion, output, task.target_of(batch))
                 right, counted = right + hits, counted + of
+                columns += _columns(task.criterion, output, task.target_of(batch))
         divisor = task.divisor(survey.total_weight)
         weights = function.flatten(function.theta).detach().to(torch.float64)
         slope = slope / divisor + task.l2 * weights
@@ -51,6 +53,8 @@ def measure_point(operator: CurvatureOperator) -> Facts:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
     if not (math.isfinite(loss_value) and math.isfinite(gradient_norm)):
         raise NumericsError(f"the loss is {loss_value} and its gradient has the norm {gradient_norm}")
+    bounds = {"ggn": columns, "empirical_fisher": survey.num_samples}
+    bound = bounds.get(operator.kind)
     return {
         "loss": loss_value,
         "objective": loss_value + 0.5 * task.l2 * weight_norm**2,
@@ -61,6 +65,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
         "n_samples": survey.num_samples,
         "total_weight": survey.total_weight,
         "n_batches": survey.num_batches,
+        **({} if bound is None else {"rank_bound_counting": min(operator.n, bound)}),
     }
 
 
@@ -77,6 +82,22 @@ def widths_of(operator: CurvatureOperator) -> tuple[int, int, int] | None:
         batch = next(iter(operator.task.data))
     inputs = tensors_of(batch)[0]
     return int(widths[-1]), int(sum(widths)), int(inputs[0].numel() if inputs.ndim else 1)
+
+
+def _columns(criterion: Any, output: Any, target: Any) -> int:
+    """The rank of the criterion's Hessian in the outputs of a batch, at most.
+
+    Softmax cross-entropy does not change where all logits of a target move together, and an ignored target has no part.
+    """
+    outputs = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    entries = sum(tensor.numel() for tensor in outputs)
+    if kind_of(criterion) is not nn.CrossEntropyLoss or len(outputs) != 1 or not isinstance(target, torch.Tensor):
+        return entries
+    classes = outputs[0].shape[1 if outputs[0].ndim > 1 else 0]
+    targets = entries // classes
+    if not target.is_floating_point():
+        targets -= int((target == ignored_class(criterion)).sum())  # type: ignore[attr-defined]
+    return targets * (classes - 1)
 
 
 def _hits(criterion: Any, output: Any, target: Any) -> tuple[int, int]:

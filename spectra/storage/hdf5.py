@@ -99,6 +99,12 @@ def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
     group["lengths"] = np.array([part.steps for part in parts], dtype=np.int64)
     group["exhausted"] = np.array([part.exhausted for part in parts], dtype=np.uint8)
     group["orthogonality"] = np.array([part.orthogonality for part in parts], dtype=np.float64)
+    set_attribute(group, "semidefinite", int(spectrum.semidefinite))
+    if spectrum.batch_forms is not None and spectrum.batch_weights is not None:
+        batches = group.create_group("batches")
+        batches["forms"] = spectrum.batch_forms
+        batches["weights"] = spectrum.batch_weights
+        seal(batches)
     if spectrum.tensor_sizes:
         tensors = group.create_group("tensors")
         write_texts(tensors, "names", spectrum.tensor_sizes)
@@ -130,6 +136,9 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
         distribution=str(group.attrs["distribution"]),
         tensor_sizes=sizes,
         tensor_forms=tensors["forms"][()] if tensors is not None and "forms" in tensors else None,
+        batch_forms=group["batches/forms"][()] if "batches" in group else None,
+        batch_weights=group["batches/weights"][()] if "batches" in group else None,
+        semidefinite=bool(get_attribute(group, "semidefinite")),
         eigenpairs=pairs,
         overlaps=None if pairs is None else group["eigenpairs/overlaps"][()],
     )

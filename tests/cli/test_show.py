@@ -104,7 +104,7 @@ def test_a_count_that_is_not_resolved_is_its_bracket_and_never_a_value(tmp_path)
     path = write(tmp_path / "run.h5", *(make_record(epoch, cached_estimates=vague) for epoch in (0, 1)))
     assert row(show(path).stdout, "0")[-1] == "not resolved: 0 to 0.72 (tau 1e-06)"
     cells = row(show(path, "--epoch", 0).stdout, "rank_degeneracy")
-    assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "tau = 1e-06; not resolved with m"]
+    assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "steps", "tau = 1e-06; not resolved with m"]
 
 
 def test_a_number_that_could_not_be_computed_is_a_dash_with_its_reason(tmp_path):
@@ -334,3 +334,52 @@ def test_a_count_without_scatter_is_shown_as_its_bracket():
     assert numbers.in_short(count) == "0 to 0.0146 (tau 0.00026)"
     exact = Estimate(1.0, 0.0, 1.0, 1.0, 5, tau=2.6e-4, resolved=True)
     assert numbers.in_short(exact) == "1 +- 0 (tau 0.00026)"
+
+
+# --- what limits a number, and what depends on a number of the reader's --------------------------------------------
+
+
+def test_each_number_says_what_limits_it_and_what_to_do(path):
+    text = show(path, "--operator", "hessian", "--epoch", 0).stdout
+    assert row(text, "trace")[4] == "probes"
+    assert row(text, "lambda_max")[3] == "steps"
+    assert "limited by probes: " in text
+    assert "More probes (--probes): four times as many halve it" in text
+
+
+def test_the_parts_of_every_error_stand_side_by_side(path):
+    text = show(path, "--operator", "hessian", "--epoch", 0, "--budget").stdout
+    part = text[text.index("error budget") :]
+    cells = row(part, "trace")
+    budget = load_trajectory(path)["hessian", "eval"].records[0].budgets["trace"]
+    assert float(cells[1]) == pytest.approx(budget.probes, rel=0.05)
+    assert cells[2:] == ["0", cells[3], "-", "probes"]
+    assert "data not known: the parts of the batches were not kept (trace, mean_eigenvalue)" in part
+    assert show(path, "--budget").stdout.count("error budget") == 6  # one for each whole record of several
+
+
+def test_quantities_at_a_number_of_the_readers(path):
+    options = ("--operator", "hessian", "--epoch", 0, "--at", "tau=0.5", "--at", "x=1", "--at", "edge=4", "--at", "p=3")
+    (record,) = [r for r in load_trajectory(path)["hessian", "eval"] if r.epoch == 0]
+    text = show(path, *options).stdout
+    assert row(text, "rank_degeneracy(tau=0.5)")[1] == numbers.number(record.spectrum.rank_degeneracy(0.5))[0]
+    assert "outliers(edge=4)" in text
+    (entry,) = json.loads(show(path, *options, "--json").stdout)
+    assert entry["on_request"]["moment(p=3)"]["value"] == record.spectrum.moment(3).value
+    assert entry["on_request"]["cumulative(x=1)"]["lower"] == float(record.spectrum.cumulative(1.0).lower)
+    cells = {r["estimate"]: r for r in csv.DictReader(io.StringIO(show(path, *options, "--csv").stdout))}
+    assert float(cells["negative_mass(tau=0.5)"]["value"]) == record.spectrum.negative_mass(0.5).value
+
+
+def test_what_does_not_exist_at_a_number_has_its_reason(path):
+    (entry,) = json.loads(show(path, "--operator", "hessian", "--epoch", 0, "--at", "g=0.1", "--json").stdout)
+    refused = entry["on_request"]["evidence(g=0.1)"]
+    assert refused["value"] is None
+    assert "Ritz value" in refused["note"]
+
+
+@pytest.mark.parametrize("ask", ["g", "g=", "g=x", "q=1", "tau=nan", "top=1.5"])
+def test_an_ask_that_makes_no_sense_is_one_line(path, ask):
+    result = show(path, "--operator", "hessian", "--epoch", 0, "--at", ask)
+    assert result.exit_code != 0
+    assert len(result.stderr.splitlines()) == 1
