@@ -35,6 +35,7 @@ FRESH_PROBES = 64
 AGREES = "agrees"
 DISAGREES = "disagrees"
 INCONCLUSIVE = "inconclusive"  # nothing was found, but a discrepancy as large as the exact value would not have been
+VERDICTS = (AGREES, INCONCLUSIVE, DISAGREES)
 
 _MATRICES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from rich.console import Console
 
+from spectra.crosscheck import INCONCLUSIVE, VERDICTS
 from spectra.records import Record
 from spectra.sharpness.measure import Measure
 from spectra_cli.layout import grouped, new_table, print_heading, print_line
@@ -46,6 +48,29 @@ def print_cross_check(record: Record, console: Console) -> None:
         "would notice: the smallest discrepancy found with a chance of 80 %",
         style="dim",
     )
+
+
+def exact_in_short(record: Record) -> str:
+    """The exact trace and whose it is; `-` where there is none."""
+    exact = record.exact
+    if exact is None or exact.total is None:
+        return "-"
+    whose = "" if exact.kind == record.operator or exact.applies else " (of the ggn)"
+    return with_error(exact.total, exact.stderr) + whose
+
+
+def checks_in_short(record: Record) -> str:
+    """How many comparisons came out how."""
+    counts = Counter(check.verdict for check in record.checks)
+    many = {verdict: verdict if verdict == INCONCLUSIVE else verdict.removesuffix("s") for verdict in VERDICTS}
+    return ", ".join(f"{counts[verdict]} {many[verdict]}" for verdict in VERDICTS if counts[verdict]) or "-"
+
+
+def measure_in_short(measure: Measure | None) -> str:
+    """A measure with its error; `-` where there is none."""
+    if measure is None or math.isnan(measure.value):
+        return "-"
+    return with_error(measure.value, measure.stderr)
 
 
 def print_sharpness(record: Record, console: Console) -> None:

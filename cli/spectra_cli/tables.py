@@ -10,6 +10,7 @@ from rich.console import Console
 
 from spectra.estimates import Estimate
 from spectra.records import Record, Series, Trajectory
+from spectra_cli.findings_table import checks_in_short, exact_in_short, measure_in_short
 from spectra_cli.layout import grouped, header, new_table, notes_of, print_heading, print_line, print_pairs
 from spectra_cli.numbers import as_range, in_short, plain
 from spectra_cli.record_table import FACTS, print_record
@@ -52,6 +53,11 @@ def print_side_by_side(records: Sequence[Record], console: Console) -> None:
     for name in dict.fromkeys(name for record in complete for name in record.estimates):
         words = as_range if name in _ENDS else in_short
         table.add_row(name, *(_cell(record, name, words, remarks) for record in complete))
+    if any(record.exact is not None and record.exact.total is not None for record in complete):
+        table.add_row("exact trace", *(exact_in_short(record) for record in complete))
+        table.add_row("cross-check", *(checks_in_short(record) for record in complete))
+    for name in dict.fromkeys(name for record in complete for name in record.sharpness):
+        table.add_row(name, *(measure_in_short(record.sharpness.get(name)) for record in complete))
     console.print(table)
     print_line(console, _LEGEND, style="dim")
     _print_remarks(console, remarks, records)
