@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.eigenpairs import Eigenpairs
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
+    from spectra.exact.ggn_result import GGNSpectrum
+    from spectra.exact.ggn_spectrum import exact_ggn_spectrum
     from spectra.exact.trace import exact_diagonal, exact_trace
     from spectra.krylov.eigsh import eigsh
     from spectra.krylov.hutchpp import hutchpp
@@ -85,6 +87,8 @@ _HOME = {
     # exact quantities
     "exact_trace": "spectra.exact.trace",
     "exact_diagonal": "spectra.exact.trace",
+    "exact_ggn_spectrum": "spectra.exact.ggn_spectrum",
+    "GGNSpectrum": "spectra.exact.ggn_result",
     # sharpness
     "minimum_sharpness": "spectra.sharpness.measures",
     "node_minimum_sharpness": "spectra.sharpness.measures",
@@ -103,6 +107,7 @@ __all__ = [
     "EmpiricalFisherOperator",
     "Estimate",
     "GGNOperator",
+    "GGNSpectrum",
     "HessianOperator",
     "Record",
     "SpectraError",
@@ -118,6 +123,7 @@ __all__ = [
     "delta_sharpness",
     "eigsh",
     "exact_diagonal",
+    "exact_ggn_spectrum",
     "exact_trace",
     "fisher_rao_norm",
     "gradient_norm",

@@ -157,6 +157,18 @@ def _default_grid(nodes: Sequence[np.ndarray], width: float, points: int | None)
     return np.linspace(low, high, count)
 
 
+def kernel_density(like: Density, eigenvalues: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The density of known eigenvalues on the grid, in the coordinate and with the kernel of another one, (G,).
+
+    Args:
+        like: the density that it is to be compared with.
+        eigenvalues, weights: (K,), the weights of sum 1.
+    """
+    s = like.linear_threshold
+    nodes = eigenvalues if s is None else np.arcsinh(eigenvalues / s)
+    return _kernel_sum(like.coordinate, nodes, weights, like.sigma)
+
+
 def _own_grid(grid: np.ndarray, scale: float | None) -> np.ndarray:
     own = np.array(grid, dtype=np.float64)
     if own.ndim != 1 or own.size < 2 or not np.isfinite(own).all() or not (np.diff(own) > 0).all():

@@ -24,12 +24,12 @@ FLOORS = """
         sharpness.bn_neurons sharpness.catalogue sharpness.interval sharpness.measure sharpness.rescaling \
         storage.cells storage.replacing storage.sealing trajectory tridiagonal zoo.data \
         zoo.networks.building
-    checkpoints.discovery estimates krylov.lanczos operators.algebra operators.dense reduction \
-        sharpness.layouts sharpness.normalized sharpness.training zoo.networks.residual zoo.networks.small \
-        zoo.networks.vgg
+    checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
+        reduction sharpness.layouts sharpness.normalized sharpness.training zoo.networks.residual \
+        zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers \
         survey
-    degeneracy determinants distribution ranks records task
+    degeneracy determinants distribution exact.ggn_result ranks records task
     operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
     crosscheck krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
         plots.draw zoo.training
@@ -39,7 +39,7 @@ FLOORS = """
         storage.hdf5
     exact.linearised sharpness.adaptive sharpness.delta_sharpness sharpness.norms sharpness.scale_groups \
         sharpness.search sharpness.train_part storage.runfile
-    exact.trace sharpness.bn_sharpness sharpness.minimum
+    exact.ggn_spectrum exact.trace sharpness.bn_sharpness sharpness.minimum
     sharpness.fisher_rao sharpness.node_wise verification
     analysis sharpness.measures
     run
@@ -56,10 +56,10 @@ NUMPY_WING = """
     errors jsonable plots.style sharing version eigenpairs exact.result krylov.probes sharpness.balancing
         sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells storage.replacing
         storage.sealing trajectory tridiagonal estimates sharpness.normalized budget counts deflation
-        density extremes outliers degeneracy determinants distribution ranks records plots.moments spectrum
-        crosscheck plots.draw plots.sheets storage.findings plots.figures storage.hdf5 storage.runfile
-        cli.main cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table cli.findings_table
-        cli.metrics cli.record_table cli.tables cli.show cli.plot
+        density extremes outliers degeneracy determinants distribution exact.ggn_result ranks records
+        plots.moments spectrum crosscheck plots.draw plots.sheets storage.findings plots.figures
+        storage.hdf5 storage.runfile cli.main cli.numbers cli.on_request cli.user_code cli.layout
+        cli.budget_table cli.findings_table cli.metrics cli.record_table cli.tables cli.show cli.plot
 """
 
 

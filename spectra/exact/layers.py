@@ -48,7 +48,7 @@ def squares(
     vectors = use.kind == "linear" and use.input.numel() == samples * use.input.shape[-1]
     if use.bias is not None or vectors:
         channel = -1 if use.kind == "linear" else 1
-        squared = _squared([_summed(d, samples, channel) for d in cotangents], signs)  # (B, O)
+        squared = _squared([summed(d, samples, channel) for d in cotangents], signs)  # (B, O)
         if use.bias is not None:
             found[use.bias] = _total(squared.sum(0, dtype=torch.float64), diagonal)
         if use.weight is not None and vectors:
@@ -77,7 +77,7 @@ def _total(entries: torch.Tensor, diagonal: bool) -> tuple[torch.Tensor, torch.T
     return entries.sum(), entries if diagonal else None
 
 
-def _summed(d: torch.Tensor, samples: int, channel: int) -> torch.Tensor:
+def summed(d: torch.Tensor, samples: int, channel: int) -> torch.Tensor:
     """``(B, channels)``: the sum over all else."""
     if d.ndim == 2 and len(d) == samples:
         return d
@@ -150,8 +150,8 @@ def _convolved(
     """Convolutions, by the windows of the input; transposed ones by those of the cotangent, with the roles swapped."""
     x, weight, groups = use.input, use.settings["weight"], int(use.settings.get("groups", 1))
     kernel = weight.shape[2:]
-    stride, dilation = (_each(use.settings.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
-    padding = _padding(use.settings.get("padding", 0), kernel, dilation)
+    stride, dilation = (each_of(use.settings.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
+    padding = padding_of(use.settings.get("padding", 0), kernel, dilation)
     per_sample, columns, out = x.shape[0] // samples, len(cotangents), cotangents[0]
     transposed = use.kind == "conv_transpose"
     count = x.shape[2:] if transposed else out.shape[2:]
@@ -170,17 +170,17 @@ def _convolved(
             here = x[rows]
             many = len(here) // per_sample
             if transposed:
-                d = torch.stack([_grouped(windows(c[rows]), many, groups) for c in cotangents], 2)
-                trace, entries = _products(d, _grouped(here.flatten(2), many, groups), mine, diagonal)
+                d = torch.stack([grouped(windows(c[rows]), many, groups) for c in cotangents], 2)
+                trace, entries = _products(d, grouped(here.flatten(2), many, groups), mine, diagonal)
                 yield trace, None if entries is None else entries.mT.contiguous()  # (g, Cin/g, Cout/g k)
             else:
-                d = torch.stack([_grouped(c[rows].flatten(2), many, groups) for c in cotangents], 2)
-                yield _products(d, _grouped(windows(here), many, groups), mine, diagonal)
+                d = torch.stack([grouped(c[rows].flatten(2), many, groups) for c in cotangents], 2)
+                yield _products(d, grouped(windows(here), many, groups), mine, diagonal)
 
     return _added(parts())
 
 
-def _grouped(rows: torch.Tensor, samples: int, groups: int) -> torch.Tensor:
+def grouped(rows: torch.Tensor, samples: int, groups: int) -> torch.Tensor:
     """``(b r, g C, l)`` as ``(b, g, C, r l)``: the rows of a sample become positions."""
     split = rows.reshape(samples, -1, groups, rows.shape[1] // groups, rows.shape[2])
     return split.permute(0, 2, 3, 1, 4).reshape(samples, groups, split.shape[3], -1)
@@ -205,18 +205,20 @@ def unfolded(
     return windows.reshape(x.shape[0], x.shape[1] * math.prod(kernel), math.prod(count))
 
 
-def _each(value: Any, dimensions: int) -> list[int]:
+def each_of(value: Any, dimensions: int) -> list[int]:
+    """A setting of a convolution for each of its dimensions."""
     values = [value] if isinstance(value, int) else list(value)
     return values * dimensions if len(values) == 1 else values
 
 
-def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+def padding_of(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+    """What a convolution adds on both sides of each dimension."""
     if value == "valid":
         return [(0, 0)] * len(kernel)
     if value == "same":
         totals = [a * (k - 1) for a, k in zip(dilation, kernel)]
         return [(total // 2, total - total // 2) for total in totals]
-    return [(p, p) for p in _each(value, len(kernel))]
+    return [(p, p) for p in each_of(value, len(kernel))]
 
 
 def _scale(
@@ -229,7 +231,7 @@ def _scale(
     def by_sample(d: torch.Tensor) -> torch.Tensor:
         if use.function is F.layer_norm:  # over the trailing dimensions; else over the channels, dimension 1
             return d.reshape(samples, -1, *shape).sum(1)
-        return _summed(d, samples, 1)
+        return summed(d, samples, 1)
 
     found: Sums = {}
     if use.bias is not None:

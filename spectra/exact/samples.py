@@ -51,7 +51,7 @@ class SampleGradients:
                 f"parts that its {samples} samples could be"
             )
         found: Sums = {}
-        for rows, gradients in self._chunks(batch, flat_output, columns):
+        for rows, gradients in self.chunks(batch, flat_output, columns):
             mine = None if signs is None else signs[:, rows]
             for index, piece in zip(self.indices, gradients):
                 trace, entries = of_gradients(piece, mine, diagonal)
@@ -62,7 +62,7 @@ class SampleGradients:
                 found[index] = trace, entries
         return found
 
-    def _chunks(
+    def chunks(
         self, batch: Any, flat_output: torch.Tensor, columns: torch.Tensor
     ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Rows, and the gradients ``(G, b, *shape)`` of each parameter."""
