@@ -27,7 +27,7 @@ from spectra.sharing import shared_results
 from spectra.sharpness.catalogue import chosen_measures
 from spectra.sharpness.suite import measure_all, task_of
 from spectra.task import Task
-from spectra.verification import Verification, verify
+from spectra.verification import Verification, verify, verify_spectrum
 
 OPERATORS: dict[str, type[CurvatureOperator]] = {
     "hessian": HessianOperator,
@@ -58,6 +58,7 @@ class Settings:
     params: str | Sequence[str] | None = None
     dtype: str | None = None
     metrics: str | Sequence[str] = "cheap"  # sharpness measures: all, none, cheap, or names; not of chosen parameters
+    exact_spectrum: int = 0  # all eigenvalues of the Gauss-Newton matrix on at most so many samples
     check: bool = True  # the traces against exact ones, where there are such
     width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
     eigenpairs: int = 0  # so many of the largest magnitude, found before the probes; at most n
@@ -85,6 +86,8 @@ class Settings:
             raise ArgumentError(f"distribution={self.distribution!r}: one of {known} is needed")
         if self.width is not None and self.width < 1:
             raise ArgumentError(f"width={self.width}: at least 1 is needed")
+        if self.exact_spectrum < 0:
+            raise ArgumentError(f"exact_spectrum={self.exact_spectrum}: at least 0 samples are needed; 0 is none")
         if self.eigenpairs < 0:
             raise ArgumentError(f"eigenpairs={self.eigenpairs}: at least 0 is needed; 0, the default, is none")
         if self.save_eigenvectors and not self.eigenpairs:
@@ -228,6 +231,9 @@ def _analyze_one(
         with shared_results():
             task = task_of(operator)
             verified = verify(operator, spectrum, task) if asked.check else Verification()
+            eigenvalues, compared = None, Verification()
+            if asked.exact_spectrum:
+                eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
             sharpness = measure_all(task, metrics or "none", operator.bn_mode)
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
@@ -249,11 +255,13 @@ def _analyze_one(
         spectrum=spectrum,
         provenance=provenance_of(operator, spectrum, time.perf_counter() - start),
         exact=verified.exact,
-        checks=verified.checks,
+        checks=(*verified.checks, *compared.checks),
+        exact_spectrum=eigenvalues,
         remainder=verified.remainder,
         sharpness=sharpness,
         notes=(
             *verified.warnings,
+            *compared.warnings,
             *_notes(operator),
             *_notes_of_rank(operator, facts),
             *_notes_of_pairs(pairs),

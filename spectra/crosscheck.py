@@ -164,11 +164,15 @@ def compare(
     z = 0.0 if difference == 0 else difference / error if error > 0 else float(np.copysign(np.inf, difference))
     critical = float(stdtrit(k - 1, 1 - level / 2))
     detectable = (critical + float(stdtrit(k - 1, POWER))) * error
-    if not isfinite(z) or 2 * float(stdtr(k - 1, -abs(z))) < level:
-        verdict = DISAGREES
-    else:
-        verdict = AGREES if detectable <= abs(exact) or error <= noise else INCONCLUSIVE
+    verdict = verdict_of(z, k - 1, level, 0.0 if error <= noise else detectable, exact)
     return Check(name, mean, float(exact), error, z, k - 1, detectable, verdict, of)
+
+
+def verdict_of(z: float, dof: int, level: float, detectable: float, exact: float) -> str:
+    """What a comparison says: nothing, where a discrepancy as large as the exact value would not have been noticed."""
+    if not isfinite(z) or 2 * float(stdtr(dof, -abs(z))) < level:
+        return DISAGREES
+    return AGREES if detectable <= abs(exact) else INCONCLUSIVE
 
 
 def _law(spectrum: Spectrum, total: float) -> float:

@@ -19,6 +19,7 @@ from spectra.trajectory import Series, Trajectory, Values
 if TYPE_CHECKING:
     from spectra.budget import Budget
     from spectra.crosscheck import Check
+    from spectra.exact.ggn_result import GGNSpectrum
     from spectra.exact.result import ExactTrace
     from spectra.sharpness.measure import Measure
     from spectra.spectrum import Spectrum
@@ -105,6 +106,7 @@ class Record:
     notes: tuple[str, ...] = ()  # warnings to print beside the numbers
     exact: ExactTrace | None = None  # None: not asked for, or not a matrix that has one (the empirical Fisher)
     checks: tuple[Check, ...] = ()  # of the estimates against it
+    exact_spectrum: GGNSpectrum | None = None  # all eigenvalues of the Gauss-Newton matrix of few samples
     remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
     sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
     cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
@@ -173,6 +175,9 @@ class Record:
         if self.exact is not None:
             remainder = None if self.remainder is None else _estimate_json(self.remainder)
             found["exact"] = self.exact.to_json() | {"remainder": remainder}
+            found["check"] = [check.to_json() for check in self.checks]
+        if self.exact_spectrum is not None:
+            found["exact_spectrum"] = to_jsonable(self.exact_spectrum.to_json())
             found["check"] = [check.to_json() for check in self.checks]
         if self.sharpness:
             found["sharpness"] = {name: measure.to_json() for name, measure in self.sharpness.items()}

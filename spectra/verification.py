@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -11,16 +11,21 @@ import numpy as np
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
 from spectra.errors import in_one_line
 from spectra.estimates import Estimate, mean_estimate, spectral_scale
+from spectra.exact.ggn_result import GGNSpectrum
+from spectra.exact.ggn_spectrum import exact_ggn_spectrum
 from spectra.exact.result import ExactTrace
 from spectra.exact.trace import exact_trace
 from spectra.krylov.slq import slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.ggn import GGNOperator
 from spectra.spectrum import Spectrum
+from spectra.spectrum_check import check_spectrum
 from spectra.task import Task
 
 #: The seed of the fresh probes that confirm a disagreement: one that nobody is likely to give.
 _FRESH = 7_340_033_507
+#: Of the samples that an exact spectrum is of, where the data are too many.
+_SUBSET = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,41 @@ class Verification:
         failed = [check for check in self.checks if check.failed]
         lines = [f"CHECK FAILED: {check}; do not use the numbers of this record" for check in failed]
         return lines if self.failure is None else [*lines, self.failure]
+
+
+def verify_spectrum(
+    operator: CurvatureOperator, spectrum: Spectrum, task: Task, samples: int
+) -> tuple[GGNSpectrum | None, Verification]:
+    """All eigenvalues of the Gauss-Newton matrix on at most so many samples, and Lanczos on the same ones against them.
+
+    Where the data are no more than that, it is the run itself that is compared; else a run of as many steps and probes
+    on a fixed random subset, whose cost is that part of the run's own.
+
+    Args:
+        operator: of a run of the Gauss-Newton matrix.
+        spectrum: of the run.
+        task: the operator's task at the operator's parameters.
+        samples: at most.
+
+    Returns:
+        The eigenvalues, None where there are none, and the checks with their warnings.
+    """
+    if operator.kind != "ggn" or operator.bn_mode == "train":
+        return None, Verification()
+    few = task.survey().num_samples
+    whole = few is not None and few <= samples
+    try:
+        chosen = task if whole else task.subset(samples, _SUBSET)
+        exact = exact_ggn_spectrum(chosen, operator.bn_mode, params=operator.params)
+        exact = replace(exact, settings={} if whole else {"samples": samples, "data_seed": _SUBSET})
+        if spectrum.num_probes < 2 or spectrum.distribution != "sphere":
+            return exact, Verification()
+        if not whole:
+            twin = GGNOperator(chosen, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
+            spectrum = slq(twin, spectrum.lanczos_steps, spectrum.num_probes, spectrum.seed or 0)
+        return exact, Verification(checks=tuple(check_spectrum(spectrum, exact)))
+    except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
+        return None, Verification(failure=f"the spectrum could not be computed exactly: {in_one_line(error)}")
 
 
 def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = None) -> Verification:

@@ -33,7 +33,8 @@ FLOORS = """
     operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
     crosscheck krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
         plots.draw zoo.training
-    exact.factors operators.curvature plots.sheets sharpness.float64_copy storage.findings zoo.__main__
+    exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
+        zoo.__main__
     exact.certificate exact.samples operators.displaced operators.fisher operators.ggn operators.hessian \
         operators.point plots.figures provenance sharpness.degrees sharpness.folding sharpness.suite \
         storage.hdf5
@@ -57,9 +58,10 @@ NUMPY_WING = """
         sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells storage.replacing
         storage.sealing trajectory tridiagonal estimates sharpness.normalized budget counts deflation
         density extremes outliers degeneracy determinants distribution exact.ggn_result ranks records
-        plots.moments spectrum crosscheck plots.draw plots.sheets storage.findings plots.figures
-        storage.hdf5 storage.runfile cli.main cli.numbers cli.on_request cli.user_code cli.layout
-        cli.budget_table cli.findings_table cli.metrics cli.record_table cli.tables cli.show cli.plot
+        plots.moments spectrum crosscheck plots.draw plots.sheets spectrum_check storage.findings
+        plots.figures storage.hdf5 storage.runfile cli.main cli.numbers cli.on_request cli.user_code
+        cli.layout cli.budget_table cli.findings_table cli.metrics cli.record_table cli.tables cli.show
+        cli.plot
 """
 
 

@@ -152,6 +152,44 @@ def test_a_record_with_its_checks_comes_back_from_a_file_and_goes_to_json(tmp_pa
     assert {"name", "z", "dof", "detectable", "verdict"} <= set(shown["check"][0])
 
 
+@pytest.mark.parametrize("samples", [23, 10])
+def test_all_eigenvalues_are_kept_and_lanczos_is_held_against_them(tmp_path, samples):
+    task = make_task()
+    (record,) = analyze(task, operators="ggn", lanczos_steps=12, num_probes=6, exact_spectrum=samples, metrics="none")
+    exact = record.exact_spectrum
+    assert exact.num_samples == samples
+    assert exact.rank_bound == 2 * samples
+    assert exact.settings == ({} if samples == 23 else {"samples": 10, "data_seed": 0})
+    names = [check.name for check in record.checks if "exact spectrum" in check.name]
+    assert "wasserstein_distance (exact spectrum)" in names
+    assert "frobenius_norm (exact spectrum)" in names
+    assert not record.notes or "CHECK" not in " ".join(record.notes)
+    with RunFile.open(tmp_path / "run.h5", {"seed": 0}) as run:
+        run.append(record)
+    (back,) = load_trajectory(tmp_path / "run.h5")
+    assert back.exact_spectrum.eigenvalues.tolist() == exact.eigenvalues.tolist()
+    assert back.exact_spectrum.to_json() == exact.to_json() == back.to_json()["exact_spectrum"]
+    assert back.checks == record.checks
+
+
+def test_a_wrong_gauss_newton_run_is_found_by_its_eigenvalues(monkeypatch):
+    right = GGNOperator.linearise
+    monkeypatch.setattr(GGNOperator, "linearise", lambda self, batch: lambda v: 3 * right(self, batch)(v))
+    options = {"lanczos_steps": 20, "num_probes": 8, "exact_spectrum": 100, "metrics": "none", "check": False}
+    (record,) = analyze(make_task(), operators="ggn", **options)
+    failed = {check.name.split()[0] for check in record.checks if check.failed}
+    assert {"spectral_norm", "wasserstein_distance"} <= failed
+    assert any(note.startswith("CHECK FAILED") for note in record.notes)
+
+
+def test_the_hessian_and_train_mode_have_no_exact_spectrum():
+    task = make_task(batch_norm=True)
+    options = {"lanczos_steps": 3, "num_probes": 2, "exact_spectrum": 100, "metrics": "none"}
+    for operator, mode in (("hessian", "eval"), ("ggn", "train")):
+        (record,) = analyze(task, operators=operator, bn_modes=mode, **options)
+        assert record.exact_spectrum is None
+
+
 def test_what_was_not_asked_for_is_absent():
     (record,) = analyze(make_task(), lanczos_steps=2, num_probes=2, check=False, metrics="none")
     assert record.exact is None
@@ -159,10 +197,10 @@ def test_what_was_not_asked_for_is_absent():
 
 
 def test_a_check_that_cannot_be_made_leaves_the_run_its_numbers_and_says_so(monkeypatch):
-    def apply(self, block):
+    def broken(self, block, seen):
         raise NumericsError("a product with the ggn holds NaN or infinity")
 
-    monkeypatch.setattr(GGNOperator, "apply", apply)
+    monkeypatch.setattr(GGNOperator, "_pass", broken)
     (record,) = analyze(make_task(nn.Tanh()), lanczos_steps=2, num_probes=2)
     assert record.status == "complete"
     words = "the traces of this record could not be checked: a product with the ggn holds NaN or infinity"

@@ -71,6 +71,14 @@ BN_CHOICES = {
     help="Sharpness measures; `spectra metrics` lists them.",
 )
 @click.option(
+    "--exact-spectrum",
+    type=int,
+    default=0,
+    metavar="N",
+    help="All eigenvalues of the Gauss-Newton matrix on at most N samples, exactly, and a Lanczos run on the same "
+    "samples checked against them; for --operator ggn.",
+)
+@click.option(
     "--check/--no-check",
     default=True,
     show_default=True,
@@ -108,6 +116,7 @@ def command(
     reduction: str | None,
     params: tuple[str, ...],
     metrics: str,
+    exact_spectrum: int,
     check: bool,
     eigenpairs: int,
     save_eigenvectors: bool,
@@ -139,6 +148,7 @@ def command(
         params=list(params) or None,
         dtype=dtype,
         metrics=metrics,
+        exact_spectrum=exact_spectrum,
         check=check,
         eigenpairs=eigenpairs,
         save_eigenvectors=save_eigenvectors,

@@ -10,7 +10,7 @@ from rich.console import Console
 from spectra.crosscheck import INCONCLUSIVE, VERDICTS
 from spectra.records import Record
 from spectra.sharpness.measure import Measure
-from spectra_cli.layout import grouped, new_table, print_heading, print_line
+from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import plain, rounded, with_error
 
 
@@ -30,6 +30,10 @@ def print_cross_check(record: Record, console: Console) -> None:
     if record.remainder is not None:
         words = with_error(record.remainder.value, record.remainder.stderr)
         print_line(console, f"  trace of the Hessian less that of the Gauss-Newton matrix: {words}")
+    _print_checks(record, console)
+
+
+def _print_checks(record: Record, console: Console) -> None:
     if not record.checks:
         return
     table = new_table("comparison", "estimate", "+-", "exact", "z", "would notice", "verdict")
@@ -48,6 +52,23 @@ def print_cross_check(record: Record, console: Console) -> None:
         "would notice: the smallest discrepancy found with a chance of 80 %",
         style="dim",
     )
+
+
+def print_exact_spectrum(record: Record, console: Console) -> None:
+    """What all eigenvalues of the Gauss-Newton matrix say, beside the rank that counting alone allows."""
+    exact = record.exact_spectrum
+    if exact is None:
+        return
+    print_heading(console, f"all eigenvalues of the Gauss-Newton matrix on {plain(exact.num_samples)} samples")
+    pairs = [
+        ("trace", plain(exact.trace, 7)),
+        ("Frobenius norm", plain(exact.frobenius_norm, 7)),
+        ("spectral norm", plain(exact.spectral_norm, 7)),
+        ("largest", ", ".join(plain(float(value), 5) for value in exact.eigenvalues[:5])),
+        ("numerical rank", f"{plain(exact.rank())} of at most {plain(exact.rank_bound)} by counting alone"),
+    ]
+    ranks = [f"{plain(exact.rank(10.0**-power))} above 1e-{power}" for power in (1, 2, 3, 4, 6)]
+    print_pairs(console, [*pairs, ("relative to |G|_2", ", ".join(ranks))])
 
 
 def exact_in_short(record: Record) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from spectra.estimates import Estimate
 from spectra.records import Record
 from spectra_cli.budget_table import SHORT, print_advice, print_budgets
-from spectra_cli.findings_table import print_cross_check, print_sharpness
+from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import interval, number, plain, rounded
 
@@ -56,6 +56,7 @@ def print_record(record: Record, console: Console, *, budget: bool = False) -> N
             console.print()
             console.print(table)
     print_cross_check(record, console)
+    print_exact_spectrum(record, console)
     print_sharpness(record, console)
     console.print()
     print_pairs(console, origin_of(record))

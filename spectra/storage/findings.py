@@ -12,6 +12,7 @@ import numpy as np
 
 from spectra.crosscheck import Check
 from spectra.estimates import Estimate
+from spectra.exact.ggn_result import GGNSpectrum
 from spectra.exact.result import ExactTrace
 from spectra.jsonable import dumps
 from spectra.records import Record
@@ -19,6 +20,7 @@ from spectra.sharpness.measure import Measure
 from spectra.storage.cells import get_attribute, read_texts, seal, set_attribute, write_texts
 
 _EXACT = ("total", "kind", "method", "bn_mode", "l2", "stderr")  # attributes of `exact`
+_GGN = ("n", "num_samples", "rank_bound", "l2", "noise", "bn_mode", "data")  # attributes of `exact_spectrum`
 _CHECK_NUMBERS = ("estimate", "exact", "error", "z", "detectable")
 _MEASURE_TEXTS = ("form", "loss", "bn_mode", "curvature", "reason")
 _MEASURE_NUMBERS = ("value", "stderr", "certificate", "clipped")
@@ -28,6 +30,8 @@ def write_findings(group: h5py.Group, record: Record) -> None:
     """The groups of what the record has; of what it has not, none."""
     if record.exact is not None:
         _write_exact(group.create_group("exact"), record.exact, record.remainder)
+    if record.exact_spectrum is not None:
+        _write_eigenvalues(group.create_group("exact_spectrum"), record.exact_spectrum)
     if record.checks:
         _write_checks(group.create_group("checks"), record.checks)
     if record.sharpness:
@@ -39,6 +43,8 @@ def read_findings(group: h5py.Group) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "exact" in group:
         found["exact"], found["remainder"] = _read_exact(group["exact"])
+    if "exact_spectrum" in group:
+        found["exact_spectrum"] = _read_eigenvalues(group["exact_spectrum"])
     if "checks" in group:
         found["checks"] = _read_checks(group["checks"])
     if "sharpness" in group:
@@ -73,6 +79,19 @@ def _read_exact(group: h5py.Group) -> tuple[ExactTrace, Estimate | None]:
     )
     remainder = get_attribute(group, "remainder")
     return exact, None if remainder is None else Estimate(**json.loads(remainder))
+
+
+def _write_eigenvalues(group: h5py.Group, exact: GGNSpectrum) -> None:
+    for name in _GGN:
+        set_attribute(group, name, getattr(exact, name))
+    set_attribute(group, "settings", dumps(exact.settings))
+    group["eigenvalues"] = exact.eigenvalues
+    seal(group)
+
+
+def _read_eigenvalues(group: h5py.Group) -> GGNSpectrum:
+    known = {name: get_attribute(group, name) for name in _GGN}
+    return GGNSpectrum(eigenvalues=group["eigenvalues"][()], settings=json.loads(group.attrs["settings"]), **known)
 
 
 def _write_checks(group: h5py.Group, checks: Sequence[Check]) -> None:
