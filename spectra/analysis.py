@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from spectra import presets
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
 from spectra.errors import ArgumentError
+from spectra.heldout import beside, held_out_notes, held_out_settings, run_lengths, shared_progress, told_of
 from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.krylov.slq import lockstep_width, slq
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
@@ -21,6 +24,7 @@ from spectra.operators.modes import batch_norm_layers, check_bn_mode
 from spectra.operators.point import measure_point, widths_of
 from spectra.provenance import origin, provenance_of
 from spectra.records import Record
+from spectra.spectrum import Spectrum
 from spectra.task import Task
 
 OPERATORS: dict[str, type[CurvatureOperator]] = {
@@ -48,6 +52,8 @@ class Settings:
     distribution: str = "sphere"
     params: str | Sequence[str] | None = None
     dtype: str | None = None
+    test_data: bool = False  # the same numbers on the task's test data, in the same records
+    preset: str | None = None  # in words, for the record; `presets.filled` gives the options that it stands for
     width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
 
     def __post_init__(self) -> None:
@@ -121,7 +127,8 @@ def iter_analyze(
         skip: (operator, BN mode) pairs that are not wanted.
         settings: what is asked, or in its place
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
-            ``seed``, ``distribution``, ``params``, ``dtype``, ``width``.
+            ``seed``, ``distribution``, ``params``, ``dtype``, ``test_data``, ``width``; and ``preset``, whose options
+            hold where none is given.
         extra: more settings for the record, such as how the data were chosen.
         notes: what should be printed beside the numbers.
 
@@ -131,28 +138,31 @@ def iter_analyze(
     """
     if settings is not None and options:
         raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
-    asked = settings or Settings(**options)
+    asked = settings or Settings(**presets.filled(**options))
     wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
-    operators = {
-        (name, mode): OPERATORS[name](task, mode, dtype=asked.dtype, params=asked.params) for name, mode in wanted
-    }
+    tasks = [task, task.held_out()] if asked.test_data else [task]
+    operators = [
+        [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
+    ]
     return _records(operators, asked, checkpoint, progress, extra or {}, notes)
 
 
 def _records(
-    operators: dict[tuple[str, str], CurvatureOperator],
+    operators: list[list[CurvatureOperator]],
     asked: Settings,
     checkpoint: Checkpoint | None,
     progress: Progress | None,
     extra: dict[str, Any],
     notes: Sequence[str],
 ) -> Iterator[Record]:
-    for operator in operators.values():
-        _width(operator, asked)
-        _ = operator.self_test
-    for (name, mode), operator in operators.items():
-        report = None if progress is None else _report(progress, name, mode)
-        yield _analyze_one(operator, asked, checkpoint, report, extra, notes)
+    """A record of each operator, which may have its twin on the test data beside it."""
+    for training, *held_out in operators:
+        for operator in (training, *held_out):
+            with told_of(operator, training):
+                _width(operator, asked)
+                _ = operator.self_test
+    for twins in operators:
+        yield _analyze_one(twins, asked, checkpoint, progress, extra, notes)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -161,20 +171,9 @@ def _width(operator: CurvatureOperator, asked: Settings) -> int:
     return fits if asked.width is None else min(asked.width, asked.num_probes)
 
 
-def _report(progress: Progress, name: str, mode: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(name, mode, done, total)
-
-
-def _analyze_one(
-    operator: CurvatureOperator,
-    asked: Settings,
-    checkpoint: Checkpoint | None,
-    progress: Callable[[int, int], None] | None,
-    extra: dict[str, Any],
-    notes: Sequence[str],
-) -> Record:
-    start = time.perf_counter()
-    width = _width(operator, asked)
+def _measure(
+    operator: CurvatureOperator, asked: Settings, progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, float | int | None], Spectrum]:
     with operator.prepared():
         facts = measure_point(operator)
         spectrum = slq(
@@ -183,13 +182,37 @@ def _analyze_one(
             asked.num_probes,
             asked.seed,
             distribution=asked.distribution,
-            width=width,
+            width=_width(operator, asked),
             progress=progress,
         )
+    return facts, spectrum
+
+
+def _analyze_one(
+    operators: list[CurvatureOperator],
+    asked: Settings,
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+    extra: dict[str, Any],
+    notes: Sequence[str],
+) -> Record:
+    start = time.perf_counter()
+    operator, *held_out = operators
+    report = None if progress is None else partial(progress, operator.kind, operator.bn_mode)
+    first, *others = shared_progress(report, len(operators))
+    width = _width(operator, asked)
+    facts, spectrum = _measure(operator, asked, first)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
         facts |= {"rank_bound_ff": rank_bound_ff(d_y, units, d_x), "d_y": d_y, "d_x": d_x, "sum_of_widths": units}
+    test_spectrum: Spectrum | None = None
+    said, cost = _notes(operator), {}
+    for twin, again in zip(held_out, others):
+        test_facts, test_spectrum = _measure(twin, asked, again)
+        facts |= beside(facts, test_facts, twin.task.reduces_to)
+        cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
+        said += held_out_notes(twin, operator.self_test.notes)
     return Record(
         checkpoint=None if checkpoint is None else str(checkpoint.path),
         checkpoint_sha256=None if checkpoint is None else checkpoint.sha256,
@@ -202,8 +225,9 @@ def _analyze_one(
         settings=run_settings(operator.task, asked) | {"width": width} | extra,
         facts=facts,
         spectrum=spectrum,
-        provenance=provenance_of(operator, spectrum, time.perf_counter() - start),
-        notes=(*_notes(operator), *(checkpoint.notes if checkpoint is not None else ()), *notes),
+        test_spectrum=test_spectrum,
+        provenance=provenance_of(operator, spectrum, time.perf_counter() - start) | cost,
+        notes=(*said, *(checkpoint.notes if checkpoint is not None else ()), *notes),
     )
 
 
@@ -216,7 +240,6 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
     """
     chosen = choose_parameters(task.model, asked.params)
     survey = task.survey()
-    sizes = list(survey.rows)
     params = asked.params if asked.params is None or isinstance(asked.params, str) else list(asked.params)
     dtype = torch_dtype_of(asked.dtype) or next(iter(chosen.values())).dtype
     return {
@@ -225,13 +248,15 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         "reduction": task.reduces_to,
         "l2": task.l2,
         "data": survey.fingerprint,
-        "batch_sizes": _run_lengths(sizes),
+        "batch_sizes": run_lengths(survey.rows),
         "lanczos_steps": asked.lanczos_steps,
         "num_probes": asked.num_probes,
         "seed": asked.seed,
         "distribution": asked.distribution,
         "params": params,
         "dtype": str(dtype).removeprefix("torch."),
+        **({"preset": asked.preset} if asked.preset else {}),
+        **(held_out_settings(task) if asked.test_data else {}),
     }
 
 
@@ -273,21 +298,6 @@ def sampled(
     if l2 is not None:
         task = replace(task, l2=l2)
     return task if reduction is None else replace(task, reduction=reduction)
-
-
-def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:
-    """Batch sizes as [size, how many in a row], so that a partition of many batches stays short.
-
-    >>> _run_lengths([64, 64, 10])
-    [[64, 2], [10, 1]]
-    """
-    runs: list[list[int | None]] = []
-    for size in sizes:
-        if runs and runs[-1][0] == size:
-            runs[-1][1] = (runs[-1][1] or 0) + 1
-        else:
-            runs.append([size, 1])
-    return runs
 
 
 def _notes(operator: CurvatureOperator) -> list[str]:

@@ -97,9 +97,11 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)  # what was asked; JSON-able
     facts: Mapping[str, float | int | None] = field(default_factory=dict)  # loss, accuracy, norms, counts
     spectrum: Spectrum | None = None
+    test_spectrum: Spectrum | None = None  # of the same operator on held-out data, by the same probes
     provenance: Mapping[str, Any] = field(default_factory=dict)  # where it comes from; JSON-able
     notes: tuple[str, ...] = ()  # warnings to print beside the numbers
     cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
+    cached_test_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.status not in ("complete", "failed"):
@@ -115,6 +117,14 @@ class Record:
         if self.status == "failed" or self.spectrum is None:
             return {}
         return self.spectrum.estimates() if self.cached_estimates is None else self.cached_estimates
+
+    @functools.cached_property
+    def test_estimates(self) -> Mapping[str, Estimate]:
+        """The same names on the test data; empty where none were asked for."""
+        if self.status == "failed" or self.test_spectrum is None:
+            return {}
+        cached = self.cached_test_estimates
+        return self.test_spectrum.estimates() if cached is None else cached
 
     @property
     def identity(self) -> Identity:
@@ -147,7 +157,7 @@ class Record:
         Returns:
             checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same}, facts,
-            settings, provenance, notes.
+            settings, provenance, notes; and test {loss, accuracy, n_samples, estimates} where it was asked for.
         """
         facts = to_jsonable(self.facts)
         traces = {} if self.spectrum is None else self.spectrum.tensor_traces()
@@ -167,6 +177,13 @@ class Record:
             "settings": to_jsonable(self.settings),
             "provenance": to_jsonable(self.provenance),
             "notes": to_jsonable(self.notes),
+            **({} if self.test_spectrum is None else {"test": self._test_json(facts)}),
+        }
+
+    def _test_json(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **{name: facts.get(f"test_{name}") for name in ("loss", "accuracy", "n_samples")},
+            "estimates": {name: _estimate_json(estimate) for name, estimate in self.test_estimates.items()},
         }
 
 

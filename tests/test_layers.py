@@ -20,7 +20,7 @@ FLOORS = """
     errors version jsonable plots.style checkpoints.dialects memory randomness
     tridiagonal trajectory storage.replacing storage.sealing batches checkpoints.rawfile checkpoints.fitting \
         operators.base operators.modes krylov.basis krylov.probes zoo.data zoo.networks.building
-    estimates reduction checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
+    estimates reduction snapshot presets checkpoints.discovery operators.dense operators.algebra krylov.lanczos \
         zoo.networks.small zoo.networks.vgg zoo.networks.residual
     extremes counts density records survey checkpoints.checkpoint sharpness.measure
     degeneracy distribution ranks determinants outliers
@@ -29,11 +29,12 @@ FLOORS = """
     plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
         operators.jacobian zoo.training
     plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.fisher operators.point provenance
+    operators.hessian operators.ggn operators.fisher operators.point provenance heldout
     analysis
     run
     cli.main cli.numbers cli.user_code
     cli.layout cli.task_source cli.progress cli.inspect
+    cli.preset_table
     cli.record_table
     cli.tables
     cli.show
@@ -44,7 +45,7 @@ NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
     plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure
-    cli.main cli.numbers cli.layout cli.record_table cli.tables cli.show cli.plot
+    cli.main cli.numbers cli.layout cli.preset_table cli.record_table cli.tables cli.show cli.plot
 """
 
 

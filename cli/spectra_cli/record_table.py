@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from spectra.estimates import Estimate
 from spectra.records import Record
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import interval, number, plain, rounded
+from spectra_cli.preset_table import print_preset
 
 FACTS = {  # in this order; what else there is follows
     "loss": "loss of the data",
@@ -26,6 +28,11 @@ FACTS = {  # in this order; what else there is follows
     "d_y": "outputs d_y",
     "d_x": "inputs d_x",
     "sum_of_widths": "widths of all layers, sum N_l",
+    "test_loss": "loss of the test data",
+    "test_accuracy": "accuracy on the test data",
+    "test_n_samples": "test samples",
+    "generalization_gap": "generalization gap, test loss - loss",
+    "accuracy_gap": "accuracy gap, accuracy - test accuracy",
 }
 
 
@@ -38,6 +45,7 @@ def print_record(record: Record, console: Console) -> None:
     _print_estimates(record, console)
     console.print()
     print_pairs(console, facts_of(record))
+    print_preset([record], console)
     for table in (_curve_table(record), _tensor_table(record)):
         if table is not None:
             console.print()
@@ -61,6 +69,7 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
     sha = record.checkpoint_sha256
     effort = [
         f"{known['products']:,} products" if isinstance(known.get("products"), int) else "",
+        f"{known['test_products']:,} on the test data" if isinstance(known.get("test_products"), int) else "",
         f"{known['seconds']:.1f} s" if isinstance(known.get("seconds"), float) else "",
         f"on {known['device']}" if "device" in known else "",
         f"{known['threads']} threads" if "threads" in known else "",
@@ -83,22 +92,31 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
 
 def _print_estimates(record: Record, console: Console) -> None:
     """Every estimate with its error and its interval; what there is to know of one stands below, under a star."""
-    table = new_table("quantity", "value", "+-", "interval", "")
-    table.columns[0].justify = table.columns[4].justify = "left"
+    tested = record.test_spectrum is not None
+    table = new_table("quantity", "value", "+-", "interval", "", *(["test data", "+-", "interval", ""] * tested))
+    table.columns[0].justify = table.columns[4].justify = table.columns[-1].justify = "left"
     remarks: dict[str, list[str]] = {}
     for name, estimate in record.estimates.items():
-        # A count that is not resolved has no value: its bracket is the result.
-        value, error = ("-", "") if estimate.resolved is False else number(estimate)
-        marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
-        if estimate.resolved is False and estimate.note:
-            marks.append(estimate.note)
-        elif estimate.note:
-            remarks[name] = [estimate.note]
-            marks.append("*")
-        table.add_row(name, value, error, interval(estimate.lower, estimate.upper), "; ".join(marks))
+        cells = _estimate_cells(name, estimate, remarks)
+        if tested:
+            cells += _estimate_cells(f"{name} (test data)", record.test_estimates[name], remarks)
+        table.add_row(name, *cells)
     console.print(table)
     for note, names in grouped(remarks).items():
         print_line(console, f"* {', '.join(names)}: {note}")
+
+
+def _estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
+    """Value, error, interval and marks; a note that the marks have no room for goes to the remarks."""
+    # A count that is not resolved has no value: its bracket is the result.
+    value, error = ("-", "") if estimate.resolved is False else number(estimate)
+    marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
+    if estimate.resolved is False and estimate.note:
+        marks.append(estimate.note)
+    elif estimate.note:
+        remarks[name] = [estimate.note]
+        marks.append("*")
+    return [value, error, interval(estimate.lower, estimate.upper), "; ".join(marks)]
 
 
 def _curve_table(record: Record) -> Table | None:
