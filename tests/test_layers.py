@@ -25,11 +25,11 @@ FLOORS = """
     extremes counts density records survey checkpoints.checkpoint sharpness.measure
     degeneracy distribution ranks determinants outliers
     spectrum plots.moments task
-    plots.draw storage.hdf5 operators.function krylov.slq zoo.tasks
+    plots.draw plots.curves storage.hdf5 operators.function krylov.slq zoo.tasks
     plots.sheets storage.runfile operators.checks operators.selftest operators.recalibration \
         operators.jacobian zoo.training
-    plots.figures operators.curvature zoo.__main__
-    operators.hessian operators.ggn operators.fisher operators.point provenance heldout
+    plots.curve_sheets operators.curvature zoo.__main__
+    plots.figures operators.hessian operators.ggn operators.fisher operators.point provenance heldout
     analysis
     run
     cli.main cli.numbers cli.user_code
@@ -44,7 +44,8 @@ FLOORS = """
 NUMPY_WING = """
     errors version jsonable plots.style tridiagonal trajectory storage.replacing storage.sealing
     estimates extremes counts density records degeneracy distribution ranks determinants outliers spectrum
-    plots.moments plots.draw storage.hdf5 plots.sheets storage.runfile plots.figures sharpness.measure
+    plots.moments plots.draw plots.curves storage.hdf5 plots.sheets plots.curve_sheets storage.runfile plots.figures \
+        sharpness.measure
     cli.main cli.numbers cli.layout cli.preset_table cli.record_table cli.tables cli.show cli.plot
 """
 
