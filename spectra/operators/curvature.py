@@ -94,6 +94,8 @@ class CurvatureOperator(SymmetricOperator):
             survey = self.task.survey()
             note = check_partition(self.task, self.bn_mode, survey)
             if self.bn_mode == "recalibrated":
+                if (source := self.task.calibration) is not None:
+                    check_partition(source, self.bn_mode, source.survey())
                 recalibrate(self.function)
             check_loss(self.function, survey, per_sample=self.per_sample)
             self._test = self_test(self, note)
