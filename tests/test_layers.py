@@ -17,8 +17,8 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style randomness sharing \
-        sharpness.blocks sharpness.draws version
+    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
+        sharing sharpness.blocks sharpness.draws version
     batches checkpoints.fitting checkpoints.rawfile eigenpairs exact.layers exact.normalized exact.result \
         krylov.probes operators.base operators.modes operators.selftest presets sharpness.ascent \
         sharpness.balancing sharpness.bn_neurons sharpness.catalogue sharpness.interval sharpness.measure \
@@ -54,7 +54,7 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style sharing version eigenpairs exact.result krylov.probes presets
+    errors jsonable plots.style population sharing version eigenpairs exact.result krylov.probes presets
         sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
         storage.replacing storage.sealing trajectory tridiagonal estimates sharpness.normalized budget
         counts deflation density extremes outliers degeneracy determinants distribution exact.ggn_result
