@@ -82,12 +82,14 @@ def print_series(series: Series, console: Console) -> None:
     with_steps = any(record.step is not None for record in series)
     with_accuracy = any(record.facts.get("accuracy") is not None for record in series)
     with_test = any(record.test_spectrum is not None for record in series)
+    with_exact = any(record.exact is not None and record.exact.total is not None for record in series)
     table = new_table(
         "epoch" if with_epochs else "step" if with_steps else "checkpoint",
         "loss",
         *(["accuracy"] if with_accuracy else []),
         *(["test loss", "test accuracy"] if with_test else []),
         "trace",
+        *(["exact trace"] if with_exact else []),
         "|H|_F",
         "lambda_max",
         "lambda_min",
@@ -107,6 +109,7 @@ def print_series(series: Series, console: Console) -> None:
             *([plain(record.facts.get("accuracy"), 4)] if with_accuracy else []),
             *([plain(record.facts.get(name), 4) for name in ("test_loss", "test_accuracy")] if with_test else []),
             _cell(record, "trace", in_short, remarks),
+            *([exact_in_short(record)] if with_exact else []),
             _cell(record, "frobenius_norm", in_short, remarks),
             _cell(record, "lambda_max", as_range, remarks),
             _cell(record, "lambda_min", as_range, remarks),
