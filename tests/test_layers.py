@@ -38,8 +38,9 @@ FLOORS = """
     exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
         operators.hessian operators.point plots.curve_sheets plots.findings provenance remarks \
         sharpness.degrees sharpness.folding sharpness.suite storage.hdf5
-    exact.linearised plots.figures settings sharpness.adaptive sharpness.delta_sharpness sharpness.norms \
-        sharpness.scale_groups sharpness.search sharpness.train_part storage.runfile
+    exact.linearised plots.figures settings sharpness.adaptive sharpness.delta_sharpness \
+        sharpness.drawn_diagonals sharpness.norms sharpness.scale_groups sharpness.search \
+        sharpness.train_part storage.runfile
     exact.ggn_spectrum exact.trace sharpness.bn_sharpness sharpness.minimum
     sharpness.fisher_rao sharpness.node_wise verification
     analysis sharpness.measures

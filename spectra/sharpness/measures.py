@@ -2,8 +2,8 @@
 
 The diagonal (or the traces of its tensors) is exact, and of the Hessian where the certificate of
 :mod:`spectra.exact.trace` says so; elsewhere it is the Gauss-Newton matrix's, and the measure says that it is.
-Diagonals from probes are not taken: their noise does not average out of a square root or a minimum. ``l2`` has no part
-in any.
+Diagonals from draws are an option of normalized sharpness: their noise does not average out of a square root or a
+minimum. ``l2`` has no part in any.
 
 The cost of each is that of the exact trace or diagonal, ``C - 1`` back-propagations over the data for ``C`` outputs;
 what is then minimised is small beside it. What a network does not have is NaN with the reason, never an exception.
@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
 from spectra.operators.modes import check_bn_mode
 from spectra.reduction import averaging_of
+from spectra.sharpness.drawn_diagonals import METHODS, DrawnDiagonal, drawn_diagonal
 from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.minimum import Homogeneous, minimum_of_traces, prepare_rescaling
 from spectra.sharpness.node_wise import FORM as NODE_WISE
@@ -143,6 +145,11 @@ def normalized_sharpness(
     side: str = "output",
     loss: str = "task",
     bn_mode: str = "eval",
+    diagonal: str = "exact",
+    draws: int = 32,
+    radius: float = 1e-3,
+    eps: float = 0.0,
+    seed: int = 0,
 ) -> Measure:
     """Normalized sharpness: the sum over weight matrices of the least noise-weighted curvature over scales of units.
 
@@ -159,6 +166,9 @@ def normalized_sharpness(
         loss: ``"task"``, or ``"normalized"`` for the cross-entropy of the logits over their standard deviation (three
             classes and more), with the task's targets but without class weights or label smoothing.
         bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode there is no exact diagonal.
+        diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled; or of the
+            Hessian from draws, whose scatter makes the measure too large: ``"probes"``, ``"na"``, ``"ni"``, see
+            :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`, also for ``draws``, ``radius``, ``eps``, ``seed``.
 
     Returns:
         The measure, with the values by tensor, and what was left out, in ``details``; beside them the sums over single
@@ -169,16 +179,33 @@ def normalized_sharpness(
         DataError: the data cannot be used.
     """
     check_options(form, lam, side)
+    if diagonal not in ("exact", *METHODS):
+        raise ArgumentError(f"diagonal={diagonal!r}: 'exact', {', '.join(map(repr, METHODS))} is needed")
     conditions = {"form": form, "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
 
-    def measured() -> Measure:
-        diagonal = exact_diagonal(_with_loss(task, loss), bn_mode, method="exact")
-        if diagonal.kind is None:
-            return not_measured("; ".join(diagonal.reasons), **conditions)
-        found = normalized_of_diagonals(
-            task, diagonal, diagonal.kind, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
+    def drawn() -> Measure:
+        entries = drawn_diagonal(
+            _with_loss(task, loss), diagonal, draws=draws, radius=radius, eps=eps, seed=seed, bn_mode=bn_mode
         )
-        return _with_reasons(found, diagonal.reasons)
+        found = normalized_of_diagonals(
+            task, entries.values, "hessian", form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
+        )
+        words = (
+            f"the diagonal is from {draws} draws ({diagonal}): what is negative in it is set to 0, so the value is "
+            f"too large; its standard error is {_scatter(entries):.0%} of it in the root mean square"
+        )
+        return _with_reasons(found, [words])
+
+    def measured() -> Measure:
+        if diagonal != "exact":
+            return drawn()
+        exact = exact_diagonal(_with_loss(task, loss), bn_mode, method="exact")
+        if exact.kind is None:
+            return not_measured("; ".join(exact.reasons), **conditions)
+        found = normalized_of_diagonals(
+            task, exact, exact.kind, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
+        )
+        return _with_reasons(found, exact.reasons)
 
     return _refused(measured, conditions)
 
@@ -220,6 +247,12 @@ def _train_part(task: Task, network: Homogeneous, draws: int, seed: int) -> dict
         raise
     except (TaskError, NumericsError, ValueError) as error:  # torch: more than one value per channel is needed
         return {"value": None, "reason": str(error)}
+
+
+def _scatter(entries: DrawnDiagonal) -> float:
+    """The standard error of the entries relative to the entries, both in the root mean square."""
+    errors, values = (sum(float(t.square().sum()) for t in part.values()) for part in (entries.stderr, entries.values))
+    return math.sqrt(errors / values) if values > 0 else math.inf
 
 
 def _checked(loss: str) -> str:
