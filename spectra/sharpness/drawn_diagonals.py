@@ -2,7 +2,7 @@
 
 Each is an average over draws, with a standard error for every entry. Where the exact diagonal exists it is cheaper and
 has no error; these are for what has none (batch norm in train mode, smooth networks) and for comparison with the
-papers. A measure that sets negative entries to 0 is **biased upward** by their scatter.
+papers. A measure that sets negative entries to 0, or takes a minimum over scales, is **biased** by their scatter.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def normalized_sharpness(
             classes and more), with the task's targets but without class weights or label smoothing.
         bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode there is no exact diagonal.
         diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled; or of the
-            Hessian from draws, whose scatter makes the measure too large: ``"probes"``, ``"na"``, ``"ni"``, see
+            Hessian from draws, whose scatter biases the measure: ``"probes"``, ``"na"``, ``"ni"``, see
             :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`, also for ``draws``, ``radius``, ``eps``, ``seed``.
 
     Returns:
@@ -192,7 +192,7 @@ def normalized_sharpness(
         )
         words = (
             f"the diagonal is from {draws} draws ({diagonal}): what is negative in it is set to 0, so the value is "
-            f"too large; its standard error is {_scatter(entries):.0%} of it in the root mean square"
+            f"biased; its standard error is {_scatter(entries):.0%} of it in the root mean square"
         )
         return _with_reasons(found, [words])
 

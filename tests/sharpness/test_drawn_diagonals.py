@@ -105,18 +105,21 @@ def test_weight_decay_has_no_part_and_the_seed_decides():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_normalized_sharpness_from_draws_says_so_and_comes_near_the_exact_one_from_above(method):
+def test_normalized_sharpness_from_draws_says_so_and_comes_near_the_exact_one_with_many(method):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(3, (40,))
     task = Task(model, nn.CrossEntropyLoss(), [(x, y)])
-    exact = normalized_sharpness(task)
-    few, many = (normalized_sharpness(task, diagonal=method, draws=n, radius=1e-6, seed=2) for n in (8, 400))
-    assert few.curvature == "hessian"
-    assert f"the diagonal is from 8 draws ({method})" in few.reason
-    assert few.clipped > many.clipped
-    # 50 times the draws have a seventh of the scatter, and the excess goes with it.
-    assert 0 < many.value - exact.value < 0.4 * (few.value - exact.value)
+    exact = normalized_sharpness(task).value
+
+    def off(draws: int) -> float:  # in the root mean square over seeds
+        found = [normalized_sharpness(task, diagonal=method, draws=draws, radius=1e-6, seed=seed) for seed in range(4)]
+        assert {measure.curvature for measure in found} == {"hessian"}
+        assert all(f"the diagonal is from {draws} draws ({method})" in measure.reason for measure in found)
+        assert all(measure.clipped > 0 for measure in found)
+        return math.sqrt(sum((measure.value / exact - 1) ** 2 for measure in found) / 4)
+
+    assert off(300) < 0.6 * off(4)
 
 
 def test_what_cannot_be_drawn_is_refused():
