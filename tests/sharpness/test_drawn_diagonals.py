@@ -116,7 +116,6 @@ def test_normalized_sharpness_from_draws_says_so_and_comes_near_the_exact_one_wi
         found = [normalized_sharpness(task, diagonal=method, draws=draws, radius=1e-6, seed=seed) for seed in range(4)]
         assert {measure.curvature for measure in found} == {"hessian"}
         assert all(f"the diagonal is from {draws} draws ({method})" in measure.reason for measure in found)
-        assert all(measure.clipped > 0 for measure in found)
         return math.sqrt(sum((measure.value / exact - 1) ** 2 for measure in found) / 4)
 
     assert off(300) < 0.6 * off(4)
