@@ -61,6 +61,7 @@ def print_side_by_side(records: Sequence[Record], console: Console) -> None:
         table.add_row(name, *cells)
     if any(record.exact is not None and record.exact.total is not None for record in complete):
         table.add_row("exact trace", *(exact_in_short(record) for record in complete))
+    if any(record.checks for record in complete):
         table.add_row("cross-check", *(checks_in_short(record) for record in complete))
     for name in dict.fromkeys(name for record in complete for name in record.sharpness):
         table.add_row(name, *(measure_in_short(record.sharpness.get(name)) for record in complete))
