@@ -22,16 +22,17 @@ FLOORS = """
     batches checkpoints.fitting checkpoints.rawfile eigenpairs exact.layers exact.normalized exact.result \
         krylov.probes operators.base operators.modes operators.selftest sharpness.ascent sharpness.balancing \
         sharpness.bn_neurons sharpness.catalogue sharpness.interval sharpness.measure sharpness.rescaling \
-        storage.cells storage.replacing storage.sealing trajectory tridiagonal zoo.data \
+        columns storage.cells storage.replacing storage.sealing tridiagonal zoo.data \
         zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
-        reduction sharpness.layouts sharpness.normalized sharpness.training zoo.networks.residual \
+        reduction sharpness.layouts sharpness.normalized sharpness.training trajectory zoo.networks.residual \
         zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers \
         survey
     degeneracy determinants distribution exact.ggn_result ranks records task
+    differences
     operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
-    crosscheck krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
+    crosscheck distance krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
         plots.draw zoo.training
     exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
         zoo.__main__
@@ -56,7 +57,8 @@ FLOORS = """
 NUMPY_WING = """
     errors jsonable plots.style sharing version eigenpairs exact.result krylov.probes sharpness.balancing
         sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells storage.replacing
-        storage.sealing trajectory tridiagonal estimates sharpness.normalized budget counts deflation
+        storage.sealing columns tridiagonal estimates trajectory differences distance sharpness.normalized
+        budget counts deflation
         density extremes outliers degeneracy determinants distribution exact.ggn_result ranks records
         plots.moments spectrum crosscheck plots.draw plots.sheets spectrum_check storage.findings
         plots.figures storage.hdf5 storage.runfile cli.main cli.numbers cli.on_request cli.user_code
