@@ -138,13 +138,22 @@ def tensor_differences(a: Spectrum, b: Spectrum) -> dict[str, Difference]:
 
 
 def common_tolerance(spectra: Sequence[Spectrum], name: str = "rank_degeneracy") -> float | None:
-    """The smallest tolerance, of the default ones of each of the spectra, that all resolve; None: there is none."""
-    taus = np.unique(np.concatenate([default_tolerances(s.tridiagonals, s.noise) for s in spectra]))
-    if taus.size == 0:
-        return None
-    curves = [COUNTS[name](s.tridiagonals, s.n, s.noise, s.distribution, taus) for s in spectra]
-    resolved = np.logical_and.reduce([curve.resolved for curve in curves])
-    return float(curves[0].tau[resolved].min()) if resolved.any() else None
+    """The smallest tolerance that all of the spectra resolve, of four to the decade; None: there is none.
+
+    They go from a tenth of the largest of the spectral norms down by six decades, not below ten times the noise of any.
+    """
+    widest = max(spectra, key=lambda s: spectral_scale(s.tridiagonals))
+    least = 10 * max(_blur(s) for s in spectra)
+    waiting = list(spectra)
+    for tau in default_tolerances(widest.tridiagonals, 0.0)[::-1]:
+        if tau < least:
+            continue
+        # The first that does not resolve it ends the search there, and is asked first the next time.
+        failed = next((s for s in waiting if not getattr(s, name)(float(tau)).resolved), None)
+        if failed is None:
+            return float(tau)
+        waiting = [failed, *(s for s in waiting if s is not failed)]
+    return None
 
 
 # --- means over probes --------------------------------------------------------------------------------------------

@@ -34,10 +34,10 @@ FLOORS = """
     operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
     crosscheck distance krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
         plots.draw zoo.training
-    exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
+    comparison exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
         zoo.__main__
     exact.certificate exact.samples operators.displaced operators.fisher operators.ggn operators.hessian \
-        operators.point plots.figures provenance sharpness.degrees sharpness.folding sharpness.suite \
+        operators.point plots.compared plots.figures provenance sharpness.degrees sharpness.folding sharpness.suite \
         storage.hdf5
     exact.linearised sharpness.adaptive sharpness.delta_sharpness sharpness.norms sharpness.scale_groups \
         sharpness.search sharpness.train_part storage.runfile
@@ -47,8 +47,8 @@ FLOORS = """
     run
     cli.main cli.numbers cli.on_request cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source
-    cli.budget_table cli.findings_table cli.metrics
-    cli.record_table
+    cli.budget_table cli.comparison_table cli.findings_table cli.metrics
+    cli.compare cli.record_table
     cli.tables
     cli.analyze cli.demo cli.show
     cli.plot
@@ -63,7 +63,7 @@ NUMPY_WING = """
         plots.moments spectrum crosscheck plots.draw plots.sheets spectrum_check storage.findings
         plots.figures storage.hdf5 storage.runfile cli.main cli.numbers cli.on_request cli.user_code
         cli.layout cli.budget_table cli.findings_table cli.metrics cli.record_table cli.tables cli.show
-        cli.plot
+        cli.plot comparison plots.compared cli.comparison_table cli.compare
 """
 
 

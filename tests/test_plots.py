@@ -367,7 +367,7 @@ def test_the_trajectory_has_every_estimate_with_its_interval_and_says_what_the_b
     figure = drawn["trajectory-ggn"]
     panels = {axes.get_ylabel(): axes for axes in figure.axes}
     assert len(panels) == 8
-    for name, words in sheets._PANELS.items():
+    for name, words in sheets.PANELS.items():
         if name in ("loss", "accuracy"):
             continue
         for container, mode in zip(panels[words].containers, ("eval", "train")):
