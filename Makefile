@@ -8,7 +8,7 @@ PEERS := $(VENV)/peers
 .PHONY: help demo test peers check format build clean
 
 help:
-	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (about two minutes)"
+	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
 	@echo "make test    run the tests"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
 	@echo "make check   lint, format and types"

@@ -3,101 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from spectra import presets
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
-from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError
+from spectra.exact.ggn_result import GGNSpectrum
+from spectra.heldout import beside, held_out_notes, shared_progress, told_of
 from spectra.krylov.eigsh import eigsh
-from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.krylov.slq import lockstep_width, slq
-from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
-from spectra.operators.fisher import EmpiricalFisherOperator
-from spectra.operators.function import choose_parameters
-from spectra.operators.ggn import GGNOperator
-from spectra.operators.hessian import HessianOperator
-from spectra.operators.modes import batch_norm_layers, check_bn_mode
+from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import measure_point, widths_of
 from spectra.provenance import origin, provenance_of
 from spectra.records import Record
+from spectra.remarks import notes_of, notes_of_pairs, notes_of_rank
+from spectra.settings import OPERATORS, Settings, run_settings
 from spectra.sharing import shared_results
-from spectra.sharpness.catalogue import chosen_measures
+from spectra.sharpness.measure import Measure
 from spectra.sharpness.suite import measure_all, task_of
+from spectra.spectrum import Spectrum
 from spectra.task import Task
 from spectra.verification import Verification, verify, verify_spectrum
 
-OPERATORS: dict[str, type[CurvatureOperator]] = {
-    "hessian": HessianOperator,
-    "ggn": GGNOperator,
-    "empirical_fisher": EmpiricalFisherOperator,
-}
-
-# A matrix whose rank is at most this part of its rows is degenerate by counting alone.
-_FEW = 0.5
-
 Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked of an analysis, apart from the task itself. The defaults are those of the command line.
-
-    Raises:
-        ArgumentError: a value outside its range.
-    """
-
-    operators: str | Sequence[str] = ("hessian",)
-    bn_modes: str | Sequence[str] = ("eval",)
-    lanczos_steps: int = 100
-    num_probes: int = 8
-    seed: int = 0
-    distribution: str = "sphere"
-    params: str | Sequence[str] | None = None
-    dtype: str | None = None
-    metrics: str | Sequence[str] = "cheap"  # sharpness measures: all, none, cheap, or names; not of chosen parameters
-    exact_spectrum: int = 0  # all eigenvalues of the Gauss-Newton matrix on at most so many samples
-    check: bool = True  # the traces against exact ones, where there are such
-    width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
-    eigenpairs: int = 0  # so many of the largest magnitude, found before the probes; at most n
-    save_eigenvectors: bool = False  # keep their vectors in the record
-
-    def __post_init__(self) -> None:
-        for name, value in (("operators", self.operators), ("bn_modes", self.bn_modes)):
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        for name in self.operators:
-            if name not in OPERATORS:
-                known = ", ".join(map(repr, OPERATORS))
-                raise ArgumentError(f"operator={name!r}: one of {known} is needed")
-        for mode in self.bn_modes:
-            check_bn_mode(mode)
-        if not self.operators or not self.bn_modes:
-            raise ArgumentError("at least one operator and one BN mode are needed")
-        if self.lanczos_steps < 1:
-            raise ArgumentError(f"lanczos_steps={self.lanczos_steps}: at least 1 is needed; 100 is the default")
-        if self.num_probes < 1:
-            raise ArgumentError(f"num_probes={self.num_probes}: at least 1 is needed; 8 is the default")
-        if self.seed < 0:
-            raise ArgumentError(f"seed={self.seed}: at least 0 is needed")
-        if self.distribution not in DISTRIBUTIONS:
-            known = ", ".join(map(repr, DISTRIBUTIONS))
-            raise ArgumentError(f"distribution={self.distribution!r}: one of {known} is needed")
-        if self.width is not None and self.width < 1:
-            raise ArgumentError(f"width={self.width}: at least 1 is needed")
-        if self.exact_spectrum < 0:
-            raise ArgumentError(f"exact_spectrum={self.exact_spectrum}: at least 0 samples are needed; 0 is none")
-        if self.eigenpairs < 0:
-            raise ArgumentError(f"eigenpairs={self.eigenpairs}: at least 0 is needed; 0, the default, is none")
-        if self.save_eigenvectors and not self.eigenpairs:
-            raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
-        torch_dtype_of(self.dtype)
-        object.__setattr__(self, "metrics", chosen_measures(self.metrics))
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """The (operator, BN mode) pairs asked for, in order, each once."""
-        return list(dict.fromkeys((name, mode) for name in self.operators for mode in self.bn_modes))
 
 
 def analyze(task: Task, **options: Any) -> list[Record]:
@@ -143,6 +75,8 @@ def iter_analyze(
         settings: what is asked, or in its place
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``width``, ``eigenpairs``, ``save_eigenvectors``.
+            ``seed``, ``distribution``, ``params``, ``dtype``, ``test_data``, ``width``; and ``preset``, whose options
+            hold where none is given.
         extra: more settings for the record, such as how the data were chosen.
         notes: what should be printed beside the numbers.
 
@@ -152,31 +86,35 @@ def iter_analyze(
     """
     if settings is not None and options:
         raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
-    asked = settings or Settings(**options)
+    asked = settings or Settings(**presets.filled(**options))
     wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
-    operators = {
-        (name, mode): OPERATORS[name](task, mode, dtype=asked.dtype, params=asked.params) for name, mode in wanted
-    }
+    tasks = [task, task.held_out()] if asked.test_data else [task]
+    operators = [
+        [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
+    ]
     return _records(operators, asked, checkpoint, progress, extra or {}, notes)
 
 
 def _records(
-    operators: dict[tuple[str, str], CurvatureOperator],
+    operators: list[list[CurvatureOperator]],
     asked: Settings,
     checkpoint: Checkpoint | None,
     progress: Progress | None,
     extra: dict[str, Any],
     notes: Sequence[str],
 ) -> Iterator[Record]:
-    for operator in operators.values():
-        _width(operator, asked)
-        _ = operator.self_test
-    measured: set[str] = set()  # the modes: a measure is one of the network, not of an operator
-    for (name, mode), operator in operators.items():
-        report = None if progress is None else _report(progress, name, mode)
+    """A record of each operator, which may have its twin on the test data beside it."""
+    for training, *held_out in operators:
+        for operator in (training, *held_out):
+            with told_of(operator, training):
+                _width(operator, asked)
+                _ = operator.self_test
+    measured: set[str] = set()  # the modes: a sharpness measure is one of the network, not of an operator
+    for twins in operators:
+        mode = twins[0].bn_mode
         metrics = () if mode in measured or asked.params is not None else asked.metrics
         measured.add(mode)
-        yield _analyze_one(operator, asked, metrics, checkpoint, report, extra, notes)
+        yield _analyze_one(twins, asked, metrics, checkpoint, progress, extra, notes)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -185,25 +123,15 @@ def _width(operator: CurvatureOperator, asked: Settings) -> int:
     return fits if asked.width is None else min(asked.width, asked.num_probes)
 
 
-def _report(progress: Progress, name: str, mode: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(name, mode, done, total)
-
-
 def _after(before: int, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
     """The progress of the probes, with the products that came before them."""
     return lambda done, total: progress(before + done, before + total)
 
 
-def _analyze_one(
-    operator: CurvatureOperator,
-    asked: Settings,
-    metrics: Sequence[str],
-    checkpoint: Checkpoint | None,
-    progress: Callable[[int, int], None] | None,
-    extra: dict[str, Any],
-    notes: Sequence[str],
-) -> Record:
-    start = time.perf_counter()
+def _measure(
+    operator: CurvatureOperator, asked: Settings, progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, float | int | None], Spectrum]:
+    """What holds at the point, and the spectrum, with its eigenpairs where they are asked for."""
     with operator.prepared():
         facts = measure_point(operator)
         pairs, shown = None, progress
@@ -217,30 +145,75 @@ def _analyze_one(
                 progress=None if progress is None else lambda done, most: progress(done, most + ahead),
             )
             shown = None if progress is None else _after(pairs.products, progress)
-        width = _width(operator, asked)
         spectrum = slq(
             operator,
             asked.lanczos_steps,
             asked.num_probes,
             asked.seed,
             distribution=asked.distribution,
-            width=width,
+            width=_width(operator, asked),
             progress=shown,
             eigenpairs=pairs,
         )
-        with shared_results():
-            task = task_of(operator)
-            verified = verify(operator, spectrum, task) if asked.check else Verification()
-            eigenvalues, compared = None, Verification()
-            if asked.exact_spectrum:
-                eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
-            sharpness = measure_all(task, metrics or "none", operator.bn_mode)
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
+    return facts, spectrum
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What is known of a record beside its spectrum."""
+
+    verified: Verification
+    compared: Verification  # with all eigenvalues
+    eigenvalues: GGNSpectrum | None
+    sharpness: dict[str, Measure]
+
+
+def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, metrics: Sequence[str]) -> _Findings:
+    with operator.prepared(), shared_results():
+        task = task_of(operator)
+        verified = verify(operator, spectrum, task) if asked.check else Verification()
+        eigenvalues, compared = None, Verification()
+        if asked.exact_spectrum:
+            eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
+        return _Findings(verified, compared, eigenvalues, measure_all(task, metrics or "none", operator.bn_mode))
+
+
+def _analyze_one(
+    operators: list[CurvatureOperator],
+    asked: Settings,
+    metrics: Sequence[str],
+    checkpoint: Checkpoint | None,
+    progress: Progress | None,
+    extra: dict[str, Any],
+    notes: Sequence[str],
+) -> Record:
+    start = time.perf_counter()
+    operator, *held_out = operators
+    report = None if progress is None else partial(progress, operator.kind, operator.bn_mode)
+    first, *others = shared_progress(report, len(operators))
+    width = _width(operator, asked)
+    facts, spectrum = _measure(operator, asked, first)
+    found = _find(operator, spectrum, asked, metrics)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
         facts |= {"rank_bound_ff": rank_bound_ff(d_y, units, d_x), "d_y": d_y, "d_x": d_x, "sum_of_widths": units}
+    said = [
+        *found.verified.warnings,
+        *found.compared.warnings,
+        *notes_of(operator),
+        *notes_of_rank(operator, facts),
+        *notes_of_pairs(spectrum.eigenpairs),
+    ]
+    test_spectrum: Spectrum | None = None
+    cost: dict[str, int] = {}
+    for twin, again in zip(held_out, others):
+        test_facts, test_spectrum = _measure(twin, asked, again)
+        facts |= beside(facts, test_facts, twin.task.reduces_to)
+        cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
+        said += held_out_notes(twin, operator.self_test.notes)
     return Record(
         checkpoint=None if checkpoint is None else str(checkpoint.path),
         checkpoint_sha256=None if checkpoint is None else checkpoint.sha256,
@@ -253,53 +226,15 @@ def _analyze_one(
         settings=run_settings(operator.task, asked) | {"width": width} | extra,
         facts=facts,
         spectrum=spectrum,
-        provenance=provenance_of(operator, spectrum, time.perf_counter() - start),
-        exact=verified.exact,
-        checks=(*verified.checks, *compared.checks),
-        exact_spectrum=eigenvalues,
-        remainder=verified.remainder,
-        sharpness=sharpness,
-        notes=(
-            *verified.warnings,
-            *compared.warnings,
-            *_notes(operator),
-            *_notes_of_rank(operator, facts),
-            *_notes_of_pairs(pairs),
-            *(checkpoint.notes if checkpoint is not None else ()),
-            *notes,
-        ),
+        test_spectrum=test_spectrum,
+        provenance=provenance_of(operator, spectrum, time.perf_counter() - start) | cost,
+        exact=found.verified.exact,
+        checks=(*found.verified.checks, *found.compared.checks),
+        exact_spectrum=found.eigenvalues,
+        remainder=found.verified.remainder,
+        sharpness=found.sharpness,
+        notes=(*said, *(checkpoint.notes if checkpoint is not None else ()), *notes),
     )
-
-
-def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
-    """The settings that all records of a run share: what makes their numbers comparable.
-
-    Raises:
-        ArgumentError: the pattern of parameters meets none.
-        DataError, TaskError: the data cannot be used.
-    """
-    chosen = choose_parameters(task.model, asked.params)
-    survey = task.survey()
-    sizes = list(survey.rows)
-    params = asked.params if asked.params is None or isinstance(asked.params, str) else list(asked.params)
-    dtype = torch_dtype_of(asked.dtype) or next(iter(chosen.values())).dtype
-    return {
-        "task": task.name,
-        "loss": task.describe(),
-        "reduction": task.reduces_to,
-        "l2": task.l2,
-        "data": survey.fingerprint,
-        "batch_sizes": _run_lengths(sizes),
-        "lanczos_steps": asked.lanczos_steps,
-        "num_probes": asked.num_probes,
-        "seed": asked.seed,
-        "distribution": asked.distribution,
-        "params": params,
-        "dtype": str(dtype).removeprefix("torch."),
-        # Only where they are asked for, so that files of runs without them can be continued.
-        **({"eigenpairs": asked.eigenpairs} if asked.eigenpairs else {}),
-        **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
-    }
 
 
 def failed_record(
@@ -321,66 +256,3 @@ def failed_record(
         provenance=origin(),
         notes=(),
     )
-
-
-def sampled(
-    task: Task,
-    *,
-    samples: int | None = None,
-    data_seed: int = 0,
-    batch_size: int | None = None,
-    l2: float | None = None,
-    reduction: str | None = None,
-) -> Task:
-    """The task on a fixed random subset of its data, in other batches, with another l2 or reduction, as asked."""
-    if samples is not None:
-        task = task.subset(samples, data_seed)
-    if batch_size is not None:
-        task = task.rebatched(batch_size)
-    if l2 is not None:
-        task = replace(task, l2=l2)
-    return task if reduction is None else replace(task, reduction=reduction)
-
-
-def _run_lengths(sizes: list[int | None]) -> list[list[int | None]]:
-    """Batch sizes as [size, how many in a row], so that a partition of many batches stays short.
-
-    >>> _run_lengths([64, 64, 10])
-    [[64, 2], [10, 1]]
-    """
-    runs: list[list[int | None]] = []
-    for size in sizes:
-        if runs and runs[-1][0] == size:
-            runs[-1][1] = (runs[-1][1] or 0) + 1
-        else:
-            runs.append([size, 1])
-    return runs
-
-
-def _notes_of_pairs(pairs: Eigenpairs | None) -> list[str]:
-    return [] if pairs is None or pairs.note is None else [pairs.note]
-
-
-def _notes_of_rank(operator: CurvatureOperator, facts: Mapping[str, float | int | None]) -> list[str]:
-    """That a degeneracy is explained by counting, where it nearly is."""
-    bound = facts.get("rank_bound_counting")
-    if bound is None or bound > _FEW * operator.n:
-        return []
-    share, at = 1 - bound / operator.n, operator.task.l2
-    words = (
-        f"at least {share:.4f} of the eigenvalues are {at:g} by counting alone: the rank is at most {bound:,}, with "
-        f"{operator.n:,} parameters; a degeneracy near that says nothing about the network"
-    )
-    return [words]
-
-
-def _notes(operator: CurvatureOperator) -> list[str]:
-    notes = list(operator.self_test.notes)
-    if operator.bn_mode != "eval" and not batch_norm_layers(operator.task.model):
-        notes.append(f"the network has no batch-norm layer: {operator.bn_mode} mode is the same function as eval mode")
-    if operator.per_sample:
-        over = operator.task.averaging.over
-        notes.append(f"a sample is one row of the target, weighted as in the loss ({over})")
-    if operator.task.l2:
-        notes.append(f"the numbers are of the loss with its l2 term: every eigenvalue is moved by {operator.task.l2:g}")
-    return notes

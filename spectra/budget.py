@@ -8,35 +8,22 @@ The parts are half-widths of 95 % intervals, in the units of the number:
 - ``data``: by how much the number would change with another sample of data of the same size, which no interval of the
   package contains, since the loss of the given data is what it is about.
 
-**The error from the data** is that of a mean over batches. With ``c_ib`` the part of batch ``b`` in the first product's
-``q_i'H q_i``, ``t = n mean_i sum_b c_ib`` and the batches' weights ``w_b`` with the sum ``W``::
-
-    e_b = n mean_i c_ib - (w_b / W) t,     se^2 = B / (B - 1) sum_b e_b^2,     Student's t with B - 1 degrees
-
-the usual error of a ratio. The probes are the same for all batches, so their own noise is common to all and not in it.
-What is in it is the scatter of ``q'H_b q`` for these probes, whose square is on average the variance of the trace over
-data sets plus ``2/k`` times that of the whole matrix, ``E |H - E H|_F^2``: never too small on average, and too large
-with few probes. It takes the batches for random groups of the samples, which data sorted by class are not, and the
-parameters for given, although they were trained on these data.
+The error from the data is that of :mod:`spectra.population`, from what each batch has of the first product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isnan, sqrt
+from math import isnan
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from spectra.estimates import Estimate, t_quantile
 from spectra.jsonable import to_jsonable
+from spectra.population import population_error
 
 if TYPE_CHECKING:
     from spectra.spectrum import Spectrum
-
-#: Fewer batches than this do not tell how the data scatter.
-LEAST_BATCHES = 5
 
 #: What `m` steps determine exactly, so that nothing of its error is due to them.
 _EXACT_IN_M = ("trace", "mean_eigenvalue", "second_moment", "frobenius_norm")
@@ -121,12 +108,10 @@ def data_error(spectrum: Spectrum) -> float | str:
     forms, weights = spectrum.batch_forms, spectrum.batch_weights
     if forms is None or weights is None:
         return "the parts of the batches were not kept"
-    batches = weights.size
-    if batches < LEAST_BATCHES:
-        return f"{batches} batches: at least {LEAST_BATCHES} tell how the data scatter (--batch-size)"
-    parts = spectrum.n * forms.mean(axis=0)
-    scatter = parts - weights / weights.sum() * parts.sum()
-    return t_quantile(batches) * sqrt(batches / (batches - 1) * float(np.sum(scatter**2)))
+    found = population_error(forms, weights)
+    if found.stderr is None:
+        return str(found.reason)
+    return t_quantile(weights.size) * spectrum.n * found.stderr
 
 
 def _reach(estimate: Estimate) -> float:

@@ -26,6 +26,8 @@ class Cumulative:
     stderr: np.ndarray | None  # over probes; None with one probe
     lower: np.ndarray  # the Chebyshev-Markov-Stieltjes bounds with the error of the probes
     upper: np.ndarray
+    bracket_lower: np.ndarray  # the same bounds averaged over the probes, without their error
+    bracket_upper: np.ndarray
     num_probes: int
     confidence: float = CONFIDENCE
 
@@ -69,7 +71,16 @@ def cumulative(
         return np.array([getattr(point, name) for point in found], dtype=np.float64).reshape(points.shape)
 
     k = len(tridiagonals)
-    return Cumulative(points, column("value"), column("stderr") if k > 1 else None, column("lower"), column("upper"), k)
+    return Cumulative(
+        points,
+        column("value"),
+        column("stderr") if k > 1 else None,
+        column("lower"),
+        column("upper"),
+        column("bracket_lower"),
+        column("bracket_upper"),
+        k,
+    )
 
 
 def _up_to(t: Tridiagonal, x: float, blur: float) -> tuple[float, float, float]:

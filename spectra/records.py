@@ -102,6 +102,7 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)  # what was asked; JSON-able
     facts: Mapping[str, float | int | None] = field(default_factory=dict)  # loss, accuracy, norms, counts
     spectrum: Spectrum | None = None
+    test_spectrum: Spectrum | None = None  # of the same operator on held-out data, by the same probes
     provenance: Mapping[str, Any] = field(default_factory=dict)  # where it comes from; JSON-able
     notes: tuple[str, ...] = ()  # warnings to print beside the numbers
     exact: ExactTrace | None = None  # None: not asked for, or not a matrix that has one (the empirical Fisher)
@@ -110,6 +111,7 @@ class Record:
     remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
     sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
     cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
+    cached_test_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.status not in ("complete", "failed"):
@@ -132,6 +134,14 @@ class Record:
         from spectra.budget import budgets_of
 
         return {} if self.spectrum is None else budgets_of(self.spectrum, self.estimates)
+
+    @functools.cached_property
+    def test_estimates(self) -> Mapping[str, Estimate]:
+        """The same names on the test data; empty where none were asked for."""
+        if self.status == "failed" or self.test_spectrum is None:
+            return {}
+        cached = self.cached_test_estimates
+        return self.test_spectrum.estimates() if cached is None else cached
 
     @property
     def identity(self) -> Identity:
@@ -166,7 +176,7 @@ class Record:
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
             ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
-            sharpness {name: {value, ...}}.
+            sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}.
         """
         facts = to_jsonable(self.facts)
         pairs = None if self.spectrum is None else self.spectrum.eigenpairs
@@ -203,6 +213,13 @@ class Record:
             "provenance": to_jsonable(self.provenance),
             "notes": to_jsonable(self.notes),
             **found,
+            **({} if self.test_spectrum is None else {"test": self._test_json(facts)}),
+        }
+
+    def _test_json(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **{name: facts.get(f"test_{name}") for name in ("loss", "accuracy", "n_samples")},
+            "estimates": {name: _estimate_json(estimate) for name, estimate in self.test_estimates.items()},
         }
 
 

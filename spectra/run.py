@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from spectra.analysis import Settings, failed_record, iter_analyze, run_settings, sampled
+from spectra.analysis import failed_record, iter_analyze
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError, TaskError
 from spectra.records import Identity, Record
+from spectra.settings import Settings, run_settings, sampled
 from spectra.storage.replacing import check_writable
 from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.task import Task
@@ -29,13 +30,16 @@ class DataChoice:
     """Which of the task's data are used, and how: None leaves what the task says."""
 
     samples: int | None = None  # a fixed random subset of this many rows
-    data_seed: int = 0  # of that subset
+    data_seed: int = 0  # of that subset, and of the snapshot
     batch_size: int | None = None
     l2: float | None = None
     reduction: str | None = None  # "mean" or "sum" over the data
+    snapshot: bool = False  # one pass over the data, frozen and used for every product
 
     def as_settings(self) -> dict[str, Any]:
-        return {"samples": self.samples, "data_seed": self.data_seed if self.samples is not None else None}
+        seeded = self.snapshot or self.samples is not None
+        found: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
+        return found | ({"snapshot_data": True} if self.snapshot else {})
 
 
 class Listener:
@@ -101,7 +105,7 @@ def analyze_run(
     choice, tell = data or DataChoice(), listener or Listener()
     where = _device(device)
     store = _Store(out, choice)
-    chosen: dict[int, tuple[Task, Task]] = {}  # the last task, and the same on the data that are chosen
+    chosen = _Chosen(choice, with_test=settings.test_data)
     for index, path in enumerate(paths):
         tell.checkpoint(index, len(paths), path)
         checkpoint: Checkpoint | None = None
@@ -112,7 +116,7 @@ def analyze_run(
                 made = make_task(checkpoint)
             except SpectraError as error:
                 raise _NoTask(error) from error
-            task = _chosen_task(made, choice, chosen)
+            task = chosen.task(made)
             notes = checkpoint.load_into(task.model)
             if where is not None:
                 task.model.to(where)
@@ -214,23 +218,39 @@ class _Store:
         return Outcome(tuple(self.records), self.kept)
 
 
-def _chosen_task(made: Task, choice: DataChoice, memory: dict[int, tuple[Task, Task]]) -> Task:
-    """The task on the chosen data; the choice is made once for a task that serves every checkpoint."""
-    held = memory.get(id(made))
-    if held is None:
-        memory.clear()
-        held = memory[id(made)] = (
-            made,
-            sampled(
-                made,
+class _Chosen:
+    """The task on the chosen data; the choice is made once for a task, or for data, that serve every checkpoint."""
+
+    def __init__(self, choice: DataChoice, *, with_test: bool) -> None:
+        self.choice = choice
+        self.with_test = with_test
+        self._last: tuple[Task, Task] | None = None  # as it was made, and on the chosen data
+        self._frozen: tuple[Task, Task] | None = None  # the task of the last snapshot, and the same with it
+
+    def task(self, made: Task) -> Task:
+        if self._last is None or self._last[0] is not made:
+            self._last = None  # its data are not kept beside the new ones
+            choice = self.choice
+            chosen = sampled(
+                self._snapshot(made) if choice.snapshot else made,
                 samples=choice.samples,
                 data_seed=choice.data_seed,
                 batch_size=choice.batch_size,
                 l2=choice.l2,
                 reduction=choice.reduction,
-            ),
-        )
-    return held[1]
+            )
+            self._last = made, chosen
+        return self._last[1]
+
+    def _snapshot(self, made: Task) -> Task:
+        """A snapshot of the task's data: that of the checkpoint before, where the data are the same object."""
+        if self._frozen is not None:
+            before, frozen = self._frozen
+            if made.data is before.data and made.test_data is before.test_data:
+                return replace(made, data=frozen.data, test_data=frozen.test_data)
+        self._frozen = None
+        self._frozen = made, made.snapshot(self.choice.data_seed, test=self.with_test)
+        return self._frozen[1]
 
 
 def _device(name: str | None) -> torch.device | None:

@@ -253,6 +253,12 @@ class Spectrum:
         curve = self._negative if tau is None else None
         return distribution.negative_mass(self.tridiagonals, self.n, self.noise, self.distribution, tau, curve)
 
+    def negative_curve(self, taus: np.ndarray | None = None) -> CountCurve:
+        """The same for several tolerances, by default ``|H|_2 10^-1 .. 10^-7``, descending."""
+        if taus is None:
+            return self._negative
+        return distribution.negative_curve(self.tridiagonals, self.n, self.noise, self.distribution, taus)
+
     @cached_property
     def _negative(self) -> CountCurve:
         return distribution.negative_curve(self.tridiagonals, self.n, self.noise, self.distribution)
@@ -329,12 +335,13 @@ class Spectrum:
             linear_threshold: ``s`` of ``asinh(lambda / s)``; by default the tolerance that the steps resolve.
         """
         if view == "asinh" and linear_threshold is None:
-            linear_threshold = self._linear_threshold()
+            linear_threshold = self.linear_threshold()
         return smooth(
             self.tridiagonals, view=view, sigma=sigma, grid=grid, points=points, linear_threshold=linear_threshold
         )
 
-    def _linear_threshold(self) -> float:
+    def linear_threshold(self) -> float:
+        """``s`` of an axis of ``asinh(lambda / s)``: the smallest tolerance that the steps resolve, if there is one."""
         scale = estimates.spectral_scale(self.tridiagonals)
         if scale == 0:
             return 1.0

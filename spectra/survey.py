@@ -63,8 +63,9 @@ def take_survey(task: Task) -> Survey:
         known = [(a, b) for a, b in ((rows, again_rows),) if None not in a and None not in b]
         counts = f" ({sum(known[0][0])} rows, then {sum(known[0][1])})" if known else ""  # type: ignore[arg-type]
         raise DataError(
-            f"the data are not the same on a second pass{counts}: turn off random augmentation, and shuffle=True "
-            "with drop_last=True or padding per batch, so that every pass yields the same rows"
+            f"the data are not the same on a second pass{counts}: freeze one pass with --snapshot-data "
+            "(task.snapshot() in Python), or turn off random augmentation, and shuffle=True with drop_last=True or "
+            "padding per batch"
         )
     total = sum(weights)
     if not total > 0:

@@ -22,6 +22,7 @@ from spectra import reduction as reductions
 from spectra.batches import Rebatched, choose_samples, rows_of
 from spectra.errors import ArgumentError, DataError, TaskError
 from spectra.randomness import random_state_kept
+from spectra.snapshot import take_snapshot
 
 if TYPE_CHECKING:
     from spectra.survey import Survey
@@ -44,6 +45,8 @@ class Task:
             decoupled decay (AdamW) is a term of no loss.
         reduction: ``"mean"`` or ``"sum"`` over the data; by default what the criterion does.
         name: what the task is called in records.
+        test_data: held-out batches, as ``data``, for the same numbers on them: see :meth:`held_out`.
+        calibration: the task over whose data recalibrated batch norm takes its statistics; by default this one.
 
     Example:
         >>> import torch
@@ -64,7 +67,10 @@ class Task:
     reduction: str | None = field(default=None, kw_only=True)
     name: str | None = field(default=None, kw_only=True)
     loss_fn: Callable[[Any, Any], torch.Tensor] | None = field(default=None, kw_only=True, repr=False)
+    test_data: Iterable[Any] | None = field(default=None, kw_only=True, repr=False)
+    calibration: Task | None = field(default=None, kw_only=True, repr=False)
     _survey: list[Survey] = field(default_factory=list, init=False, repr=False)
+    _held_out: list[Task] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -78,14 +84,9 @@ class Task:
             raise ArgumentError(f"l2={self.l2}: a finite number of at least 0 is needed")
         if self.reduction not in (None, "mean", "sum"):
             raise ArgumentError(f"reduction={self.reduction!r}: 'mean' or 'sum' is needed")
-        if isinstance(self.data, Iterator):
-            raise DataError(
-                f"data is a {type(self.data).__name__}, which can be read only once: pass a list or a DataLoader"
-            )
-        if not isinstance(self.data, Iterable):
-            raise DataError(f"data is a {type(self.data).__name__}: an iterable of batches is needed")
-        if isinstance(self.data, tuple) and self.data and isinstance(self.data[0], torch.Tensor):
-            raise DataError("data is one batch: an iterable of batches is needed, so wrap it in a list: [(x, y)]")
+        _check_data("data", self.data)
+        if self.test_data is not None:
+            _check_data("test_data", self.test_data)
         if self.criterion is not None and reductions.averaging_of(self.criterion) is None:
             raise TaskError("the criterion has reduction='none' and returns no scalar: use 'mean' or 'sum'")
 
@@ -100,12 +101,23 @@ class Task:
         l2: float = 0.0,
         reduction: str | None = None,
         name: str | None = None,
+        test_data: Iterable[Any] | None = None,
     ) -> Task:
         """A task from ``loss_fn(model, batch) -> scalar``, which has no output and target that could be told apart.
 
         The Hessian works. What needs the split between network and criterion (the GGN) says why it cannot.
         """
-        return cls(model, None, data, weight=weight, l2=l2, reduction=reduction, name=name, loss_fn=loss_fn)
+        return cls(
+            model,
+            None,
+            data,
+            weight=weight,
+            l2=l2,
+            reduction=reduction,
+            name=name,
+            loss_fn=loss_fn,
+            test_data=test_data,
+        )
 
     # -- the loss of a batch, as the plain functions of the model that they are
 
@@ -193,8 +205,43 @@ class Task:
         return replace(self, data=chosen)
 
     def rebatched(self, batch_size: int) -> Task:
-        """The same task with its rows in batches of ``batch_size``."""
-        return replace(self, data=Rebatched(self.data, batch_size))
+        """The same task with its rows, also those of its test data, in batches of ``batch_size``."""
+        test = None if self.test_data is None else Rebatched(self.test_data, batch_size)
+        return replace(self, data=Rebatched(self.data, batch_size), test_data=test)
+
+    def snapshot(self, seed: int = 0, *, test: bool = False) -> Task:
+        """The same task on one pass of its data, frozen in memory: for loaders that augment or shuffle.
+
+        One seed gives one snapshot, as far as the data draw from the generators of Python, NumPy, torch or the loader
+        itself; see :func:`spectra.snapshot.take_snapshot`.
+
+        Args:
+            seed: of the pass.
+            test: freeze the test data as well, if there are any.
+
+        Raises:
+            ArgumentError: a seed below 0.
+            DataError: the data do not fit in half of the free memory, or a batch cannot be copied.
+        """
+        frozen = replace(self, data=take_snapshot(self.data, seed))
+        if not test or self.test_data is None:
+            return frozen
+        return replace(frozen, test_data=take_snapshot(self.test_data, seed))
+
+    def held_out(self) -> Task:
+        """The same task on its test data. Recalibrated batch norm keeps the statistics of the training data.
+
+        Raises:
+            DataError: the task has no test data.
+        """
+        if self.test_data is None:
+            raise DataError(
+                "the task has no test data: pass test_data=, batches like those of data, to spectra.Task; the built-in "
+                "tasks have theirs for split=train"
+            )
+        if not self._held_out:  # made once, so that its data are surveyed once
+            self._held_out.append(replace(self, data=self.test_data, test_data=None, calibration=self))
+        return self._held_out[0]
 
     def survey(self) -> Survey:
         """What the data are: batches, rows, weights, fingerprint. One pass, made once per task and kept."""
@@ -223,6 +270,15 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def _check_data(name: str, data: Any) -> None:
+    if isinstance(data, Iterator):
+        raise DataError(f"{name} is a {type(data).__name__}, which can be read only once: pass a list or a DataLoader")
+    if not isinstance(data, Iterable):
+        raise DataError(f"{name} is a {type(data).__name__}: an iterable of batches is needed")
+    if isinstance(data, tuple) and data and isinstance(data[0], torch.Tensor):
+        raise DataError(f"{name} is one batch: an iterable of batches is needed, so wrap it in a list: [(x, y)]")
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:

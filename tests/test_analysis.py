@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import GGNOperator, HessianOperator, Record, Task, analyze, iter_analyze
-from spectra.analysis import Settings, sampled
 from spectra.errors import ArgumentError, DataError, NumericsError, OutOfMemory, SpectraError, TaskError
 from spectra.krylov import slq as slq_room
 from spectra.krylov.probes import draw_probe
+from spectra.settings import Settings, sampled
 
 pytestmark = pytest.mark.usefixtures("float64")
 

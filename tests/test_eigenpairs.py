@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import Task, analyze, load_trajectory
-from spectra.analysis import Settings
 from spectra.errors import ArgumentError, StorageError
+from spectra.settings import Settings
 from spectra.storage.runfile import RunFile
 from spectra_cli.main import main
 

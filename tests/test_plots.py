@@ -324,9 +324,10 @@ def drawn(run):
 def test_all_that_the_records_allow_is_planned(drawn):
     per_epoch = {
         f"{kind}-{operator}-epoch{epoch}"
-        for kind in ("density", "stems", "degeneracy", "layers")
+        for kind in ("density", "stems", "cumulative", "degeneracy", "negative", "dimension", "layers")
         for operator in ("hessian", "ggn")
         for epoch in range(3)
+        if (kind, operator) != ("dimension", "hessian")  # it may be indefinite
     }
     modes = {"modes-hessian-epoch0", "modes-hessian-epoch2", *(f"modes-ggn-epoch{epoch}" for epoch in range(3))}
     assert set(drawn) == per_epoch | modes | {"trajectory-hessian", "trajectory-ggn"}
@@ -343,11 +344,12 @@ def test_every_axis_is_labelled_and_every_title_says_what_it_is(drawn):
         assert ("epoch 0 to epoch 2" if "trajectory" in name else f"epoch {name[-1]}") in title
         for axes in figure.axes:
             outer_left = axes.get_subplotspec().is_first_col() or "degeneracy" not in name
-            outer_bottom = axes.get_subplotspec().is_last_row() or "stems" not in name
+            outer_bottom = axes.get_subplotspec().is_last_row() or name.split("-")[0] not in ("stems", "cumulative")
             named_rows = any(label.get_text() for label in axes.get_yticklabels()) and not axes.get_ylabel()
             assert axes.get_ylabel() or named_rows or not outer_left, name
             assert axes.get_xlabel() or not outer_bottom, name
-            assert axes.lines or axes.patches, name
+            brackets_alone, reason = "negative" in name and axes.collections, "dimension" in name and axes.texts
+            assert axes.lines or axes.patches or brackets_alone or reason, name
 
 
 def test_both_modes_share_kernel_and_axis_so_that_a_difference_is_one_of_the_spectra(run, drawn):

@@ -11,10 +11,10 @@ from torch import nn
 
 from spectra import Task, analyze, load_trajectory, save_checkpoint
 from spectra import run as run_room
-from spectra.analysis import Settings
 from spectra.errors import ArgumentError, CheckpointError, DataError, NumericsError, StorageError, TaskError
 from spectra.operators.ggn import GGNOperator
 from spectra.run import DataChoice, Listener, analyze_run
+from spectra.settings import Settings
 
 QUICK = Settings(lanczos_steps=4, num_probes=2)
 BOTH = Settings(operators=("hessian", "ggn"), lanczos_steps=4, num_probes=2)

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from spectra.analysis import OPERATORS, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
 from spectra.errors import CheckpointError, NumericsError
+from spectra.presets import PRESETS, departures, filled
 from spectra.records import Trajectory
 from spectra.run import DataChoice, Outcome, analyze_run, check_output
+from spectra.settings import OPERATORS, Settings
 from spectra.storage.runfile import load_trajectory
 from spectra.task import Task
 from spectra_cli.layout import make_console
@@ -36,6 +38,12 @@ BN_CHOICES = {
 )
 @click.option("--task-arg", "task_args", multiple=True, metavar="KEY=VALUE", help="For the task function; repeatable.")
 @click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="A paper's whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated batch "
+    "norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020).",
+)
+@click.option(
     "--operator",
     "operators",
     multiple=True,
@@ -56,7 +64,11 @@ BN_CHOICES = {
 @click.option("--probes", "-k", type=int, default=8, show_default=True, help="k: errors shrink like 1/sqrt(k).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the probes, and for the task function.")
 @click.option("--samples", type=int, metavar="N", help="Use a fixed random subset of N rows of the data.")
-@click.option("--data-seed", type=int, default=0, show_default=True, help="Of that subset.")
+@click.option(
+    "--snapshot-data", is_flag=True, help="Freeze one pass of data that augment or shuffle, and use it throughout."
+)
+@click.option("--data-seed", type=int, default=0, show_default=True, help="Of that subset, and of that pass.")
+@click.option("--test-data", is_flag=True, help="The same numbers on the task's held-out data, beside the others.")
 @click.option("--batch-size", type=int, help="Rows per batch; with --bn train part of what is analysed.")
 @click.option("--l2", type=float, help="Coefficient of (l2/2)|theta|^2, added analytically.")
 @click.option(
@@ -100,17 +112,22 @@ BN_CHOICES = {
 @click.option("--unsafe-load", is_flag=True, help="Load a checkpoint that holds code, and run that code.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON in place of the table.")
 @click.option("--quiet", is_flag=True, help="No progress, no notes.")
+@click.pass_context
 def command(
+    context: click.Context,
     checkpoints: tuple[Path, ...],
     task_option: str | None,
     task_args: tuple[str, ...],
+    preset: str | None,
     operators: tuple[str, ...],
     bn: str,
     lanczos_steps: int,
     probes: int,
     seed: int,
     samples: int | None,
+    snapshot_data: bool,
     data_seed: int,
+    test_data: bool,
     batch_size: int | None,
     l2: float | None,
     reduction: str | None,
@@ -139,11 +156,19 @@ def command(
       spectra analyze ckpt.pt --task digits-convnet --operator hessian --operator ggn --bn both
       spectra analyze run/ckpt_*.pt --task mnist-lenet-bn --task-arg data=MNIST/raw --samples 2000
     """
+    protocol = {
+        "operators": operators,
+        "bn_modes": BN_CHOICES[bn],
+        "lanczos_steps": lanczos_steps,
+        "num_probes": probes,
+    }
+    if preset is not None:  # what is a mere default gives way to it
+        sources = {"operators": "operators", "bn_modes": "bn", "lanczos_steps": "lanczos_steps", "num_probes": "probes"}
+        protocol = {name: value for name, value in protocol.items() if _was_given(context, sources[name])}
+        if (other := departures(preset, protocol)) and not quiet:
+            click.echo(f"spectra: --preset {preset}, but as given: {', '.join(other)}", err=True)
     settings = Settings(
-        operators=operators,
-        bn_modes=BN_CHOICES[bn],
-        lanczos_steps=lanczos_steps,
-        num_probes=probes,
+        **filled(preset, **protocol),
         seed=seed,
         params=list(params) or None,
         dtype=dtype,
@@ -152,6 +177,7 @@ def command(
         check=check,
         eigenpairs=eigenpairs,
         save_eigenvectors=save_eigenvectors,
+        test_data=test_data,
     )
     check_output(out)  # before the checkpoints are read
     paths = order_checkpoints(find_checkpoints(checkpoints))
@@ -162,7 +188,7 @@ def command(
                 TaskMaker(task_option, task_args, seed, display.say),
                 settings,
                 out=out,
-                data=DataChoice(samples, data_seed, batch_size, l2, reduction),
+                data=DataChoice(samples, data_seed, batch_size, l2, reduction, snapshot_data),
                 device=device,
                 unsafe=unsafe_load,
                 weights=weights,
@@ -186,6 +212,10 @@ def command(
     wrong = [check for record in shown for check in record.checks if check.failed]
     if wrong:
         raise NumericsError(f"{len(wrong)} cross-checks failed, the first: {wrong[0]}; please report this with {out}")
+
+
+def _was_given(context: click.Context, parameter: str) -> bool:
+    return context.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 def _shown(outcome: Outcome, out: Path) -> Trajectory:

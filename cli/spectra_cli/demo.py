@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from spectra.analysis import Settings
 from spectra.errors import StorageError
 from spectra.plots.figures import save_figures
 from spectra.run import DataChoice, analyze_run
+from spectra.settings import Settings
 from spectra.storage.runfile import load_trajectory
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import Epoch, train

@@ -59,6 +59,16 @@ def header(trajectory: Trajectory) -> list[tuple[str, str]]:
             ("parameters", f"n = {plain(spectrum.n)}{_selection(settings.get('params'))}"),
             ("Lanczos", ", ".join(filter(None, (f"m = {asked} steps{fewer}", probes, settings.get("dtype"))))),
         ]
+    lines += [
+        ("preset", settings.get("preset")),
+        (
+            "snapshot",
+            f"one pass of the data, seed {settings.get('data_seed')}" if "snapshot_data" in settings else None,
+        ),
+    ]
+    if first is not None and first.test_spectrum is not None:
+        there = plain(first.facts.get("test_n_samples")) + _batches(settings.get("test_batch_sizes"))
+        lines.append(("test data", f"N = {there}"))
     return [(name, str(words)) for name, words in lines if words]
 
 

@@ -54,9 +54,10 @@ def command(
 ) -> None:
     """Draw the figures of a results file, and print the paths that were written.
 
-    Densities on a linear and a logarithmic axis, Ritz values against their weights, the degeneracy over tolerances,
-    the traces of the tensors, batch norm in eval against train mode, and the estimates over training: all that the
-    records allow, each with its errors.
+    Densities on a linear and a logarithmic axis, Ritz values against their weights (stems), the cumulative
+    distribution in its bounds, the degeneracy and the negative mass over tolerances, the effective dimension of
+    semidefinite matrices, the traces of the tensors, batch norm in eval against train mode, and the estimates over
+    training: all that the records allow, each with its errors.
     """
     trajectory = load_trajectory(file)
     for note in trajectory.notes:

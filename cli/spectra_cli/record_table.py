@@ -15,6 +15,7 @@ from spectra_cli.budget_table import SHORT, print_advice, print_budgets
 from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import interval, number, plain, rounded
+from spectra_cli.preset_table import print_preset
 
 FACTS = {  # in this order; what else there is follows
     "loss": "loss of the data",
@@ -31,6 +32,11 @@ FACTS = {  # in this order; what else there is follows
     "d_y": "outputs d_y",
     "d_x": "inputs d_x",
     "sum_of_widths": "widths of all layers, sum N_l",
+    "test_loss": "loss of the test data",
+    "test_accuracy": "accuracy on the test data",
+    "test_n_samples": "test samples",
+    "generalization_gap": "generalization gap, test loss - loss",
+    "accuracy_gap": "accuracy gap, accuracy - test accuracy",
 }
 
 
@@ -51,6 +57,7 @@ def print_record(record: Record, console: Console, *, budget: bool = False) -> N
         print_budgets(record, console)
     console.print()
     print_pairs(console, facts_of(record))
+    print_preset([record], console)
     for table in (_eigenpairs_table(record), _curve_table(record), _tensor_table(record)):
         if table is not None:
             console.print()
@@ -77,6 +84,7 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
     sha = record.checkpoint_sha256
     effort = [
         f"{known['products']:,} products" if isinstance(known.get("products"), int) else "",
+        f"{known['test_products']:,} on the test data" if isinstance(known.get("test_products"), int) else "",
         f"{known['seconds']:.1f} s" if isinstance(known.get("seconds"), float) else "",
         f"on {known['device']}" if "device" in known else "",
         f"{known['threads']} threads" if "threads" in known else "",
@@ -101,22 +109,19 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
 
 def _print_estimates(record: Record, console: Console) -> None:
     """Every estimate with its error and its interval; what there is to know of one stands below, under a star."""
-    table = new_table("quantity", "value", "+-", "interval", "limited by", "")
-    table.columns[0].justify = table.columns[4].justify = table.columns[5].justify = "left"
+    tested = record.test_spectrum is not None
+    beside = ["test data", "+-", "interval", ""] * tested
+    table = new_table("quantity", "value", "+-", "interval", "limited by", "", *beside)
+    table.columns[0].justify = table.columns[4].justify = table.columns[5].justify = table.columns[-1].justify = "left"
     remarks: dict[str, list[str]] = {}
     for name, estimate in record.estimates.items():
-        # A count that is not resolved has no value: its bracket is the result.
-        value, error = ("-", "") if estimate.resolved is False else number(estimate)
-        marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
-        if estimate.resolved is False and estimate.note:
-            marks.append(estimate.note)
-        elif estimate.note:
-            remarks[name] = [estimate.note]
-            marks.append("*")
         budget = record.budgets.get(name)
         cause = "" if budget is None or budget.largest is None else SHORT[budget.largest]
-        bounds = interval(estimate.lower, estimate.upper)
-        table.add_row(name, value, error, bounds, cause, "; ".join(marks))
+        *cells, marks = _estimate_cells(name, estimate, remarks)
+        cells += [cause, marks]
+        if tested:
+            cells += _estimate_cells(f"{name} (test data)", record.test_estimates[name], remarks)
+        table.add_row(name, *cells)
     console.print(table)
     for note, names in grouped(remarks).items():
         print_line(console, f"* {', '.join(names)}: {note}")
@@ -146,6 +151,19 @@ def _eigenpairs_table(record: Record) -> Table | None:
             str(i + 1), f"{value:.6g}", f"{residual:.1e}", bounds, "" if pairs.converged[i] else "not converged"
         )
     return table
+
+
+def _estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
+    """Value, error, interval and marks; a note that the marks have no room for goes to the remarks."""
+    # A count that is not resolved has no value: its bracket is the result.
+    value, error = ("-", "") if estimate.resolved is False else number(estimate)
+    marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
+    if estimate.resolved is False and estimate.note:
+        marks.append(estimate.note)
+    elif estimate.note:
+        remarks[name] = [estimate.note]
+        marks.append("*")
+    return [value, error, interval(estimate.lower, estimate.upper), "; ".join(marks)]
 
 
 def _curve_table(record: Record) -> Table | None:

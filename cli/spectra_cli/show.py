@@ -157,6 +157,13 @@ def _rows(record: Record, asks: Asks) -> Iterator[dict[str, Any]]:
     shared = {name: entry[name] for name in COLUMNS if name in entry and name != "reason"}
     if record.status == "failed":
         yield shared | {"reason": entry["reason"]}
-    for name, estimate in entry["estimates"].items():
+    yield from _estimate_rows(shared, entry["estimates"])
+    if test := entry.get("test"):  # of the same record, under names of their own
+        there = shared | {name: test[name] for name in ("loss", "n_samples")}
+        yield from _estimate_rows(there, {f"test_{name}": estimate for name, estimate in test["estimates"].items()})
+
+
+def _estimate_rows(shared: dict[str, Any], estimates: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, estimate in estimates.items():
         cells = {column: estimate.get(column) for column in COLUMNS[COLUMNS.index("value") : -1]}
         yield shared | {"estimate": name} | cells | {"reason": estimate.get("reason") or estimate.get("note")}

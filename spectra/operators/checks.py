@@ -21,7 +21,8 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
     Raises:
         DataError: batches that are coupled and shuffled, or a batch of a single sample for batch norm in train mode.
     """
-    by_batch = bn_mode != "eval" and bool(batch_norm_layers(task.model))  # statistics of batches are taken
+    taken = bn_mode == "train" or (bn_mode == "recalibrated" and task.calibration is None)
+    by_batch = taken and bool(batch_norm_layers(task.model))  # statistics of these batches are taken
     if by_batch and 1 in survey.rows:
         which = [index for index, rows in enumerate(survey.rows) if rows == 1]
         raise DataError(
@@ -32,7 +33,7 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
         if by_batch or couples_samples(task.model, bn_mode):
             raise DataError(
                 f"the data are shuffled between passes, and batch norm in {bn_mode} mode makes the loss depend on the "
-                "partition into batches: use a DataLoader with shuffle=False"
+                "partition into batches: use a DataLoader with shuffle=False, or freeze one pass with --snapshot-data"
             )
         return "the data are shuffled between passes: harmless here, since the loss does not depend on their order"
     return None

@@ -19,6 +19,7 @@ from spectra.errors import ArgumentError, NumericsError
 from spectra.operators.base import Parts, SymmetricOperator
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.function import LossFunction
+from spectra.operators.modes import batch_norm_layers
 from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
@@ -94,6 +95,8 @@ class CurvatureOperator(SymmetricOperator):
             survey = self.task.survey()
             note = check_partition(self.task, self.bn_mode, survey)
             if self.bn_mode == "recalibrated":
+                if (source := self.task.calibration) is not None:
+                    check_partition(source, self.bn_mode, source.survey())
                 recalibrate(self.function)
             check_loss(self.function, survey, per_sample=self.per_sample)
             self._test = self_test(self, note)
@@ -122,7 +125,11 @@ class CurvatureOperator(SymmetricOperator):
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         return self._pass(block, None)
 
-    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts]:
+    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts | None]:
+        if self.bn_mode == "recalibrated" and batch_norm_layers(self.task.model):
+            return self.apply(
+                block
+            ), None  # the statistics of every batch's matrix are of all data: no independent parts
         seen: list[tuple[torch.Tensor, float]] = []
         product = self._pass(block, seen)
         divisor = self.task.divisor(self.task.survey().total_weight)

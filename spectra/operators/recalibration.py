@@ -14,6 +14,8 @@ from spectra.operators.modes import batch_norm_layers
 def recalibrate(function: LossFunction) -> None:
     """Estimate the running statistics that a function evaluates batch norm with, in one pass over its task's data.
 
+    A task on held-out data has another task for it, ``calibration``: statistics are of the data one trained on.
+
     Each becomes the mean over the batches, weighted by their rows, of what batch norm in train mode would have recorded
     (the mean, and the unbiased variance, of the batch), with every earlier layer normalised by the batch as well. That
     is how statistics are renewed after averaging weights; dropout is off. The model's own buffers are left alone.
@@ -21,6 +23,7 @@ def recalibrate(function: LossFunction) -> None:
     References:
         P. Izmailov et al., Averaging weights leads to wider optima and better generalization (2018), section 3.2.
     """
+    source = function.task.calibration or function.task
     model = function.task.model
     layers = [layer for layer in batch_norm_layers(model) if layer.running_mean is not None]
     kinds = {id(layer) for layer in layers}
@@ -35,8 +38,8 @@ def recalibrate(function: LossFunction) -> None:
         for layer in layers:
             stack.callback(setattr, layer, "momentum", layer.momentum)
             layer.training = True  # put back by the evaluation
-        for batch in function.task.data:
-            weight = rows_of(batch) or function.task.weight_of(batch)
+        for batch in source.data:
+            weight = rows_of(batch) or source.weight_of(batch)
             if weight == 0:
                 continue
             seen += weight

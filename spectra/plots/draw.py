@@ -102,16 +102,18 @@ def draw_degeneracy(
     headline: Estimate | None = None,
     look: Look = LOOKS["eval"],
     label: str | None = None,
+    counted: str = r"$|\lambda| \leq \tau$",
 ) -> None:
-    """The fraction of eigenvalues within `tau` of 0 over ``tau / |H|_2``, with its bracket.
+    """The fraction of eigenvalues within `tau` of 0, or another count, over ``tau / |H|_2``, with its bracket.
 
     Where the bracket is too wide for a number it is hatched, and no number is drawn.
 
     Args:
         scale: ``|H|_2``, the unit of the tolerances.
         headline: the estimate that is reported, marked at its tolerance if it is resolved.
+        counted: which eigenvalues the curve counts.
     """
-    ax.set_ylabel(r"fraction of eigenvalues with $|\lambda| \leq \tau$")
+    ax.set_ylabel(f"fraction of eigenvalues with {counted}")
     ax.set_xlabel(r"tolerance $\tau\,/\,\|H\|_2$")
     ax.set_ylim(-0.02, 1.02)
     if scale <= 0 or len(curve) == 0:

@@ -12,16 +12,22 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.plots import sheets
+from spectra.plots import curve_sheets, findings, sheets
 from spectra.plots.moments import Moment, check_epochs, chosen_moments, moments_of
 from spectra.plots.style import style
 from spectra.records import Trajectory
 from spectra.storage.replacing import replace_file
 
-KINDS = ("density", "stems", "degeneracy", "layers", "modes", "trajectory")
+KINDS = (
+    *("density", "stems", "cumulative", "degeneracy", "negative", "dimension"),
+    *("layers", "checks", "modes", "trajectory", "sharpness"),
+)
 FORMATS = ("png", "pdf", "svg")
 
 _NEEDS = {  # what some kinds need beyond one complete record
+    "dimension": "a positive semidefinite matrix: analyze it with --operator ggn or --operator empirical_fisher",
+    "checks": "comparisons of traces with exact ones, which these records do not have",
+    "sharpness": "a sharpness measure at no less than 2 complete checkpoints",
     "layers": "the traces of the tensors, which these records do not have",
     "modes": "batch norm in eval and in train mode at one checkpoint: analyze it with --bn both",
     "trajectory": "at least 2 complete checkpoints",
@@ -131,13 +137,21 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
     for moment in chosen_moments(moments, epochs):
         add("density", moment.slug, sheets.density_figure, moment)
         add("stems", moment.slug, sheets.stem_figure, moment)
+        add("cumulative", moment.slug, curve_sheets.cumulative_figure, moment)
         add("degeneracy", moment.slug, sheets.degeneracy_figure, moment)
+        add("negative", moment.slug, curve_sheets.negative_figure, moment)
+        if moment.operator in curve_sheets.SEMIDEFINITE:
+            add("dimension", moment.slug, curve_sheets.dimension_figure, moment)
         if any(record.spectrum and record.spectrum.tensor_forms is not None for record in moment.complete.values()):
             add("layers", moment.slug, sheets.layer_figure, moment)
+        if any(record.checks for record in moment.complete.values()):
+            add("checks", moment.slug, findings.check_figure, moment)
         if len(moment.complete) > 1:
             add("modes", moment.slug, sheets.mode_figure, moment)
     if sum(bool(moment.complete) for moment in moments) > 1:
         add("trajectory", "", sheets.trajectory_figure, moments)
+    if findings.measures_of(moments):
+        add("sharpness", "", findings.sharpness_figure, moments)
     return planned
 
 

@@ -52,17 +52,17 @@ _ROWS = {
 
 
 def density_figure(moment: Moment) -> Figure:
-    figure = _sheet(9.6, 4.4)
+    figure = blank(9.6, 4.4)
     left, right = figure.subplots(1, 2)
     linear, asinh = _draw_densities(left, moment, "linear"), _draw_densities(right, moment, "asinh")
     left.set_title("linear axis")
     right.set_title("asinh axis: logarithmic on both sides of 0")
     caption = (
-        f"Band: {_band(moment)}, pointwise. Smoothed with a Gaussian: left of width {linear.sigma:.2g}, the range over "
-        f"m; right of a tenth of a decade. Right, the axis is linear in the shaded strip |λ| ≤ s = "
+        f"Band: {band_of(moment)}, pointwise. Smoothed with a Gaussian: left of width {linear.sigma:.2g}, the range "
+        f"over m; right of a tenth of a decade. Right, the axis is linear in the shaded strip |λ| ≤ s = "
         f"{asinh.linear_threshold:.2g}."
     )
-    return _finish(figure, [moment], caption, legend=[left])
+    return finished(figure, [moment], caption, legend=[left])
 
 
 def _draw_densities(ax: Axes, moment: Moment, view: str) -> Density:
@@ -74,31 +74,31 @@ def _draw_densities(ax: Axes, moment: Moment, view: str) -> Density:
         common["linear_threshold"] = max(density.linear_threshold or 0.0 for density in own)
     for mode, spectrum in spectra.items():
         density = spectrum.density(view=view, **common)
-        draw.draw_density(ax, density, n=spectrum.n, look=look_of(mode), label=_mode_words(mode))
-    ax.set_xlabel(rf"eigenvalue $\lambda$ of the {_matrix_at(moment)}")
+        draw.draw_density(ax, density, n=spectrum.n, look=look_of(mode), label=mode_words(mode))
+    ax.set_xlabel(rf"eigenvalue $\lambda$ of the {matrix_at(moment)}")
     return density
 
 
 def stem_figure(moment: Moment) -> Figure:
     modes = moment.complete
-    figure = _sheet(8.0, 1.6 + 2.5 * len(modes))
+    figure = blank(8.0, 1.6 + 2.5 * len(modes))
     axes = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (mode, record) in zip(axes, modes.items()):
         assert record.spectrum is not None
         draw.draw_stems(ax, record.spectrum, look=look_of(mode))
-        ax.set_title(_mode_words(mode), loc="left")
+        ax.set_title(mode_words(mode), loc="left")
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.1)
-    axes[-1].set_xlabel(rf"Ritz value (eigenvalue $\lambda$ of the {_matrix_at(moment)})")
+    axes[-1].set_xlabel(rf"Ritz value (eigenvalue $\lambda$ of the {matrix_at(moment)})")
     caption = (
         "Each probe has its own stems, and their weights sum to 1. Converged: the residual is below a tenth of the "
         "distance to the probe's next Ritz value, an eigenvalue is there. The others stand for eigenvalues around them."
     )
-    return _finish(figure, [moment], caption)
+    return finished(figure, [moment], caption)
 
 
 def degeneracy_figure(moment: Moment) -> Figure:
     modes = moment.complete
-    figure = _sheet(2.4 + 3.7 * len(modes), 4.6)
+    figure = blank(2.4 + 3.7 * len(modes), 4.6)
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
     for ax, (mode, record) in zip(axes, modes.items()):
         spectrum = record.spectrum
@@ -112,15 +112,15 @@ def degeneracy_figure(moment: Moment) -> Figure:
         )
         if ax.get_legend_handles_labels()[0]:
             place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.1}
-            ax.legend(title=_mode_words(mode), alignment="left", **place)
+            ax.legend(title=mode_words(mode), alignment="left", **place)
         else:
-            ax.set_title(_mode_words(mode), loc="left")
+            ax.set_title(mode_words(mode), loc="left")
         ax.label_outer()
     caption = (
         "Resolved: the Gauss-Radau bracket of m steps is narrower than 0.02; the bars and the band are the bracket "
         "with 95 % over probes. The star is the smallest resolved tolerance. Hatched: m steps cannot tell."
     )
-    return _finish(figure, [moment], caption)
+    return finished(figure, [moment], caption)
 
 
 def layer_figure(moment: Moment) -> Figure:
@@ -131,21 +131,21 @@ def layer_figure(moment: Moment) -> Figure:
     size = {name: max(abs(traces[name].value) for traces in found.values() if name in traces) for name in names}
     largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
     shown = [name for name in names if name in largest]
-    figure = _sheet(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(found)))
+    figure = blank(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(found)))
     ax = figure.subplots()
     for place, (mode, traces) in enumerate(found.items()):
         drawn = {name: traces[name] for name in shown if name in traces}
         if drawn:
-            draw.draw_tensors(ax, drawn, look=look_of(mode), label=_mode_words(mode), place=place, places=len(found))
-    ax.set_xlabel(f"trace of the tensor's block of the {_matrix_at(moment)} (they sum to the trace)")
-    caption = f"Bars: {_band(moment)}. The tensors are in the order of the network."
+            draw.draw_tensors(ax, drawn, look=look_of(mode), label=mode_words(mode), place=place, places=len(found))
+    ax.set_xlabel(f"trace of the tensor's block of the {matrix_at(moment)} (they sum to the trace)")
+    caption = f"Bars: {band_of(moment)}. The tensors are in the order of the network."
     if len(names) > len(shown):
         caption += f" The {len(shown)} with the largest traces of {len(names)} are shown."
-    return _finish(figure, [moment], caption, legend=[ax])
+    return finished(figure, [moment], caption, legend=[ax])
 
 
 def mode_figure(moment: Moment) -> Figure:
-    figure = _sheet(9.6, 4.2)
+    figure = blank(9.6, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     density = _draw_densities(left, moment, "asinh")
     left.set_title("density")
@@ -161,11 +161,11 @@ def mode_figure(moment: Moment) -> Figure:
     right.set_title("estimates")
     right.set_xlabel("value (asinh axis)")
     caption = (
-        f"Band and bars: {_band(moment)}; of the extremes and the spectral norm: an interval that holds with 95 %, an "
-        "arrow head where a side has no bound. Both modes have the same probes, so their errors are correlated. The "
+        f"Band and bars: {band_of(moment)}; of the extremes and the spectral norm: an interval that holds with 95 %, "
+        "an arrow head where a side has no bound. Both modes have the same probes, so their errors are correlated. The "
         f"axis of the density is linear in the shaded strip |λ| ≤ s = {density.linear_threshold:.2g}."
     )
-    return _finish(figure, [moment], caption, legend=[left])
+    return finished(figure, [moment], caption, legend=[left])
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
         for name, columns in panels.items()
         if any(np.isfinite(values.value).any() for values in columns.values())
     }
-    figure = _sheet(11.5, 6.4)
+    figure = blank(11.5, 6.4)
     axes = figure.subplots(2, (len(panels) + 1) // 2, squeeze=False).ravel()
     # A little to the side, so that the bars of one mode do not hide those of the other.
     distances = np.diff(np.unique(position[np.isfinite(position)]))
@@ -189,19 +189,19 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
     for ax, (name, columns) in zip(axes, panels.items()):
         for index, (mode, values) in enumerate(columns.items()):
             x = position + (index - (len(modes) - 1) / 2) * aside
-            draw.draw_series(ax, x, values, look=look_of(mode), label=_mode_words(mode))
+            draw.draw_series(ax, x, values, look=look_of(mode), label=mode_words(mode))
         ax.set_ylabel(PANELS[name])
         ax.set_xlabel(words)
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
     for ax in axes[len(panels) :]:
         ax.remove()
     caption = (
-        f"Bars: of trace and Frobenius norm {_band(*shown)}; of the extremes and the spectral norm an interval that "
+        f"Bars: of trace and Frobenius norm {band_of(*shown)}; of the extremes and the spectral norm an interval that "
         "holds with 95 %, an arrow head where a side has no bound; of the fraction its bracket with 95 % over "
         f"probes{_tolerances(shown)}. Loss and accuracy have none. The probes are the same at every checkpoint, so the "
         "errors of neighbouring points are correlated."
     )
-    return _finish(figure, moments, caption, legend=list(axes[: len(panels)]))
+    return finished(figure, moments, caption, legend=list(axes[: len(panels)]))
 
 
 def _tolerances(moments: Sequence[Moment]) -> str:
@@ -232,15 +232,17 @@ def matrix_words(record: Record) -> str:
     return words + (f", with l2 = {record.settings['l2']:g}" if record.settings.get("l2") else "")
 
 
-def _matrix_at(moment: Moment) -> str:
+def matrix_at(moment: Moment) -> str:
+    """The same of the records of a checkpoint, which have it in common."""
     return matrix_words(next(iter(moment.complete.values())))
 
 
-def _mode_words(mode: str) -> str:
+def mode_words(mode: str) -> str:
+    """How batch norm was evaluated."""
     return "batch norm with recalibrated statistics" if mode == "recalibrated" else f"batch norm in {mode} mode"
 
 
-def _band(*moments: Moment) -> str:
+def band_of(*moments: Moment) -> str:
     """What the error bars of means over probes are."""
     counts = {r.spectrum.num_probes for m in moments for r in m.complete.values() if r.spectrum is not None}
     return "none (a single probe)" if counts == {1} else "95 % over probes"
@@ -274,13 +276,14 @@ def _span(numbers: Iterable[int]) -> str:
 # --- the sheet ----------------------------------------------------------------------------------------------------
 
 
-def _sheet(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
-def _finish(figure: Figure, moments: Sequence[Moment], caption: str, *, legend: Sequence[Axes] = ()) -> Figure:
+def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend: Sequence[Axes] = ()) -> Figure:
     """Put the title above the figure, its caption with the gaps below it, and a legend where no data is."""
     gaps = [gap for moment in moments for gap in moment.gaps]
     if gaps:

@@ -49,6 +49,11 @@ def write_record(group: h5py.Group, record: Record) -> None:
     if record.spectrum is not None:
         _write_spectrum(group.create_group("spectrum"), record.spectrum)
         _write_estimates(group.create_group("estimates"), record.estimates)
+    if record.test_spectrum is not None:
+        test = group.create_group("test")
+        _write_spectrum(test.create_group("spectrum"), record.test_spectrum)
+        _write_estimates(test.create_group("estimates"), record.test_estimates)
+        seal(test)
     write_findings(group, record)
     seal(group)
     group.attrs["complete"] = np.uint8(1)
@@ -62,13 +67,8 @@ def read_record(group: h5py.Group) -> Record:
     """
     verify(group)
     notes = list(json.loads(group.attrs["notes"]))
-    cache = None
-    if "estimates" in group:
-        try:
-            verify(group["estimates"])
-            cache = _read_estimates(group["estimates"])
-        except ValueError:
-            notes.append("the stored estimates were damaged: computed again from the tridiagonals")
+    test = group.get("test", {})
+    cached, cached_test = _read_cache(group, notes), _read_cache(test, notes)
     return Record(
         operator=str(group.attrs["operator"]),
         bn_mode=str(group.attrs["bn_mode"]),
@@ -81,11 +81,25 @@ def read_record(group: h5py.Group) -> Record:
         settings=json.loads(group.attrs["settings"]),
         facts={name: _fact(value) for name, value in group["facts"].attrs.items() if name != "checksum"},
         spectrum=_read_spectrum(group["spectrum"]) if "spectrum" in group else None,
+        test_spectrum=_read_spectrum(test["spectrum"]) if "spectrum" in test else None,
         provenance=json.loads(group.attrs["provenance"]),
         notes=tuple(notes),
-        cached_estimates=cache,
+        cached_estimates=cached,
+        cached_test_estimates=cached_test,
         **read_findings(group),
     )
+
+
+def _read_cache(group: h5py.Group | dict[str, Any], notes: list[str]) -> dict[str, Estimate] | None:
+    """The estimates as they are stored beside a spectrum, or None where they are to be computed."""
+    if "estimates" not in group:
+        return None
+    try:
+        verify(group["estimates"])
+        return _read_estimates(group["estimates"])
+    except ValueError:
+        notes.append("the stored estimates were damaged: computed again from the tridiagonals")
+        return None
 
 
 def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:

@@ -20,6 +20,7 @@ The tree; docs/format.md says the same at length, with the types, and how to get
         eigenpairs/vectors   (r, n) float32: where they were saved
     /records/000000/estimates  a cache that follows from `spectrum`, a row per estimate: columns name, value, stderr,
                              lower, upper, confidence, num_probes, tau, resolved (-1 unknown, 0, 1), note
+    /records/000000/test     spectrum and estimates of the same operator on held-out data; absent if not asked for
 
 A missing attribute is a value that is not known. Texts are UTF-8. A group without `spectrum` is a record that failed.
 The checksum of a group is the SHA-256 over its attributes and datasets, and over the checksums of the groups inside it.

@@ -6,11 +6,12 @@ Only these names are honoured in a checkpoint: they can choose among what is her
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from spectra.errors import ArgumentError, TaskError
@@ -192,13 +193,31 @@ def build_parts(name: str, /, **given: Any) -> tuple[nn.Module, ImageBatches]:
     options = task_options(name, **given)
     built_in = BUILT_IN[name]
     network = partial(built_in.network, **{option: options[option] for option in built_in.options})
+    return seeded(network, options["seed"]), _batches(name, options)
+
+
+def _batches(name: str, options: Mapping[str, Any]) -> ImageBatches:
     where = [options["data"]] if "data" in options else []
-    data = ImageBatches(DATA_SETS[built_in.data].load(*where, options["split"]), options["batch_size"])
-    return seeded(network, options["seed"]), data
+    return ImageBatches(DATA_SETS[BUILT_IN[name].data].load(*where, options["split"]), options["batch_size"])
+
+
+class HeldOutBatches:
+    """The batches of a built-in task's test split, read from its files when they are first asked for."""
+
+    def __init__(self, name: str, given: Mapping[str, Any]) -> None:
+        self.name, self.options = name, task_options(name, **{**given, "split": "test"})
+        self._batches: ImageBatches | None = None
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self._batches is None:
+            self._batches = _batches(self.name, self.options)
+        return iter(self._batches)
 
 
 def build_task(name: str, /, **given: Any) -> Task:
     """A built-in task: its network, initialised from ``seed``, its data, and the mean cross-entropy.
+
+    With ``split="train"`` its test data are the test split, read only when they are asked for.
 
     Args:
         name: one of ``list_tasks()``.
@@ -216,4 +235,5 @@ def build_task(name: str, /, **given: Any) -> Task:
         359
     """
     model, data = build_parts(name, **given)
-    return Task(model, nn.CrossEntropyLoss(), data, name=name)
+    test = HeldOutBatches(name, given) if task_options(name, **given)["split"] == "train" else None
+    return Task(model, nn.CrossEntropyLoss(), data, name=name, test_data=test)

@@ -34,7 +34,7 @@ def test_all_that_applies_goes_into_a_folder_named_after_the_file(here):
     assert result.exit_code == 0, result.stderr
     paths = result.stdout.splitlines()
     assert sorted(paths) == sorted(str(path) for path in Path("run-figures").iterdir())
-    kinds = ("density", "stems", "degeneracy", "layers", "modes")
+    kinds = ("density", "stems", "cumulative", "degeneracy", "negative", "layers", "modes")
     assert paths == [f"run-figures/{kind}-hessian-epoch{epoch}.png" for kind in kinds for epoch in (0, 1)] + [
         "run-figures/trajectory-hessian.png"
     ]

@@ -1,0 +1,59 @@
+"""Presets: whole protocols of papers, as the options that they stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spectra.errors import ArgumentError
+
+#: Of each preset the options of an analysis, under the names of `analysis.Settings`.
+PRESETS: dict[str, dict[str, Any]] = {
+    # D. Granziol, Flatness is a False Friend, arXiv:2006.09091 (2020), section 3.2 and appendix D: Hessian and GGN,
+    # batch-norm statistics estimated anew over the data, one random vector, 100 steps. The one Ritz value closest to 0
+    # of the GGN and the two of the Hessian are estimates of every record.
+    "granziol": {
+        "operators": ("hessian", "ggn"),
+        "bn_modes": ("recalibrated",),
+        "lanczos_steps": 100,
+        "num_probes": 1,
+    },
+}
+
+
+def filled(preset: str | None = None, **given: Any) -> dict[str, Any]:
+    """The options that were given, and those of a preset where none was: an explicit option wins.
+
+    Returns:
+        The options, with ``preset`` in the words that a record keeps: its name, and what departs from it.
+
+    Raises:
+        ArgumentError: no such preset.
+
+    Example:
+        >>> filled("granziol", num_probes=4)["preset"]
+        'granziol, but num_probes=4 in place of 1'
+        >>> filled(num_probes=4)
+        {'num_probes': 4}
+    """
+    if preset is None:
+        return given
+    if preset not in PRESETS:
+        raise ArgumentError(f"preset={preset!r}: one of {', '.join(map(repr, PRESETS))} is needed")
+    wanted = PRESETS[preset]
+    # The operators and BN modes stand with each record, and a file may be continued with others.
+    other = departures(preset, {k: v for k, v in given.items() if k not in ("operators", "bn_modes")})
+    words = f"{preset}, but {', '.join(other)}" if other else preset
+    return wanted | given | {"preset": words}
+
+
+def departures(preset: str, given: dict[str, Any]) -> list[str]:
+    """Where options contradict a preset, a few words each."""
+    return [
+        f"{name}={_words(given[name])} in place of {_words(value)}"
+        for name, value in PRESETS[preset].items()
+        if name in given and _words(given[name]) != _words(value)
+    ]
+
+
+def _words(value: Any) -> str:
+    return "+".join(value) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,98 @@
+"""A pass over data that differ from pass to pass, frozen: the batches as they were once, held in memory."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectra.batches import tensors_of
+from spectra.errors import ArgumentError, DataError
+from spectra.memory import available_bytes, in_words
+from spectra.randomness import random_state_kept
+
+# The part of the free memory that a snapshot may take: products and the Lanczos basis need the rest.
+_PART = 2
+
+
+def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
+    """The batches of one pass, copied: detached from whatever made them, on the devices where they were.
+
+    The generators of Python, NumPy and torch, and that of a ``DataLoader`` which has its own, are seeded for the pass
+    and left as they were found. What draws from them, shuffles or augments, gives the same snapshot for the same seed;
+    a generator that the data keep to themselves does not.
+
+    Args:
+        data: batches that need not be the same on every pass.
+        seed: at least 0.
+
+    Raises:
+        ArgumentError: a seed below 0.
+        DataError: the copies would take more than half of the free memory, or a batch cannot be copied.
+    """
+    if seed < 0:
+        raise ArgumentError(f"seed={seed}: at least 0 is needed")
+    frozen: list[Any] = []
+    room: dict[torch.device, int] = {}
+    with random_state_kept(), _own_generators(data, seed):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (the generator that other people's augmentations draw from)
+        torch.manual_seed(seed)
+        for index, batch in enumerate(data):
+            for tensor in tensors_of(batch):
+                left = room.setdefault(tensor.device, available_bytes(tensor.device) // _PART)
+                room[tensor.device] = left - tensor.numel() * tensor.element_size()
+                if room[tensor.device] < 0:
+                    free = in_words(available_bytes(tensor.device))
+                    raise DataError(
+                        f"a snapshot of the data does not fit: after {index} batches it has taken half of the memory "
+                        f"that was free on {tensor.device} ({free} are left); "
+                        "--samples N keeps only N rows, also of data that differ between passes"
+                    )
+            frozen.append(_copied(batch, index))
+    return frozen
+
+
+def _copied(batch: Any, index: int) -> Any:
+    """A batch that shares nothing with the original, whatever its class; its tensors are copied without their history.
+
+    A copy of a view is as large as the view, where ``copy.deepcopy`` would take the whole tensor behind it.
+    """
+    clones: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors_of(batch)}
+    try:
+        return copy.deepcopy(batch, clones)
+    except Exception as error:
+        raise DataError(f"batch {index} cannot be copied for a snapshot: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _own_generators(data: Any, seed: int) -> Iterator[None]:
+    """Seed the torch generators of a loader and its samplers for a pass, and put their states back."""
+    found: dict[int, torch.Generator] = {}
+    waiting, met = [data], {id(data)}
+    while waiting:
+        held = _held_by(waiting.pop())
+        inner = [held[name] for name in ("data", "sampler", "batch_sampler") if name in held]
+        waiting += [thing for thing in inner if id(thing) not in met]
+        met |= set(map(id, inner))
+        generator = held.get("generator")
+        if isinstance(generator, torch.Generator):
+            found[id(generator)] = generator
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        for generator, _ in states:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _held_by(thing: Any) -> dict[str, Any]:
+    """The attributes that an object holds itself; nothing is called to find them."""
+    return getattr(thing, "__dict__", {})

@@ -1,0 +1,122 @@
+"""The figures of the cross-check and of sharpness hold the numbers that they are said to hold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from run_files import make_record
+from scipy.special import stdtrit
+
+from spectra.crosscheck import compare
+from spectra.errors import ArgumentError
+from spectra.plots import figures, findings
+from spectra.plots.style import style
+from spectra.records import Trajectory
+from spectra.sharpness.measure import Measure, not_measured
+
+
+@pytest.fixture
+def axes():
+    with style():
+        figure = Figure()
+        FigureCanvasAgg(figure)
+        yield figure.subplots(1, 2)
+
+
+def drawn(records, kind: str) -> list[Figure]:
+    with style():
+        made = [sheet.draw() for sheet in figures.plan(Trajectory(records), what=[kind])]
+        for figure in made:
+            figure.canvas.draw()
+    return made
+
+
+# --- the cross-check ----------------------------------------------------------------------------------------------
+
+
+def checks_of(spread: float, *exact: float):
+    samples = np.array([4.0, 6.0, 5.0, 5.5, 4.5]) - 5
+    return tuple(
+        compare(f"trace of layer{i}.weight", 5 + spread * samples, value, level=0.01) for i, value in enumerate(exact)
+    )
+
+
+def test_the_grey_band_ends_where_a_comparison_fails():
+    (check,) = checks_of(0.1, 5.0)
+    assert findings.critical_of(check) == pytest.approx(float(stdtrit(4, 0.995)), rel=1e-9)
+    exact = dataclasses.replace(check, error=0.0, detectable=0.0)
+    assert np.isnan(findings.critical_of(exact))
+
+
+def test_a_failed_comparison_stands_out_beyond_its_band_and_none_is_lost(axes):
+    checks = checks_of(0.1, 5.0, 9.0, 5.01)
+    assert [check.failed for check in checks] == [False, True, False]
+    left, right = axes
+    findings.draw_checks(left, right, checks, "hessian")
+    shown = {line.get_label(): line for line in left.lines if not line.get_label().startswith("_")}
+    assert set(shown) == {"agrees", "disagrees"}
+    assert shown["disagrees"].get_marker() != shown["agrees"].get_marker()
+    assert shown["disagrees"].get_markersize() > shown["agrees"].get_markersize()
+    assert list(shown["disagrees"].get_ydata()) == [1]
+    assert abs(shown["disagrees"].get_xdata()[0]) > findings.critical_of(checks[1])
+    assert list(shown["agrees"].get_xdata()) == [checks[0].z, checks[2].z]
+    noticed = {int(y): float(x) for line in right.lines[:2] for x, y in zip(line.get_xdata(), line.get_ydata())}
+    assert noticed == {row: check.detectable / check.exact for row, check in enumerate(checks)}
+
+
+def test_an_infinite_z_is_drawn_at_the_end_of_the_axis(axes):
+    check = compare("trace", np.full(3, 5.0), 4.0)
+    assert np.isinf(check.z)
+    findings.draw_checks(*axes, [check], "hessian")
+    assert axes[0].get_xlim()[0] < axes[0].lines[0].get_xdata()[0] < axes[0].get_xlim()[1]
+
+
+def test_where_all_are_inconclusive_the_figure_says_so():
+    (figure,) = drawn([make_record(0.0, checks=checks_of(50.0, 5.0, 6.0))], "checks")
+    assert "no comparison would notice an error of 100 %" in {ax.get_title(loc="left") for ax in figure.axes}
+    (figure,) = drawn([make_record(0.0, checks=checks_of(0.1, 5.0))], "checks")
+    assert not any("no comparison" in ax.get_title(loc="left") for ax in figure.axes)
+
+
+def test_of_many_comparisons_the_failed_ones_are_kept_and_the_rest_is_counted():
+    checks = checks_of(0.1, *np.full(50, 5.0), 9.0)
+    (figure,) = drawn([make_record(0.0, checks=checks)], "checks")
+    assert "layer50.weight" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert "without 11 others" in " ".join(figure.get_supxlabel().split())
+
+
+# --- sharpness ----------------------------------------------------------------------------------------------------
+
+
+def test_sharpness_over_training_has_a_panel_per_measure_and_gaps_where_there_is_none():
+    values = {0.0: 3.0, 1.0: None, 2.0: 5.0}
+    records = [
+        make_record(
+            epoch,
+            sharpness={
+                "minimum_sharpness": not_measured("no", form="f") if value is None else Measure(value=value, form="f"),
+                "adaptive_sharpness": Measure(value=1.0 + epoch, form="f", stderr=0.1),
+                "once": Measure(value=1.0, form="f") if epoch == 1 else not_measured("no", form="f"),
+            },
+        )
+        for epoch, value in values.items()
+    ]
+    (figure,) = drawn(records, "sharpness")
+    panels = {ax.get_ylabel(): ax for ax in figure.axes}
+    assert set(panels) == {"minimum sharpness", "adaptive sharpness"}
+    np.testing.assert_array_equal(panels["minimum sharpness"].lines[0].get_ydata(), [3.0, np.nan, 5.0])
+    ((segments,),) = [panels["adaptive sharpness"].containers[0][2]]
+    ends = np.array([segment[:, 1] for segment in segments.get_segments()])
+    np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 2 * 1.96 * 0.1)
+    with pytest.raises(ArgumentError, match="sharpness measure at no less than 2"):
+        figures.plan(Trajectory(records[:1]), what=["sharpness"])
+
+
+@pytest.mark.parametrize("spread", [0.0, 50.0])
+def test_extreme_comparisons_are_drawn_without_a_warning(spread, recwarn):
+    drawn([make_record(0.0, checks=checks_of(spread, 5.0, 0.0))], "checks")
+    assert not [str(warning.message) for warning in recwarn]
