@@ -37,7 +37,8 @@ FLOORS = """
     comparison exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
         zoo.__main__
     exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
-        operators.hessian operators.point plots.compared plots.over_training plots.curve_sheets plots.findings provenance remarks \
+        operators.hessian operators.point plots.compared plots.curve_sheets plots.findings \
+        plots.over_training provenance remarks \
         sharpness.degrees sharpness.folding sharpness.suite storage.hdf5
     exact.linearised plots.figures settings sharpness.adaptive sharpness.delta_sharpness sharpness.norms \
         sharpness.scale_groups sharpness.search sharpness.train_part storage.runfile
@@ -58,9 +59,9 @@ NUMPY_WING = """
     errors jsonable plots.style population sharing version eigenpairs exact.result krylov.probes presets
         sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
         storage.replacing storage.sealing columns tridiagonal estimates trajectory differences distance
-        sharpness.normalized budget counts deflation density extremes outliers degeneracy determinants distribution exact.ggn_result
-        ranks records plots.moments spectrum crosscheck plots.curves plots.draw plots.sheets spectrum_check
-        storage.findings plots.curve_sheets plots.findings storage.hdf5 plots.figures storage.runfile
+        sharpness.normalized budget counts deflation density extremes outliers degeneracy determinants distribution
+        exact.ggn_result ranks records plots.moments spectrum crosscheck plots.curves plots.draw plots.sheets
+        spectrum_check storage.findings plots.curve_sheets plots.findings storage.hdf5 plots.figures storage.runfile
         cli.main cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table cli.findings_table
         cli.metrics cli.preset_table cli.record_table cli.tables cli.show cli.plot
         comparison plots.compared plots.over_training cli.comparison_table cli.compare
