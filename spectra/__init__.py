@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.analysis import analyze, iter_analyze
     from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from spectra.density import Density
+    from spectra.differences import Difference
+    from spectra.distance import Distance, spectral_distance
     from spectra.eigenpairs import Eigenpairs
     from spectra.errors import SpectraError
     from spectra.estimates import Estimate
@@ -70,6 +72,9 @@ _HOME = {
     "Estimate": "spectra.estimates",
     "Eigenpairs": "spectra.eigenpairs",
     "Density": "spectra.density",
+    "Difference": "spectra.differences",
+    "Distance": "spectra.distance",
+    "spectral_distance": "spectra.distance",
     # sharpness measures
     "bn_sharpness": "spectra.sharpness.bn_sharpness",
     "BNSharpnessOptimizer": "spectra.sharpness.training",
@@ -103,6 +108,8 @@ __all__ = [
     "Checkpoint",
     "DenseOperator",
     "Density",
+    "Difference",
+    "Distance",
     "Eigenpairs",
     "EmpiricalFisherOperator",
     "Estimate",
@@ -139,6 +146,7 @@ __all__ = [
     "scaled",
     "shifted",
     "slq",
+    "spectral_distance",
     "squared_norm",
     "summed",
 ]

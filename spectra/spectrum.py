@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
-from spectra import deflation, degeneracy, determinants, distribution, estimates, extremes, outliers, ranks
+from spectra import deflation, degeneracy, determinants, differences, distribution, estimates, extremes, outliers, ranks
 from spectra.counts import CountCurve
 from spectra.degeneracy import Closest
 from spectra.density import Density, smooth
@@ -356,6 +357,19 @@ class Spectrum:
     def cumulative(self, x: np.ndarray | float) -> Cumulative:
         """The same with rigorous bounds and the error of the probes; see ``spectra.distribution``."""
         return distribution.cumulative(self.tridiagonals, self.n, self.noise, self.distribution, x)
+
+    # --- beside another one ---------------------------------------------------------------------------------------
+
+    def difference(self, other: Spectrum, name: str = "trace", **options: Any) -> differences.Difference:
+        """An estimate of this spectrum less that of another one, paired where they share their probes.
+
+        See ``spectra.differences``.
+        """
+        return differences.difference(self, other, name, **options)
+
+    def tensor_differences(self, other: Spectrum) -> dict[str, differences.Difference]:
+        """The same of the trace of each parameter tensor's diagonal block."""
+        return differences.tensor_differences(self, other)
 
     # --- all of it ------------------------------------------------------------------------------------------------
 

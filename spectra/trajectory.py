@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
+from spectra import columns
 from spectra.errors import ArgumentError
 
 if TYPE_CHECKING:
     from spectra.density import Density
+    from spectra.differences import Difference
     from spectra.estimates import Estimate
     from spectra.records import Record
     from spectra.spectrum import Spectrum
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -79,22 +84,7 @@ class Series:
         if name not in self.names:
             raise ArgumentError(f"no estimate {name!r}: there are {', '.join(self.names) or 'none'}")
 
-        def column(read: Callable[[Estimate], float | None]) -> np.ndarray:
-            def cell(record: Record) -> float | None:
-                estimate = record.estimates.get(name)
-                return None if estimate is None else read(estimate)
-
-            return _floats(self.records, cell)
-
-        value = column(lambda e: e.value)
-        resolved = np.array([_is_resolved(record.estimates.get(name)) for record in self.records], dtype=bool)
-        return Values(
-            value=value,
-            stderr=column(lambda e: e.stderr),
-            lower=column(lambda e: e.lower),
-            upper=column(lambda e: e.upper),
-            resolved=resolved & np.isfinite(value),
-        )
+        return _values([record.estimates.get(name) for record in self.records])
 
     def __getattr__(self, name: str) -> Values:
         if name.startswith("_") or "records" not in self.__dict__:
@@ -117,6 +107,97 @@ class Series:
         if name not in names:
             raise ArgumentError(f"no fact {name!r}: there are {', '.join(names) or 'none'}")
         return _floats(self.records, lambda record: record.facts.get(name))
+
+    @property
+    def by_layer(self) -> dict[str, Values]:
+        """The trace of each parameter tensor's diagonal block over training, by the tensor's name.
+
+        They sum to the trace. Empty where the forms of the tensors were not kept.
+        """
+        found = [{} if record.spectrum is None else record.spectrum.tensor_traces() for record in self.records]
+        names = dict.fromkeys(name for traces in found for name in traces)
+        return {name: _values([traces.get(name) for traces in found]) for name in names}
+
+    def sharpness(self, name: str) -> Values:
+        """A sharpness measure over training; it has a standard error where it is a mean over draws, and no interval.
+
+        Raises:
+            ArgumentError: no record has it; the message lists what there is.
+        """
+        names = dict.fromkeys(measure for record in self.records for measure in record.sharpness)
+        if name not in names:
+            raise ArgumentError(f"no sharpness measure {name!r}: there are {', '.join(names) or 'none'}")
+        found = [record.sharpness.get(name) for record in self.records]
+        value = _floats(found, lambda measure: None if measure is None else measure.value)
+        stderr = _floats(found, lambda measure: None if measure is None else measure.stderr)
+        nothing = np.full(value.size, math.nan)
+        return Values(value, stderr, nothing, nothing.copy(), np.isfinite(value))
+
+    def apply(self, function: Callable[[Spectrum], Estimate | float]) -> Values:
+        """What a function of a spectrum gives over training, from the stored tridiagonals; NaN where a record failed.
+
+        Example: ``series.apply(lambda s: s.moment(3))``.
+
+        Raises:
+            ArgumentError: the function returns neither an estimate nor a number.
+        """
+        return _values([None if r.spectrum is None else _one_number(function(r.spectrum)) for r in self.records])
+
+    def estimate(self, name: str, **options: Any) -> Values:
+        """A method of `Spectrum` over training under options of your own, from the stored tridiagonals.
+
+        Example: ``series.estimate("rank_degeneracy", tau=1e-3)``.
+
+        Raises:
+            ArgumentError: there is no such method, or it does not give one number.
+        """
+
+        def compute(spectrum: Spectrum) -> Estimate | float:
+            method = None if name.startswith("_") else getattr(type(spectrum), name, None)
+            if not callable(method):
+                raise ArgumentError(f"no estimate {name!r}: a method of Spectrum is needed, such as rank_degeneracy")
+            found: Estimate | float = method(spectrum, **options)
+            return found
+
+        return self.apply(compute)
+
+    def difference(self, a: float, b: float, name: str = "trace", **options: Any) -> Difference:
+        """The estimate at epoch `a` less that at epoch `b`, with the standard error that shared probes leave of it.
+
+        The probes are the same at every checkpoint of a run, so the difference is taken probe by probe: with sphere
+        probes its variance is ``2 |H_a - H_b|_F^2`` per probe, whatever that of the values is. The bands of a
+        trajectory are correlated for the same reason, and must not be subtracted as if they were independent. What
+        else there is to it, and what is done where probes are not shared: see ``spectra.differences.difference``.
+
+        Raises:
+            ArgumentError: there is no such epoch or estimate, or a record failed.
+        """
+        return self.spectrum(a).difference(self.spectrum(b), name, **options)
+
+    def difference_by_layer(self, a: float, b: float) -> dict[str, Difference]:
+        """The same of the trace of each parameter tensor; they sum to the difference of the trace.
+
+        Raises:
+            ArgumentError: there is no such epoch, a record failed, or the forms of the tensors were not kept.
+        """
+        return self.spectrum(a).tensor_differences(self.spectrum(b))
+
+    def between(self, first: float | None = None, last: float | None = None) -> Series:
+        """The records of the epochs from `first` to `last`, both included; None leaves an end open."""
+        kept = [record for record in self.records if _is_within(record, first, last)]
+        return Series(kept, operator=self.operator, bn_mode=self.bn_mode)
+
+    def to_columns(self) -> dict[str, np.ndarray]:
+        """A dictionary of columns with an entry per record; see ``spectra.columns.columns_of``."""
+        return columns.columns_of(self.records)
+
+    def to_pandas(self) -> Any:
+        """The columns as a ``pandas.DataFrame``; needs pandas."""
+        return columns.to_pandas(self.records)
+
+    def to_xarray(self) -> Any:
+        """The columns as an ``xarray.Dataset`` over the epochs; needs xarray."""
+        return columns.to_xarray(self.records)
 
     def at(self, epoch: float) -> Record:
         """The record of an epoch; the last complete one where there are several.
@@ -192,6 +273,23 @@ class Trajectory:
     def __contains__(self, key: object) -> bool:
         return key in self.keys() or any(record is key for record in self.records)
 
+    def between(self, first: float | None = None, last: float | None = None) -> Trajectory:
+        """The records of the epochs from `first` to `last`, both included; None leaves an end open."""
+        kept = [record for record in self.records if _is_within(record, first, last)]
+        return Trajectory(kept, settings=self.settings, notes=self.notes, path=self.path)
+
+    def to_columns(self) -> dict[str, np.ndarray]:
+        """A dictionary of columns with an entry per record; see ``spectra.columns.columns_of``."""
+        return columns.columns_of(self.records)
+
+    def to_pandas(self) -> Any:
+        """The columns as a ``pandas.DataFrame``; needs pandas."""
+        return columns.to_pandas(self.records)
+
+    def to_xarray(self) -> Any:
+        """The columns as an ``xarray.Dataset``; needs xarray. One series at a time has the epoch as its dimension."""
+        return columns.to_xarray(self.records)
+
     def keys(self) -> tuple[tuple[str, str], ...]:
         """The pairs (operator, bn_mode) that have records, in the order in which they first appear."""
         return tuple(dict.fromkeys((record.operator, record.bn_mode) for record in self.records))
@@ -216,10 +314,43 @@ def _training_time(arrival: tuple[int, Record]) -> tuple[bool, float, bool, int,
     return epoch is None, epoch or 0.0, step is None, step or 0, index
 
 
-def _floats(records: Iterable[Record], read: Callable[[Record], float | None]) -> np.ndarray:
-    return np.array([math.nan if (number := read(record)) is None else number for record in records], dtype=np.float64)
+def _is_within(record: Record, first: float | None, last: float | None) -> bool:
+    if first is None and last is None:
+        return True
+    if record.epoch is None:
+        return False
+    return (first is None or record.epoch >= first) and (last is None or record.epoch <= last)
 
 
-def _is_resolved(estimate: Estimate | None) -> bool:
+def _values(found: Sequence[Estimate | float | None]) -> Values:
+    """Numbers or estimates as arrays; a number has no error."""
+
+    def column(part: str) -> np.ndarray:
+        return _floats(found, lambda e: e if isinstance(e, float) and part == "value" else getattr(e, part, None))
+
+    value = column("value")
+    resolved = [e is not None and (isinstance(e, float) or e.resolved is not False) for e in found]
     # Only bracketed quantities say whether they are resolved; the others mean what they say.
-    return estimate is not None and estimate.resolved is not False
+    return Values(
+        value=value,
+        stderr=column("stderr"),
+        lower=column("lower"),
+        upper=column("upper"),
+        resolved=np.array(resolved, dtype=bool) & np.isfinite(value),
+    )
+
+
+def _one_number(found: Any) -> Estimate | float:
+    if all(hasattr(found, part) for part in columns.PARTS):
+        estimate: Estimate = found
+        return estimate
+    if isinstance(found, (int, float, np.integer, np.floating)):
+        return float(found)
+    raise ArgumentError(
+        f"a {type(found).__name__} per checkpoint: one number or estimate is needed; take series.spectrum(epoch) for "
+        "the rest, and series.by_layer for the traces of the tensors"
+    )
+
+
+def _floats(things: Iterable[_T], read: Callable[[_T], float | None]) -> np.ndarray:
+    return np.array([math.nan if (number := read(thing)) is None else number for thing in things], dtype=np.float64)

@@ -22,21 +22,23 @@ FLOORS = """
     batches checkpoints.fitting checkpoints.rawfile eigenpairs exact.layers exact.normalized exact.result \
         krylov.probes operators.base operators.modes operators.selftest presets sharpness.ascent \
         sharpness.balancing sharpness.bn_neurons sharpness.catalogue sharpness.interval sharpness.measure \
-        sharpness.rescaling storage.cells storage.replacing storage.sealing trajectory tridiagonal zoo.data \
+        sharpness.rescaling storage.cells storage.replacing storage.sealing columns tridiagonal zoo.data \
         zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot zoo.networks.residual \
-        zoo.networks.small zoo.networks.vgg
+        trajectory zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers \
         survey
     degeneracy determinants distribution exact.ggn_result ranks records task
+    differences
     operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
-    crosscheck krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
+    crosscheck distance krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
         plots.curves plots.draw zoo.training
-    exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
+    comparison exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
         zoo.__main__
     exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
-        operators.hessian operators.point plots.curve_sheets plots.findings provenance remarks \
+        operators.hessian operators.point plots.compared plots.curve_sheets plots.findings \
+        plots.over_training provenance remarks \
         sharpness.degrees sharpness.folding sharpness.suite storage.hdf5
     exact.linearised plots.figures settings sharpness.adaptive sharpness.delta_sharpness \
         sharpness.drawn_diagonals sharpness.norms sharpness.scale_groups sharpness.search \
@@ -47,8 +49,8 @@ FLOORS = """
     run
     cli.main cli.numbers cli.on_request cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source
-    cli.budget_table cli.findings_table cli.metrics cli.preset_table
-    cli.record_table
+    cli.budget_table cli.comparison_table cli.findings_table cli.metrics cli.preset_table
+    cli.compare cli.record_table
     cli.tables
     cli.analyze cli.demo cli.show
     cli.plot
@@ -57,12 +59,13 @@ FLOORS = """
 NUMPY_WING = """
     errors jsonable plots.style population sharing version eigenpairs exact.result krylov.probes presets
         sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
-        storage.replacing storage.sealing trajectory tridiagonal estimates sharpness.normalized budget
-        counts deflation density extremes outliers degeneracy determinants distribution exact.ggn_result
-        ranks records plots.moments spectrum crosscheck plots.curves plots.draw plots.sheets spectrum_check
-        storage.findings plots.curve_sheets plots.findings storage.hdf5 plots.figures storage.runfile
+        storage.replacing storage.sealing columns tridiagonal estimates trajectory differences distance
+        sharpness.normalized budget counts deflation density extremes outliers degeneracy determinants distribution
+        exact.ggn_result ranks records plots.moments spectrum crosscheck plots.curves plots.draw plots.sheets
+        spectrum_check storage.findings plots.curve_sheets plots.findings storage.hdf5 plots.figures storage.runfile
         cli.main cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table cli.findings_table
         cli.metrics cli.preset_table cli.record_table cli.tables cli.show cli.plot
+        comparison plots.compared plots.over_training cli.comparison_table cli.compare
 """
 
 

@@ -330,7 +330,9 @@ def test_all_that_the_records_allow_is_planned(drawn):
         if (kind, operator) != ("dimension", "hessian")  # it may be indefinite
     }
     modes = {"modes-hessian-epoch0", "modes-hessian-epoch2", *(f"modes-ggn-epoch{epoch}" for epoch in range(3))}
-    assert set(drawn) == per_epoch | modes | {"trajectory-hessian", "trajectory-ggn"}
+    kinds = [f"{kind}-training" for kind in ("density", "degeneracy", "layers", "modes")]
+    run = {f"{kind}-{operator}" for kind in ("trajectory", *kinds) for operator in ("hessian", "ggn")}
+    assert set(drawn) == per_epoch | modes | run
 
 
 def test_every_axis_is_labelled_and_every_title_says_what_it_is(drawn):
@@ -341,10 +343,14 @@ def test_every_axis_is_labelled_and_every_title_says_what_it_is(drawn):
         assert ("Hessian" if "hessian" in name else "Gauss-Newton") in title
         assert "m = 12 Lanczos steps" in title
         assert "k = 4 probes" in title
-        assert ("epoch 0 to epoch 2" if "trajectory" in name else f"epoch {name[-1]}") in title
+        assert ("epoch 0 to epoch 2" if not name[-1].isdigit() else f"epoch {name[-1]}") in title
         for axes in figure.axes:
+            if axes.get_label() == "<colorbar>":
+                assert axes.get_ylabel(), name
+                continue
             outer_left = axes.get_subplotspec().is_first_col() or "degeneracy" not in name
-            outer_bottom = axes.get_subplotspec().is_last_row() or name.split("-")[0] not in ("stems", "cumulative")
+            shared = name.split("-")[0] in ("stems", "cumulative") or name.split("-")[1] == "training"
+            outer_bottom = axes.get_subplotspec().is_last_row() or not shared
             named_rows = any(label.get_text() for label in axes.get_yticklabels()) and not axes.get_ylabel()
             assert axes.get_ylabel() or named_rows or not outer_left, name
             assert axes.get_xlabel() or not outer_bottom, name
@@ -369,7 +375,7 @@ def test_the_trajectory_has_every_estimate_with_its_interval_and_says_what_the_b
     figure = drawn["trajectory-ggn"]
     panels = {axes.get_ylabel(): axes for axes in figure.axes}
     assert len(panels) == 8
-    for name, words in sheets._PANELS.items():
+    for name, words in sheets.PANELS.items():
         if name in ("loss", "accuracy"):
             continue
         for container, mode in zip(panels[words].containers, ("eval", "train")):

@@ -25,6 +25,7 @@ COMMANDS = {
     "analyze": ("spectra_cli.analyze", "Compute Hessian spectra of checkpoints, and save them in a file."),
     "show": ("spectra_cli.show", "Print the numbers in a results file, each with its error."),
     "plot": ("spectra_cli.plot", "Draw the figures of a results file."),
+    "compare": ("spectra_cli.compare", "Compare two or more runs, with what the noise of probes and of runs explains."),
     "metrics": ("spectra_cli.metrics", "List the sharpness measures, their cost and what leaves them unchanged."),
     "inspect": ("spectra_cli.inspect", "Show what is in a checkpoint file."),
 }

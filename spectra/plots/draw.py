@@ -39,7 +39,7 @@ def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval
     The axis ends where a hundredth of one eigenvalue in `n` would show, relative to the peak. In the asinh view the
     strip in which the axis is linear, ``|lambda| <= s``, is shaded.
     """
-    ax.plot(density.grid, density.values, look.line, color=look.colour, label=label)
+    ax.plot(density.grid, density.values, linestyle=look.line, color=look.colour, label=label)
     if density.lower is not None and density.upper is not None:
         ax.fill_between(density.grid, density.lower, density.upper, color=look.colour, alpha=0.22, linewidth=0)
     peak = max(float(np.max(line.get_ydata())) for line in ax.lines)

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.plots import curve_sheets, findings, sheets
+from spectra.plots import curve_sheets, findings, over_training, sheets
 from spectra.plots.moments import Moment, check_epochs, chosen_moments, moments_of
 from spectra.plots.style import style
 from spectra.records import Trajectory
@@ -21,6 +21,7 @@ from spectra.storage.replacing import replace_file
 KINDS = (
     *("density", "stems", "cumulative", "degeneracy", "negative", "dimension"),
     *("layers", "checks", "modes", "trajectory", "sharpness"),
+    *("density-training", "degeneracy-training", "layers-training", "modes-training"),
 )
 FORMATS = ("png", "pdf", "svg")
 
@@ -31,6 +32,10 @@ _NEEDS = {  # what some kinds need beyond one complete record
     "layers": "the traces of the tensors, which these records do not have",
     "modes": "batch norm in eval and in train mode at one checkpoint: analyze it with --bn both",
     "trajectory": "at least 2 complete checkpoints",
+    "density-training": "at least 2 complete checkpoints of one batch-norm mode",
+    "degeneracy-training": "at least 2 complete checkpoints of one batch-norm mode",
+    "layers-training": "the traces of the tensors at no less than 2 complete checkpoints",
+    "modes-training": "batch norm in eval and in train mode at no less than 2 checkpoints: analyze with --bn both",
 }
 
 
@@ -152,6 +157,13 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
         add("trajectory", "", sheets.trajectory_figure, moments)
     if findings.measures_of(moments):
         add("sharpness", "", findings.sharpness_figure, moments)
+    if over_training.modes_over(moments):
+        add("density-training", "", over_training.density_over_training, moments)
+        add("degeneracy-training", "", over_training.degeneracy_over_training, moments)
+    if over_training.tensors_over(moments):
+        add("layers-training", "", over_training.layers_over_training, moments)
+    if over_training.pairs_over(moments):
+        add("modes-training", "", over_training.modes_over_training, moments)
     return planned
 
 

@@ -30,7 +30,7 @@ _MATRICES = {
     "empirical_fisher": "empirical Fisher matrix",
 }
 _LAMBDA = {"lambda_max": r"$\lambda_{\max}$", "lambda_min": r"$\lambda_{\min}$"}
-_PANELS = {  # of the trajectory: what is drawn and how its axis is called
+PANELS = {  # of the trajectory: what is drawn and how its axis is called
     "loss": "loss",
     "accuracy": "accuracy",
     "trace": r"trace $\mathrm{Tr}\,H$",
@@ -175,7 +175,7 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
     position, words = axis_of(moments)
     shown = [moment for moment in moments if moment.complete]
     modes = [mode for mode in moments[0].modes if any(mode in moment.complete for moment in moments)]
-    panels = {name: {mode: values_over(moments, mode, name) for mode in modes} for name in _PANELS}
+    panels = {name: {mode: values_over(moments, mode, name) for mode in modes} for name in PANELS}
     panels = {
         name: columns
         for name, columns in panels.items()
@@ -190,7 +190,7 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
         for index, (mode, values) in enumerate(columns.items()):
             x = position + (index - (len(modes) - 1) / 2) * aside
             draw.draw_series(ax, x, values, look=look_of(mode), label=mode_words(mode))
-        ax.set_ylabel(_PANELS[name])
+        ax.set_ylabel(PANELS[name])
         ax.set_xlabel(words)
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
     for ax in axes[len(panels) :]:
@@ -291,7 +291,7 @@ def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend:
         caption += f" Gaps: {'; '.join(textwrap.shorten(gap, 110) for gap in gaps[:_MOST_GAPS])}{more}."
     width = figure.get_figwidth()
     title, line = _heading([moment for moment in moments if moment.complete])
-    heading = f"{_wrapped(title, width * 11.5)}\n{_wrapped(line, width * 11.5)}"
+    heading = f"{wrapped(title, width * 11.5)}\n{wrapped(line, width * 11.5)}"
     entries = {label: handle for ax in legend for handle, label in zip(*ax.get_legend_handles_labels())}
     if entries:  # in a line of its own below the heading, which keeps it free
         below = (heading.count("\n") + 1) * 1.25 * _HEADING + 4
@@ -299,9 +299,9 @@ def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend:
         figure.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=place, ncols=len(entries))
         heading += "\n "
     figure.suptitle(heading, x=0.012, ha="left", fontsize=_HEADING)
-    figure.supxlabel(_wrapped(caption, width * 16.5), x=0.012, ha="left", fontsize=7.5, color="#444444")
+    figure.supxlabel(wrapped(caption, width * 16.5), x=0.012, ha="left", fontsize=7.5, color="#444444")
     return figure
 
 
-def _wrapped(text: str, width: float) -> str:
+def wrapped(text: str, width: float) -> str:
     return "\n".join(literal(line) for line in textwrap.wrap(" ".join(text.split()), int(width)))

@@ -19,7 +19,7 @@ class Look:
 
     colour: str
     marker: str
-    line: str
+    line: str | tuple[int, tuple[int, ...]]
     face: str  # of the marker: one that is open does not hide what is below it
 
 
@@ -30,6 +30,15 @@ LOOKS = {
     "recalibrated": Look("#009E73", "^", "-.", "none"),
 }
 OTHER = Look("#CC79A7", "D", ":", "none")
+#: Arms of a comparison, in the order in which they are given; from the same list of colours.
+ARMS = (
+    Look("#0072B2", "o", "-", "#0072B2"),
+    Look("#D55E00", "s", "--", "none"),
+    Look("#009E73", "^", "-.", "none"),
+    Look("#CC79A7", "D", ":", "none"),
+    Look("#000000", "v", (0, (5, 1)), "none"),
+    Look("#E69F00", "P", (0, (3, 1, 1, 1, 1, 1)), "#E69F00"),
+)
 GREY, PALE = "#666666", "#E6E6E6"
 
 _STYLE: dict[str, Any] = {

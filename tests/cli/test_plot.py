@@ -35,8 +35,9 @@ def test_all_that_applies_goes_into_a_folder_named_after_the_file(here):
     paths = result.stdout.splitlines()
     assert sorted(paths) == sorted(str(path) for path in Path("run-figures").iterdir())
     kinds = ("density", "stems", "cumulative", "degeneracy", "negative", "layers", "modes")
+    over = ("trajectory", *(f"{kind}-training" for kind in ("density", "degeneracy", "layers", "modes")))
     assert paths == [f"run-figures/{kind}-hessian-epoch{epoch}.png" for kind in kinds for epoch in (0, 1)] + [
-        "run-figures/trajectory-hessian.png"
+        f"run-figures/{kind}-hessian.png" for kind in over
     ]
     assert all(Path(path).stat().st_size > 5000 for path in paths)
 
