@@ -68,7 +68,10 @@ def test_the_pooled_measure_is_compared_not_probe_by_probe():
 def test_the_same_spectrum_is_at_no_distance_and_is_not_called_different():
     a = spectrum(bulk_with_outliers(200))
     found = spectral_distance(a, a)
-    assert (found.value, found.floor, found.above_floor) == (0.0, 0.0, False)
+    assert (found.value, found.above_floor) == (0.0, False)
+    assert found.floor == pytest.approx(2 * a.noise * a.spectral_norm().value)
+    blurred = spectral_distance(spectrum(np.ones(40)), spectrum(np.full(40, 1 + 1e-16)))
+    assert not blurred.above_floor
 
 
 @pytest.mark.parametrize("probes", [4, 8])
