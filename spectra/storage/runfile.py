@@ -34,9 +34,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +52,7 @@ from spectra.storage.cells import seal, verify
 from spectra.storage.hdf5 import read_record, write_record
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
 from spectra.storage.sealing import read_bytes, sealed, unsealed
+from spectra.storage.stored import StoredRecord
 from spectra.version import __version__
 
 ENCODING_TYPE = "spectra-run"
@@ -67,7 +69,8 @@ def load_trajectory(path: str | Path) -> Trajectory:
         path: a file that `spectra analyze` wrote.
 
     Returns:
-        Its records in training order. One that is not whole is left out, which a note says.
+        Its records in training order, each read from memory when it is first used. One that is not whole is left out,
+        which a note says.
 
     Raises:
         StorageError: the file is missing, empty, truncated, damaged, not HDF5, not ours, or of a newer version.
@@ -223,30 +226,45 @@ def _write_root(file: h5py.File, settings: Mapping[str, Any]) -> None:
 
 
 def _load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dict[str, Record]]:
-    """The trajectory in a file, and its records by the names of their groups, in the order of arrival."""
+    """The trajectory in a file, and its records by the names of their groups, in the order of arrival.
+
+    With the checksum of the whole file compared, records are read when they are used. Without it, where another tool
+    has edited the file, all of them are read and compared with the checksums of their groups.
+    """
     name = shown or str(path)
-    content = io.BytesIO(unsealed(read_bytes(Path(path), name), name))
+    content = read_bytes(Path(path), name)
+    image = unsealed(content, name)
     records: dict[str, Record] = {}
     notes: list[str] = []
     with _reading(name, "is truncated or damaged: it cannot be read as HDF5"):
-        file = h5py.File(content, "r")
-    with file:
+        file = h5py.File(io.BytesIO(image), "r")
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
         with _reading(name, "is damaged"):
-            _check_is_ours(file, name)
+            check_is_ours(file, name)
             verify(file)
             settings = json.loads(file.attrs["settings"])
             keys = sorted(file["records"])
         for key in keys:
             with _reading(name, f"record {key} is damaged"):
                 group = file["records"][key]
-                if "complete" in group.attrs:
-                    records[key] = read_record(group)
-                else:
+                if "complete" not in group.attrs:
                     notes.append(f"{name}: record {key} was not finished, and is left out")
+                elif len(image) < len(content):
+                    records[key] = StoredRecord.of(group, functools.partial(_read_later, name, key))
+                else:
+                    records[key] = read_record(group)
+        if len(image) < len(content):
+            stack.pop_all()  # the records hold the file open, which is in memory
     return Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records
 
 
-def _check_is_ours(file: h5py.File, name: str) -> None:
+def _read_later(name: str, key: str, read: Callable[[], Record]) -> Record:
+    with _reading(name, f"record {key} is damaged"):
+        return read()
+
+
+def check_is_ours(file: h5py.File, name: str) -> None:
     kind, version = file.attrs.get("encoding-type"), file.attrs.get("encoding-version")
     if kind != ENCODING_TYPE or version is None:
         raise StorageError(

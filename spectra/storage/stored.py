@@ -1,0 +1,71 @@
+"""A record that is read from its file when something of it beyond its identity is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import h5py
+
+from spectra.records import Record
+from spectra.storage.cells import get_attribute
+from spectra.storage.hdf5 import read_record
+
+#: What is read at once: what a run is ordered, listed and continued by.
+_TEXTS = ("checkpoint", "checkpoint_sha256", "reason")
+_AT_ONCE = (*_TEXTS, "epoch", "step", "operator", "bn_mode", "status", "settings")
+
+
+class _OnDemand:
+    """A field that the instance does not have yet: the first use of one reads all of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, record: Any, owner: type) -> Any:
+        if record is None:  # the default of the field, for whoever asks the class
+            return Record.__dict__.get(self.name)
+        record.read()
+        return getattr(record, self.name)
+
+
+class StoredRecord(Record):
+    """A `Record` whose spectrum and findings are still in the file. Reading them makes it a plain `Record`."""
+
+    _source: Callable[[], Record]
+
+    @classmethod
+    def of(cls, group: h5py.Group, reading: Callable[[Callable[[], Record]], Record]) -> Record:
+        """The record of a group, of which the checksum of the whole file has been compared.
+
+        Args:
+            group: of a file that stays open.
+            reading: calls what reads the group, and turns what goes wrong into an error with the name of the file.
+        """
+        record = cls.__new__(cls)
+        fields: dict[str, Any] = {name: get_attribute(group, name) for name in _AT_ONCE}
+        record.__dict__.update(fields, settings=json.loads(fields["settings"]))
+        record.__dict__["_source"] = lambda: reading(lambda: read_record(group, checked=True))
+        return record
+
+    def read(self) -> None:
+        """Read what is still in the file, and be a plain record from now on."""
+        whole = self._source()
+        self.__dict__.clear()
+        self.__dict__.update(whole.__dict__)
+        object.__setattr__(self, "__class__", Record)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # copies and pickles are of the whole
+        self.read()
+        return self.__reduce_ex__(protocol)
+
+    def __eq__(self, other: object) -> bool:
+        self.read()
+        return self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+for _name in Record.__dataclass_fields__.keys() - set(_AT_ONCE):
+    setattr(StoredRecord, _name, _OnDemand(_name))
