@@ -21,6 +21,7 @@ from spectra.operators.point import measure_point, widths_of
 from spectra.provenance import origin, provenance_of
 from spectra.records import Record
 from spectra.remarks import notes_of, notes_of_pairs, notes_of_rank
+from spectra.resuming import Unfinished, key_of
 from spectra.settings import OPERATORS, Settings, run_settings
 from spectra.sharing import shared_results
 from spectra.sharpness.measure import Measure
@@ -63,6 +64,7 @@ def iter_analyze(
     settings: Settings | None = None,
     extra: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
+    unfinished: Unfinished | None = None,
     **options: Any,
 ) -> Iterator[Record]:
     """The records of a task, each as soon as it is there. They are of the parameters as they are at this call.
@@ -79,6 +81,7 @@ def iter_analyze(
             hold where none is given.
         extra: more settings for the record, such as how the data were chosen.
         notes: what should be printed beside the numbers.
+        unfinished: keeps the probes of a record as they are finished, and has those that were finished before.
 
     Raises:
         SpectraError: the numbers asked for would not be right, or do not fit in memory; everything that can be
@@ -92,29 +95,35 @@ def iter_analyze(
     operators = [
         [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
     ]
-    return _records(operators, asked, checkpoint, progress, extra or {}, notes)
+    # A record that is skipped has the measures of its mode already, if it is the first of it.
+    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
+    return _records(operators, measured, asked, checkpoint, progress, extra or {}, notes, unfinished)
 
 
 def _records(
     operators: list[list[CurvatureOperator]],
+    measured: set[str],
     asked: Settings,
     checkpoint: Checkpoint | None,
     progress: Progress | None,
     extra: dict[str, Any],
     notes: Sequence[str],
+    unfinished: Unfinished | None,
 ) -> Iterator[Record]:
-    """A record of each operator, which may have its twin on the test data beside it."""
+    """A record of each operator, which may have its twin on the test data beside it.
+
+    A sharpness measure is one of the network, not of an operator: `measured` are the modes whose records have them.
+    """
     for training, *held_out in operators:
         for operator in (training, *held_out):
             with told_of(operator, training):
                 _width(operator, asked)
                 _ = operator.self_test
-    measured: set[str] = set()  # the modes: a sharpness measure is one of the network, not of an operator
     for twins in operators:
         mode = twins[0].bn_mode
         metrics = () if mode in measured or asked.params is not None else asked.metrics
         measured.add(mode)
-        yield _analyze_one(twins, asked, metrics, checkpoint, progress, extra, notes)
+        yield _analyze_one(twins, asked, metrics, checkpoint, progress, extra, notes, unfinished)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -129,7 +138,12 @@ def _after(before: int, progress: Callable[[int, int], None]) -> Callable[[int, 
 
 
 def _measure(
-    operator: CurvatureOperator, asked: Settings, progress: Callable[[int, int], None] | None
+    operator: CurvatureOperator,
+    asked: Settings,
+    progress: Callable[[int, int], None] | None,
+    width: int,
+    unfinished: Unfinished | None,
+    part: int,
 ) -> tuple[dict[str, float | int | None], Spectrum]:
     """What holds at the point, and the spectrum, with its eigenpairs where they are asked for."""
     with operator.prepared():
@@ -151,9 +165,11 @@ def _measure(
             asked.num_probes,
             asked.seed,
             distribution=asked.distribution,
-            width=_width(operator, asked),
+            width=width,
             progress=shown,
             eigenpairs=pairs,
+            done=() if unfinished is None else unfinished.done(part),
+            group_done=None if unfinished is None else partial(unfinished.keep, part),
         )
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
@@ -188,13 +204,19 @@ def _analyze_one(
     progress: Progress | None,
     extra: dict[str, Any],
     notes: Sequence[str],
+    unfinished: Unfinished | None,
 ) -> Record:
     start = time.perf_counter()
     operator, *held_out = operators
     report = None if progress is None else partial(progress, operator.kind, operator.bn_mode)
     first, *others = shared_progress(report, len(operators))
-    width = _width(operator, asked)
-    facts, spectrum = _measure(operator, asked, first)
+    width = min(_width(each, asked) for each in operators)
+    settings = run_settings(operator.task, asked) | extra
+    if unfinished is not None:
+        record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings}
+        key = key_of(operator.task.model, operator.device, record)
+        width = unfinished.begin(key, width, fixed=asked.width is not None)
+    facts, spectrum = _measure(operator, asked, first, width, unfinished, 0)
     found = _find(operator, spectrum, asked, metrics)
     widths = widths_of(operator)
     if widths is not None:
@@ -210,7 +232,7 @@ def _analyze_one(
     test_spectrum: Spectrum | None = None
     cost: dict[str, int] = {}
     for twin, again in zip(held_out, others):
-        test_facts, test_spectrum = _measure(twin, asked, again)
+        test_facts, test_spectrum = _measure(twin, asked, again, width, unfinished, 1)
         facts |= beside(facts, test_facts, twin.task.reduces_to)
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
         said += held_out_notes(twin, operator.self_test.notes)
@@ -223,7 +245,7 @@ def _analyze_one(
         bn_mode=operator.bn_mode,
         status="complete",
         reason=None,
-        settings=run_settings(operator.task, asked) | {"width": width} | extra,
+        settings=settings | {"width": width},
         facts=facts,
         spectrum=spectrum,
         test_spectrum=test_spectrum,

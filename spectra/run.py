@@ -7,67 +7,25 @@ and leaves no file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from spectra.analysis import failed_record, iter_analyze
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError, TaskError
-from spectra.records import Identity, Record
+from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError
+from spectra.filling import DataChoice, Listener, Outcome, Store
+from spectra.resuming import SameThreads, Unfinished
 from spectra.settings import Settings, run_settings, sampled
+from spectra.storage.locking import only_writer
 from spectra.storage.replacing import check_writable
-from spectra.storage.runfile import RunFile, load_trajectory
+from spectra.storage.runfile import load_trajectory
 from spectra.task import Task
 
+__all__ = ["DataChoice", "Listener", "Outcome", "TaskMaker", "analyze_run", "check_output"]
+
 TaskMaker = Callable[[Checkpoint], Task]
-
-
-@dataclass(frozen=True)
-class DataChoice:
-    """Which of the task's data are used, and how: None leaves what the task says."""
-
-    samples: int | None = None  # a fixed random subset of this many rows
-    data_seed: int = 0  # of that subset, and of the snapshot
-    batch_size: int | None = None
-    l2: float | None = None
-    reduction: str | None = None  # "mean" or "sum" over the data
-    snapshot: bool = False  # one pass over the data, frozen and used for every product
-
-    def as_settings(self) -> dict[str, Any]:
-        seeded = self.snapshot or self.samples is not None
-        found: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
-        return found | ({"snapshot_data": True} if self.snapshot else {})
-
-
-class Listener:
-    """What is told of a run under way. The methods do nothing here: a display overrides those it shows."""
-
-    def checkpoint(self, index: int, total: int, path: Path) -> None:
-        """A checkpoint is taken up."""
-
-    def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
-        """Products done, of those of one record."""
-
-    def record(self, record: Record) -> None:
-        """A record is complete and stored, or has failed."""
-
-    def kept(self, path: Path, operator: str, bn_mode: str) -> None:
-        """A record is in the file already."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run of checkpoints came to."""
-
-    records: tuple[Record, ...]  # of this call
-    kept: int  # records that were in the file already
-
-    @property
-    def failed(self) -> tuple[Record, ...]:
-        return tuple(record for record in self.records if record.status == "failed")
 
 
 def analyze_run(
@@ -81,6 +39,8 @@ def analyze_run(
     unsafe: bool = False,
     weights: str | None = None,
     listener: Listener | None = None,
+    strict: bool = False,
+    force: bool = False,
 ) -> Outcome:
     """Analyse checkpoints one after the other into one file, which is continued if it is of the same run.
 
@@ -94,17 +54,42 @@ def analyze_run(
         unsafe: load checkpoints that hold code, and run it.
         weights: which weights of a checkpoint that has several.
         listener: is told what happens.
+        strict: a checkpoint that fails stops the run, rather than being recorded as failed.
+        force: what the file has of other settings, or of checkpoints whose content was another, is replaced rather
+            than refused.
 
     Raises:
         SpectraError: a single checkpoint fails, the task cannot be made, or the file cannot be written or continued.
-            Whatever is raised, the file keeps the records that were finished.
+            Whatever is raised, the file keeps the records that were finished, and the probes of the next one that
+            were finished are kept beside it.
     """
     if not paths:
         raise CheckpointError("no checkpoint to analyse")
     check_output(out)
-    choice, tell = data or DataChoice(), listener or Listener()
+    tell = listener or Listener()
     where = _device(device)
-    store = _Store(out, choice)
+    with only_writer(out):
+        unfinished = Unfinished(out, tell.note)
+        store = Store(out, data or DataChoice(), unfinished, force, tell)
+        with SameThreads(unfinished.threads or store.threads(), tell.note):
+            _analyze_all(paths, make_task, settings, store, where, unsafe, weights, tell, strict)
+        unfinished.end()
+        return store.close()
+
+
+def _analyze_all(
+    paths: Sequence[Path],
+    make_task: TaskMaker,
+    settings: Settings,
+    store: Store,
+    where: torch.device | None,
+    unsafe: bool,
+    weights: str | None,
+    tell: Listener,
+    strict: bool,
+) -> None:
+    choice = store.choice
+    seen: dict[str, Path] = {}  # checkpoints by their content
     chosen = _Chosen(choice, with_test=settings.test_data)
     for index, path in enumerate(paths):
         tell.checkpoint(index, len(paths), path)
@@ -112,6 +97,10 @@ def analyze_run(
         missing = settings.pairs()
         try:
             checkpoint = load_checkpoint(path, unsafe=unsafe, weights=weights)
+            if (first := seen.setdefault(checkpoint.sha256, path)) != path:
+                tell.duplicate(path, first, len(missing))
+                store.count(missing, checkpoint)
+                continue
             try:
                 made = make_task(checkpoint)
             except SpectraError as error:
@@ -133,6 +122,7 @@ def analyze_run(
                 skip=done,
                 extra=choice.as_settings(),
                 notes=notes,
+                unfinished=store.unfinished,
             ):
                 store.add(record)
                 missing.remove((record.operator, record.bn_mode))
@@ -140,13 +130,13 @@ def analyze_run(
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
-            if len(paths) == 1:
+            store.unfinished.end()
+            if len(paths) == 1 or strict:
                 raise
             for operator, bn_mode in missing:
                 record = failed_record(operator, bn_mode, str(error), store.settings, str(path), checkpoint)
                 store.add(record)
                 tell.record(record)
-    return store.close()
 
 
 def check_output(out: Path) -> None:
@@ -167,55 +157,6 @@ class _NoTask(Exception):
     def __init__(self, reason: SpectraError) -> None:
         super().__init__(str(reason))
         self.reason = reason
-
-
-class _Store:
-    """The file of a run: opened when the first checkpoint says what the run is, filled record by record."""
-
-    def __init__(self, out: Path, choice: DataChoice) -> None:
-        self.out, self.choice = out, choice
-        self.file: RunFile | None = None
-        self.settings: dict[str, Any] = {}
-        self.records: list[Record] = []  # until the file is open, these are failures, which wait for it
-        self.kept = 0
-
-    def open(self, settings: dict[str, Any]) -> None:
-        settings = settings | self.choice.as_settings()
-        if self.file is None:
-            self.file = RunFile.open(self.out, settings)
-            self.settings = settings
-            self.records = [replace(record, settings=settings) for record in self.records]
-            for record in self.records:
-                self.file.append(record)
-        elif settings != self.settings:
-            differs = [key for key in settings if settings[key] != self.settings.get(key)]
-            raise TaskError(
-                f"the task of this checkpoint is not that of the first one: {differs[0]} is "
-                f"{settings[differs[0]]!r} in place of {self.settings.get(differs[0])!r}"
-            )
-
-    def has(self, pair: tuple[str, str], checkpoint: Checkpoint) -> bool:
-        assert self.file is not None
-        identity = Identity.of(
-            operator=pair[0],
-            bn_mode=pair[1],
-            settings=self.settings,
-            checkpoint=str(checkpoint.path),
-            checkpoint_sha256=checkpoint.sha256,
-        )
-        found = self.file.has(identity)
-        self.kept += found
-        return found
-
-    def add(self, record: Record) -> None:
-        if self.file is not None:
-            self.file.append(record)
-        self.records.append(record)
-
-    def close(self) -> Outcome:
-        if self.file is None:
-            raise CheckpointError(f"none of the checkpoints could be analysed; the first: {self.records[0].reason}")
-        return Outcome(tuple(self.records), self.kept)
 
 
 class _Chosen:

@@ -25,10 +25,10 @@ FLOORS = """
         sharpness.measure sharpness.rescaling storage.cells storage.locking storage.replacing \
         storage.sealing tridiagonal zoo.data zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
-        reduction sharpness.layouts sharpness.normalized sharpness.training snapshot trajectory \
-        zoo.networks.residual zoo.networks.small zoo.networks.vgg
+        reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
+        trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers \
-        survey
+        resuming survey
     degeneracy determinants distribution exact.ggn_result ranks records task
     differences
     operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
@@ -43,9 +43,9 @@ FLOORS = """
     exact.linearised plots.figures settings sharpness.adaptive sharpness.delta_sharpness \
         sharpness.drawn_diagonals sharpness.norms sharpness.scale_groups sharpness.search \
         sharpness.train_part storage.stored
-    exact.ggn_spectrum exact.trace sharpness.bn_sharpness sharpness.minimum storage.runfile
-    sharpness.fisher_rao sharpness.node_wise verification
-    analysis sharpness.measures
+    exact.ggn_spectrum exact.trace sharpness.bn_sharpness sharpness.minimum storage.loading
+    sharpness.fisher_rao sharpness.node_wise storage.runfile verification
+    analysis filling sharpness.measures storage.merging
     run
     cli.main cli.numbers cli.on_request cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source
@@ -60,13 +60,14 @@ NUMPY_WING = """
     errors jsonable plots.style population sharing version eigenpairs exact.result krylov.probes presets
         sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
         storage.replacing storage.sealing columns tridiagonal storage.locking estimates trajectory
-        sharpness.normalized budget counts deflation density extremes outliers degeneracy determinants
-        distribution exact.ggn_result ranks records differences plots.moments spectrum distance
-        crosscheck plots.curves plots.draw plots.sheets spectrum_check storage.findings comparison
-        plots.curve_sheets plots.findings storage.hdf5 plots.compared plots.over_training plots.figures
-        storage.stored storage.runfile cli.main cli.numbers cli.on_request cli.user_code cli.layout
-        cli.budget_table cli.findings_table cli.metrics cli.preset_table cli.comparison_table
-        cli.record_table cli.compare cli.tables cli.show cli.plot
+        sharpness.normalized storage.partial budget counts deflation density extremes outliers
+        degeneracy determinants distribution exact.ggn_result ranks records differences plots.moments
+        spectrum distance crosscheck plots.curves plots.draw plots.sheets spectrum_check
+        storage.findings comparison plots.curve_sheets plots.findings storage.hdf5 plots.compared
+        plots.over_training plots.figures storage.stored storage.loading storage.runfile storage.merging
+        cli.main cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table cli.findings_table
+        cli.metrics cli.preset_table cli.comparison_table cli.record_table cli.compare cli.tables
+        cli.show cli.plot
 """
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, OutOfMemory
-from spectra.krylov.lanczos import tridiagonalize
+from spectra.krylov.lanczos import Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
@@ -25,6 +25,8 @@ def slq(
     width: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     eigenpairs: Eigenpairs | None = None,
+    done: Sequence[Recurrence] = (),
+    group_done: Callable[[Sequence[Recurrence]], None] | None = None,
 ) -> Spectrum:
     """The spectrum of an operator by stochastic Lanczos quadrature.
 
@@ -44,6 +46,8 @@ def slq(
         eigenpairs: those of ``eigsh`` on the same operator, with vectors: the spectrum keeps them and the scalar
             products of the probes with them, for ``deflated_trace`` and ``deflated_frobenius_norm``. They must not come
             from these probes.
+        done: what is finished already of the same probes of the same operator, from the first on.
+        group_done: called after each lockstep group with all that is finished: what `done` takes another time.
 
     Returns:
         The spectrum, with everything that is derived from it.
@@ -69,6 +73,8 @@ def slq(
         raise ArgumentError(f"num_probes={num_probes}: at least 1 is needed; 8 is the default")
     if width is not None and width < 1:
         raise ArgumentError(f"width={width}: at least 1 is needed")
+    if len(done) > num_probes:
+        raise ArgumentError(f"done has {len(done)} probes: at most num_probes={num_probes} can be finished")
     n, steps = operator.n, min(lanczos_steps, operator.n)
     if eigenpairs is not None and (eigenpairs.vectors is None or len(eigenpairs.vectors) != n):
         raise ArgumentError(f"eigenpairs without vectors of {n} numbers: eigsh on this operator gives them")
@@ -76,25 +82,27 @@ def slq(
     # A beta below the noise of the products is noise; going on from it would count ghosts.
     tolerance = max(1e-10, 10 * noise)
     sharing = lockstep_width(operator, steps, num_probes) if width is None else min(width, num_probes)
-    recurrences = []
+    recurrences = list(done)
     overlaps = []
-    done = 0
+    products_done = sum(recurrence.tridiagonal.steps for recurrence in done)
 
     def tick(products: int) -> None:
-        nonlocal done
-        done += products
+        nonlocal products_done
+        products_done += products
         if progress is not None:
-            progress(done, num_probes * steps)
+            progress(products_done, num_probes * steps)
+
+    def start_of(index: int) -> np.ndarray:
+        return draw_probe(n, seed=seed, index=index, distribution=distribution)
 
     with operator.prepared():
-        for first in range(0, num_probes, sharing):
-            starts = [
-                draw_probe(n, seed=seed, index=index, distribution=distribution)
-                for index in range(first, min(first + sharing, num_probes))
-            ]
-            if eigenpairs is not None:
-                overlaps += [_overlaps(operator, start, eigenpairs) for start in starts]
+        for first in range(len(done), num_probes, sharing):
+            starts = [start_of(index) for index in range(first, min(first + sharing, num_probes))]
             recurrences += tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick)
+            if group_done is not None:
+                group_done(recurrences)
+        if eigenpairs is not None:
+            overlaps = [_overlaps(operator, start_of(index), eigenpairs) for index in range(num_probes)]
     parts = [r.parts for r in recurrences if r.parts is not None]
     return Spectrum(
         [r.tridiagonal for r in recurrences],

@@ -18,11 +18,6 @@ from pathlib import Path
 
 from spectra.errors import StorageError
 
-try:
-    import fcntl
-except ImportError:  # a system without such locks: two writers are then noticed before a record is added
-    fcntl = None  # type: ignore[assignment]
-
 _MOST = 4096  # bytes of what a lock file says
 #: Locks of this kind are the process's own, so a second writer in the same process is noticed here.
 _HELD: set[Path] = set()
@@ -68,7 +63,9 @@ def only_writer(path: str | Path) -> Iterator[None]:
 
 def _acquire(lock: Path, shown: str) -> int | None:
     """The open and locked file; None where there are no locks."""
-    if fcntl is None:
+    try:
+        import fcntl
+    except ImportError:  # a system without such locks
         return None
     while True:
         try:

@@ -48,7 +48,7 @@ def check_writable(path: Path, *, shown: str) -> None:
                 raise StorageError(f"{shown}: is not a regular file")
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "the file is read-only")
-        _remove_leftovers(path)
+        remove_leftovers(path)
         with _temporary(path) as temporary:
             _write(temporary, bytes(ROOM))
 
@@ -109,7 +109,7 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.{socket.gethostname()}-"
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that were killed while writing `path` left beside it."""
     prefix = _prefix(path)
     for leftover in path.parent.glob(f"{prefix}*.part"):

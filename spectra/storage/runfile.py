@@ -32,12 +32,10 @@ Each append writes a whole new file beside the old one, flushes it to the disk a
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import functools
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -45,21 +43,18 @@ from typing import Any
 
 import h5py
 
-from spectra.errors import SpectraError, StorageError
+from spectra.errors import StorageError
 from spectra.jsonable import dumps
 from spectra.records import Identity, Record, Trajectory
-from spectra.storage.cells import seal, verify
-from spectra.storage.hdf5 import read_record, write_record
+from spectra.storage.cells import seal
+from spectra.storage.hdf5 import write_record
+from spectra.storage.loading import ENCODING_TYPE, ENCODING_VERSION, differences, load, one_line
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
-from spectra.storage.sealing import read_bytes, sealed, unsealed
-from spectra.storage.stored import StoredRecord
+from spectra.storage.sealing import sealed, unsealed
 from spectra.version import __version__
 
-ENCODING_TYPE = "spectra-run"
-ENCODING_VERSION = 1
-
 #: The oldest HDF5 library that must be able to read the file; from 1.8 on its own structures carry checksums too.
-_LIBRARY = ("v108", "v108")
+LIBRARY = ("v108", "v108")
 
 
 def load_trajectory(path: str | Path) -> Trajectory:
@@ -81,7 +76,7 @@ def load_trajectory(path: str | Path) -> Trajectory:
         ...
         spectra.errors.StorageError: no-such-run.h5: no such file
     """
-    return _load(path)[0]
+    return load(path)[0]
 
 
 class RunFile:
@@ -103,15 +98,19 @@ class RunFile:
         self.settings = settings
         self._records = records  # by the name of their group
         self._seen = seen  # the file when it was read
+        self._force = False
+        self.replaced: tuple[str, ...] = ()  # by force: how the settings of the file that is begun anew differ
 
     @classmethod
-    def open(cls, path: str | Path, settings: Mapping[str, Any]) -> RunFile:
+    def open(cls, path: str | Path, settings: Mapping[str, Any], *, force: bool = False) -> RunFile:
         """Open a file to append to, or prepare to create it. Does all that can be checked before hours are spent.
 
         Args:
             path: the file; its folder must exist.
             settings: what all records of the run share (JSON-able). What may differ between two visits, such as the
                 checkpoints, the operators or a progress display, does not belong here.
+            force: what is of other settings, or of a checkpoint whose content was another, is replaced rather than
+                refused: in the first case all of the file, when the first record is added.
 
         Raises:
             StorageError: the folder is missing or cannot be written, the disk is full, the file is not ours, or is
@@ -122,16 +121,20 @@ class RunFile:
         check_writable(target, shown=str(path))
         wanted: dict[str, Any] = json.loads(dumps(settings))
         records: dict[str, Record] = {}
+        differing: list[str] = []
         seen = fingerprint(target)  # before it is read: what changes from now on is noticed
         if seen is not None:
-            trajectory, records = _load(target, shown=str(path))
-            differing = _differences(trajectory.settings, wanted)
-            if differing:
+            trajectory, records = load(target, shown=str(path))
+            differing = differences(trajectory.settings, wanted)
+            if differing and not force:
                 raise StorageError(
                     f"{path}: is of a run with other settings: {'; '.join(differing)}; "
-                    "use the settings of the file, or choose another file"
+                    "use the settings of the file, or choose another file, or --force to replace it"
                 )
-        return cls(target, str(path), wanted, records, seen)
+            records = {} if differing else records
+        run = cls(target, str(path), wanted, records, seen)
+        run._force, run.replaced = force, tuple(differing)
+        return run
 
     def __enter__(self) -> RunFile:
         return self
@@ -161,11 +164,11 @@ class RunFile:
             if record.identity == identity:
                 return True
             hashed = record.checkpoint_sha256 is not None and identity.subject != identity.checkpoint
-            if hashed and record.identity.same_place(identity):
+            if hashed and not self._force and record.identity.same_place(identity):
                 raise StorageError(
                     f"{self.shown}: {record.checkpoint} was another file when it was analysed: its SHA-256 was "
                     f"{record.identity.subject[:12]}..., now it is {identity.subject[:12]}...; "
-                    "choose another results file for the checkpoint that replaced it"
+                    "choose another results file for the checkpoint that replaced it, or --force"
                 )
         return False
 
@@ -191,31 +194,34 @@ class RunFile:
         earlier = [
             name
             for name, other in self._records.items()
-            if other.status == "failed" and (other.identity == identity or other.identity.same_place(identity))
+            if (other.identity == identity or other.identity.same_place(identity))
+            and (other.status == "failed" or (self._force and record.status == "complete"))
         ]
         name = earlier[0] if earlier else f"{1 + max(map(int, self._records), default=-1):06d}"
         replace_file(self.path, self._image(record, name, obsolete=earlier), shown=self.shown)
         self._seen = fingerprint(self.path)
+        self.replaced = ()
         self._records = {key: kept for key, kept in self._records.items() if key not in earlier} | {name: record}
         return record
 
     def _image(self, record: Record, name: str, *, obsolete: list[str]) -> bytes:
         """The bytes of the file with the record in it, built in memory: the disk sees all of it or nothing."""
         try:
-            content = b"" if self._seen is None else self.path.read_bytes()
-            buffer = io.BytesIO(unsealed(content, self.shown))
-            with h5py.File(buffer, "w" if self._seen is None else "r+", libver=_LIBRARY) as file:
-                if self._seen is None:
-                    _write_root(file, self.settings)
+            anew = self._seen is None or bool(self.replaced)
+            buffer = io.BytesIO(b"" if anew else unsealed(self.path.read_bytes(), self.shown))
+            with h5py.File(buffer, "w" if anew else "r+", libver=LIBRARY) as file:
+                if anew:
+                    write_root(file, self.settings)
                 for old in {*obsolete, name} & set(file["records"]):
                     del file["records"][old]
                 write_record(file["records"].create_group(name), record)
         except (OSError, RuntimeError) as error:  # h5py raises both
-            raise StorageError(f"{self.shown}: cannot be continued: {_one_line(error)}") from error
+            raise StorageError(f"{self.shown}: cannot be continued: {one_line(error)}") from error
         return sealed(buffer.getvalue())
 
 
-def _write_root(file: h5py.File, settings: Mapping[str, Any]) -> None:
+def write_root(file: h5py.File, settings: Mapping[str, Any]) -> None:
+    """What a file begins with, before its first record."""
     file.attrs["encoding-type"] = ENCODING_TYPE
     file.attrs["encoding-version"] = ENCODING_VERSION
     file.attrs["spectra-version"] = __version__
@@ -223,85 +229,3 @@ def _write_root(file: h5py.File, settings: Mapping[str, Any]) -> None:
     file.attrs["settings"] = dumps(settings)
     file.create_group("records")
     seal(file)
-
-
-def _load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dict[str, Record]]:
-    """The trajectory in a file, and its records by the names of their groups, in the order of arrival.
-
-    With the checksum of the whole file compared, records are read when they are used. Without it, where another tool
-    has edited the file, all of them are read and compared with the checksums of their groups.
-    """
-    name = shown or str(path)
-    content = read_bytes(Path(path), name)
-    image = unsealed(content, name)
-    records: dict[str, Record] = {}
-    notes: list[str] = []
-    with _reading(name, "is truncated or damaged: it cannot be read as HDF5"):
-        file = h5py.File(io.BytesIO(image), "r")
-    with contextlib.ExitStack() as stack:
-        stack.callback(file.close)
-        with _reading(name, "is damaged"):
-            check_is_ours(file, name)
-            verify(file)
-            settings = json.loads(file.attrs["settings"])
-            keys = sorted(file["records"])
-        for key in keys:
-            with _reading(name, f"record {key} is damaged"):
-                group = file["records"][key]
-                if "complete" not in group.attrs:
-                    notes.append(f"{name}: record {key} was not finished, and is left out")
-                elif len(image) < len(content):
-                    records[key] = StoredRecord.of(group, functools.partial(_read_later, name, key))
-                else:
-                    records[key] = read_record(group)
-        if len(image) < len(content):
-            stack.pop_all()  # the records hold the file open, which is in memory
-    return Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records
-
-
-def _read_later(name: str, key: str, read: Callable[[], Record]) -> Record:
-    with _reading(name, f"record {key} is damaged"):
-        return read()
-
-
-def check_is_ours(file: h5py.File, name: str) -> None:
-    kind, version = file.attrs.get("encoding-type"), file.attrs.get("encoding-version")
-    if kind != ENCODING_TYPE or version is None:
-        raise StorageError(
-            f"{name}: is an HDF5 file, but not one that spectra wrote (no encoding-type {ENCODING_TYPE!r})"
-        )
-    if int(version) > ENCODING_VERSION:
-        raise StorageError(
-            f"{name}: has format version {int(version)}, written by spectra {file.attrs.get('spectra-version')}; "
-            f"this is spectra {__version__}, which reads up to version {ENCODING_VERSION}: "
-            "upgrade with pip install -U hessian-spectra"
-        )
-
-
-@contextlib.contextmanager
-def _reading(name: str, what: str) -> Iterator[None]:
-    """A file that is not as it should be can make h5py raise nearly anything: one line, with the file and the part."""
-    try:
-        yield
-    except SpectraError:
-        raise
-    except Exception as error:
-        raise StorageError(f"{name}: {what}: {_one_line(error)}") from error
-
-
-def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What is not the same in two settings, in words: `seed is 0 in the file, 1 now`."""
-    missing = object()
-
-    def shown(settings: Mapping[str, Any], key: str) -> str:
-        return dumps(settings[key]) if key in settings else "not set"
-
-    return [
-        f"{key} is {shown(there, key)} in the file, {shown(wanted, key)} now"
-        for key in sorted({*there, *wanted})
-        if there.get(key, missing) != wanted.get(key, missing)
-    ]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,134 @@
+"""The results file of a run while it is filled: what is told of it, and what it comes to."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spectra.checkpoints.checkpoint import Checkpoint
+from spectra.errors import CheckpointError, TaskError
+from spectra.records import Identity, Record
+from spectra.resuming import Unfinished
+from spectra.storage.runfile import RunFile, load_trajectory
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which of the task's data are used, and how: None leaves what the task says."""
+
+    samples: int | None = None  # a fixed random subset of this many rows
+    data_seed: int = 0  # of that subset, and of the snapshot
+    batch_size: int | None = None
+    l2: float | None = None
+    reduction: str | None = None  # "mean" or "sum" over the data
+    snapshot: bool = False  # one pass over the data, frozen and used for every product
+
+    def as_settings(self) -> dict[str, Any]:
+        seeded = self.snapshot or self.samples is not None
+        found: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
+        return found | ({"snapshot_data": True} if self.snapshot else {})
+
+
+class Listener:
+    """What is told of a run under way. The methods do nothing here: a display overrides those it shows."""
+
+    def checkpoint(self, index: int, total: int, path: Path) -> None:
+        """A checkpoint is taken up."""
+
+    def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
+        """Products done, of those of one record."""
+
+    def record(self, record: Record) -> None:
+        """A record is complete and stored, or has failed."""
+
+    def kept(self, path: Path, operator: str, bn_mode: str) -> None:
+        """A record is in the file already."""
+
+    def duplicate(self, path: Path, of: Path, records: int) -> None:
+        """A checkpoint has the content of one before it, and is passed over, with so many records."""
+
+    def note(self, words: str) -> None:
+        """Something about the run as a whole, in a line."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of checkpoints came to."""
+
+    records: tuple[Record, ...]  # of this call
+    kept: int  # records that were in the file already
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if record.status == "failed")
+
+
+class Store:
+    """The file of a run: opened when the first checkpoint says what the run is, filled record by record."""
+
+    def __init__(self, out: Path, choice: DataChoice, unfinished: Unfinished, force: bool, tell: Listener) -> None:
+        self.out, self.choice, self.unfinished, self.force, self.tell = out, choice, unfinished, force, tell
+        self.file: RunFile | None = None
+        self.settings: dict[str, Any] = {}
+        self.records: list[Record] = []  # until the file is open, these are failures, which wait for it
+        self.kept = 0
+
+    def open(self, settings: dict[str, Any]) -> None:
+        settings = settings | self.choice.as_settings()
+        if self.file is None:
+            self.file = RunFile.open(self.out, settings, force=self.force)
+            if self.file.replaced:
+                self.tell.note(f"{self.out}: is begun anew: {'; '.join(self.file.replaced)}")
+            self.settings = settings
+            self.records = [replace(record, settings=settings) for record in self.records]
+            for record in self.records:
+                self.file.append(record)
+        elif settings != self.settings:
+            differs = [key for key in settings if settings[key] != self.settings.get(key)]
+            raise TaskError(
+                f"the task of this checkpoint is not that of the first one: {differs[0]} is "
+                f"{settings[differs[0]]!r} in place of {self.settings.get(differs[0])!r}"
+            )
+
+    def has(self, pair: tuple[str, str], checkpoint: Checkpoint) -> bool:
+        assert self.file is not None
+        identity = Identity.of(
+            operator=pair[0],
+            bn_mode=pair[1],
+            settings=self.settings,
+            checkpoint=str(checkpoint.path),
+            checkpoint_sha256=checkpoint.sha256,
+        )
+        found = self.file.has(identity)
+        self.kept += found
+        return found
+
+    def count(self, pairs: Sequence[tuple[str, str]], checkpoint: Checkpoint) -> None:
+        """Count what the file has of a checkpoint."""
+        if self.file is not None:
+            for pair in pairs:
+                self.has(pair, checkpoint)
+
+    def threads(self) -> int | None:
+        """With how many the last complete record of the file was computed, if that was on such a machine."""
+        stored = load_trajectory(self.out) if self.out.exists() else ()
+        complete = [record for record in stored if record.status == "complete"]
+        if not complete or complete[-1].provenance.get("platform") != platform.platform():
+            return None
+        found: int | None = complete[-1].provenance.get("threads")
+        return found
+
+    def add(self, record: Record) -> None:
+        if self.file is not None:
+            self.file.append(record)
+        self.records.append(record)
+        if record.status == "complete":
+            self.unfinished.end()
+
+    def close(self) -> Outcome:
+        if self.file is None:
+            raise CheckpointError(f"none of the checkpoints could be analysed; the first: {self.records[0].reason}")
+        return Outcome(tuple(self.records), self.kept)

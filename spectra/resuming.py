@@ -1,0 +1,179 @@
+"""Going on in the middle of a record: the probes that are finished are kept after each lockstep group.
+
+The numbers of a run that was interrupted are those of one that was not, bit for bit on the same machine, since a probe
+depends on its number alone, and since the width of the groups and the threads are those of the part that is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectra.errors import StorageError
+from spectra.krylov.lanczos import Recurrence
+from spectra.operators.base import Parts
+from spectra.storage.partial import Arrays, Partial, PartialFile
+from spectra.tridiagonal import Tridiagonal
+from spectra.version import __version__
+
+Say = Callable[[str], None]
+
+
+class Unfinished:
+    """The finished probes of the record that is under way, in the file beside the results file.
+
+    Args:
+        out: the results file.
+        say: is told in a line what is used again, or why it is not.
+    """
+
+    def __init__(self, out: Path, say: Say) -> None:
+        self.say = say
+        self.file = PartialFile(out)
+        self.left: Partial | None = None  # by an earlier process, until a record begins
+        try:
+            self.left = self.file.read()
+        except StorageError as error:
+            say(f"{error}; it is not used")
+        self._key: Mapping[str, Any] = {}
+        self._how: dict[str, Any] = {}
+        self._parts: list[list[Arrays]] = []
+
+    @property
+    def threads(self) -> int | None:
+        """Of the part that was left."""
+        return None if self.left is None else self.left.how.get("threads")
+
+    def begin(self, key: Mapping[str, Any], width: int, *, fixed: bool) -> int:
+        """Take up a record, with what is left of it.
+
+        Args:
+            key: what its numbers depend on; :func:`key_of`.
+            width: the probes in a group, as memory allows or as asked.
+            fixed: it was asked for.
+
+        Returns:
+            The width to go on with: that of what is left, unless another is fixed or it does not fit any more.
+        """
+        key = {**key, "threads": torch.get_num_threads()}
+        self._parts = []
+        left, self.left = self.left, None
+        if left is not None:
+            differs = left.differs(key)
+            if differs:
+                self.say(f"{self.file.shown}: is of another record or computation ({', '.join(differs)}): not used")
+            else:
+                self._parts = [list(part) for part in left.parts]
+                # Memory for twice the width there is, since half of what is free is what a width is chosen for.
+                recorded = int(left.how["width"])
+                width = recorded if not fixed and recorded <= 2 * width else width
+                finished = sum(map(len, self._parts))
+                self.say(f"{self.file.shown}: {finished} probes of an unfinished record are there already")
+        self._key, self._how = key, {"width": width, "threads": torch.get_num_threads()}
+        return width
+
+    def done(self, part: int) -> list[Recurrence]:
+        """The finished probes of a part of the record, in order."""
+        return [_recurrence(arrays) for arrays in self._parts[part]] if part < len(self._parts) else []
+
+    def keep(self, part: int, finished: Sequence[Recurrence]) -> None:
+        """Write the finished probes of a part, in place of fewer of the same part.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self._parts[part:] = [[_arrays(recurrence) for recurrence in finished]]
+        self.file.write(Partial(self._key, self._how, self._parts))
+
+    def end(self) -> None:
+        """The record is stored, or has failed: nothing of it is unfinished."""
+        self._parts = []
+        self.file.remove()
+
+
+def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers of probes depend on: the weights and buffers, what was asked, and the machine's arithmetic.
+
+    Args:
+        model: with the weights.
+        device: that computes.
+        asked: JSON-able.
+
+    Example:
+        >>> sorted(key_of(torch.nn.Linear(2, 1), torch.device("cpu"), {"seed": 0}))
+        ['device', 'numpy', 'platform', 'seed', 'spectra', 'torch', 'weights']
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):  # a module may have extra state of any kind
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return {
+        **asked,
+        "weights": digest.hexdigest(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "platform": f"{platform.node()} {platform.platform()}",
+        "spectra": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+class SameThreads:
+    """Compute with the threads of what is there already, and set the number back at the end.
+
+    Sums are split over threads, so another number of threads gives other last digits.
+
+    Args:
+        threads: of the probes or records that are there; None: there are none of this machine.
+        say: is told if the number is changed, or cannot be.
+    """
+
+    def __init__(self, threads: int | None, say: Say) -> None:
+        self.before = torch.get_num_threads()
+        self.threads = self.before if threads is None else threads
+        self.say = say
+
+    def __enter__(self) -> None:
+        if self.threads == self.before:
+            return
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.threads > max(cores, self.before):
+            self.say(f"what is in the file was computed with {self.threads} threads; here are {cores} cores")
+            self.threads = self.before
+            return
+        self.say(f"computing with {self.threads} threads, as what is in the file")
+        torch.set_num_threads(self.threads)
+
+    def __exit__(self, *error: object) -> None:
+        if self.threads != self.before:
+            torch.set_num_threads(self.before)
+
+
+def _arrays(recurrence: Recurrence) -> Arrays:
+    tridiagonal, parts = recurrence.tridiagonal, recurrence.parts
+    return {
+        "alphas": tridiagonal.alphas,
+        "betas": tridiagonal.betas,
+        "exhausted": np.array(tridiagonal.exhausted, dtype=np.uint8),
+        "orthogonality": np.array(tridiagonal.orthogonality),
+        "forms": recurrence.forms,
+        **({} if parts is None else {"batch_forms": parts.forms, "batch_weights": parts.weights}),
+    }
+
+
+def _recurrence(arrays: Arrays) -> Recurrence:
+    return Recurrence(
+        Tridiagonal(
+            arrays["alphas"], arrays["betas"], bool(arrays["exhausted"]), orthogonality=float(arrays["orthogonality"])
+        ),
+        arrays["forms"],
+        Parts(arrays["batch_forms"], arrays["batch_weights"]) if "batch_forms" in arrays else None,
+    )

@@ -1,0 +1,117 @@
+"""Reading a results file: what is refused, what is read at once, and what when it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from spectra.errors import SpectraError, StorageError
+from spectra.jsonable import dumps
+from spectra.records import Record, Trajectory
+from spectra.storage.cells import verify
+from spectra.storage.hdf5 import read_record
+from spectra.storage.sealing import read_bytes, unsealed
+from spectra.storage.stored import StoredRecord
+from spectra.version import __version__
+
+ENCODING_TYPE = "spectra-run"
+ENCODING_VERSION = 1
+
+
+def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dict[str, Record]]:
+    """The trajectory in a file, and its records by the names of their groups, in the order of arrival.
+
+    With the checksum of the whole file compared, records are read when they are used. Without it, where another tool
+    has edited the file, all of them are read and compared with the checksums of their groups.
+    """
+    name = shown or str(path)
+    content = read_bytes(Path(path), name)
+    image = unsealed(content, name)
+    records: dict[str, Record] = {}
+    notes: list[str] = []
+    with _reading(name, "is truncated or damaged: it cannot be read as HDF5"):
+        file = h5py.File(io.BytesIO(image), "r")
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        with _reading(name, "is damaged"):
+            _check_is_ours(file, name)
+            verify(file)
+            settings = json.loads(file.attrs["settings"])
+            keys = sorted(file["records"])
+        for key in keys:
+            with _reading(name, f"record {key} is damaged"):
+                group = file["records"][key]
+                if "complete" not in group.attrs:
+                    notes.append(f"{name}: record {key} was not finished, and is left out")
+                elif len(image) < len(content):
+                    records[key] = StoredRecord.of(group, functools.partial(_read_later, name, key))
+                else:
+                    records[key] = read_record(group)
+        if len(image) < len(content):
+            stack.pop_all()  # the records hold the file open, which is in memory
+    return Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records
+
+
+def _read_later(name: str, key: str, read: Callable[[], Record]) -> Record:
+    with _reading(name, f"record {key} is damaged"):
+        return read()
+
+
+def _check_is_ours(file: h5py.File, name: str) -> None:
+    kind, version = file.attrs.get("encoding-type"), file.attrs.get("encoding-version")
+    if kind != ENCODING_TYPE or version is None:
+        raise StorageError(
+            f"{name}: is an HDF5 file, but not one that spectra wrote (no encoding-type {ENCODING_TYPE!r})"
+        )
+    if int(version) > ENCODING_VERSION:
+        raise StorageError(
+            f"{name}: has format version {int(version)}, written by spectra {file.attrs.get('spectra-version')}; "
+            f"this is spectra {__version__}, which reads up to version {ENCODING_VERSION}: "
+            "upgrade with pip install -U hessian-spectra"
+        )
+
+
+@contextlib.contextmanager
+def _reading(name: str, what: str) -> Iterator[None]:
+    """A file that is not as it should be can make h5py raise nearly anything: one line, with the file and the part."""
+    try:
+        yield
+    except SpectraError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{name}: {what}: {one_line(error)}") from error
+
+
+def differences(
+    there: Mapping[str, Any], wanted: Mapping[str, Any], *, names: tuple[str, str] = ("the file", "")
+) -> list[str]:
+    """What is not the same in two settings, in words: `seed is 0 in the file, 1 now`.
+
+    Args:
+        there: the settings of a file.
+        wanted: those that are to be the same.
+        names: where each of the two is from; empty: from what is asked now.
+    """
+    missing = object()
+
+    def shown(settings: Mapping[str, Any], key: str) -> str:
+        return dumps(settings[key]) if key in settings else "not set"
+
+    now = f"in {names[1]}" if names[1] else "now"
+    return [
+        f"{key} is {shown(there, key)} in {names[0]}, {shown(wanted, key)} {now}"
+        for key in sorted({*there, *wanted})
+        if there.get(key, missing) != wanted.get(key, missing)
+    ]
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

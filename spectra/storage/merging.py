@@ -1,0 +1,172 @@
+"""Parts of one run, written by several jobs, joined into one file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from spectra.errors import ArgumentError, StorageError
+from spectra.records import Record
+from spectra.storage.loading import differences, load
+from spectra.storage.locking import only_writer
+from spectra.storage.replacing import check_writable, fingerprint, replace_file
+from spectra.storage.runfile import LIBRARY, write_root
+from spectra.storage.sealing import read_bytes, sealed, unsealed
+
+
+def part_path(out: Path, shard: int, shards: int) -> Path:
+    """The file of one part of a run.
+
+    Raises:
+        ArgumentError: there is no such part.
+
+    Example:
+        >>> part_path(Path("run.h5"), 1, 4).name
+        'run.shard-1-of-4.h5'
+    """
+    if not 1 <= shard <= shards:
+        raise ArgumentError(f"shard {shard}/{shards}: the first number is from 1 to the second")
+    return out.with_name(f"{out.stem}.shard-{shard}-of-{shards}{out.suffix}")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge came to."""
+
+    records: int  # in the file
+    equal: int  # found in several parts, and kept once
+    failed: int  # of the records
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A record, and the group of an open file that holds it."""
+
+    part: str
+    record: Record
+    group: h5py.Group
+
+    def results(self) -> dict[str, str]:
+        """The checksums of what was computed: all but where and when that was."""
+        return {
+            name: child.attrs["checksum"]
+            for name, child in self.group.items()
+            if name != "estimates" and isinstance(child, h5py.Group)
+        }
+
+
+def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
+    """Join files of the same settings into one, in one step, its records in the order of training.
+
+    A record that several parts have with equal results is kept once, and a complete one in place of one that failed.
+
+    Args:
+        parts: results files, each whole.
+        out: the file to write. One that exists is not overwritten unless it is among the parts.
+
+    Raises:
+        StorageError: a part cannot be read, is of other settings (the message lists them), is being written, or has
+            other results for the same record; `out` exists and is no part, or cannot be written.
+    """
+    paths = list(dict.fromkeys(Path(part) for part in parts))
+    if not paths:
+        raise ArgumentError("no parts: name the files to join")
+    target = Path(out).resolve()
+    if target.exists() and target not in {path.resolve() for path in paths}:
+        raise StorageError(f"{out}: is there already; name it among the parts as well to add to it, or another --out")
+    for path in paths:
+        if not path.exists():
+            raise StorageError(f"{path}: no such file")
+    check_writable(target, shown=str(out))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_writer(out))
+        seen = fingerprint(target)
+        found, settings, equal = _collect(paths, stack)
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", libver=LIBRARY) as file:
+            write_root(file, settings)
+            for number, one in enumerate(_ordered(found)):
+                one.group.file.copy(one.group, file["records"], name=f"{number:06d}")
+        if fingerprint(target) != seen:
+            raise StorageError(f"{out}: was changed by another process while it was merged")
+        replace_file(target, sealed(buffer.getvalue()), shown=str(out))
+    return Merged(len(found), equal, sum(one.record.status == "failed" for one in found))
+
+
+def _collect(paths: Sequence[Path], stack: contextlib.ExitStack) -> tuple[list[_Found], dict[str, object], int]:
+    """The records of all parts, each once; the settings; and how many were found again, equal."""
+    kept: list[_Found] = []
+    equal = 0
+    settings: dict[str, object] = {}
+    for path in paths:
+        trajectory, records = load(path)  # compares the checksums
+        if path == paths[0]:
+            settings = dict(trajectory.settings)
+        elif differing := differences(settings, trajectory.settings, names=(str(paths[0]), str(path))):
+            raise StorageError(f"{path}: is of a run with other settings: {'; '.join(differing)}")
+        for one in _groups(path, records, stack):
+            place, again = _same(kept, one)
+            if place is None:
+                kept.append(one)
+                continue
+            equal += again
+            if kept[place].record.status == "failed":
+                kept[place] = one
+    return kept, settings, equal
+
+
+def _groups(path: Path, records: Mapping[str, Record], stack: contextlib.ExitStack) -> Iterator[_Found]:
+    """The whole records of a part, as they lie in it."""
+    image = unsealed(read_bytes(path, str(path)), str(path))
+    file = stack.enter_context(h5py.File(io.BytesIO(image), "r"))
+    for name, record in records.items():
+        yield _Found(str(path), record, file["records"][name])
+
+
+def _same(kept: Sequence[_Found], one: _Found) -> tuple[int | None, bool]:
+    """Which of the records is the same as this one, and whether both hold results, which are then equal.
+
+    Raises:
+        StorageError: they are not equal, or are of two contents of one checkpoint file.
+    """
+    for place, other in enumerate(kept):
+        a, b = other.record.identity, one.record.identity
+        whole = other.record.status == one.record.status == "complete"
+        if a == b and whole:
+            mine, theirs = other.results(), one.results()
+            unlike = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+            if unlike:
+                raise StorageError(
+                    f"{one.part}: {one.record.label} has other results than in {other.part}: {', '.join(unlike)}; "
+                    "decide which is right, and leave the other part out"
+                )
+            return place, True
+        if whole and a.same_place(b):
+            raise StorageError(
+                f"{one.part}: {one.record.checkpoint} was another file than in {other.part}: its SHA-256 was "
+                f"{b.subject[:12]}... in place of {a.subject[:12]}..."
+            )
+        if not whole and (a == b or a.same_place(b)):
+            return place, False
+    return None, False
+
+
+def _ordered(found: Sequence[_Found]) -> list[_Found]:
+    """By epoch, by step, or by the names of the checkpoints, whichever all of them have."""
+    records = [one.record for one in found]
+    if all(record.epoch is not None for record in records):
+        return sorted(found, key=lambda one: (one.record.epoch or 0.0, one.record.step or 0))
+    if all(record.step is not None for record in records):
+        return sorted(found, key=lambda one: one.record.step or 0)
+    return sorted(found, key=lambda one: _natural(one.record.checkpoint or ""))
+
+
+def _natural(text: str) -> list[tuple[int, int | str]]:
+    pieces = re.split(r"(\d+)", text)
+    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in pieces if piece]

@@ -1,0 +1,112 @@
+"""What is finished of a record that is not: a file beside the results file, which goes when the record is complete.
+
+The tree of `run.h5.partial`; it ends with its SHA-256, as the results file does, and is replaced in one step::
+
+    /                    encoding-type "spectra-partial", encoding-version 1, key and how (JSON)
+    /parts/0/000000      a probe of part 0 of the record: its arrays, by name
+
+The key says whose probes these are, so that no others are taken for them. `how` says in which way they were computed,
+where there is a choice: what goes on with them does the same.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from spectra.errors import StorageError
+from spectra.jsonable import dumps
+from spectra.storage.replacing import remove_leftovers, replace_file
+from spectra.storage.sealing import read_bytes, sealed, unsealed
+
+ENCODING_TYPE = "spectra-partial"
+ENCODING_VERSION = 1
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The finished probes of a record, and whose they are."""
+
+    key: Mapping[str, Any]  # JSON-able: equal keys are equal numbers
+    how: Mapping[str, Any]  # JSON-able
+    parts: Sequence[Sequence[Arrays]]  # the parts of the record, the probes of each from the first on
+
+    def differs(self, key: Mapping[str, Any]) -> list[str]:
+        """The names of what is not as in another key."""
+        other = json.loads(dumps(key))
+        return [name for name in sorted({*self.key, *other}) if self.key.get(name) != other.get(name)]
+
+
+class PartialFile:
+    """The file `run.h5.partial` of a results file `run.h5`."""
+
+    def __init__(self, out: str | Path) -> None:
+        target = Path(out).resolve()
+        self.path = target.with_name(f"{target.name}.partial")
+        self.shown = f"{out}.partial"
+
+    def read(self) -> Partial | None:
+        """What the file holds; None where there is none.
+
+        Raises:
+            StorageError: it is damaged, or not ours.
+        """
+        if not self.path.exists():
+            return None
+        content = read_bytes(self.path, self.shown)
+        image = unsealed(content, self.shown)
+        if len(image) == len(content):  # HDF5 is not given what has no checksum
+            raise StorageError(f"{self.shown}: is damaged: its SHA-256 is missing")
+        try:
+            with h5py.File(io.BytesIO(image), "r") as file:
+                if (file.attrs["encoding-type"], file.attrs["encoding-version"]) != (ENCODING_TYPE, ENCODING_VERSION):
+                    raise StorageError(f"{self.shown}: is not one that this version of spectra wrote")
+                parts = [
+                    [{name: cell[()] for name, cell in probe.items()} for _, probe in sorted(part.items())]
+                    for _, part in sorted(file["parts"].items())
+                ]
+                return Partial(json.loads(file.attrs["key"]), json.loads(file.attrs["how"]), parts)
+        except StorageError:
+            raise
+        except Exception as error:  # h5py raises nearly anything
+            raise StorageError(f"{self.shown}: is damaged: {' '.join(str(error).split())}") from error
+
+    def write(self, partial: Partial) -> None:
+        """Put it in the place of what was there, in one step.
+
+        Raises:
+            StorageError: it cannot be written; what was there is as it was.
+        """
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", libver=("v108", "v108")) as file:
+            file.attrs["encoding-type"] = ENCODING_TYPE
+            file.attrs["encoding-version"] = ENCODING_VERSION
+            file.attrs["key"], file.attrs["how"] = dumps(partial.key), dumps(partial.how)
+            for number, part in enumerate(partial.parts):
+                group = file.create_group(f"parts/{number}")
+                for row, probe in enumerate(part):
+                    cells = group.create_group(f"{row:06d}")
+                    for name, values in probe.items():
+                        cells[name] = values
+        replace_file(self.path, sealed(buffer.getvalue()), shown=self.shown)
+
+    def remove(self) -> None:
+        """Remove the file, and what killed processes left of it.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        try:
+            remove_leftovers(self.path)
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.shown}: cannot be removed: {error.strerror}; remove it by hand") from error
