@@ -12,6 +12,7 @@ from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import CheckpointError, TaskError
 from spectra.records import Identity, Record
 from spectra.resuming import Unfinished
+from spectra.storage.loading import load
 from spectra.storage.runfile import RunFile, load_trajectory
 
 
@@ -58,8 +59,14 @@ class Listener:
 class Outcome:
     """What a run of checkpoints came to."""
 
-    records: tuple[Record, ...]  # of this call
+    out: Path
+    new: frozenset[Identity]  # of this call
     kept: int  # records that were in the file already
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Those of this call, in the order of arrival, read from the file."""
+        return tuple(record for record in load(self.out)[1].values() if record.identity in self.new)
 
     @property
     def failed(self) -> tuple[Record, ...]:
@@ -73,7 +80,8 @@ class Store:
         self.out, self.choice, self.unfinished, self.force, self.tell = out, choice, unfinished, force, tell
         self.file: RunFile | None = None
         self.settings: dict[str, Any] = {}
-        self.records: list[Record] = []  # until the file is open, these are failures, which wait for it
+        self.waiting: list[Record] = []  # failures, until a checkpoint says what the run is
+        self.added: set[Identity] = set()  # the records themselves are in the file
         self.kept = 0
 
     def open(self, settings: dict[str, Any]) -> None:
@@ -83,9 +91,9 @@ class Store:
             if self.file.replaced:
                 self.tell.note(f"{self.out}: is begun anew: {'; '.join(self.file.replaced)}")
             self.settings = settings
-            self.records = [replace(record, settings=settings) for record in self.records]
-            for record in self.records:
-                self.file.append(record)
+            for record in self.waiting:
+                self._append(replace(record, settings=settings))
+            self.waiting = []
         elif settings != self.settings:
             differs = [key for key in settings if settings[key] != self.settings.get(key)]
             raise TaskError(
@@ -122,13 +130,19 @@ class Store:
         return found
 
     def add(self, record: Record) -> None:
-        if self.file is not None:
-            self.file.append(record)
-        self.records.append(record)
+        if self.file is None:
+            self.waiting.append(record)
+            return
+        self._append(record)
         if record.status == "complete":
             self.unfinished.end()
 
+    def _append(self, record: Record) -> None:
+        assert self.file is not None
+        self.added.add(self.file.append(record).identity)
+
     def close(self) -> Outcome:
         if self.file is None:
-            raise CheckpointError(f"none of the checkpoints could be analysed; the first: {self.records[0].reason}")
-        return Outcome(tuple(self.records), self.kept)
+            first = f"; the first: {self.waiting[0].reason}" if self.waiting else ""
+            raise CheckpointError(f"none of the checkpoints could be analysed{first}")
+        return Outcome(self.out, frozenset(self.added), self.kept)

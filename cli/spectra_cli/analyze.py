@@ -221,9 +221,9 @@ def _was_given(context: click.Context, parameter: str) -> bool:
 def _shown(outcome: Outcome, out: Path) -> Trajectory:
     """The records of this call as the file holds them; the whole file where all of them were there before."""
     stored = load_trajectory(out)
-    if not outcome.records:
+    if not outcome.new:
         return stored
-    wanted = {record.identity for record in outcome.records}
+    wanted = outcome.new
     return Trajectory(
         [record for record in stored if record.identity in wanted],
         settings=stored.settings,
@@ -233,7 +233,7 @@ def _shown(outcome: Outcome, out: Path) -> Trajectory:
 
 
 def _count(outcome: Outcome) -> str:
-    new = len(outcome.records)
+    new = len(outcome.new)
     words = f"{new} record{'' if new == 1 else 's'}"
     return words + (f" added, {outcome.kept} kept as they were" if outcome.kept else "")
 

@@ -36,7 +36,7 @@ import datetime
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,6 +79,19 @@ def load_trajectory(path: str | Path) -> Trajectory:
     return load(path)[0]
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is kept in memory of a record in the file, so that a long run needs no more than a short one."""
+
+    identity: Identity
+    complete: bool
+    hashed: bool
+
+    @classmethod
+    def of(cls, record: Record) -> _Known:
+        return cls(record.identity, record.status == "complete", record.checkpoint_sha256 is not None)
+
+
 class RunFile:
     """A results file that is being written: `with RunFile.open(path, settings) as run: run.append(record)`.
 
@@ -90,13 +103,13 @@ class RunFile:
         path: Path,
         shown: str,
         settings: Mapping[str, Any],
-        records: dict[str, Record],
+        known: dict[str, _Known],
         seen: tuple[int, int, int] | None,
     ) -> None:
         self.path = path
         self.shown = shown  # as the user calls it
         self.settings = settings
-        self._records = records  # by the name of their group
+        self._known = known  # by the name of the group
         self._seen = seen  # the file when it was read
         self._force = False
         self.replaced: tuple[str, ...] = ()  # by force: how the settings of the file that is begun anew differ
@@ -120,7 +133,7 @@ class RunFile:
         target = Path(path).resolve()
         check_writable(target, shown=str(path))
         wanted: dict[str, Any] = json.loads(dumps(settings))
-        records: dict[str, Record] = {}
+        known: dict[str, _Known] = {}
         differing: list[str] = []
         seen = fingerprint(target)  # before it is read: what changes from now on is noticed
         if seen is not None:
@@ -131,8 +144,8 @@ class RunFile:
                     f"{path}: is of a run with other settings: {'; '.join(differing)}; "
                     "use the settings of the file, or choose another file, or --force to replace it"
                 )
-            records = {} if differing else records
-        run = cls(target, str(path), wanted, records, seen)
+            known = {} if differing else {name: _Known.of(record) for name, record in records.items()}
+        run = cls(target, str(path), wanted, known, seen)
         run._force, run.replaced = force, tuple(differing)
         return run
 
@@ -146,8 +159,8 @@ class RunFile:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """The whole records in the file, in the order of arrival."""
-        return tuple(self._records.values())
+        """The whole records in the file, in the order of arrival, read from it."""
+        return () if not self._known else tuple(load(self.path, shown=self.shown)[1].values())
 
     def has(self, identity: Identity) -> bool:
         """Whether a complete record of this identity is in the file. One that failed is to be tried again.
@@ -158,16 +171,15 @@ class RunFile:
         Raises:
             StorageError: a record of the same checkpoint file is there, and the file's content was another one.
         """
-        for record in self._records.values():
-            if record.status != "complete":
-                continue
-            if record.identity == identity:
-                return True
-            hashed = record.checkpoint_sha256 is not None and identity.subject != identity.checkpoint
-            if hashed and not self._force and record.identity.same_place(identity):
+        complete = [known for known in self._known.values() if known.complete]
+        if any(known.identity == identity for known in complete):
+            return True
+        for known in complete:
+            hashed = known.hashed and identity.subject != identity.checkpoint
+            if hashed and not self._force and known.identity.same_place(identity):
                 raise StorageError(
-                    f"{self.shown}: {record.checkpoint} was another file when it was analysed: its SHA-256 was "
-                    f"{record.identity.subject[:12]}..., now it is {identity.subject[:12]}...; "
+                    f"{self.shown}: {identity.checkpoint} was another file when it was analysed: its SHA-256 was "
+                    f"{known.identity.subject[:12]}..., now it is {identity.subject[:12]}...; "
                     "choose another results file for the checkpoint that replaced it, or --force"
                 )
         return False
@@ -193,15 +205,15 @@ class RunFile:
             raise StorageError(f"{self.shown}: has {record.label} already")
         earlier = [
             name
-            for name, other in self._records.items()
+            for name, other in self._known.items()
             if (other.identity == identity or other.identity.same_place(identity))
-            and (other.status == "failed" or (self._force and record.status == "complete"))
+            and (not other.complete or (self._force and record.status == "complete"))
         ]
-        name = earlier[0] if earlier else f"{1 + max(map(int, self._records), default=-1):06d}"
+        name = earlier[0] if earlier else f"{1 + max(map(int, self._known), default=-1):06d}"
         replace_file(self.path, self._image(record, name, obsolete=earlier), shown=self.shown)
         self._seen = fingerprint(self.path)
         self.replaced = ()
-        self._records = {key: kept for key, kept in self._records.items() if key not in earlier} | {name: record}
+        self._known = {key: kept for key, kept in self._known.items() if key not in earlier} | {name: _Known.of(record)}
         return record
 
     def _image(self, record: Record, name: str, *, obsolete: list[str]) -> bytes:
