@@ -36,8 +36,8 @@ class DataChoice:
 class Listener:
     """What is told of a run under way. The methods do nothing here: a display overrides those it shows."""
 
-    def checkpoint(self, index: int, total: int, path: Path) -> None:
-        """A checkpoint is taken up."""
+    def checkpoint(self, index: int, total: int | None, path: Path) -> None:
+        """A checkpoint is taken up, of so many if that is known."""
 
     def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
         """Products done, of those of one record."""

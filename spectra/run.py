@@ -6,7 +6,7 @@ and leaves no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ TaskMaker = Callable[[Checkpoint], Task]
 
 
 def analyze_run(
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     make_task: TaskMaker,
     settings: Settings,
     *,
@@ -45,7 +45,7 @@ def analyze_run(
     """Analyse checkpoints one after the other into one file, which is continued if it is of the same run.
 
     Args:
-        paths: the checkpoints, in order of training.
+        paths: the checkpoints, in order of training; an iterator may wait for those that are still to come.
         make_task: the task of a checkpoint; its model receives the weights.
         settings: what is asked.
         out: the file; its folder must exist.
@@ -63,7 +63,8 @@ def analyze_run(
             Whatever is raised, the file keeps the records that were finished, and the probes of the next one that
             were finished are kept beside it.
     """
-    if not paths:
+    total = len(paths) if isinstance(paths, Sequence) else None
+    if total == 0:
         raise CheckpointError("no checkpoint to analyse")
     check_output(out)
     tell = listener or Listener()
@@ -72,13 +73,14 @@ def analyze_run(
         unfinished = Unfinished(out, tell.note)
         store = Store(out, data or DataChoice(), unfinished, force, tell)
         with SameThreads(unfinished.threads or store.threads(), tell.note):
-            _analyze_all(paths, make_task, settings, store, where, unsafe, weights, tell, strict)
+            _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, tell, strict)
         unfinished.end()
         return store.close()
 
 
 def _analyze_all(
-    paths: Sequence[Path],
+    paths: Iterable[Path],
+    total: int | None,
     make_task: TaskMaker,
     settings: Settings,
     store: Store,
@@ -92,7 +94,7 @@ def _analyze_all(
     seen: dict[str, Path] = {}  # checkpoints by their content
     chosen = _Chosen(choice, with_test=settings.test_data)
     for index, path in enumerate(paths):
-        tell.checkpoint(index, len(paths), path)
+        tell.checkpoint(index, total, path)
         checkpoint: Checkpoint | None = None
         missing = settings.pairs()
         try:
@@ -131,7 +133,7 @@ def _analyze_all(
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
             store.unfinished.end()
-            if len(paths) == 1 or strict:
+            if total == 1 or strict:
                 raise
             for operator, bn_mode in missing:
                 record = failed_record(operator, bn_mode, str(error), store.settings, str(path), checkpoint)

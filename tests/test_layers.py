@@ -17,8 +17,8 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population \
-        randomness sharing sharpness.blocks sharpness.draws version
+    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
+        sharing sharpness.blocks sharpness.draws version
     batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers exact.normalized \
         exact.result krylov.probes operators.base operators.modes operators.selftest presets \
         sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue sharpness.interval \
@@ -27,47 +27,45 @@ FLOORS = """
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
-    budget checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers \
-        resuming survey
+    budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
+        extremes krylov.eigsh krylov.hutchpp outliers resuming survey
     degeneracy determinants distribution exact.ggn_result ranks records task
-    differences
-    operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
-    crosscheck distance krylov.slq operators.checks operators.jacobian operators.passes \
-        operators.recalibration plots.curves plots.draw zoo.training
-    comparison exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check \
-        storage.findings zoo.__main__
-    exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
-        operators.hessian operators.point plots.compared plots.curve_sheets plots.findings \
-        plots.over_training provenance remarks sharpness.degrees sharpness.folding sharpness.suite \
-        storage.hdf5
-    exact.linearised plots.figures settings sharpness.adaptive sharpness.delta_sharpness \
-        sharpness.drawn_diagonals sharpness.norms sharpness.scale_groups sharpness.search \
-        sharpness.train_part storage.stored
-    exact.ggn_spectrum exact.trace sharpness.bn_sharpness sharpness.minimum storage.loading
-    sharpness.fisher_rao sharpness.node_wise storage.runfile verification
-    analysis filling sharpness.measures storage.merging
+    differences operators.function plots.moments sharpness.per_layer zoo.tasks
+    operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
+    crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
+        sharpness.float64_copy zoo.__main__
+    comparison exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
+        operators.hessian operators.point plots.sheets provenance remarks sharpness.degrees \
+        sharpness.folding sharpness.suite spectrum_check storage.findings
+    exact.linearised plots.compared plots.curve_sheets plots.findings plots.over_training settings \
+        sharpness.adaptive sharpness.delta_sharpness sharpness.drawn_diagonals sharpness.norms \
+        sharpness.scale_groups sharpness.search sharpness.train_part storage.hdf5
+    exact.ggn_spectrum exact.trace plots.figures sharpness.bn_sharpness sharpness.minimum storage.stored
+    sharpness.fisher_rao sharpness.node_wise storage.loading verification
+    analysis sharpness.measures storage.runfile
+    filling storage.merging
     run
-    cli.main cli.numbers cli.on_request cli.progress cli.user_code
+    cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source
-    cli.budget_table cli.comparison_table cli.findings_table cli.metrics cli.preset_table
+    cli.analysis_options cli.budget_table cli.comparison_table cli.findings_table cli.metrics \
+        cli.preset_table
     cli.compare cli.record_table
     cli.tables
-    cli.analyze cli.demo cli.show
-    cli.plot
+    cli.demo cli.outcome cli.show
+    cli.analyze cli.plot cli.watch
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style population sharing version eigenpairs exact.result krylov.probes presets
-        sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
-        storage.replacing storage.sealing columns tridiagonal storage.locking estimates trajectory
-        sharpness.normalized storage.partial budget counts deflation density extremes outliers
-        degeneracy determinants distribution exact.ggn_result ranks records differences plots.moments
-        spectrum distance crosscheck plots.curves plots.draw plots.sheets spectrum_check
-        storage.findings comparison plots.curve_sheets plots.findings storage.hdf5 plots.compared
-        plots.over_training plots.figures storage.stored storage.loading storage.runfile storage.merging
-        cli.main cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table cli.findings_table
-        cli.metrics cli.preset_table cli.comparison_table cli.record_table cli.compare cli.tables
-        cli.show cli.plot
+    errors jsonable plots.style population sharing version columns eigenpairs exact.result krylov.probes
+        presets sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
+        storage.locking storage.replacing storage.sealing tridiagonal estimates sharpness.normalized
+        storage.partial trajectory budget counts deflation density extremes outliers degeneracy determinants
+        distribution exact.ggn_result ranks records differences plots.moments spectrum crosscheck distance
+        plots.curves plots.draw comparison plots.sheets spectrum_check storage.findings plots.compared
+        plots.curve_sheets plots.findings plots.over_training storage.hdf5 plots.figures storage.stored
+        storage.loading storage.runfile storage.merging cli.grouped_help cli.main cli.merge cli.numbers
+        cli.on_request cli.user_code cli.layout cli.budget_table cli.comparison_table cli.findings_table
+        cli.metrics cli.preset_table cli.compare cli.record_table cli.tables cli.show cli.plot
 """
 
 

@@ -23,6 +23,8 @@ from spectra.version import __version__
 COMMANDS = {
     "demo": ("spectra_cli.demo", "Train a small network, analyse its checkpoints, draw the figures."),
     "analyze": ("spectra_cli.analyze", "Compute Hessian spectra of checkpoints, and save them in a file."),
+    "watch": ("spectra_cli.watch", "Analyse checkpoints as training writes them."),
+    "merge": ("spectra_cli.merge", "Join the files of several jobs into one."),
     "show": ("spectra_cli.show", "Print the numbers in a results file, each with its error."),
     "plot": ("spectra_cli.plot", "Draw the figures of a results file."),
     "compare": ("spectra_cli.compare", "Compare two or more runs, with what the noise of probes and of runs explains."),

@@ -1,31 +1,50 @@
-"""What a run shows while it goes on: a bar on a terminal, one line per record elsewhere. Always on standard error."""
+"""What a run shows while it goes on, always on standard error: a bar, a line per record, or a JSON object per line."""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from spectra.jsonable import dumps
 from spectra.records import Record
 from spectra.run import Listener
 
+DISPLAYS = ("auto", "bar", "lines", "json", "none")
 
-class RunDisplay(Listener):
-    """A bar over all records of a run, with the products per second; a plain line per record where none can be drawn.
+
+def display_of(kind: str, records: int | None, *, quiet: bool) -> RunDisplay:
+    """The display of that name.
 
     Args:
-        records: how many records are asked for in all.
+        kind: one of `DISPLAYS`.
+        records: how many records are asked for in all; None: nobody knows.
         quiet: show nothing.
     """
+    if kind == "json" and not quiet:
+        return JsonDisplay(records)
+    terminal = Console(stderr=True).is_terminal
+    return RunDisplay(records, quiet=quiet or kind == "none", drawn=kind == "bar" or (kind == "auto" and terminal))
 
-    def __init__(self, records: int, *, quiet: bool = False) -> None:
+
+class RunDisplay(Listener):
+    """A bar over all records of a run, with the products per second; or a plain line per record.
+
+    Args:
+        records: how many records are asked for in all; None: nobody knows.
+        quiet: show nothing.
+        drawn: a bar; by default on a terminal.
+    """
+
+    def __init__(self, records: int | None, *, quiet: bool = False, drawn: bool | None = None) -> None:
         self.console = Console(stderr=True, soft_wrap=True, highlight=False)
-        self.drawn = self.console.is_terminal and not quiet
+        self.drawn = (self.console.is_terminal if drawn is None else drawn) and not quiet
         self.quiet = quiet
         self.records = records
         self.finished = 0
@@ -43,7 +62,7 @@ class RunDisplay(Listener):
             transient=True,
             disable=not self.drawn,
         )
-        self.row = self.bar.add_task("reading", total=float(records), rate="")
+        self.row = self.bar.add_task("reading", total=None if records is None else float(records), rate="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -59,8 +78,11 @@ class RunDisplay(Listener):
         if not self.quiet:
             self.console.print(words, markup=False)
 
-    def checkpoint(self, index: int, total: int, path: Path) -> None:
-        self.path = path.name if total == 1 else f"{path.name} ({index + 1}/{total})"
+    def note(self, words: str) -> None:
+        self.say(f"spectra: {words}")
+
+    def checkpoint(self, index: int, total: int | None, path: Path) -> None:
+        self.path = path.name if total == 1 else f"{path.name} ({index + 1}{'' if total is None else f'/{total}'})"
         self.bar.update(self.row, description=f"{self.path}: reading and checking")
         self.started = time.perf_counter()
 
@@ -74,22 +96,81 @@ class RunDisplay(Listener):
         )
 
     def record(self, record: Record) -> None:
-        self._advance()
-        if not self.drawn and not self.quiet:
-            self.console.print(f"[{self.finished}/{self.records}] {self.path}: {_in_short(record)}", markup=False)
+        self._line(_in_short(record))
 
     def kept(self, path: Path, operator: str, bn_mode: str) -> None:
-        self._advance()
-        if not self.drawn and not self.quiet:
-            self.console.print(
-                f"[{self.finished}/{self.records}] {self.path}: {operator}, BN {bn_mode}: in the file already",
-                markup=False,
-            )
+        self._line(f"{operator}, BN {bn_mode}: in the file already")
 
-    def _advance(self) -> None:
-        self.finished += 1
+    def duplicate(self, path: Path, of: Path, records: int) -> None:
+        self._line(f"has the content of {of.name}: passed over", records)
+
+    def _line(self, words: str, records: int = 1) -> None:
+        self.finished += records
         self.started = time.perf_counter()
         self.bar.update(self.row, completed=float(self.finished))
+        if not self.drawn:
+            count = f"{self.finished}" if self.records is None else f"{self.finished}/{self.records}"
+            self.say(f"[{count}] {self.path}: {words}")
+
+
+class JsonDisplay(RunDisplay):
+    """An event per line, for programs: checkpoint, progress (at most one a second), record, kept, duplicate, note."""
+
+    def __init__(self, records: int | None) -> None:
+        super().__init__(records, quiet=True)
+        self._shown = -math.inf
+
+    def _event(self, event: str, **fields: Any) -> None:
+        print(dumps({"event": event, **fields}), file=sys.stderr, flush=True)
+
+    def say(self, words: str) -> None:
+        self._event("note", words=words.removeprefix("spectra: "))
+
+    def checkpoint(self, index: int, total: int | None, path: Path) -> None:
+        super().checkpoint(index, total, path)
+        self._event("checkpoint", index=index, total=total, path=str(path))
+
+    def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._shown < 1 and done < total:
+            return
+        self._shown = now
+        spent = max(1e-9, now - self.started)
+        self._event(
+            "progress",
+            operator=operator,
+            bn_mode=bn_mode,
+            products=done,
+            of=total,
+            products_per_second=done / spent,
+            records=self.finished,
+            of_records=self.records,
+        )
+
+    def record(self, record: Record) -> None:
+        super().record(record)
+        facts = {"checkpoint": record.checkpoint, "epoch": record.epoch, "step": record.step}
+        self._event(
+            "record",
+            **facts,
+            operator=record.operator,
+            bn_mode=record.bn_mode,
+            status=record.status,
+            reason=record.reason,
+            seconds=record.provenance.get("seconds"),
+        )
+
+    def kept(self, path: Path, operator: str, bn_mode: str) -> None:
+        super().kept(path, operator, bn_mode)
+        self._event("kept", checkpoint=str(path), operator=operator, bn_mode=bn_mode)
+
+    def duplicate(self, path: Path, of: Path, records: int) -> None:
+        super().duplicate(path, of, records)
+        self._event("duplicate", checkpoint=str(path), of=str(of))
+
+    def _line(self, words: str, records: int = 1) -> None:
+        self.finished += records
+        self.started = time.perf_counter()
 
 
 def _in_short(record: Record) -> str:

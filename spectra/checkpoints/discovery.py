@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from spectra.checkpoints.dialects import find_weights, metadata_of, natural_key, position_in_name, position_of
@@ -46,25 +47,33 @@ def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def order_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint file, and when in training it is from, as far as that is known."""
+
+    path: Path
+    epoch: float | None
+    step: int | None
+
+
+def in_training_order(paths: Sequence[str | Path]) -> list[Found]:
     """Checkpoints in the order of training: by epoch, or by step where not all have an epoch; then by natural name.
 
     Epoch and step are those that ``load_checkpoint`` reports. If some checkpoints have neither, all are ordered by
     name. No code of a file is run here: one that cannot be read without is placed by its name, and so is one that
     cannot be read at all, whose error belongs to whoever loads it.
     """
-    files = [Path(path) for path in paths]
-    positions = [_peek(file) for file in files]
-    epochs = [epoch for epoch, _ in positions]
-    steps = [step for _, step in positions]
-    names = [natural_key(str(file)) for file in files]
-    if None not in epochs:
-        keys = [(epoch or 0, step or 0, name) for epoch, step, name in zip(epochs, steps, names)]
-    elif None not in steps:
-        keys = [(step or 0, 0, name) for step, name in zip(steps, names)]
-    else:
-        keys = [(0, 0, name) for name in names]
-    return [files[i] for i in sorted(range(len(files)), key=keys.__getitem__)]
+    found = [Found(Path(path), *_peek(Path(path))) for path in paths]
+    if all(one.epoch is not None for one in found):
+        return sorted(found, key=lambda one: (one.epoch or 0, one.step or 0, natural_key(str(one.path))))
+    if all(one.step is not None for one in found):
+        return sorted(found, key=lambda one: (one.step or 0, natural_key(str(one.path))))
+    return sorted(found, key=lambda one: natural_key(str(one.path)))
+
+
+def order_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
+    """The same, the paths alone."""
+    return [one.path for one in in_training_order(paths)]
 
 
 def _peek(path: Path) -> tuple[float | None, int | None]:

@@ -1,0 +1,62 @@
+"""What a run came to: its table, and the errors that end it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from spectra.errors import CheckpointError, NumericsError
+from spectra.records import Trajectory
+from spectra.run import Outcome
+from spectra.storage.runfile import load_trajectory
+from spectra_cli.layout import make_console
+from spectra_cli.tables import print_trajectory
+
+
+def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+    """Print the records of a run.
+
+    Raises:
+        CheckpointError: some failed.
+        NumericsError: a cross-check failed.
+    """
+    out, shown = outcome.out, _shown(outcome)
+    if as_json:
+        click.echo(json.dumps([record.to_json() for record in shown], indent=2, allow_nan=False))
+    else:
+        print_trajectory(shown, make_console(), title=f"{out}: {_count(outcome)}")
+        if not quiet:
+            click.echo(f"spectra: saved in {out}; next: spectra show {out}, spectra plot {out}", err=True)
+    failed = sum(record.status == "failed" for record in shown)
+    if failed:
+        raise CheckpointError(f"{failed} of {len(shown)} records failed; the reasons are in {out}")
+    wrong = [check for record in shown for check in record.checks if check.failed]
+    if wrong:
+        raise NumericsError(f"{len(wrong)} cross-checks failed, the first: {wrong[0]}; please report this with {out}")
+
+
+def interrupted(out: Path) -> None:
+    """Say what an interrupt leaves."""
+    if out.exists():
+        click.echo(f"spectra: the records finished so far are in {out}; the same command goes on from there", err=True)
+
+
+def _shown(outcome: Outcome) -> Trajectory:
+    """The records of this call as the file holds them; the whole file where all of them were there before."""
+    stored = load_trajectory(outcome.out)
+    if not outcome.new:
+        return stored
+    return Trajectory(
+        [record for record in stored if record.identity in outcome.new],
+        settings=stored.settings,
+        notes=stored.notes,
+        path=stored.path,
+    )
+
+
+def _count(outcome: Outcome) -> str:
+    new = len(outcome.new)
+    words = f"{new} record{'' if new == 1 else 's'}"
+    return words + (f" added, {outcome.kept} kept as they were" if outcome.kept else "")

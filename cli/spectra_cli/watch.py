@@ -1,0 +1,76 @@
+"""``spectra watch``: checkpoints are analysed as training writes them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spectra.checkpoints.watching import arriving
+from spectra.run import analyze_run, check_output
+from spectra_cli.analysis_options import Request, analysis_options
+from spectra_cli.grouped_help import GroupedCommand, grouped_option
+from spectra_cli.outcome import interrupted, report
+from spectra_cli.progress import display_of
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("places", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@grouped_option(
+    "When",
+    "--idle",
+    type=float,
+    metavar="SECONDS",
+    help="Stop when nothing new has come for so long. Default: go on until stopped.",
+)
+@grouped_option(
+    "When",
+    "--settle",
+    type=float,
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A file is taken for whole when nothing has written to it for so long, and it ends as its format says.",
+)
+@analysis_options
+def command(places: tuple[Path, ...], idle: float | None, settle: float, **options: Any) -> None:
+    """Analyse the checkpoints in a folder, and new ones as training writes them, until told to stop.
+
+    Ctrl-C (or SIGTERM) while it waits ends it, and prints the table. One that comes in the middle of a record keeps
+    the finished probes; the same command goes on from there. A checkpoint that fails is recorded with its reason.
+
+    \b
+    Examples:
+      spectra watch run/ --task task.py:task --out run.h5
+      spectra watch "run/epoch_*.pt" --task task.py:task --idle 3600
+    """
+    asked = Request.of(options)
+    check_output(asked.out)
+    try:
+        with _terminated_as_interrupted(), display_of(options["progress"], None, quiet=asked.quiet) as display:
+            named = " ".join(map(str, places))
+            display.say(f"spectra: watching {named}; Ctrl-C stops")
+            coming = arriving(places, settle=settle, idle=idle, note=display.note)
+            outcome = analyze_run(coming, out=asked.out, listener=display, **asked.for_run(display.say))
+    except KeyboardInterrupt:
+        interrupted(asked.out)
+        raise
+    report(outcome, as_json=False, quiet=asked.quiet)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, with which schedulers end a job, counts as Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

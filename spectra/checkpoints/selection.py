@@ -1,0 +1,128 @@
+"""Which checkpoints of a run are analysed: every K-th, those of some epochs, the last, or the share of one job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spectra.checkpoints.discovery import Found
+from spectra.errors import ArgumentError, CheckpointError
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_RANGE = re.compile(rf"({_NUMBER})?:({_NUMBER})?(?::({_NUMBER}))?")
+_CLOSE = 1e-9  # epochs may be fractions
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Single epochs and ranges of them, as `0,5,10:100:10` says: ends included, a range begins at 0 if not said."""
+
+    text: str
+    single: tuple[float, ...]
+    ranges: tuple[tuple[float, float | None, float | None], ...]  # first, last, step
+
+    @classmethod
+    def parse(cls, text: str) -> Epochs:
+        """
+        Raises:
+            ArgumentError: not a list of epochs and ranges.
+
+        Example:
+            >>> [epoch for epoch in range(40) if Epochs.parse("3,10:30:10").wants(epoch)]
+            [3, 10, 20, 30]
+        """
+        single, ranges = [], []
+        for piece in text.split(","):
+            if re.fullmatch(_NUMBER, piece.strip()):
+                single.append(float(piece))
+            elif (found := _RANGE.fullmatch(piece.strip())) and found.group(3) not in ("0", "0.0"):
+                first, last, step = (None if part is None else float(part) for part in found.groups())
+                ranges.append((first or 0.0, last, step))
+            else:
+                raise ArgumentError(
+                    f"epochs {text!r}: epochs and ranges FIRST:LAST:STEP are needed, as in 0,5,10:100:10"
+                )
+        return cls(text, tuple(single), tuple(ranges))
+
+    def wants(self, epoch: float) -> bool:
+        return any(abs(epoch - one) < _CLOSE for one in self.single) or any(
+            epoch >= first - _CLOSE and (last is None or epoch <= last + _CLOSE) and _is_multiple(epoch - first, step)
+            for first, last, step in self.ranges
+        )
+
+
+def select(
+    found: Sequence[Found], *, every: int | None = None, epochs: str | None = None, last: bool = False
+) -> list[Found]:
+    """Some of the checkpoints of a run.
+
+    Args:
+        found: all of them, in training order.
+        every: the first, and each K-th after it.
+        epochs: those of these epochs: single ones and ranges, ``0,5,10:100:10``, ends included. With `every`, each
+            K-th of them.
+        last: the last one: in addition to what the others choose, alone if there are no others.
+
+    Raises:
+        ArgumentError: an argument that says nothing.
+        CheckpointError: an epoch is asked for, and none of the files says that it is from it.
+    """
+    if every is not None and every < 1:
+        raise ArgumentError(f"every={every}: at least 1 is needed; 1 is all")
+    chosen = list(found)
+    if epochs is not None:
+        chosen = _of_epochs(chosen, Epochs.parse(epochs))
+    if every is not None:
+        chosen = chosen[::every]
+    if last and every is None and epochs is None:
+        chosen = []
+    if last and found and found[-1] not in chosen:
+        chosen.append(found[-1])
+    return chosen
+
+
+def _of_epochs(found: Sequence[Found], wanted: Epochs) -> list[Found]:
+    there = sorted({one.epoch for one in found if one.epoch is not None})
+    if not there:
+        raise CheckpointError(f"epochs {wanted.text}: none of the {len(found)} checkpoints says of which epoch it is")
+    missing = [f"{epoch:g}" for epoch in wanted.single if not any(abs(epoch - one) < _CLOSE for one in there)]
+    chosen = [one for one in found if one.epoch is not None and wanted.wants(one.epoch)]
+    if missing or not chosen:
+        raise CheckpointError(
+            f"epochs {wanted.text}: no checkpoint of epoch {', '.join(missing) or wanted.text}; there are "
+            f"{_in_short(there)}"
+        )
+    return chosen
+
+
+def shard(found: Sequence[Found], text: str) -> tuple[list[Found], int, int]:
+    """The checkpoints of job I of N: each N-th, so that every job has early and late ones.
+
+    Args:
+        found: those of all jobs, in training order; the same for each.
+        text: ``I/N``, I from 1 to N.
+
+    Returns:
+        The checkpoints, I and N.
+
+    Raises:
+        ArgumentError: not of this form, or the job has no checkpoints.
+    """
+    parsed = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    number, shards = (int(part) for part in parsed.groups()) if parsed else (0, 0)
+    if not 1 <= number <= shards:
+        raise ArgumentError(f"shard {text!r}: I/N is needed, I from 1 to N, as in 2/8")
+    mine = list(found[number - 1 :: shards])
+    if not mine:
+        raise ArgumentError(f"shard {text}: there are {len(found)} checkpoints, so at most {len(found)} shards")
+    return mine, number, shards
+
+
+def _is_multiple(distance: float, step: float | None) -> bool:
+    return step is None or abs(distance / step - round(distance / step)) < _CLOSE
+
+
+def _in_short(epochs: Sequence[float]) -> str:
+    shown = [f"{epoch:g}" for epoch in epochs]
+    return ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:3])}, ..., {', '.join(shown[-2:])}"
