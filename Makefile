@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/peers
 
-.PHONY: help demo test peers check format build clean
+# A process per core, up to four: each imports torch.
+IN_PARALLEL := --numprocesses=auto --maxprocesses=4
+
+.PHONY: help demo test slow peers check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests (about three minutes on two cores)"
+	@echo "make slow    run those that take long: what is too much for every day"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
 	@echo "make check   lint, format and types"
 	@echo "make format  rewrite the sources in the project's format"
@@ -24,7 +28,10 @@ demo: $(READY)
 	$(BIN)/spectra demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(IN_PARALLEL)
 
 # Into a folder of their own and without their dependencies: the environment stays as constraints.txt pins it.
 $(PEERS)/.ready: tests/peers/requirements.txt $(READY)
