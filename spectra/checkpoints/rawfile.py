@@ -13,9 +13,11 @@ import logging
 import pickletools
 import re
 import stat
+import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +29,11 @@ from spectra.errors import CheckpointError, MissingDependency
 logger = logging.getLogger(__name__)
 
 MMAP_FROM = 64 * 2**20  # bytes: below this, reading the file is as cheap, and does not hold it open
+#: What `zipfile` raises on an archive with damage anywhere in its directory; `UnicodeDecodeError` is a `ValueError`.
+_OF_DAMAGED_ARCHIVES = (
+    *(zipfile.BadZipFile, NotImplementedError, EOFError, OSError, zlib.error, struct.error),
+    *(RuntimeError, ValueError, LookupError, OverflowError),
+)
 _HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w*Storage")
 
 
@@ -54,7 +61,7 @@ def read_hashed(path: Path, unsafe: bool) -> tuple[Any, str]:
     """What is in the file, and the SHA-256 of its bytes; the two belong together.
 
     Raises:
-        CheckpointError: it cannot be read, or was written to meanwhile.
+        CheckpointError: it cannot be read, is damaged, or was written to meanwhile.
     """
     check_file(path)
     try:
@@ -62,12 +69,49 @@ def read_hashed(path: Path, unsafe: bool) -> tuple[Any, str]:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         content = read_raw(path, unsafe)
+        check_sums(path)
         after = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     if (before.st_mtime_ns, before.st_size, before.st_ino) != (after.st_mtime_ns, after.st_size, after.st_ino):
         raise CheckpointError(f"{path}: it was written to while it was read; run again when it is whole")
     return content, sha256
+
+
+def check_sums(path: Path) -> None:
+    """Compare the CRC-32 of every part of a zip archive, which torch.load does not: a flipped bit would be a weight.
+
+    Files without them pass: torch's legacy format, safetensors, and archives that torch wrote with
+    ``set_crc32_options(False)``, where all of them are 0.
+
+    Raises:
+        CheckpointError: one does not match.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sums = {part.filename: part.CRC for part in archive.infolist()}
+        damaged = _first_that_differs(path, sums) if any(sums.values()) else None
+    except _OF_DAMAGED_ARCHIVES as error:
+        raise CheckpointError(f"{path}: damaged: {_first_line(error)}; copy the file anew") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged: {damaged} does not match its CRC-32; copy the file anew")
+
+
+def _first_that_differs(path: Path, sums: Mapping[str, int]) -> str | None:
+    """The first part whose bytes, as torch reads them, are not those of its checksum.
+
+    What `zipfile` reads is not enough: with a flipped bit in the directory of the archive, torch can take a part for a
+    folder, and leave the memory of its tensor as it was.
+    """
+    reader = torch._C.PyTorchFileReader(str(path))
+    names = {name.partition("/")[2]: name for name in sums}
+    read = set(reader.get_all_records())
+    for short, name in names.items():
+        if short not in read or zlib.crc32(reader.get_record(short)) != sums[name]:
+            return name
+    return None
 
 
 def read_raw(path: Path, unsafe: bool = False) -> Any:
@@ -163,8 +207,10 @@ def _reason(path: Path, head: bytes, error: Exception, refused: bool = True) -> 
                     return "a zip archive, but not a checkpoint: torch.save did not write it"
                 with archive.open(pickles[0]) as file:
                     wanted, _ = _scan(file)
-        except (zipfile.BadZipFile, OSError, EOFError):
+        except zipfile.BadZipFile:
             return "truncated or damaged: the end of the file is missing"
+        except _OF_DAMAGED_ARCHIVES as damage:
+            return f"damaged: {_first_line(damage)}"
         return _wants_code(error, wanted) if refused else f"damaged: {_first_line(error)}"
     if head.startswith(b"\x80"):
         with path.open("rb") as file:
