@@ -19,7 +19,7 @@ from spectra.krylov.slq import lockstep_width, slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import measure_point, widths_of
 from spectra.provenance import origin, provenance_of
-from spectra.records import Record
+from spectra.records import Place, Record
 from spectra.remarks import notes_of, notes_of_pairs, notes_of_rank
 from spectra.resuming import Unfinished, key_of
 from spectra.settings import OPERATORS, Settings, run_settings
@@ -58,7 +58,7 @@ def analyze(task: Task, **options: Any) -> list[Record]:
 def iter_analyze(
     task: Task,
     *,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | Place | None = None,
     progress: Progress | None = None,
     skip: Sequence[tuple[str, str]] = (),
     settings: Settings | None = None,
@@ -97,14 +97,14 @@ def iter_analyze(
     ]
     # A record that is skipped has the measures of its mode already, if it is the first of it.
     measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
-    return _records(operators, measured, asked, checkpoint, progress, extra or {}, notes, unfinished)
+    return _records(operators, measured, asked, place_of(checkpoint), progress, extra or {}, notes, unfinished)
 
 
 def _records(
     operators: list[list[CurvatureOperator]],
     measured: set[str],
     asked: Settings,
-    checkpoint: Checkpoint | None,
+    place: Place,
     progress: Progress | None,
     extra: dict[str, Any],
     notes: Sequence[str],
@@ -123,7 +123,7 @@ def _records(
         mode = twins[0].bn_mode
         metrics = () if mode in measured or asked.params is not None else asked.metrics
         measured.add(mode)
-        yield _analyze_one(twins, asked, metrics, checkpoint, progress, extra, notes, unfinished)
+        yield _analyze_one(twins, asked, metrics, place, progress, extra, notes, unfinished)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -200,7 +200,7 @@ def _analyze_one(
     operators: list[CurvatureOperator],
     asked: Settings,
     metrics: Sequence[str],
-    checkpoint: Checkpoint | None,
+    place: Place,
     progress: Progress | None,
     extra: dict[str, Any],
     notes: Sequence[str],
@@ -237,10 +237,10 @@ def _analyze_one(
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
         said += held_out_notes(twin, operator.self_test.notes)
     return Record(
-        checkpoint=None if checkpoint is None else str(checkpoint.path),
-        checkpoint_sha256=None if checkpoint is None else checkpoint.sha256,
-        epoch=None if checkpoint is None else checkpoint.epoch,
-        step=None if checkpoint is None else checkpoint.step,
+        checkpoint=place.checkpoint,
+        checkpoint_sha256=place.sha256,
+        epoch=place.epoch,
+        step=place.step,
         operator=operator.kind,
         bn_mode=operator.bn_mode,
         status="complete",
@@ -255,19 +255,30 @@ def _analyze_one(
         exact_spectrum=found.eigenvalues,
         remainder=found.verified.remainder,
         sharpness=found.sharpness,
-        notes=(*said, *(checkpoint.notes if checkpoint is not None else ()), *notes),
+        notes=(*said, *place.notes, *notes),
     )
 
 
-def failed_record(
-    operator: str, bn_mode: str, reason: str, settings: dict[str, Any], path: str, checkpoint: Checkpoint | None
-) -> Record:
+def place_of(checkpoint: Checkpoint | Place | None) -> Place:
+    """Where the weights are from, in what a record keeps of it."""
+    if checkpoint is None or isinstance(checkpoint, Place):
+        return checkpoint or Place()
+    return Place(
+        checkpoint=str(checkpoint.path),
+        sha256=checkpoint.sha256,
+        epoch=checkpoint.epoch,
+        step=checkpoint.step,
+        notes=tuple(checkpoint.notes),
+    )
+
+
+def failed_record(operator: str, bn_mode: str, reason: str, settings: dict[str, Any], place: Place) -> Record:
     """A record that says why there are no numbers, for one checkpoint among several."""
     return Record(
-        checkpoint=path,
-        checkpoint_sha256=None if checkpoint is None else checkpoint.sha256,
-        epoch=None if checkpoint is None else checkpoint.epoch,
-        step=None if checkpoint is None else checkpoint.step,
+        checkpoint=place.checkpoint,
+        checkpoint_sha256=place.sha256,
+        epoch=place.epoch,
+        step=place.step,
         operator=operator,
         bn_mode=bn_mode,
         status="failed",

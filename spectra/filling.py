@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import CheckpointError, TaskError
-from spectra.records import Identity, Record
+from spectra.records import Identity, Place, Record
 from spectra.resuming import Unfinished
 from spectra.storage.loading import load
 from spectra.storage.runfile import RunFile, load_trajectory
@@ -45,7 +44,7 @@ class Listener:
     def record(self, record: Record) -> None:
         """A record is complete and stored, or has failed."""
 
-    def kept(self, path: Path, operator: str, bn_mode: str) -> None:
+    def kept(self, place: Place, operator: str, bn_mode: str) -> None:
         """A record is in the file already."""
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
@@ -101,24 +100,32 @@ class Store:
                 f"{settings[differs[0]]!r} in place of {self.settings.get(differs[0])!r}"
             )
 
-    def has(self, pair: tuple[str, str], checkpoint: Checkpoint) -> bool:
+    def has(self, pair: tuple[str, str], place: Place) -> bool:
         assert self.file is not None
-        identity = Identity.of(
-            operator=pair[0],
-            bn_mode=pair[1],
-            settings=self.settings,
-            checkpoint=str(checkpoint.path),
-            checkpoint_sha256=checkpoint.sha256,
-        )
-        found = self.file.has(identity)
+        found = self.file.has(self._identity(pair, place))
         self.kept += found
         return found
 
-    def count(self, pairs: Sequence[tuple[str, str]], checkpoint: Checkpoint) -> None:
+    def _identity(self, pair: tuple[str, str], place: Place) -> Identity:
+        return Identity.of(
+            operator=pair[0],
+            bn_mode=pair[1],
+            settings=self.settings,
+            checkpoint=place.checkpoint,
+            checkpoint_sha256=place.sha256,
+            epoch=place.epoch,
+            step=place.step,
+        )
+
+    def knows(self, pair: tuple[str, str], place: Place) -> bool:
+        """Whether a complete record of this call or of an earlier one is there."""
+        return self.file is not None and self.file.has(self._identity(pair, place))
+
+    def count(self, pairs: Sequence[tuple[str, str]], place: Place) -> None:
         """Count what the file has of a checkpoint."""
         if self.file is not None:
             for pair in pairs:
-                self.has(pair, checkpoint)
+                self.has(pair, place)
 
     def threads(self) -> int | None:
         """With how many the last complete record of the file was computed, if that was on such a machine."""

@@ -35,17 +35,18 @@ class Identity:
     """What makes two records the same record: which weights, which matrix, which probes, which data.
 
     The weights are known by the SHA-256 of their file; where there is none, by the file's name; where there is no
-    file, by epoch and step. Two identities are equal when all but the name of a hashed file is equal.
+    file, by epoch and step, and the SHA-256 of the weights if that is known. Two identities are equal when all but the
+    name of a hashed file is equal.
     """
 
-    subject: str  # the checkpoint's SHA-256, else its path, else its epoch and step
+    subject: str  # the checkpoint's SHA-256, else its path, else (the weights' SHA-256 and) epoch and step
     operator: str
     bn_mode: str
     params: str | None = None  # the pattern that selects parameters; None: all
     l2: float = 0.0
     seed: int | None = None  # of the probes
     data_seed: int | None = None  # of the subset of the data
-    checkpoint: str | None = field(default=None, compare=False)
+    checkpoint: str | None = field(default=None, compare=False)  # the path, else epoch and step of hashed weights
 
     @classmethod
     def of(
@@ -60,27 +61,43 @@ class Identity:
         step: int | None = None,
     ) -> Identity:
         """The identity of the record that these would lead to; `settings` are those of the record."""
-        where = f"epoch {epoch} step {step}" if checkpoint is None else checkpoint
+        time = f"epoch {_number(epoch)}" if step is None else f"epoch {_number(epoch)} step {step}"
+        if checkpoint is None:
+            place = None if checkpoint_sha256 is None else time
+            subject = time if checkpoint_sha256 is None else f"{checkpoint_sha256} {time}"
+        else:
+            place, subject = checkpoint, checkpoint_sha256 or checkpoint
         params = settings.get("params")
         return cls(
-            subject=checkpoint_sha256 or where,
+            subject=subject,
             operator=operator,
             bn_mode=bn_mode,
             params=params if params is None or isinstance(params, str) else dumps(params),
             l2=float(settings.get("l2") or 0.0),
             seed=settings.get("seed"),
             data_seed=settings.get("data_seed"),
-            checkpoint=checkpoint,
+            checkpoint=place,
         )
 
     def same_place(self, other: Identity) -> bool:
-        """Whether both are of the same checkpoint file by name, whatever its content, and of the same question."""
+        """Whether both are of the same file by name, or the same epoch, whatever the weights, and the same question."""
         return (
             self.checkpoint is not None
             and self.checkpoint == other.checkpoint
             and (self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed)
             == (other.operator, other.bn_mode, other.params, other.l2, other.seed, other.data_seed)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the weights of a record are from: a checkpoint file, or a moment of training."""
+
+    checkpoint: str | None = None  # path as it was given; None: the weights were in memory
+    sha256: str | None = None  # of the file, else of the weights and buffers
+    epoch: float | None = None
+    step: int | None = None
+    notes: tuple[str, ...] = ()  # what was not literal in reading them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +238,11 @@ class Record:
             **{name: facts.get(f"test_{name}") for name in ("loss", "accuracy", "n_samples")},
             "estimates": {name: _estimate_json(estimate) for name, estimate in self.test_estimates.items()},
         }
+
+
+def _number(epoch: float | None) -> str:
+    """The same words for 3 and 3.0, which are one epoch."""
+    return "unknown" if epoch is None else repr(int(epoch)) if float(epoch).is_integer() else repr(float(epoch))
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:

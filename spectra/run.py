@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from spectra.analysis import failed_record, iter_analyze
+from spectra.analysis import failed_record, iter_analyze, place_of
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError
 from spectra.filling import DataChoice, Listener, Outcome, Store
+from spectra.records import Place
 from spectra.resuming import SameThreads, Unfinished
 from spectra.settings import Settings, run_settings, sampled
 from spectra.storage.locking import only_writer
@@ -90,18 +91,17 @@ def _analyze_all(
     tell: Listener,
     strict: bool,
 ) -> None:
-    choice = store.choice
     seen: dict[str, Path] = {}  # checkpoints by their content
-    chosen = _Chosen(choice, with_test=settings.test_data)
+    chosen = Chosen(store.choice, with_test=settings.test_data)
     for index, path in enumerate(paths):
         tell.checkpoint(index, total, path)
-        checkpoint: Checkpoint | None = None
-        missing = settings.pairs()
+        place = Place(checkpoint=str(path))
         try:
             checkpoint = load_checkpoint(path, unsafe=unsafe, weights=weights)
+            place = place_of(checkpoint)
             if (first := seen.setdefault(checkpoint.sha256, path)) != path:
-                tell.duplicate(path, first, len(missing))
-                store.count(missing, checkpoint)
+                tell.duplicate(path, first, len(settings.pairs()))
+                store.count(settings.pairs(), place)
                 continue
             try:
                 made = make_task(checkpoint)
@@ -111,34 +111,58 @@ def _analyze_all(
             notes = checkpoint.load_into(task.model)
             if where is not None:
                 task.model.to(where)
-            store.open(run_settings(task, settings))
-            done = [pair for pair in missing if store.has(pair, checkpoint)]
-            for pair in done:
-                missing.remove(pair)
-                tell.kept(path, *pair)
-            for record in iter_analyze(
-                task,
-                checkpoint=checkpoint,
-                settings=settings,
-                progress=tell.progress,
-                skip=done,
-                extra=choice.as_settings(),
-                notes=notes,
-                unfinished=store.unfinished,
-            ):
-                store.add(record)
-                missing.remove((record.operator, record.bn_mode))
-                tell.record(record)
+            analyze_into(store, task, place, settings, tell, notes=notes)
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
-            store.unfinished.end()
             if total == 1 or strict:
+                store.unfinished.end()
                 raise
-            for operator, bn_mode in missing:
-                record = failed_record(operator, bn_mode, str(error), store.settings, str(path), checkpoint)
-                store.add(record)
-                tell.record(record)
+            record_failure(store, place, settings, tell, error)
+
+
+def analyze_into(
+    store: Store, task: Task, place: Place, settings: Settings, tell: Listener, *, notes: Sequence[str] = ()
+) -> None:
+    """Add what the file does not have of a task at its parameters.
+
+    Args:
+        store: the file, which is opened if this is the first of the run.
+        task: on the chosen data.
+        place: where the parameters are from.
+        settings: what is asked.
+        tell: is told what happens.
+        notes: for the records.
+
+    Raises:
+        SpectraError: numbers that would not be right, or a file that cannot be written or continued.
+    """
+    store.open(run_settings(task, settings))
+    done = [pair for pair in settings.pairs() if store.has(pair, place)]
+    for pair in done:
+        tell.kept(place, *pair)
+    for record in iter_analyze(
+        task,
+        checkpoint=place,
+        settings=settings,
+        progress=tell.progress,
+        skip=done,
+        extra=store.choice.as_settings(),
+        notes=notes,
+        unfinished=store.unfinished,
+    ):
+        store.add(record)
+        tell.record(record)
+
+
+def record_failure(store: Store, place: Place, settings: Settings, tell: Listener, error: Exception) -> None:
+    """Record what is missing of a checkpoint as failed, with the reason."""
+    store.unfinished.end()
+    for pair in settings.pairs():
+        if not store.knows(pair, place):
+            record = failed_record(*pair, str(error), store.settings, place)
+            store.add(record)
+            tell.record(record)
 
 
 def check_output(out: Path) -> None:
@@ -161,7 +185,7 @@ class _NoTask(Exception):
         self.reason = reason
 
 
-class _Chosen:
+class Chosen:
     """The task on the chosen data; the choice is made once for a task, or for data, that serve every checkpoint."""
 
     def __init__(self, choice: DataChoice, *, with_test: bool) -> None:

@@ -45,7 +45,7 @@ class Ear(Listener):
     def record(self, record):
         self.heard.append((record.operator, record.bn_mode, record.status))
 
-    def kept(self, path, operator, bn_mode):
+    def kept(self, place, operator, bn_mode):
         self.heard.append((operator, bn_mode, "kept"))
 
 

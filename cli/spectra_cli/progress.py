@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from spectra.jsonable import dumps
-from spectra.records import Record
+from spectra.records import Place, Record
 from spectra.run import Listener
 
 DISPLAYS = ("auto", "bar", "lines", "json", "none")
@@ -98,7 +98,7 @@ class RunDisplay(Listener):
     def record(self, record: Record) -> None:
         self._line(_in_short(record))
 
-    def kept(self, path: Path, operator: str, bn_mode: str) -> None:
+    def kept(self, place: Place, operator: str, bn_mode: str) -> None:
         self._line(f"{operator}, BN {bn_mode}: in the file already")
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
@@ -160,9 +160,9 @@ class JsonDisplay(RunDisplay):
             seconds=record.provenance.get("seconds"),
         )
 
-    def kept(self, path: Path, operator: str, bn_mode: str) -> None:
-        super().kept(path, operator, bn_mode)
-        self._event("kept", checkpoint=str(path), operator=operator, bn_mode=bn_mode)
+    def kept(self, place: Place, operator: str, bn_mode: str) -> None:
+        super().kept(place, operator, bn_mode)
+        self._event("kept", checkpoint=place.checkpoint, operator=operator, bn_mode=bn_mode)
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
         super().duplicate(path, of, records)

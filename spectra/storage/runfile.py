@@ -86,10 +86,12 @@ class _Known:
     identity: Identity
     complete: bool
     hashed: bool
+    of_file: bool
 
     @classmethod
     def of(cls, record: Record) -> _Known:
-        return cls(record.identity, record.status == "complete", record.checkpoint_sha256 is not None)
+        hashed, of_file = record.checkpoint_sha256 is not None, record.checkpoint is not None
+        return cls(record.identity, record.status == "complete", hashed, of_file)
 
 
 class RunFile:
@@ -177,10 +179,11 @@ class RunFile:
         for known in complete:
             hashed = known.hashed and identity.subject != identity.checkpoint
             if hashed and not self._force and known.identity.same_place(identity):
+                before, now = known.identity.subject[:12], identity.subject[:12]
+                was, remedy = ("was another file", "--force") if known.of_file else ("had other weights", "force=True")
                 raise StorageError(
-                    f"{self.shown}: {identity.checkpoint} was another file when it was analysed: its SHA-256 was "
-                    f"{known.identity.subject[:12]}..., now it is {identity.subject[:12]}...; "
-                    "choose another results file for the checkpoint that replaced it, or --force"
+                    f"{self.shown}: {identity.checkpoint} {was} when it was analysed: its SHA-256 was {before}..., "
+                    f"now it is {now}...; choose another results file for what replaced it, or {remedy}"
                 )
         return False
 
