@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.spectrum import Spectrum
     from spectra.storage.runfile import load_trajectory
     from spectra.task import Task
+    from spectra.tracker import Tracker
     from spectra.tridiagonal import Tridiagonal
 
 _HOME = {
@@ -86,6 +87,7 @@ _HOME = {
     # whole analyses, and what they leave
     "analyze": "spectra.analysis",
     "iter_analyze": "spectra.analysis",
+    "Tracker": "spectra.tracker",
     "Record": "spectra.records",
     "Trajectory": "spectra.records",
     "load_trajectory": "spectra.storage.runfile",
@@ -120,6 +122,7 @@ __all__ = [
     "SpectraError",
     "Spectrum",
     "Task",
+    "Tracker",
     "Trajectory",
     "Tridiagonal",
     "__version__",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,3 +44,32 @@ def random_state_kept() -> Iterator[None]:
         yield
     finally:
         put_back()
+
+
+@contextmanager
+def own_generators_kept(data: Any) -> Iterator[list[torch.Generator]]:
+    """Put back the states of the generators that a loader and its samplers have of their own; they are what is given.
+
+    A ``DataLoader`` with a generator draws from it at the start of every pass, whether it shuffles or not.
+    """
+    found: dict[int, torch.Generator] = {}
+    waiting, met = [data], {id(data)}
+    while waiting:
+        held = _held_by(waiting.pop())
+        inner = [held[name] for name in ("data", "sampler", "batch_sampler") if name in held]
+        waiting += [thing for thing in inner if id(thing) not in met]
+        met |= set(map(id, inner))
+        generator = held.get("generator")
+        if isinstance(generator, torch.Generator):
+            found[id(generator)] = generator
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        yield list(found.values())
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _held_by(thing: Any) -> dict[str, Any]:
+    """The attributes that an object holds itself; nothing is called to find them."""
+    return getattr(thing, "__dict__", {})

@@ -61,7 +61,7 @@ class Identity:
         step: int | None = None,
     ) -> Identity:
         """The identity of the record that these would lead to; `settings` are those of the record."""
-        time = f"epoch {_number(epoch)}" if step is None else f"epoch {_number(epoch)} step {step}"
+        time = _time(epoch, step)
         if checkpoint is None:
             place = None if checkpoint_sha256 is None else time
             subject = time if checkpoint_sha256 is None else f"{checkpoint_sha256} {time}"
@@ -98,6 +98,11 @@ class Place:
     epoch: float | None = None
     step: int | None = None
     notes: tuple[str, ...] = ()  # what was not literal in reading them
+
+    @property
+    def words(self) -> str:
+        """The file, else epoch and step."""
+        return self.checkpoint or _time(self.epoch, self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +245,11 @@ class Record:
         }
 
 
-def _number(epoch: float | None) -> str:
-    """The same words for 3 and 3.0, which are one epoch."""
-    return "unknown" if epoch is None else repr(int(epoch)) if float(epoch).is_integer() else repr(float(epoch))
+def _time(epoch: float | None, step: int | None) -> str:
+    """Epoch and step in words: the same for 3 and 3.0, which are one epoch."""
+    whole = epoch is not None and float(epoch).is_integer()
+    words = [] if epoch is None else [f"epoch {int(epoch) if whole else epoch!r}"]
+    return " ".join([*words, *([] if step is None else [f"step {step}"])]) or "epoch unknown"
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:

@@ -110,20 +110,25 @@ def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any
         >>> sorted(key_of(torch.nn.Linear(2, 1), torch.device("cpu"), {"seed": 0}))
         ['device', 'numpy', 'platform', 'seed', 'spectra', 'torch', 'weights']
     """
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):  # a module may have extra state of any kind
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return {
         **asked,
-        "weights": digest.hexdigest(),
+        "weights": weights_sha256(model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "platform": f"{platform.node()} {platform.platform()}",
         "spectra": __version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
     }
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """The SHA-256 of the names, types, shapes and bytes of the weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):  # a module may have extra state of any kind
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class SameThreads:

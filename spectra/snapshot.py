@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from spectra.batches import tensors_of
 from spectra.errors import ArgumentError, DataError
 from spectra.memory import available_bytes, in_words
-from spectra.randomness import random_state_kept
+from spectra.randomness import own_generators_kept, random_state_kept
 
 # The part of the free memory that a snapshot may take: products and the Lanczos basis need the rest.
 _PART = 2
@@ -39,7 +38,9 @@ def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
         raise ArgumentError(f"seed={seed}: at least 0 is needed")
     frozen: list[Any] = []
     room: dict[torch.device, int] = {}
-    with random_state_kept(), _own_generators(data, seed):
+    with random_state_kept(), own_generators_kept(data) as generators:
+        for generator in generators:
+            generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (the generator that other people's augmentations draw from)
         torch.manual_seed(seed)
@@ -68,31 +69,3 @@ def _copied(batch: Any, index: int) -> Any:
         return copy.deepcopy(batch, clones)
     except Exception as error:
         raise DataError(f"batch {index} cannot be copied for a snapshot: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def _own_generators(data: Any, seed: int) -> Iterator[None]:
-    """Seed the torch generators of a loader and its samplers for a pass, and put their states back."""
-    found: dict[int, torch.Generator] = {}
-    waiting, met = [data], {id(data)}
-    while waiting:
-        held = _held_by(waiting.pop())
-        inner = [held[name] for name in ("data", "sampler", "batch_sampler") if name in held]
-        waiting += [thing for thing in inner if id(thing) not in met]
-        met |= set(map(id, inner))
-        generator = held.get("generator")
-        if isinstance(generator, torch.Generator):
-            found[id(generator)] = generator
-    states = [(generator, generator.get_state()) for generator in found.values()]
-    try:
-        for generator, _ in states:
-            generator.manual_seed(seed)
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def _held_by(thing: Any) -> dict[str, Any]:
-    """The attributes that an object holds itself; nothing is called to find them."""
-    return getattr(thing, "__dict__", {})

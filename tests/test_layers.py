@@ -45,6 +45,7 @@ FLOORS = """
     analysis sharpness.measures storage.runfile
     filling storage.merging
     run
+    tracker
     cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source
     cli.analysis_options cli.budget_table cli.comparison_table cli.findings_table cli.metrics \

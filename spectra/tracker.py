@@ -1,0 +1,200 @@
+"""A run of training analysed from inside its loop: no checkpoint file, and training goes on as without it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from spectra.checkpoints.checkpoint import check_finite
+from spectra.errors import ArgumentError, NumericsError, SpectraError
+from spectra.filling import DataChoice, Listener, Store
+from spectra.presets import filled
+from spectra.randomness import own_generators_kept, random_state_kept
+from spectra.records import Place, Record, Trajectory
+from spectra.resuming import SameThreads, Unfinished, weights_sha256
+from spectra.run import Chosen, analyze_into, check_output, record_failure
+from spectra.settings import Settings
+from spectra.storage.locking import only_writer
+from spectra.storage.runfile import load_trajectory
+from spectra.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Adds a record of the model as it is to a results file, each time it is called.
+
+    Weights, buffers, gradients, modes of the layers and the states of all random generators (those of Python, NumPy and
+    torch, and those that the task's loaders have of their own) are afterwards what they were: training goes on bit for
+    bit as without it. What it cannot undo is what forward hooks of yours do, and, on a GPU with
+    ``torch.backends.cudnn.benchmark``, which algorithms cuDNN has tried.
+
+    The file is held by this process alone until :meth:`close`; it may be read at any time. With several processes, call
+    it in one of them.
+
+    Args:
+        task: with the model that is trained, and data on which it is to be judged. Data that shuffle or augment are
+            refused, unless frozen by ``snapshot=True``.
+        out: the results file; one that is there is continued if it is of the same run.
+        every: analyse where the epoch is a multiple of it; without epochs the step, without both each K-th call.
+        strict: what goes wrong at any moment raises. By default that is so at the first call only: later a moment that
+            cannot be analysed is recorded as failed, a file that cannot be written (a full disk) is a warning, and
+            training goes on.
+        force: what the file has of other settings, or of other weights at the same epoch, is replaced.
+        options: those of :func:`spectra.analyze` (``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
+            ``seed``, ``metrics``, ``eigenpairs``, ``test_data``, ...), and which data: ``samples``, ``batch_size``,
+            ``snapshot``, ``data_seed``, ``l2``, ``reduction``.
+
+    Raises:
+        ArgumentError: an option out of its range.
+        StorageError: the file cannot be written or is being written by another process.
+
+    Example:
+        >>> import tempfile, torch
+        >>> x, y = torch.randn(20, 3), torch.randint(2, (20,))
+        >>> task = Task(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), [(x, y)])
+        >>> sgd = torch.optim.SGD(task.model.parameters(), lr=0.1)
+        >>> with Tracker(task, out=tempfile.mkdtemp() + "/run.h5", lanczos_steps=4, num_probes=2) as tracker:
+        ...     for epoch in range(3):
+        ...         _ = tracker(epoch=epoch)
+        ...         sgd.zero_grad()
+        ...         task.loss_of((x, y)).backward()
+        ...         sgd.step()
+        >>> tracker.trajectory["hessian", "eval"].epochs
+        array([0., 1., 2.])
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        out: str | Path = "run.h5",
+        every: int = 1,
+        strict: bool = False,
+        force: bool = False,
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise ArgumentError(f"every={every}: at least 1 is needed; 1 is each time")
+        self.task, self.out, self.every, self.strict = task, Path(out), every, strict
+        data = {name: options.pop(name) for name in list(options) if name in DataChoice.__dataclass_fields__}
+        _check_known(options)
+        self.settings = Settings(**filled(**options))
+        self.seconds = 0.0  #: that the analyses have taken in all
+        self._calls = 0
+        self._begun = False
+        check_output(self.out)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(only_writer(self.out))
+            self._voice = _Voice(self.out)
+            self._unfinished = Unfinished(self.out, self._voice.note)
+            self._store = Store(self.out, DataChoice(**data), self._unfinished, force, self._voice)
+            self._chosen = Chosen(self._store.choice, with_test=self.settings.test_data)
+            # Also at the end of the process, for loops that never close it.
+            self._release = weakref.finalize(self, stack.pop_all().close)
+
+    def __call__(self, *, epoch: float | None = None, step: int | None = None) -> bool:
+        """Analyse the model as it is, if it is its turn.
+
+        Args:
+            epoch: that are behind the model; 0 before the first.
+            step: the same in steps of the optimizer.
+
+        Returns:
+            Whether it was its turn. A moment that is in the file already, with the same weights, is kept.
+
+        Raises:
+            ArgumentError: the tracker is closed, or a time is not a number from 0 on.
+            SpectraError: at the first call, or with ``strict``: the task or its data cannot be used, the numbers would
+                not be right, the file cannot be written or continued. Model and file are whole whatever is raised.
+        """
+        if not self._release.alive:
+            raise ArgumentError("the tracker is closed: make another one; the same file is continued")
+        for name, value in (("epoch", epoch), ("step", step)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise ArgumentError(f"{name}={value}: a number from 0 on is needed")
+        now = epoch if epoch is not None else step if step is not None else self._calls
+        self._calls += 1
+        if self.every > 1 and now % self.every != 0:
+            return False
+        start = time.perf_counter()
+        place = Place(
+            sha256=weights_sha256(self.task.model),
+            epoch=float(now) if epoch is not None or step is None else None,
+            step=step,
+        )
+        try:
+            self._analyze(place)
+        except SpectraError as error:
+            if self.strict or not self._begun:
+                raise
+            logger.warning("%s: %s: %s", self.out, place.words, error)
+        finally:
+            self.seconds += time.perf_counter() - start
+        self._begun = True
+        return True
+
+    def _analyze(self, place: Place) -> None:
+        threads = self._unfinished.threads or self._store.threads()
+        with (
+            random_state_kept(),
+            own_generators_kept(self.task.data),
+            own_generators_kept(self.task.test_data),
+            SameThreads(threads, self._voice.note),
+        ):
+            task = self._chosen.task(self.task)
+            try:
+                check_finite(task.model.state_dict())
+                analyze_into(self._store, task, place, self.settings, self._voice)
+            except NumericsError as error:
+                if self.strict or not self._begun:
+                    self._unfinished.end()
+                    raise
+                record_failure(self._store, place, self.settings, self._voice, error)
+
+    def close(self) -> None:
+        """Let go of the file. Calling it twice does nothing."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What is in the file now.
+
+        Raises:
+            StorageError: nothing yet.
+        """
+        return load_trajectory(self.out)
+
+
+class _Voice(Listener):
+    """What is told of a run goes to the log."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def record(self, record: Record) -> None:
+        if record.status == "failed":
+            logger.warning("%s: %s: failed: %s", self.out, record.label, record.reason)
+
+    def note(self, words: str) -> None:
+        logger.info("%s", words)
+
+
+def _check_known(options: dict[str, Any]) -> None:
+    known = [*Settings.__dataclass_fields__, *DataChoice.__dataclass_fields__]
+    for name in options:
+        if name not in known:
+            raise ArgumentError(f"{name}=: there is no such option; there are {', '.join(known)}")
