@@ -19,11 +19,11 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 FLOORS = """
     checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
         sharing sharpness.blocks sharpness.draws version
-    batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers exact.normalized \
-        exact.result krylov.probes operators.base operators.modes operators.selftest presets \
-        sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue sharpness.interval \
-        sharpness.measure sharpness.rescaling storage.cells storage.locking storage.replacing \
-        storage.sealing tridiagonal zoo.data zoo.networks.building
+    association batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers \
+        exact.normalized exact.result krylov.probes operators.base operators.modes operators.selftest \
+        presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
+        sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
+        storage.replacing storage.sealing tridiagonal zoo.data zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
@@ -57,16 +57,17 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style population sharing version columns eigenpairs exact.result krylov.probes
-        presets sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
-        storage.locking storage.replacing storage.sealing tridiagonal estimates sharpness.normalized
-        storage.partial trajectory budget counts deflation density extremes outliers degeneracy determinants
-        distribution exact.ggn_result ranks records differences plots.moments spectrum crosscheck distance
-        plots.curves plots.draw comparison plots.sheets spectrum_check storage.findings plots.compared
-        plots.curve_sheets plots.findings plots.over_training storage.hdf5 plots.figures storage.stored
-        storage.loading storage.runfile storage.merging cli.grouped_help cli.main cli.merge cli.numbers
-        cli.on_request cli.user_code cli.layout cli.budget_table cli.comparison_table cli.findings_table
-        cli.metrics cli.preset_table cli.compare cli.record_table cli.tables cli.show cli.plot
+    errors jsonable plots.style population sharing version association columns eigenpairs exact.result
+        krylov.probes presets sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling
+        storage.cells storage.locking storage.replacing storage.sealing tridiagonal estimates
+        sharpness.normalized storage.partial trajectory budget counts deflation density extremes outliers
+        degeneracy determinants distribution exact.ggn_result ranks records differences plots.moments
+        spectrum crosscheck distance plots.curves plots.draw comparison plots.sheets spectrum_check
+        storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training storage.hdf5
+        plots.figures storage.stored storage.loading storage.runfile storage.merging cli.grouped_help
+        cli.main cli.merge cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table
+        cli.comparison_table cli.findings_table cli.metrics cli.preset_table cli.compare cli.record_table
+        cli.tables cli.show cli.plot
 """
 
 

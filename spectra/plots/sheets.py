@@ -296,8 +296,10 @@ def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend:
     if entries:  # in a line of its own below the heading, which keeps it free
         below = (heading.count("\n") + 1) * 1.25 * _HEADING + 4
         place = (0.004, 1 - below / (72 * figure.get_figheight()))
-        figure.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=place, ncols=len(entries))
-        heading += "\n "
+        rows = -(-sum(len(label) + 7 for label in entries) // int(width * 13.5))
+        columns = -(-len(entries) // rows)
+        figure.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=place, ncols=columns)
+        heading += "\n " * rows
     figure.suptitle(heading, x=0.012, ha="left", fontsize=_HEADING)
     figure.supxlabel(wrapped(caption, width * 16.5), x=0.012, ha="left", fontsize=7.5, color="#444444")
     return figure

@@ -1,0 +1,83 @@
+"""Do the stochastic traces agree with the exact ones, at every checkpoint?
+
+    python analyses/exact_check.py run.h5 --out figures
+
+Above, the estimated trace less the exact one over training, in percent of the exact one, with bars of two standard
+errors; the band is the discrepancy that the comparison would find with a chance of 80 %. Below, z of all comparisons
+(total and every parameter tensor) with the limits of agreement. Where the exact trace is not the Hessian's (the table
+says why), the Gauss-Newton matrix is compared. The exact trace is that of Ibayashi et al. (2021), arXiv:2106.12612, in
+the variance form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from figure_script import parser_of, run, save, series_of
+from matplotlib.ticker import MaxNLocator
+
+import spectra
+from spectra.plots.findings import critical_of
+from spectra.plots.moments import axis_of, moments_of
+from spectra.plots.sheets import blank, finished
+from spectra.plots.style import GREY, PALE, look_of, style
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    asked = parser_of(__doc__).parse_args(arguments)
+    trajectory = spectra.load_trajectory(asked.files[0])
+    series = series_of(trajectory, asked.operator, asked.bn)
+    moments = [
+        moment
+        for moment in moments_of(series, series.operator)
+        if any(record.checks for record in moment.complete.values())
+    ]
+    if not moments:
+        raise spectra.SpectraError(
+            f"{asked.files[0]}: no comparison with exact traces in the records of {series.operator} {series.bn_mode}: "
+            "analyze without --no-check, with batch norm in eval mode"
+        )
+    position, words = axis_of(moments)
+    records = [moment.complete[series.bn_mode] for moment in moments]
+    total = [next(check for check in record.checks if check.name == "trace") for record in records]
+    for record in records:
+        for check in record.checks:
+            print(f"{record.where}: {check} (would notice {check.detectable:.3g})")
+    exact = np.array([check.exact for check in total])
+    look = look_of(series.bn_mode)
+    with style():
+        figure = blank(8.0, 6.0)
+        above, below = figure.subplots(2, 1, sharex=True)
+        percent = 100 / np.abs(exact)
+        above.fill_between(
+            position, *(sign * percent * [check.detectable for check in total] for sign in (-1, 1)), color=PALE,
+            linewidth=0, label="would be noticed beyond",
+        )  # fmt: skip
+        above.errorbar(
+            position, percent * ([check.estimate for check in total] - exact), 2 * percent * [c.error for c in total],
+            color=look.colour, marker=look.marker, linestyle="none", label="estimate less exact, two standard errors",
+        )  # fmt: skip
+        above.axhline(0, color=GREY, linewidth=0.8)
+        above.set_ylabel("trace: estimate less exact value,\nin percent of the exact one")
+        above.legend(loc="best")
+        limit = np.nanmax([critical_of(check) for record in records for check in record.checks])
+        below.axhspan(-limit, limit, color=PALE, linewidth=0)
+        for at, record in zip(position, records):
+            z = [check.z for check in record.checks]
+            failed = [check.failed for check in record.checks]
+            below.plot([at] * len(z), z, look.marker, color=look.colour, markersize=3.5, markerfacecolor="none")
+            below.plot([at] * sum(failed), [a for a, bad in zip(z, failed) if bad], "X", color="#D55E00", markersize=8)
+        below.set_ylabel("z of all comparisons\n(total and tensors)")
+        below.set_xlabel(words)
+        below.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
+        caption = (
+            "Grey above: what the comparison would not find with a chance of 80 %. Grey below: agreement (Student's t, "
+            "corrected for the number of comparisons of a record); a cross is a comparison that failed. The probes are "
+            "the same at every checkpoint, so the points of a tensor are correlated."
+        )
+        save(finished(figure, moments, caption), asked.out, "exact_check", asked.format)
+
+
+if __name__ == "__main__":
+    run(main)
