@@ -59,21 +59,19 @@ def write_record(group: h5py.Group, record: Record) -> None:
     group.attrs["complete"] = np.uint8(1)
 
 
-def read_record(group: h5py.Group, *, checked: bool = False) -> Record:
+def read_record(group: h5py.Group) -> Record:
     """The record of a group. Whatever does not fit raises; the caller names the file and the group.
 
     Args:
         group: of an open file.
-        checked: the SHA-256 of the whole file was compared, so that the checksums of its groups need not be.
 
     Raises:
         ValueError: a checksum does not match what is there.
     """
-    if not checked:
-        verify(group)
+    verify(group)
     notes = list(json.loads(group.attrs["notes"]))
     test = group.get("test", {})
-    cached, cached_test = _read_cache(group, notes, checked), _read_cache(test, notes, checked)
+    cached, cached_test = _read_cache(group, notes), _read_cache(test, notes)
     return Record(
         operator=str(group.attrs["operator"]),
         bn_mode=str(group.attrs["bn_mode"]),
@@ -95,13 +93,12 @@ def read_record(group: h5py.Group, *, checked: bool = False) -> Record:
     )
 
 
-def _read_cache(group: h5py.Group | dict[str, Any], notes: list[str], checked: bool) -> dict[str, Estimate] | None:
+def _read_cache(group: h5py.Group | dict[str, Any], notes: list[str]) -> dict[str, Estimate] | None:
     """The estimates as they are stored beside a spectrum, or None where they are to be computed."""
     if "estimates" not in group:
         return None
     try:
-        if not checked:
-            verify(group["estimates"])
+        verify(group["estimates"])
         return _read_estimates(group["estimates"])
     except ValueError:
         notes.append("the stored estimates were damaged: computed again from the tridiagonals")

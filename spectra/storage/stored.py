@@ -40,13 +40,13 @@ class StoredRecord(Record):
         """The record of a group, of which the checksum of the whole file has been compared.
 
         Args:
-            group: of a file that stays open.
+            group: of a file that stays open. Its own checksums are compared when it is read.
             reading: calls what reads the group, and turns what goes wrong into an error with the name of the file.
         """
         record = cls.__new__(cls)
         fields: dict[str, Any] = {name: get_attribute(group, name) for name in _AT_ONCE}
         record.__dict__.update(fields, settings=json.loads(fields["settings"]))
-        record.__dict__["_source"] = lambda: reading(lambda: read_record(group, checked=True))
+        record.__dict__["_source"] = lambda: reading(lambda: read_record(group))
         return record
 
     def read(self) -> None:
