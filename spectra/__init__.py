@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
     from spectra.sharpness.delta_sharpness import delta_sharpness
+    from spectra.sharpness.direct import normalized_sharpness_direct
     from spectra.sharpness.fisher_rao import fisher_rao_norm
     from spectra.sharpness.measures import (
         matrix_normalized_sharpness,
@@ -98,6 +99,7 @@ _HOME = {
     "minimum_sharpness": "spectra.sharpness.measures",
     "node_minimum_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness": "spectra.sharpness.measures",
+    "normalized_sharpness_direct": "spectra.sharpness.direct",
     "matrix_normalized_sharpness": "spectra.sharpness.measures",
     # errors
     "SpectraError": "spectra.errors",
@@ -142,6 +144,7 @@ __all__ = [
     "minimum_sharpness",
     "node_minimum_sharpness",
     "normalized_sharpness",
+    "normalized_sharpness_direct",
     "save_checkpoint",
     "scaled",
     "shifted",

@@ -19,32 +19,29 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 FLOORS = """
     checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
         sharing sharpness.blocks sharpness.draws version
-    batches checkpoints.fitting checkpoints.rawfile eigenpairs exact.layers exact.normalized exact.result \
-        krylov.probes operators.base operators.modes operators.selftest presets sharpness.ascent \
-        sharpness.balancing sharpness.bn_neurons sharpness.catalogue sharpness.interval sharpness.measure \
-        sharpness.rescaling storage.cells storage.replacing storage.sealing columns tridiagonal zoo.data \
-        zoo.networks.building
+    batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers exact.normalized \
+        exact.result krylov.probes operators.base operators.modes operators.selftest presets \
+        sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue sharpness.interval \
+        sharpness.measure sharpness.rescaling storage.cells storage.replacing storage.sealing tridiagonal \
+        zoo.data zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
-        reduction sharpness.layouts sharpness.normalized sharpness.training snapshot zoo.networks.residual \
-        trajectory zoo.networks.small zoo.networks.vgg
+        reduction sharpness.layouts sharpness.normalized sharpness.training snapshot trajectory \
+        zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint counts deflation density extremes krylov.eigsh krylov.hutchpp outliers \
         survey
     degeneracy determinants distribution exact.ggn_result ranks records task
-    differences
-    operators.function plots.moments sharpness.per_layer spectrum zoo.tasks
-    crosscheck distance krylov.slq operators.checks operators.jacobian operators.passes operators.recalibration \
-        plots.curves plots.draw zoo.training
-    comparison exact.factors operators.curvature plots.sheets sharpness.float64_copy spectrum_check storage.findings \
-        zoo.__main__
-    exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
-        operators.hessian operators.point plots.compared plots.curve_sheets plots.findings \
-        plots.over_training provenance remarks \
-        sharpness.degrees sharpness.folding sharpness.suite storage.hdf5
-    exact.linearised plots.figures settings sharpness.adaptive sharpness.delta_sharpness \
-        sharpness.drawn_diagonals sharpness.norms sharpness.scale_groups sharpness.search \
-        sharpness.train_part storage.runfile
-    exact.ggn_spectrum exact.trace sharpness.bn_sharpness sharpness.minimum
-    sharpness.fisher_rao sharpness.node_wise verification
+    differences operators.function plots.moments sharpness.per_layer zoo.tasks
+    operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
+    crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
+        sharpness.float64_copy zoo.__main__
+    comparison exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
+        operators.hessian operators.point plots.sheets provenance remarks sharpness.degrees \
+        sharpness.folding sharpness.suite spectrum_check storage.findings
+    exact.linearised plots.compared plots.curve_sheets plots.findings plots.over_training settings \
+        sharpness.adaptive sharpness.delta_sharpness sharpness.drawn_diagonals sharpness.norms \
+        sharpness.scale_groups sharpness.search sharpness.train_part storage.hdf5
+    exact.ggn_spectrum exact.trace plots.figures sharpness.bn_sharpness sharpness.minimum storage.runfile
+    sharpness.direct sharpness.fisher_rao sharpness.node_wise verification
     analysis sharpness.measures
     run
     cli.main cli.numbers cli.on_request cli.progress cli.user_code
@@ -57,15 +54,15 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style population sharing version eigenpairs exact.result krylov.probes presets
-        sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
-        storage.replacing storage.sealing columns tridiagonal estimates trajectory differences distance
-        sharpness.normalized budget counts deflation density extremes outliers degeneracy determinants distribution
-        exact.ggn_result ranks records plots.moments spectrum crosscheck plots.curves plots.draw plots.sheets
-        spectrum_check storage.findings plots.curve_sheets plots.findings storage.hdf5 plots.figures storage.runfile
-        cli.main cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table cli.findings_table
-        cli.metrics cli.preset_table cli.record_table cli.tables cli.show cli.plot
-        comparison plots.compared plots.over_training cli.comparison_table cli.compare
+    errors jsonable plots.style population sharing version columns eigenpairs exact.result krylov.probes
+        presets sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling storage.cells
+        storage.replacing storage.sealing tridiagonal estimates sharpness.normalized trajectory budget
+        counts deflation density extremes outliers degeneracy determinants distribution exact.ggn_result
+        ranks records differences plots.moments spectrum crosscheck distance plots.curves plots.draw
+        comparison plots.sheets spectrum_check storage.findings plots.compared plots.curve_sheets
+        plots.findings plots.over_training storage.hdf5 plots.figures storage.runfile cli.main cli.numbers
+        cli.on_request cli.user_code cli.layout cli.budget_table cli.comparison_table cli.findings_table
+        cli.metrics cli.preset_table cli.compare cli.record_table cli.tables cli.show cli.plot
 """
 
 

@@ -53,6 +53,13 @@ CATALOGUE: dict[str, Entry] = {
         f"{_MEASURES}:normalized_sharpness",
         {"loss": "normalized"},
     ),
+    "ns_direct": Entry(
+        "least rise of the loss under noise plus the noise's cost (Tsuzuku et al. 2019, equation 62); an upper bound",
+        "about 100 and the exact diagonal",
+        "layers, units",
+        "spectra.sharpness.direct:normalized_sharpness_direct",
+        cheap=False,
+    ),
     "matrix_normalized_sharpness": Entry(
         "sum over weight matrices of sqrt(|W|_F^2 Tr H_W)",
         _EXACT,
