@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         normalized_sharpness,
     )
     from spectra.sharpness.norms import gradient_norm, squared_norm
+    from spectra.sharpness.penalised import penalised_sharpness
     from spectra.sharpness.training import BNSharpnessOptimizer
     from spectra.spectrum import Spectrum
     from spectra.storage.runfile import load_trajectory
@@ -100,6 +101,7 @@ _HOME = {
     "node_minimum_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness_direct": "spectra.sharpness.direct",
+    "penalised_sharpness": "spectra.sharpness.penalised",
     "matrix_normalized_sharpness": "spectra.sharpness.measures",
     # errors
     "SpectraError": "spectra.errors",
@@ -145,6 +147,7 @@ __all__ = [
     "node_minimum_sharpness",
     "normalized_sharpness",
     "normalized_sharpness_direct",
+    "penalised_sharpness",
     "save_checkpoint",
     "scaled",
     "shifted",

@@ -41,7 +41,7 @@ FLOORS = """
         sharpness.adaptive sharpness.delta_sharpness sharpness.drawn_diagonals sharpness.norms \
         sharpness.scale_groups sharpness.search sharpness.train_part storage.hdf5
     exact.ggn_spectrum exact.trace plots.figures sharpness.bn_sharpness sharpness.minimum storage.runfile
-    sharpness.direct sharpness.fisher_rao sharpness.node_wise verification
+    sharpness.direct sharpness.fisher_rao sharpness.node_wise sharpness.penalised verification
     analysis sharpness.measures
     run
     cli.main cli.numbers cli.on_request cli.progress cli.user_code

@@ -60,6 +60,13 @@ CATALOGUE: dict[str, Entry] = {
         "spectra.sharpness.direct:normalized_sharpness_direct",
         cheap=False,
     ),
+    "penalised_sharpness": Entry(
+        "the same with a scale per parameter, at a price: NS'(1) over log-scales -10 to 10 (Tsuzuku et al. 2020, (17))",
+        _EXACT,
+        "nothing",
+        "spectra.sharpness.penalised:penalised_sharpness",
+        cheap=False,
+    ),
     "matrix_normalized_sharpness": Entry(
         "sum over weight matrices of sqrt(|W|_F^2 Tr H_W)",
         _EXACT,
