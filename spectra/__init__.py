@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.records import Record, Trajectory
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
+    from spectra.sharpness.bounds import pac_bayes_bounds
     from spectra.sharpness.delta_sharpness import delta_sharpness
     from spectra.sharpness.direct import normalized_sharpness_direct
     from spectra.sharpness.fisher_rao import fisher_rao_norm
@@ -101,6 +102,7 @@ _HOME = {
     "node_minimum_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness_direct": "spectra.sharpness.direct",
+    "pac_bayes_bounds": "spectra.sharpness.bounds",
     "penalised_sharpness": "spectra.sharpness.penalised",
     "matrix_normalized_sharpness": "spectra.sharpness.measures",
     # errors
@@ -147,6 +149,7 @@ __all__ = [
     "node_minimum_sharpness",
     "normalized_sharpness",
     "normalized_sharpness_direct",
+    "pac_bayes_bounds",
     "penalised_sharpness",
     "save_checkpoint",
     "scaled",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from spectra.remarks import notes_of, notes_of_pairs, notes_of_rank
 from spectra.settings import OPERATORS, Settings, run_settings
 from spectra.sharing import shared_results
 from spectra.sharpness.measure import Measure
-from spectra.sharpness.suite import measure_all, task_of
+from spectra.sharpness.suite import bounds_of, measure_all, task_of
 from spectra.spectrum import Spectrum
 from spectra.task import Task
 from spectra.verification import Verification, verify, verify_spectrum
@@ -112,9 +112,10 @@ def _records(
     measured: set[str] = set()  # the modes: a sharpness measure is one of the network, not of an operator
     for twins in operators:
         mode = twins[0].bn_mode
-        metrics = () if mode in measured or asked.params is not None else asked.metrics
+        without = mode in measured or asked.params is not None
         measured.add(mode)
-        yield _analyze_one(twins, asked, metrics, checkpoint, progress, extra, notes)
+        here = replace(asked, metrics="none", bounds=False) if without else asked
+        yield _analyze_one(twins, here, checkpoint, progress, extra, notes)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -170,20 +171,22 @@ class _Findings:
     sharpness: dict[str, Measure]
 
 
-def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, metrics: Sequence[str]) -> _Findings:
+def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> _Findings:
     with operator.prepared(), shared_results():
         task = task_of(operator)
         verified = verify(operator, spectrum, task) if asked.check else Verification()
         eigenvalues, compared = None, Verification()
         if asked.exact_spectrum:
             eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
-        return _Findings(verified, compared, eigenvalues, measure_all(task, metrics or "none", operator.bn_mode))
+        measures = measure_all(task, asked.metrics or "none", operator.bn_mode)
+        if asked.bounds:
+            measures |= bounds_of(task, operator.bn_mode)
+        return _Findings(verified, compared, eigenvalues, measures)
 
 
 def _analyze_one(
     operators: list[CurvatureOperator],
     asked: Settings,
-    metrics: Sequence[str],
     checkpoint: Checkpoint | None,
     progress: Progress | None,
     extra: dict[str, Any],
@@ -195,7 +198,7 @@ def _analyze_one(
     first, *others = shared_progress(report, len(operators))
     width = _width(operator, asked)
     facts, spectrum = _measure(operator, asked, first)
-    found = _find(operator, spectrum, asked, metrics)
+    found = _find(operator, spectrum, asked)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths

@@ -36,13 +36,15 @@ FLOORS = """
         sharpness.float64_copy zoo.__main__
     comparison exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
         operators.hessian operators.point plots.sheets provenance remarks sharpness.degrees \
-        sharpness.folding sharpness.suite spectrum_check storage.findings
+        sharpness.folding spectrum_check storage.findings
     exact.linearised plots.compared plots.curve_sheets plots.findings plots.over_training settings \
         sharpness.adaptive sharpness.delta_sharpness sharpness.drawn_diagonals sharpness.norms \
         sharpness.scale_groups sharpness.search sharpness.train_part storage.hdf5
     exact.ggn_spectrum exact.trace plots.figures sharpness.bn_sharpness sharpness.minimum storage.runfile
-    sharpness.direct sharpness.fisher_rao sharpness.node_wise sharpness.penalised verification
-    analysis sharpness.measures
+    sharpness.bounds sharpness.direct sharpness.fisher_rao sharpness.node_wise sharpness.penalised \
+        verification
+    sharpness.measures sharpness.suite
+    analysis
     run
     cli.main cli.numbers cli.on_request cli.progress cli.user_code
     cli.inspect cli.layout cli.task_source

@@ -83,6 +83,9 @@ BN_CHOICES = {
     help="Sharpness measures; `spectra metrics` lists them.",
 )
 @click.option(
+    "--bounds", is_flag=True, help="The PAC-Bayes bounds behind normalized sharpness too, as diagnostics, or vacuous."
+)
+@click.option(
     "--exact-spectrum",
     type=int,
     default=0,
@@ -133,6 +136,7 @@ def command(
     reduction: str | None,
     params: tuple[str, ...],
     metrics: str,
+    bounds: bool,
     exact_spectrum: int,
     check: bool,
     eigenpairs: int,
@@ -173,6 +177,7 @@ def command(
         params=list(params) or None,
         dtype=dtype,
         metrics=metrics,
+        bounds=bounds,
         exact_spectrum=exact_spectrum,
         check=check,
         eigenpairs=eigenpairs,
