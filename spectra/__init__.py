@@ -33,7 +33,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.records import Record, Trajectory
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
+    from spectra.sharpness.bounds import pac_bayes_bounds
     from spectra.sharpness.delta_sharpness import delta_sharpness
+    from spectra.sharpness.direct import normalized_sharpness_direct
     from spectra.sharpness.fisher_rao import fisher_rao_norm
     from spectra.sharpness.measures import (
         matrix_normalized_sharpness,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         normalized_sharpness,
     )
     from spectra.sharpness.norms import gradient_norm, squared_norm
+    from spectra.sharpness.penalised import penalised_sharpness
     from spectra.sharpness.training import BNSharpnessOptimizer
     from spectra.spectrum import Spectrum
     from spectra.storage.runfile import load_trajectory
@@ -100,6 +103,9 @@ _HOME = {
     "minimum_sharpness": "spectra.sharpness.measures",
     "node_minimum_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness": "spectra.sharpness.measures",
+    "normalized_sharpness_direct": "spectra.sharpness.direct",
+    "pac_bayes_bounds": "spectra.sharpness.bounds",
+    "penalised_sharpness": "spectra.sharpness.penalised",
     "matrix_normalized_sharpness": "spectra.sharpness.measures",
     # errors
     "SpectraError": "spectra.errors",
@@ -145,6 +151,9 @@ __all__ = [
     "minimum_sharpness",
     "node_minimum_sharpness",
     "normalized_sharpness",
+    "normalized_sharpness_direct",
+    "pac_bayes_bounds",
+    "penalised_sharpness",
     "save_checkpoint",
     "scaled",
     "shifted",

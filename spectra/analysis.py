@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from spectra.resuming import Unfinished, key_of
 from spectra.settings import OPERATORS, Settings, run_settings
 from spectra.sharing import shared_results
 from spectra.sharpness.measure import Measure
-from spectra.sharpness.suite import measure_all, task_of
+from spectra.sharpness.suite import bounds_of, measure_all, task_of
 from spectra.spectrum import Spectrum
 from spectra.task import Task
 from spectra.verification import Verification, verify, verify_spectrum
@@ -121,9 +121,10 @@ def _records(
                 _ = operator.self_test
     for twins in operators:
         mode = twins[0].bn_mode
-        metrics = () if mode in measured or asked.params is not None else asked.metrics
+        without = mode in measured or asked.params is not None
         measured.add(mode)
-        yield _analyze_one(twins, asked, metrics, place, progress, extra, notes, unfinished)
+        here = replace(asked, metrics="none", bounds=False) if without else asked
+        yield _analyze_one(twins, here, place, progress, extra, notes, unfinished)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -186,20 +187,22 @@ class _Findings:
     sharpness: dict[str, Measure]
 
 
-def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, metrics: Sequence[str]) -> _Findings:
+def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> _Findings:
     with operator.prepared(), shared_results():
         task = task_of(operator)
         verified = verify(operator, spectrum, task) if asked.check else Verification()
         eigenvalues, compared = None, Verification()
         if asked.exact_spectrum:
             eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
-        return _Findings(verified, compared, eigenvalues, measure_all(task, metrics or "none", operator.bn_mode))
+        measures = measure_all(task, asked.metrics or "none", operator.bn_mode)
+        if asked.bounds:
+            measures |= bounds_of(task, operator.bn_mode)
+        return _Findings(verified, compared, eigenvalues, measures)
 
 
 def _analyze_one(
     operators: list[CurvatureOperator],
     asked: Settings,
-    metrics: Sequence[str],
     place: Place,
     progress: Progress | None,
     extra: dict[str, Any],
@@ -217,7 +220,7 @@ def _analyze_one(
         key = key_of(operator.task.model, operator.device, record)
         width = unfinished.begin(key, width, fixed=asked.width is not None)
     facts, spectrum = _measure(operator, asked, first, width, unfinished, 0)
-    found = _find(operator, spectrum, asked, metrics)
+    found = _find(operator, spectrum, asked)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths

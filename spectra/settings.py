@@ -42,6 +42,7 @@ class Settings:
     params: str | Sequence[str] | None = None
     dtype: str | None = None
     metrics: str | Sequence[str] = "cheap"  # sharpness measures: all, none, cheap, or names; not of chosen parameters
+    bounds: bool = False  # the PAC-Bayes bounds behind normalized sharpness, among the measures
     exact_spectrum: int = 0  # all eigenvalues of the Gauss-Newton matrix on at most so many samples
     check: bool = True  # the traces against exact ones, where there are such
     test_data: bool = False  # the same numbers on the task's test data, in the same records

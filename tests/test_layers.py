@@ -36,14 +36,15 @@ FLOORS = """
         sharpness.float64_copy zoo.__main__
     comparison exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
         operators.hessian operators.point plots.sheets provenance remarks sharpness.degrees \
-        sharpness.folding sharpness.suite spectrum_check storage.findings
+        sharpness.folding spectrum_check storage.findings
     exact.linearised plots.compared plots.curve_sheets plots.findings plots.over_training settings \
         sharpness.adaptive sharpness.delta_sharpness sharpness.drawn_diagonals sharpness.norms \
         sharpness.scale_groups sharpness.search sharpness.train_part storage.hdf5
     exact.ggn_spectrum exact.trace plots.figures sharpness.bn_sharpness sharpness.minimum storage.stored
-    sharpness.fisher_rao sharpness.node_wise storage.loading verification
-    analysis sharpness.measures storage.runfile
-    filling storage.merging
+    sharpness.bounds sharpness.direct sharpness.fisher_rao sharpness.node_wise sharpness.penalised \
+        storage.loading verification
+    sharpness.measures sharpness.suite storage.runfile
+    analysis filling storage.merging
     run
     tracker
     cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.progress cli.user_code

@@ -106,6 +106,11 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             metavar="all|none|cheap|NAME,...",
             help="Sharpness measures; `spectra metrics` lists them.",
         ),
+        _option(
+            "--bounds",
+            is_flag=True,
+            help="The PAC-Bayes bounds behind normalized sharpness too, as diagnostics, or vacuous.",
+        ),
     ),
     "The data and the loss": (
         _option("--samples", type=int, metavar="N", help="Use a fixed random subset of N rows of the data."),
@@ -187,7 +192,17 @@ class Request:
             protocol = {name: value for name, value in protocol.items() if _was_given(sources[name])}
             if (other := departures(preset, protocol)) and not options["quiet"]:
                 click.echo(f"spectra: --preset {preset}, but as given: {', '.join(other)}", err=True)
-        same = ("seed", "dtype", "metrics", "exact_spectrum", "check", "eigenpairs", "save_eigenvectors", "test_data")
+        same = (
+            "seed",
+            "dtype",
+            "metrics",
+            "bounds",
+            "exact_spectrum",
+            "check",
+            "eigenpairs",
+            "save_eigenvectors",
+            "test_data",
+        )
         settings = Settings(
             **filled(preset, **protocol),
             params=list(options["params"]) or None,

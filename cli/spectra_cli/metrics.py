@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(entries, indent=2))
         return
     console = make_console()
-    table = new_table("name", "cheap", "cost", "unchanged by a rescaling of", "what it is")
+    table = new_table("name", "cheap", "cost", "unchanged by", "what it is")
     for column in table.columns:
         column.justify = "left"
     for name, entry in CATALOGUE.items():

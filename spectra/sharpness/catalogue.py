@@ -9,6 +9,18 @@ from typing import Any
 
 from spectra.errors import ArgumentError
 
+# Changes of the weights that leave the function alone, or move all logits together (shift) or in proportion (scale).
+CHANGES = {
+    "layers": "scale of layers",  # W_d times alpha_d, all of them together 1, biases along
+    "units": "scale of units",  # a hidden unit times c > 0, undone where it is read
+    "order": "order of units",
+    "shift": "logit shift",
+    "logits": "logit scale",
+    "bn_eval": "filters before BN in eval mode",  # filter, running mean and deviation times a > 0
+    "bn_train": "filters before BN in train mode",  # filter times a > 0, eps -> 0
+    "split": "split of paths",  # relu(W1 x) + relu(W2 x) from (W/2, W/2) to (W, 0)
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -16,12 +28,23 @@ class Entry:
 
     words: str  # what it is, in a line
     cost: str  # in gradients over the data; C classes
-    invariant: str  # under which changes of the weights that leave the network's function alone
+    keeps: tuple[str, ...]  # the CHANGES that it is invariant under; one from draws, within the error of other draws
     home: str  # module:function
     options: Mapping[str, Any] = field(default_factory=dict)
     cheap: bool = True
     train_mode: bool = False  # whether it exists with batch norm by the statistics of each batch
     always_train: bool = False  # it is defined in that mode only, whatever the mode of the record
+    lacks: tuple[str, ...] = ()  # the CHANGES whose networks it is not defined for, beside those of train mode
+
+    @property
+    def invariant(self) -> str:
+        """What leaves it unchanged, in words."""
+        return ", ".join(CHANGES[change] for change in self.keeps) or "nothing"
+
+    def under(self, change: str) -> str:
+        """``"="`` where it is invariant, ``"x"`` where it is not, ``"-"`` where it is not defined."""
+        missing = change in self.lacks or (change == "bn_train" and not self.train_mode)
+        return "-" if missing else "=" if change in self.keeps else "x"
 
 
 _EXACT = "about C/2 (linear layers) to C"  # that of the exact trace or diagonal
@@ -31,68 +54,89 @@ CATALOGUE: dict[str, Entry] = {
     "minimum_sharpness": Entry(
         "least trace over rescalings of whole layers (Ibayashi et al. 2021)",
         _EXACT,
-        "layers, batch norm in eval mode",
+        ("layers", "order", "shift", "bn_eval"),
         f"{_MEASURES}:minimum_sharpness",
     ),
     "node_minimum_sharpness": Entry(
         "least trace over rescalings of single units; chains of layers only",
         _EXACT,
-        "layers, units",
+        ("layers", "units", "order", "shift", "bn_eval"),
         f"{_MEASURES}:node_minimum_sharpness",
+        lacks=("split",),
     ),
     "normalized_sharpness": Entry(
         "least noise-weighted curvature over scales of units, arXiv form (Tsuzuku et al. 2019)",
         _EXACT,
-        "layers, units",
+        ("layers", "units", "order", "shift", "bn_eval", "split"),
         f"{_MEASURES}:normalized_sharpness",
     ),
     "normalized_sharpness_of_normalized_loss": Entry(
         "the same with the cross-entropy of normalised logits; three classes and more",
         _EXACT,
-        "layers, units, scale of the logits",
+        ("layers", "units", "order", "shift", "logits", "bn_eval"),
         f"{_MEASURES}:normalized_sharpness",
         {"loss": "normalized"},
+        lacks=("split",),
+    ),
+    "ns_direct": Entry(
+        "least rise of the loss under noise plus the noise's cost (Tsuzuku et al. 2019, equation 62); an upper bound",
+        "about 100 and the exact diagonal",
+        ("layers", "units", "order", "shift", "bn_eval"),
+        "spectra.sharpness.direct:normalized_sharpness_direct",
+        cheap=False,
+        lacks=("split",),
+    ),
+    "penalised_sharpness": Entry(
+        "the same with a scale per parameter, at a price: NS'(1) over log-scales -10 to 10 (Tsuzuku et al. 2020, (17))",
+        _EXACT,
+        ("order",),
+        "spectra.sharpness.penalised:penalised_sharpness",
+        cheap=False,
     ),
     "matrix_normalized_sharpness": Entry(
         "sum over weight matrices of sqrt(|W|_F^2 Tr H_W)",
         _EXACT,
-        "layers",
+        ("layers", "order", "shift", "split"),
         f"{_MEASURES}:matrix_normalized_sharpness",
     ),
     "fisher_rao_diagonal": Entry(
         "sum_i w_i^2 mean_n (dl_n/dw_i)^2 (Tsuzuku et al. 2019, equation 25)",
         "2 to 3",
-        "layers, units",
+        ("layers", "units", "order", "bn_eval"),
         "spectra.sharpness.fisher_rao:fisher_rao_norm",
     ),
     "fisher_rao_liang": Entry(
         "mean_n <w, grad l_n>^2 (Liang et al. 2019)",
         "3",
-        "layers, units",
+        ("layers", "units", "order", "shift", "bn_eval", "split"),
         "spectra.sharpness.fisher_rao:fisher_rao_norm",
         {"form": "liang"},
     ),
     "fisher_rao_hessian": Entry(
         "sum_i w_i^2 H_ii (Tsuzuku et al. 2020, equation 16)",
         _EXACT,
-        "layers, units",
+        ("layers", "units", "order", "bn_eval"),
         "spectra.sharpness.fisher_rao:fisher_rao_norm",
         {"form": "hessian"},
     ),
     "squared_norm": Entry(
-        "sum of squared weights; a baseline", "none", "nothing", "spectra.sharpness.norms:squared_norm", train_mode=True
+        "sum of squared weights; a baseline",
+        "none",
+        ("order",),
+        "spectra.sharpness.norms:squared_norm",
+        train_mode=True,
     ),
     "gradient_norm": Entry(
         "|grad L|, without the l2 term; a baseline",
         "1",
-        "nothing",
+        ("order", "shift"),
         "spectra.sharpness.norms:gradient_norm",
         train_mode=True,
     ),
     "bn_sharpness": Entry(
         "largest mean change of the loss along directions scaled to the filters (Yi et al. 2019); a lower bound",
         "up to 8 per step of 20",
-        "scale of filters before batch norm, in train mode",
+        ("order", "shift", "bn_eval", "bn_train"),
         "spectra.sharpness.bn_sharpness:bn_sharpness",
         cheap=False,
         train_mode=True,
@@ -101,7 +145,7 @@ CATALOGUE: dict[str, Entry] = {
     "delta_sharpness_mean": Entry(
         "root mean square change of the loss in a ball of radius 1e-3; a baseline",
         "about 11",
-        "nothing",
+        ("order", "shift"),
         "spectra.sharpness.delta_sharpness:delta_sharpness",
         cheap=False,
         train_mode=True,
@@ -109,7 +153,7 @@ CATALOGUE: dict[str, Entry] = {
     "delta_sharpness_max": Entry(
         "largest change of the loss in that ball (Keskar et al. 2017); a lower bound",
         "up to 40",
-        "nothing",
+        ("order", "shift"),
         "spectra.sharpness.delta_sharpness:delta_sharpness",
         {"p": float("inf")},
         cheap=False,
@@ -118,7 +162,7 @@ CATALOGUE: dict[str, Entry] = {
     "adaptive_sharpness_average": Entry(
         "mean rise of the loss under noise of 5 % of each weight (Kwon et al. 2021)",
         "about 11",
-        "layers, units",
+        ("layers", "units", "order", "bn_eval", "bn_train"),
         "spectra.sharpness.adaptive:adaptive_sharpness",
         cheap=False,
         train_mode=True,
@@ -126,7 +170,7 @@ CATALOGUE: dict[str, Entry] = {
     "adaptive_sharpness_worst": Entry(
         "largest rise of the loss under such changes of norm 0.05; a lower bound",
         "up to 20",
-        "layers, units",
+        ("layers", "units", "order", "bn_eval", "bn_train"),
         "spectra.sharpness.adaptive:adaptive_sharpness",
         {"form": "worst"},
         cheap=False,
@@ -160,3 +204,12 @@ def chosen_measures(asked: str | Sequence[str]) -> tuple[str, ...]:
             )
         meant.add(name)
     return tuple(name for name in CATALOGUE if name in meant)
+
+
+def invariance_table() -> str:
+    """The catalogue's measures and the changes, as a table in Markdown."""
+    lines = [f"| measure | {' | '.join(CHANGES.values())} |", "|---" * (1 + len(CHANGES)) + "|"]
+    lines += [
+        f"| `{name}` | {' | '.join(entry.under(change) for change in CHANGES)} |" for name, entry in CATALOGUE.items()
+    ]
+    return "\n".join(lines)

@@ -56,6 +56,14 @@ class Layout:
             whole[block.row : block.row + rows, block.column : block.column + columns] = block.entries
         return whole
 
+    def spread(self, matrix: Array, weight: torch.Tensor) -> torch.Tensor:
+        """A number per (output, input), in the shape, dtype and device of a weight: the same all over a kernel."""
+        rows, columns = matrix.shape[0] // self.groups, matrix.shape[1] // self.groups
+        parts = [matrix[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(self.groups)]
+        whole = np.concatenate([part.T if self.transposed else part for part in parts], axis=0)
+        entries = torch.as_tensor(whole, dtype=weight.dtype, device=weight.device)
+        return entries.reshape(*entries.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
+
 
 def weight_layouts(model: nn.Module) -> tuple[dict[str, Layout], tuple[str, ...]]:
     """The layout of every trainable weight matrix, and the names of the trainable tensors that have no part.

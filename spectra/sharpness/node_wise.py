@@ -99,21 +99,11 @@ def rescale_units(network: Homogeneous, stages: list[Stage], factors: list[Array
         for stage, incoming, outgoing in zip(stages, ends, ends[1:]):
             weight = parameters[stage.weight]
             scale = outgoing[:, None] / np.repeat(incoming, stage.columns // stage.units)[None, :]
-            weight.mul_(_spread(stage.layout, scale, weight))
+            weight.mul_(stage.layout.spread(scale, weight))
             if stage.bias is not None:
                 bias = parameters[stage.bias]
                 bias.mul_(torch.as_tensor(outgoing, dtype=bias.dtype, device=bias.device))
     return model
-
-
-def _spread(layout: Layout, scale: Array, weight: torch.Tensor) -> torch.Tensor:
-    """A matrix (outputs, inputs) of factors in the layout of a weight."""
-    rows, columns = scale.shape[0] // layout.groups, scale.shape[1] // layout.groups
-    parts = [scale[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(layout.groups)]
-    spread = np.concatenate([part.T if layout.transposed else part for part in parts], axis=0)
-    return torch.as_tensor(spread, dtype=weight.dtype, device=weight.device).reshape(
-        *spread.shape, *[1] * (weight.dim() - 2)
-    )
 
 
 def minimum_of_diagonals(

@@ -138,7 +138,7 @@ def penalised_parameter_wise(
     ``sum_i min_{sigma, beta in B} H_ii e^(2 sigma) + w_i^2 e^(-2 sigma) + (sigma - beta)^2 / lambda'``, [NI] (17).
     ``B`` is the set of log-scales that the prior may have: an interval, or the points of a grid. For
     ``lambda' -> inf``, and for an interval that is the whole line, it is ``2 NS1``. Every entry is a convex problem in
-    one variable (one per point of a grid), solved by Newton steps kept inside a bracket of the root.
+    one variable (two for a grid, its points on either side), solved by Newton steps kept inside a bracket of the root.
 
     Args:
         h: the diagonal of the curvature, not negative, of any shape.
@@ -169,13 +169,18 @@ def penalised_parameter_wise(
     points = np.atleast_1d(np.asarray(grid, float)).ravel()
     if not points.size or not np.isfinite(points).all():
         raise ArgumentError("grid: finite points are needed; pass a tuple (lower, upper) for an interval")
-    least, sigma, slope = np.full(len(h), np.inf), np.zeros(len(h)), np.zeros(len(h))
-    for point in points:
-        at, total = _best_scale(h, u, np.full(len(h), point), lam)
-        better = total < least
-        least, sigma = np.where(better, total, least), np.where(better, at, sigma)
-        slope = np.where(better, _slope(h, u, at, at - point, lam), slope)
-    return Penalised(float(least.sum()), sigma.reshape(shape), float(np.max(slope, initial=0.0)))
+    # After sigma a convex function of beta remains, least where the exponentials balance: of all points only the two
+    # beside that can be the best.
+    points = np.sort(points)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        balanced = np.nan_to_num((np.log(u) - np.log(h)) / 4, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    above = np.searchsorted(points, balanced)
+    before, after = points[np.maximum(above - 1, 0)], points[np.minimum(above, len(points) - 1)]
+    (left, lower), (right, upper) = (_best_scale(h, u, beta, lam) for beta in (before, after))
+    sigma, beta = np.where(lower <= upper, left, right), np.where(lower <= upper, before, after)
+    slope = _slope(h, u, sigma, sigma - beta, lam)
+    value = float(np.minimum(lower, upper).sum())
+    return Penalised(value, sigma.reshape(shape), float(np.max(slope, initial=0.0)))
 
 
 def _slope(h: Array, u: Array, sigma: Array, gap: Array, lam: float) -> Array:

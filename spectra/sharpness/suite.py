@@ -11,6 +11,7 @@ import torch
 
 from spectra.errors import in_one_line
 from spectra.operators.curvature import CurvatureOperator
+from spectra.sharpness.bounds import NAMES, pac_bayes_bounds
 from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
 from spectra.sharpness.measure import Measure, not_measured
 from spectra.task import Task
@@ -44,6 +45,14 @@ def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str =
         except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
             found[name] = not_measured(in_one_line(error), form=str(entry.options.get("form", "default")), **mode)
     return found
+
+
+def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:
+    """The PAC-Bayes bounds of a record; what goes wrong in them is their reason."""
+    try:
+        return pac_bayes_bounds(task, bn_mode)
+    except Exception as error:  # as above
+        return {name: not_measured(in_one_line(error), form="pac-bayes", bn_mode=bn_mode) for name in NAMES}
 
 
 def task_of(operator: CurvatureOperator) -> Task:

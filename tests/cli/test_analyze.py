@@ -223,6 +223,15 @@ def test_the_traces_are_checked_unless_that_is_not_wanted(here):
     assert "exact trace of the " in shown
 
 
+def test_bounds_are_in_the_table_and_say_when_they_are_vacuous(here):
+    printed = analysed("net_0.pt", *QUICK, "--metrics", "none", "--bounds").stdout
+    for said in (printed, spectra("show", "run.h5").stdout):
+        assert all(name in said for name in ("bound_units", "bound_matrices", "bound_parameters"))
+    words = " ".join(printed.split())
+    assert "bound_units, bound_matrices, bound_parameters: vacuous: not below 1" in words
+    assert "not a guarantee" in words
+
+
 def test_measures_are_computed_by_name_and_shown(here):
     (entry,) = json.loads(analysed("net_0.pt", *QUICK, "--json", "--metrics", "gradient_norm").stdout)
     assert list(entry["sharpness"]) == ["gradient_norm"]
