@@ -45,6 +45,8 @@ class Unfinished:
         self._key: Mapping[str, Any] = {}
         self._how: dict[str, Any] = {}
         self._parts: list[list[Arrays]] = []
+        self._written = False  # over what was left
+        self._passed_over = False  # what is left was not of the first record that was taken up
 
     @property
     def threads(self) -> int | None:
@@ -64,12 +66,15 @@ class Unfinished:
         """
         key = {**key, "threads": torch.get_num_threads()}
         self._parts = []
-        left, self.left = self.left, None
+        left = self.left
         if left is not None:
             differs = left.differs(key)
-            if differs:
-                self.say(f"{self.file.shown}: is of another record or computation ({', '.join(differs)}): not used")
+            if differs:  # it may be of a record that comes later: one before it failed, and is tried again
+                if not self._passed_over:
+                    self.say(f"{self.file.shown}: is not of the next record ({', '.join(differs)}): not used for it")
+                self._passed_over = True
             else:
+                self.left = None
                 self._parts = [list(part) for part in left.parts]
                 # Memory for twice the width there is, since half of what is free is what a width is chosen for.
                 recorded = int(left.how["width"])
@@ -91,11 +96,24 @@ class Unfinished:
         """
         self._parts[part:] = [[_arrays(recurrence) for recurrence in finished]]
         self.file.write(Partial(self._key, self._how, self._parts))
+        self._written = True
 
     def end(self) -> None:
-        """The record is stored, or has failed: nothing of it is unfinished."""
+        """The record is stored, or has failed: nothing of it is unfinished.
+
+        What an earlier process left of a record that was not taken up yet is put back, so that it is not lost.
+        """
         self._parts = []
-        self.file.remove()
+        if self.left is None:
+            self.file.remove()
+        elif self._written:
+            self.file.write(self.left)
+            self._written = False
+
+    def close(self) -> None:
+        """The run is complete: nothing is left."""
+        self.left = None
+        self.end()
 
 
 def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def analyze_run(
         store = Store(out, data or DataChoice(), unfinished, force, tell)
         with SameThreads(unfinished.threads or store.threads(), tell.note):
             _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, tell, strict)
-        unfinished.end()
+        unfinished.close()
         return store.close()
 
 

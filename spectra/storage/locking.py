@@ -61,6 +61,34 @@ def only_writer(path: str | Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def refuse_if_written(path: str | Path) -> None:
+    """See that nobody writes a results file now. Leaves nothing behind, and needs no right to write beside it.
+
+    Args:
+        path: the results file.
+
+    Raises:
+        StorageError: a process does: its number, its machine and its command.
+    """
+    target = Path(path).resolve()
+    # To open and close its lock file would let go of a lock that this process holds, so that is asked first.
+    if target in _HELD:
+        raise StorageError(f"{path}: this process is writing it; what it has is not all of it yet")
+    try:
+        import fcntl
+
+        descriptor = os.open(target.with_name(f".{target.name}.lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except (ImportError, OSError):  # no such locks, or none of this file
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise StorageError(f"{path}: {_holder(descriptor)} is writing it; wait for it") from error
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(lock: Path, shown: str) -> int | None:
     """The open and locked file; None where there are no locks."""
     try:

@@ -14,7 +14,7 @@ import h5py
 from spectra.errors import ArgumentError, StorageError
 from spectra.records import Record
 from spectra.storage.loading import differences, load
-from spectra.storage.locking import only_writer
+from spectra.storage.locking import only_writer, refuse_if_written
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
 from spectra.storage.runfile import LIBRARY, write_root
 from spectra.storage.sealing import read_bytes, sealed, unsealed
@@ -83,6 +83,7 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
     for path in paths:
         if not path.exists():
             raise StorageError(f"{path}: no such file")
+        refuse_if_written(path)  # a part that grows would be joined without its end
     check_writable(target, shown=str(out))
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_writer(out))

@@ -1,95 +1,157 @@
-"""Records that are read when they are used: the same as ever, and a file of many opens without reading them."""
+"""Records are read when they are used: the same as if all were read at once, and damage is told by the one it is in."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import io
 import pickle
 
 import h5py
 import numpy as np
 import pytest
-from run_files import SETTINGS, make_record
+from run_files import SETTINGS, failed_record, make_record
 
+import spectra.storage.stored
 from spectra.errors import StorageError
 from spectra.records import Record
-from spectra.storage import loading, stored
+from spectra.storage.hdf5 import read_record
 from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.storage.sealing import sealed
+from spectra.storage.sealing import sealed, unsealed
+from spectra.storage.stored import StoredRecord
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "run.h5"
+    run = RunFile.open(path, SETTINGS)
+    for record in (make_record(0), make_record(1), failed_record(2)):
+        run.append(record)
+    return path.read_bytes()
 
 
 @pytest.fixture
-def path(tmp_path):
-    with RunFile.open(tmp_path / "run.h5", SETTINGS) as run:
-        for epoch in range(3):
-            run.append(make_record(epoch))
+def path(tmp_path, image):
+    (tmp_path / "run.h5").write_bytes(image)
     return tmp_path / "run.h5"
 
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The groups that are read, as they are."""
-    found = []
-    real = stored.read_record
+    """The groups that are read."""
+    names = []
 
-    def counted(group, **options):
-        found.append(group.name)
-        return real(group, **options)
+    def counting(group):
+        names.append(group.name.rsplit("/", 1)[-1])
+        return read_record(group)
 
-    monkeypatch.setattr(stored, "read_record", counted)
-    return found
+    monkeypatch.setattr(spectra.storage.stored, "read_record", counting)
+    return names
 
 
-def test_what_orders_and_lists_a_run_is_read_at_once_and_the_rest_when_it_is_used(path, reads):
+def shape(record):
+    """All fields of a record, as they compare."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(Record)}
+    spectrum = fields.pop("spectrum")
+    arrays = [] if spectrum is None else [(t.alphas.tobytes(), t.betas.tobytes()) for t in spectrum.tridiagonals]
+    return fields, arrays
+
+
+def test_a_record_on_demand_has_the_fields_of_one_that_is_read_at_once(path, image):
+    lazy = load_trajectory(path).records
+    with h5py.File(io.BytesIO(unsealed(image, "")), "r") as file:
+        eager = [read_record(group) for group in file["records"].values()]
+    assert [type(record) for record in lazy] == [StoredRecord] * 3
+    assert [shape(record) for record in lazy] == [shape(record) for record in eager]
+    assert [type(record) for record in lazy] == [Record] * 3  # used once, it is a plain record
+
+
+def test_opening_lists_and_orders_without_reading_a_record(path, reads):
     trajectory = load_trajectory(path)
-    assert trajectory.epochs.tolist() == [0, 1, 2]
-    assert [record.label for record in trajectory] == [f"ckpt_{i}.pt epoch {i} hessian eval" for i in range(3)]
-    assert [record.identity for record in trajectory] == [make_record(i).identity for i in range(3)]
-    assert reads == []
-    assert trajectory[1].facts == make_record(1).facts
-    assert reads == ["/records/000001"]
-    assert type(trajectory[1]) is Record
-    np.testing.assert_array_equal(trajectory[1].spectrum.nodes, make_record(1).spectrum.nodes)
-    assert reads == ["/records/000001"]
-
-
-def test_copies_pickles_and_comparisons_are_of_the_whole(path):
-    def record():
-        return load_trajectory(path)[0]
-
-    assert copy.copy(record()).facts == record().facts
-    assert pickle.loads(pickle.dumps(record())).estimates == record().estimates
-    assert copy.deepcopy(record()).notes == ("TF32 was off",)
-    assert record() != make_record(1)
-    assert isinstance(record(), Record)
-    assert "hessian" in repr(record())
-
-
-def test_a_record_outlives_the_file_and_its_trajectory(path):
-    record = load_trajectory(path)[2]
-    path.unlink()
-    assert record.estimates == make_record(2).estimates
-
-
-def test_without_the_seal_all_records_are_read_and_compared_at_once(path, monkeypatch):
-    found = []
-    real = loading.read_record
-    monkeypatch.setattr(loading, "read_record", lambda group, **options: found.append(group.name) or real(group))
-    path.write_bytes(path.read_bytes()[:-85])
-    load_trajectory(path)
-    assert found == ["/records/000000", "/records/000001", "/records/000002"]
-
-
-def test_damage_inside_a_whole_seal_is_one_line_when_the_record_is_used(path):
-    """As if the damage had been there before the file was sealed: the seal fits, the group cannot be read."""
-    content = path.read_bytes()
-    with h5py.File(path, "r+") as file:
-        del file["records/000001/spectrum/alphas"]
-    image = path.read_bytes()
-    path.write_bytes(
-        sealed(image[: image.rindex(b"\nspectra-run sha256 ")] if b"spectra-run sha256 " in image else image)
+    assert list(trajectory.epochs) == [0, 1, 2]
+    assert [(record.operator, record.status, record.reason) for record in trajectory][2] == (
+        "hessian",
+        "failed",
+        "NaN weights",
     )
-    assert path.read_bytes() != content
+    assert [record.identity for record in trajectory] == [make_record(epoch).identity for epoch in range(3)]
+    assert [record.label for record in trajectory]
+    assert reads == []
+    assert trajectory[1].facts["loss"] == 1.25
+    assert trajectory[1].spectrum is not None
+    assert reads == ["000001"]  # that one alone, and once
+
+
+def test_continuing_a_run_reads_no_record(path, reads):
+    run = RunFile.open(path, SETTINGS)
+    assert run.has(make_record(1).identity)
+    run.append(make_record(3, cached_estimates={}))
+    assert reads == []
+
+
+def test_a_file_of_fifty_records_is_opened_without_reading_their_arrays(tmp_path, monkeypatch, reads):
+    known = make_record(0)
+    run = RunFile.open(tmp_path / "run.h5", SETTINGS)
+    for epoch in range(50):
+        run.append(make_record(epoch, spectrum=known.spectrum, cached_estimates=known.estimates))
+    datasets = []
+    real = h5py.Dataset.__getitem__
+
+    def counting(self, *arguments):
+        datasets.append(self.name)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+    trajectory = load_trajectory(tmp_path / "run.h5")
+    assert len(trajectory) == 50
+    assert (datasets, reads) == ([], [])
+    assert trajectory[7].spectrum is not None
+    assert reads == ["000007"]
+    assert {name.split("/")[2] for name in datasets} == {"000007"}
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda record: pickle.loads(pickle.dumps(record))])
+def test_copies_are_of_the_whole_record_and_need_no_file(path, make):
+    record = load_trajectory(path)[1]
+    twin = make(record)
+    path.unlink()
+    assert type(twin) is Record
+    assert shape(twin) == shape(record)
+    assert shape(twin)[1] == shape(make_record(1))[1]
+
+
+def test_a_changed_copy_of_a_record_on_demand_is_a_record(path):
+    changed = dataclasses.replace(load_trajectory(path)[0], epoch=9.0)
+    assert (changed.epoch, changed.facts["loss"]) == (9.0, 2.5)
+    assert changed.spectrum is not None
+
+
+def test_the_file_may_go_or_be_replaced_while_records_are_unread(path):
     trajectory = load_trajectory(path)
-    assert trajectory[0].facts
-    with pytest.raises(StorageError, match=r"run.h5: record 000001 is damaged"):
-        trajectory[1].facts  # noqa: B018
+    path.write_bytes(b"")
+    assert trajectory[0].spectrum.trace() == make_record(0).spectrum.trace()
+
+
+@pytest.mark.parametrize("use", [lambda r: r.spectrum, lambda r: r.facts, lambda r: r.estimates, repr, copy.copy])
+def test_a_damaged_record_is_one_line_each_time_it_is_used_and_the_others_are_whole(path, image, use):
+    """Under a seal that was computed again: the checksums of the groups find it."""
+    content = bytearray(unsealed(image, ""))
+    with h5py.File(io.BytesIO(bytes(content)), "r") as file:
+        place = file["records/000001/spectrum/alphas"].id.get_offset()
+    content[place + 3] ^= 1
+    path.write_bytes(sealed(bytes(content)))
+    trajectory = load_trajectory(path)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"run\.h5: record 000001 is damaged: the checksum of .* does not") as e:
+            use(trajectory[1])
+        assert "\n" not in str(e.value)
+    assert trajectory[0].spectrum is not None
+    assert trajectory[2].reason == "NaN weights"
+
+
+def test_equality_is_of_what_is_read(path):
+    one, two = load_trajectory(path), load_trajectory(path)
+    assert one[2] == two[2]
+    assert one[2] != two[0]
+    assert one[0] != "record"
+    assert np.isfinite(one[0].facts["loss"])
