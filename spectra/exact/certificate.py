@@ -111,7 +111,8 @@ def _few_rows(function: LossFunction) -> Any:
         if rows is None:
             return function.place(batch)
         wanted = min(ROWS, max(FEWEST_ROWS, ROWS_TIMES_TENSORS // len(function.theta)))
-        each = -(-wanted // len(places))
+        # Rounded down, since the cost is in proportion to the rows, and no fewer than the fewest.
+        each = max(wanted // len(places), -(-FEWEST_ROWS // len(places)))
         chosen = torch.linspace(0, rows - 1, min(rows, each)).round().to(torch.int64)
         parts.append(function.place(choose_rows(batch, chosen)))
     if not parts:

@@ -11,14 +11,14 @@ from spectra.errors import ArgumentError
 
 # Changes of the weights that leave the function alone, or move all logits together (shift) or in proportion (scale).
 CHANGES = {
-    "layers": "scale of layers",  # W_d times alpha_d, all of them together 1, biases along
-    "units": "scale of units",  # a hidden unit times c > 0, undone where it is read
-    "order": "order of units",
+    "layers": "layers",  # W_d times alpha_d, all of them together 1, biases along
+    "units": "units",  # a hidden unit times c > 0, undone where it is read
+    "order": "unit order",
     "shift": "logit shift",
     "logits": "logit scale",
-    "bn_eval": "filters before BN in eval mode",  # filter, running mean and deviation times a > 0
-    "bn_train": "filters before BN in train mode",  # filter times a > 0, eps -> 0
-    "split": "split of paths",  # relu(W1 x) + relu(W2 x) from (W/2, W/2) to (W, 0)
+    "bn_eval": "BN filters (eval)",  # filter, running mean and deviation times a > 0
+    "bn_train": "BN filters (train)",  # filter times a > 0, eps -> 0
+    "split": "split paths",  # relu(W1 x) + relu(W2 x) from (W/2, W/2) to (W, 0)
 }
 
 

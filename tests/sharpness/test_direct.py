@@ -23,7 +23,7 @@ def least_squares() -> Task:
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -2.0, 0.5], [0.3, 1.5, -4.0]]))
     x = torch.randn(7, 3) * torch.tensor([1.0, 3.0, 0.4])
-    return Task(model, nn.MSELoss(), batches_of(x, torch.randn(7, 2), 4, 3))
+    return Task(model, nn.MSELoss(), [(x, torch.randn(7, 2))])
 
 
 def relu_net() -> Task:
