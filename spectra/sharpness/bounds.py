@@ -11,9 +11,10 @@ The rise is the quadratic model's; **its error is left out**, so none of these i
 References:
     [NA] Tsuzuku, Sato and Sugiyama, "Normalized flat minima", arXiv:1901.04653 (2019), (1) to (13). Its (5) lacks the
     factor 1/2 of the rise.
-    [NI] the same authors and title, ICML 2020, (1), (13) to (17) and propositions 4.1 and 6.1. Its (26), (33) and (35)
-    print a root of a whole bilinear form, which is below anything that the noise can reach: what its derivation gives
-    is used here, with scales ``|gamma| <= R``.
+    [NI] the same authors and title, ICML 2020, (1), (13) to (17) and proposition 4.1, which is `bound_parameters`. Its
+    (26), (33) and (35) print a root of a whole bilinear form, which is below anything that the noise can reach. So
+    `bound_units` and `bound_matrices` are derived here by the same steps, with scales ``|gamma| <= R``; their constants
+    are those of this derivation, not a quotation of proposition 6.1, which is of the same setting.
 """
 
 from __future__ import annotations
