@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from spectra import presets
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
+from spectra.eigenspaces import Eigenspaces
 from spectra.errors import ArgumentError
 from spectra.exact.ggn_result import GGNSpectrum
 from spectra.heldout import beside, held_out_notes, shared_progress, told_of
@@ -65,6 +68,7 @@ def iter_analyze(
     extra: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
     unfinished: Unfinished | None = None,
+    eigenspaces: Eigenspaces | None = None,
     **options: Any,
 ) -> Iterator[Record]:
     """The records of a task, each as soon as it is there. They are of the parameters as they are at this call.
@@ -82,6 +86,7 @@ def iter_analyze(
         extra: more settings for the record, such as how the data were chosen.
         notes: what should be printed beside the numbers.
         unfinished: keeps the probes of a record as they are finished, and has those that were finished before.
+        eigenspaces: has the eigenvectors of the record before, with which those of this one are compared.
 
     Raises:
         SpectraError: the numbers asked for would not be right, or do not fit in memory; everything that can be
@@ -97,7 +102,9 @@ def iter_analyze(
     ]
     # A record that is skipped has the measures of its mode already, if it is the first of it.
     measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
-    return _records(operators, measured, asked, place_of(checkpoint), progress, extra or {}, notes, unfinished)
+    return _records(
+        operators, measured, asked, place_of(checkpoint), progress, extra or {}, notes, unfinished, eigenspaces
+    )
 
 
 def _records(
@@ -109,6 +116,7 @@ def _records(
     extra: dict[str, Any],
     notes: Sequence[str],
     unfinished: Unfinished | None,
+    eigenspaces: Eigenspaces | None,
 ) -> Iterator[Record]:
     """A record of each operator, which may have its twin on the test data beside it.
 
@@ -124,7 +132,7 @@ def _records(
         without = mode in measured or asked.params is not None
         measured.add(mode)
         here = replace(asked, metrics="none", bounds=False) if without else asked
-        yield _analyze_one(twins, here, place, progress, extra, notes, unfinished)
+        yield _analyze_one(twins, here, place, progress, extra, notes, unfinished, eigenspaces)
 
 
 def _width(operator: CurvatureOperator, asked: Settings) -> int:
@@ -145,7 +153,8 @@ def _measure(
     width: int,
     unfinished: Unfinished | None,
     part: int,
-) -> tuple[dict[str, float | int | None], Spectrum]:
+    nearby: np.ndarray | None = None,
+) -> tuple[dict[str, float | int | None], Spectrum, np.ndarray | None]:
     """What holds at the point, and the spectrum, with its eigenpairs where they are asked for."""
     with operator.prepared():
         facts = measure_point(operator)
@@ -157,6 +166,7 @@ def _measure(
                 min(asked.eigenpairs, operator.n),
                 "LM",
                 seed=asked.seed,
+                nearby=nearby,
                 progress=None if progress is None else lambda done, most: progress(done, most + ahead),
             )
             shown = None if progress is None else _after(pairs.products, progress)
@@ -174,7 +184,7 @@ def _measure(
         )
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
-    return facts, spectrum
+    return facts, spectrum, None if pairs is None else pairs.vectors
 
 
 @dataclass(frozen=True)
@@ -208,6 +218,7 @@ def _analyze_one(
     extra: dict[str, Any],
     notes: Sequence[str],
     unfinished: Unfinished | None,
+    eigenspaces: Eigenspaces | None,
 ) -> Record:
     start = time.perf_counter()
     operator, *held_out = operators
@@ -219,7 +230,10 @@ def _analyze_one(
         record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings}
         key = key_of(operator.task.model, operator.device, record)
         width = unfinished.begin(key, width, fixed=asked.width is not None)
-    facts, spectrum = _measure(operator, asked, first, width, unfinished, 0)
+    kind = operator.kind, operator.bn_mode
+    nearby = eigenspaces.before(kind) if eigenspaces is not None and asked.warm_start else None
+    facts, spectrum, vectors = _measure(operator, asked, first, width, unfinished, 0, nearby)
+    overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(kind, place, vectors)
     found = _find(operator, spectrum, asked)
     widths = widths_of(operator)
     if widths is not None:
@@ -235,7 +249,7 @@ def _analyze_one(
     test_spectrum: Spectrum | None = None
     cost: dict[str, int] = {}
     for twin, again in zip(held_out, others):
-        test_facts, test_spectrum = _measure(twin, asked, again, width, unfinished, 1)
+        test_facts, test_spectrum, _ = _measure(twin, asked, again, width, unfinished, 1)
         facts |= beside(facts, test_facts, twin.task.reduces_to)
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
         said += held_out_notes(twin, operator.self_test.notes)
@@ -256,6 +270,7 @@ def _analyze_one(
         exact=found.verified.exact,
         checks=(*found.verified.checks, *found.compared.checks),
         exact_spectrum=found.eigenvalues,
+        overlap=overlap,
         remainder=found.verified.remainder,
         sharpness=found.sharpness,
         notes=(*said, *place.notes, *notes),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spectra.eigenspaces import Eigenspaces
 from spectra.errors import CheckpointError, TaskError
 from spectra.records import Identity, Place, Record
 from spectra.resuming import Unfinished
@@ -80,6 +81,7 @@ class Store:
         self.file: RunFile | None = None
         self.settings: dict[str, Any] = {}
         self.waiting: list[Record] = []  # failures, until a checkpoint says what the run is
+        self.eigenspaces = Eigenspaces(out, tell.note)
         self.added: set[Identity] = set()  # the records themselves are in the file
         self.kept = 0
 
@@ -104,6 +106,8 @@ class Store:
         assert self.file is not None
         found = self.file.has(self._identity(pair, place))
         self.kept += found
+        if found:
+            self.eigenspaces.passed(pair, place)
         return found
 
     def _identity(self, pair: tuple[str, str], place: Place) -> Identity:
@@ -142,6 +146,7 @@ class Store:
             return
         self._append(record)
         if record.status == "complete":
+            self.eigenspaces.passed((record.operator, record.bn_mode), record.place)
             self.unfinished.end()
 
     def _append(self, record: Record) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spectra.crosscheck import Check
     from spectra.exact.ggn_result import GGNSpectrum
     from spectra.exact.result import ExactTrace
+    from spectra.overlap import Overlap
     from spectra.sharpness.measure import Measure
     from spectra.spectrum import Spectrum
 
@@ -130,6 +131,9 @@ class Record:
     exact: ExactTrace | None = None  # None: not asked for, or not a matrix that has one (the empirical Fisher)
     checks: tuple[Check, ...] = ()  # of the estimates against it
     exact_spectrum: GGNSpectrum | None = None  # all eigenvalues of the Gauss-Newton matrix of few samples
+    overlap: Overlap | None = (
+        None  # of the eigenvectors with those of the record before, where eigenpairs are asked for
+    )
     remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
     sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
     cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
@@ -178,6 +182,10 @@ class Record:
         )
 
     @property
+    def place(self) -> Place:
+        return Place(checkpoint=self.checkpoint, sha256=self.checkpoint_sha256, epoch=self.epoch, step=self.step)
+
+    @property
     def where(self) -> str:
         """The checkpoint in a few words: its name, and its epoch or step."""
         name = Path(self.checkpoint).name if self.checkpoint else ""
@@ -211,6 +219,8 @@ class Record:
         if self.exact_spectrum is not None:
             found["exact_spectrum"] = to_jsonable(self.exact_spectrum.to_json())
             found["check"] = [check.to_json() for check in self.checks]
+        if self.overlap is not None:
+            found["overlap"] = self.overlap.to_json()
         if self.sharpness:
             found["sharpness"] = {name: measure.to_json() for name, measure in self.sharpness.items()}
         return {

@@ -76,6 +76,7 @@ def analyze_run(
         with SameThreads(unfinished.threads or store.threads(), tell.note):
             _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, tell, strict)
         unfinished.close()
+        store.eigenspaces.close()
         return store.close()
 
 
@@ -150,6 +151,7 @@ def analyze_into(
         extra=store.choice.as_settings(),
         notes=notes,
         unfinished=store.unfinished,
+        eigenspaces=store.eigenspaces,
     ):
         store.add(record)
         tell.record(record)

@@ -49,6 +49,7 @@ class Settings:
     preset: str | None = None  # in words, for the record; `presets.filled` gives the options that it stands for
     width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
     eigenpairs: int = 0  # so many of the largest magnitude, found before the probes; at most n
+    warm_start: bool = False  # the search for eigenpairs begins with the vectors of the checkpoint before
     save_eigenvectors: bool = False  # keep their vectors in the record
 
     def __post_init__(self) -> None:
@@ -77,6 +78,8 @@ class Settings:
             raise ArgumentError(f"exact_spectrum={self.exact_spectrum}: at least 0 samples are needed; 0 is none")
         if self.eigenpairs < 0:
             raise ArgumentError(f"eigenpairs={self.eigenpairs}: at least 0 is needed; 0, the default, is none")
+        if self.warm_start and not self.eigenpairs:
+            raise ArgumentError("warm_start without eigenpairs: say how many are to be found with eigenpairs=K")
         if self.save_eigenvectors and not self.eigenpairs:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
         torch_dtype_of(self.dtype)
@@ -113,6 +116,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         # Only where they are asked for, so that files of runs without them can be continued.
         **({"eigenpairs": asked.eigenpairs} if asked.eigenpairs else {}),
+        **({"warm_start": True} if asked.warm_start else {}),
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
         **({"preset": asked.preset} if asked.preset else {}),
         **(held_out_settings(task) if asked.test_data else {}),

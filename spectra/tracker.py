@@ -159,6 +159,8 @@ class Tracker:
 
     def close(self) -> None:
         """Let go of the file. Calling it twice does nothing."""
+        if self._release.alive:
+            self._store.eigenspaces.close()
         self._release()
 
     def __enter__(self) -> Self:

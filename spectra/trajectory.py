@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spectra.density import Density
     from spectra.differences import Difference
     from spectra.estimates import Estimate
+    from spectra.overlap import Overlap
     from spectra.records import Record
     from spectra.spectrum import Spectrum
 
@@ -132,6 +133,30 @@ class Series:
         stderr = _floats(found, lambda measure: None if measure is None else measure.stderr)
         nothing = np.full(value.size, math.nan)
         return Values(value, stderr, nothing, nothing.copy(), np.isfinite(value))
+
+    @property
+    def subspace_overlap(self) -> np.ndarray:
+        """(T,) how much of the space of the largest eigenvectors is that of the record before; NaN where not known.
+
+        Needs eigenpairs; see :class:`spectra.overlap.Overlap`, which each record has as ``overlap``.
+        """
+        return _floats(self.records, lambda record: None if record.overlap is None else record.overlap.value)
+
+    def overlap(self, a: float, b: float) -> Overlap:
+        """The scalar products of the eigenvectors of two epochs, which must have been saved.
+
+        Raises:
+            ArgumentError: there is no such epoch, or its vectors were not saved.
+        """
+        from spectra.overlap import overlap_of
+
+        found = []
+        for epoch in (a, b):
+            pairs = self.spectrum(epoch).eigenpairs
+            if pairs is None or pairs.vectors is None:
+                raise ArgumentError(f"epoch={epoch:g}: its eigenvectors were not saved: --save-eigenvectors keeps them")
+            found.append(pairs.vectors)
+        return overlap_of(found[0], found[1], f"epoch {a:g}")
 
     def apply(self, function: Callable[[Spectrum], Estimate | float]) -> Values:
         """What a function of a spectrum gives over training, from the stored tridiagonals; NaN where a record failed.

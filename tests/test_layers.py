@@ -21,7 +21,7 @@ FLOORS = """
         sharing sharpness.blocks sharpness.draws version
     association batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers \
         exact.normalized exact.result krylov.probes operators.base operators.modes operators.selftest \
-        presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
+        overlap presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
         sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
         storage.replacing storage.sealing tridiagonal zoo.data zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
@@ -44,7 +44,8 @@ FLOORS = """
     sharpness.bounds sharpness.direct sharpness.fisher_rao sharpness.node_wise sharpness.penalised \
         storage.loading verification
     sharpness.measures sharpness.suite storage.runfile
-    analysis filling storage.merging
+    eigenspaces storage.merging
+    analysis filling
     run
     tracker
     cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.progress cli.user_code
@@ -59,16 +60,16 @@ FLOORS = """
 
 NUMPY_WING = """
     errors jsonable plots.style population sharing version association columns eigenpairs exact.result
-        krylov.probes presets sharpness.balancing sharpness.catalogue sharpness.measure sharpness.rescaling
-        storage.cells storage.locking storage.replacing storage.sealing tridiagonal estimates
-        sharpness.normalized storage.partial trajectory budget counts deflation density extremes outliers
-        degeneracy determinants distribution exact.ggn_result ranks records differences plots.moments
-        spectrum crosscheck distance plots.curves plots.draw comparison plots.sheets spectrum_check
-        storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training storage.hdf5
-        plots.figures storage.stored storage.loading storage.runfile storage.merging cli.grouped_help
-        cli.main cli.merge cli.numbers cli.on_request cli.user_code cli.layout cli.budget_table
-        cli.comparison_table cli.findings_table cli.metrics cli.preset_table cli.compare cli.record_table
-        cli.tables cli.show cli.plot
+        krylov.probes overlap presets sharpness.balancing sharpness.catalogue sharpness.measure
+        sharpness.rescaling storage.cells storage.locking storage.replacing storage.sealing tridiagonal
+        estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes
+        outliers degeneracy determinants distribution exact.ggn_result ranks records differences
+        plots.moments spectrum crosscheck distance plots.curves plots.draw comparison plots.sheets
+        spectrum_check storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training
+        storage.hdf5 plots.figures storage.stored storage.loading storage.runfile eigenspaces
+        storage.merging cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.user_code
+        cli.layout cli.budget_table cli.comparison_table cli.findings_table cli.metrics cli.preset_table
+        cli.compare cli.record_table cli.tables cli.show cli.plot
 """
 
 

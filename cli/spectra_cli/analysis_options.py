@@ -82,6 +82,12 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Find the K eigenvalues of the largest magnitude first, and take them out of the variance of trace "
             "and Frobenius norm.",
         ),
+        _option(
+            "--warm-start",
+            is_flag=True,
+            help="Begin the search for eigenpairs with the vectors of the checkpoint before: fewer products, and "
+            "other last digits after a restart.",
+        ),
         _option("--save-eigenvectors", is_flag=True, help="Keep their vectors too: 4 n K bytes per record."),
     ),
     "What it is checked against, and measured beside it": (
@@ -200,6 +206,7 @@ class Request:
             "exact_spectrum",
             "check",
             "eigenpairs",
+            "warm_start",
             "save_eigenvectors",
             "test_data",
         )

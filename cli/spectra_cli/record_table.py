@@ -97,6 +97,7 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
     pairs = None if record.spectrum is None else record.spectrum.eigenpairs
     lines = [
         ("eigenpairs", "" if pairs is None else pairs.completeness),
+        ("overlap of their space", _overlap_words(record)),
         ("checkpoint", f"{record.checkpoint}  sha256 {sha[:16]}..." if sha else _words(record.checkpoint)),
         ("computed", ", ".join(filter(None, effort))),
         ("arithmetic", ", ".join(quality)),
@@ -137,6 +138,13 @@ def print_requested(found: Mapping[str, Estimate], console: Console, *, of: str)
         value, error = ("-", "") if estimate.resolved is False else number(estimate)
         table.add_row(name, value, error, interval(estimate.lower, estimate.upper), estimate.note or "")
     console.print(table)
+
+
+def _overlap_words(record: Record) -> str:
+    if record.overlap is None:
+        return ""
+    known = record.overlap.matrix is not None
+    return f"with {record.overlap.before}: " + (f"{record.overlap.value:.3f}" if known else f"{record.overlap.reason}")
 
 
 def _eigenpairs_table(record: Record) -> Table | None:

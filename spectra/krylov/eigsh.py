@@ -35,6 +35,7 @@ def eigsh(
     tol: float = 1e-6,
     seed: int = 0,
     max_steps: int | None = None,
+    nearby: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Eigenpairs:
     """``k`` eigenpairs at an end of the spectrum, each with a measured residual.
@@ -54,6 +55,9 @@ def eigsh(
         tol: of the residuals, relative to ``|H|_2``; below ten times the noise of the products it is that.
         seed: of the starts. Their stream is their own: no probe of :func:`~spectra.krylov.slq.slq` is among them.
         max_steps: Lanczos steps of all starts together, at least ``k``; by default ``300 + 20 k``.
+        nearby: (n, any number) vectors that are thought to be near the wanted ones, such as those of the checkpoint
+            before. The first start is their sum, with a tenth of a random vector; the later starts, which look for
+            what is missing, are random as ever. It changes what the search costs, and the last digits.
         progress: called with the steps done and the steps at most.
 
     Returns:
@@ -85,7 +89,10 @@ def eigsh(
         raise ArgumentError(f"seed={seed}: at least 0 is needed")
     if max_steps is not None and max_steps < k:
         raise ArgumentError(f"max_steps={max_steps}: at least k={k} is needed; 300 + 20 k is the default")
-    search = _Search(operator, k, which, tol, seed, 300 + 20 * k if max_steps is None else max_steps, progress)
+    if nearby is not None and (nearby.ndim != 2 or len(nearby) != n):
+        raise ArgumentError(f"nearby has shape {nearby.shape}: columns of {n} numbers are needed")
+    budget = 300 + 20 * k if max_steps is None else max_steps
+    search = _Search(operator, k, which, tol, seed, budget, nearby, progress)
     with operator.prepared():
         search.run()
         return search.measured()
@@ -102,8 +109,10 @@ class _Search:
         tol: float,
         seed: int,
         budget: int,
+        nearby: np.ndarray | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
+        self.nearby = nearby
         self.operator, self.k, self.which, self.seed, self.budget = operator, k, which, seed, budget
         self.n, self.progress = operator.n, progress
         self.floor = 10 * operator.noise
@@ -148,7 +157,13 @@ class _Search:
         self.complete, self.completeness, self.rest = True, "the vectors found span the whole space", np.zeros(0)
 
     def _start(self, index: int, length: int) -> Recurrence:
-        start = torch.from_numpy(draw_start(self.n, seed=self.seed, index=index)).to(self.operator.device)
+        drawn = draw_start(self.n, seed=self.seed, index=index)
+        if index == 0 and self.nearby is not None:
+            known = self.nearby.sum(axis=1, dtype=np.float64)
+            size = float(np.linalg.norm(known))
+            drawn = drawn if size == 0 else known / size + 0.1 * drawn / np.linalg.norm(drawn)
+            drawn /= np.linalg.norm(drawn)
+        start = torch.from_numpy(drawn).to(self.operator.device)
         if self.found.size:
             self.found.remove_from(start)
             start /= start.norm()

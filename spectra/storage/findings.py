@@ -15,6 +15,7 @@ from spectra.estimates import Estimate
 from spectra.exact.ggn_result import GGNSpectrum
 from spectra.exact.result import ExactTrace
 from spectra.jsonable import dumps
+from spectra.overlap import Overlap
 from spectra.records import Record
 from spectra.sharpness.measure import Measure
 from spectra.storage.cells import get_attribute, read_texts, seal, set_attribute, write_texts
@@ -34,6 +35,8 @@ def write_findings(group: h5py.Group, record: Record) -> None:
         _write_eigenvalues(group.create_group("exact_spectrum"), record.exact_spectrum)
     if record.checks:
         _write_checks(group.create_group("checks"), record.checks)
+    if record.overlap is not None:
+        _write_overlap(group.create_group("overlap"), record.overlap)
     if record.sharpness:
         _write_sharpness(group.create_group("sharpness"), record.sharpness)
 
@@ -47,9 +50,24 @@ def read_findings(group: h5py.Group) -> dict[str, Any]:
         found["exact_spectrum"] = _read_eigenvalues(group["exact_spectrum"])
     if "checks" in group:
         found["checks"] = _read_checks(group["checks"])
+    if "overlap" in group:
+        found["overlap"] = _read_overlap(group["overlap"])
     if "sharpness" in group:
         found["sharpness"] = _read_sharpness(group["sharpness"])
     return found
+
+
+def _write_overlap(group: h5py.Group, overlap: Overlap) -> None:
+    set_attribute(group, "before", overlap.before)
+    set_attribute(group, "reason", overlap.reason)
+    if overlap.matrix is not None:
+        group["matrix"] = overlap.matrix
+    seal(group)
+
+
+def _read_overlap(group: h5py.Group) -> Overlap:
+    matrix = group["matrix"][()] if "matrix" in group else None
+    return Overlap(str(group.attrs["before"]), matrix, get_attribute(group, "reason"))
 
 
 def _write_exact(group: h5py.Group, exact: ExactTrace, remainder: Estimate | None) -> None:

@@ -47,12 +47,12 @@ class Partial:
 
 
 class PartialFile:
-    """The file `run.h5.partial` of a results file `run.h5`."""
+    """The file `run.h5.partial` of a results file `run.h5`, or one of another ending."""
 
-    def __init__(self, out: str | Path) -> None:
+    def __init__(self, out: str | Path, ending: str = "partial") -> None:
         target = Path(out).resolve()
-        self.path = target.with_name(f"{target.name}.partial")
-        self.shown = f"{out}.partial"
+        self.path = target.with_name(f"{target.name}.{ending}")
+        self.shown = f"{out}.{ending}"
 
     def read(self) -> Partial | None:
         """What the file holds; None where there is none.
