@@ -50,8 +50,10 @@ class Unfinished:
 
     @property
     def threads(self) -> int | None:
-        """Of the part that was left."""
-        return None if self.left is None else self.left.how.get("threads")
+        """Of the part that was left, if that was on this machine: elsewhere it is not used, so nor are they."""
+        if self.left is None or self.left.key.get("platform") != _machine():
+            return None
+        return self.left.how.get("threads")
 
     def begin(self, key: Mapping[str, Any], width: int, *, fixed: bool) -> int:
         """Take up a record, with what is left of it.
@@ -99,21 +101,18 @@ class Unfinished:
         self._written = True
 
     def end(self) -> None:
-        """The record is stored, or has failed: nothing of it is unfinished.
+        """The record is stored: nothing is unfinished. What an earlier process left is of one that is stored too."""
+        self._parts, self.left = [], None
+        self.file.remove()
 
-        What an earlier process left of a record that was not taken up yet is put back, so that it is not lost.
-        """
+    def fail(self) -> None:
+        """The record has failed. What an earlier process left of a later one is put back, so that it is not lost."""
         self._parts = []
         if self.left is None:
             self.file.remove()
         elif self._written:
             self.file.write(self.left)
-            self._written = False
-
-    def close(self) -> None:
-        """The run is complete: nothing is left."""
-        self.left = None
-        self.end()
+        self._written = False
 
 
 def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any
         **asked,
         "weights": weights_sha256(model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "platform": f"{platform.node()} {platform.platform()}",
+        "platform": _machine(),
         "spectra": __version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
@@ -147,6 +146,10 @@ def weights_sha256(model: torch.nn.Module) -> str:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _machine() -> str:
+    return f"{platform.node()} {platform.platform()}"
 
 
 class SameThreads:

@@ -75,7 +75,7 @@ def analyze_run(
         store = Store(out, data or DataChoice(), unfinished, force, tell)
         with SameThreads(unfinished.threads or store.threads(), tell.note):
             _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, tell, strict)
-        unfinished.close()
+        unfinished.end()
         store.eigenspaces.close()
         return store.close()
 
@@ -117,7 +117,7 @@ def _analyze_all(
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
             if total == 1 or strict:
-                store.unfinished.end()
+                store.unfinished.fail()
                 raise
             record_failure(store, place, settings, tell, error)
 
@@ -159,7 +159,7 @@ def analyze_into(
 
 def record_failure(store: Store, place: Place, settings: Settings, tell: Listener, error: Exception) -> None:
     """Record what is missing of a checkpoint as failed, with the reason."""
-    store.unfinished.end()
+    store.unfinished.fail()
     for pair in settings.pairs():
         if not store.knows(pair, place):
             record = failed_record(*pair, str(error), store.settings, place)

@@ -153,7 +153,7 @@ class Tracker:
                 analyze_into(self._store, task, place, self.settings, self._voice)
             except NumericsError as error:
                 if self.strict or not self._begun:
-                    self._unfinished.end()
+                    self._unfinished.fail()
                     raise
                 record_failure(self._store, place, self.settings, self._voice, error)
 

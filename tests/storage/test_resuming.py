@@ -102,6 +102,7 @@ def interrupt(monkeypatch, after, analyze):
 CASES = {
     "one probe at a time": (asked(width=1), 3),
     "two at a time": (asked(), 1),
+    "in the second checkpoint": (asked(), 3),
     "in the second record": (asked(operators=("hessian", "ggn")), 3),
     "in the second mode": (asked(bn_modes=("eval", "train")), 3),
     "with eigenpairs": (asked(eigenpairs=2, save_eigenvectors=True), 1),
@@ -116,6 +117,7 @@ def test_an_interrupted_record_goes_on_to_the_same_bits_and_computes_what_is_mis
     case, paths, out, monkeypatch, computed
 ):
     settings, after = CASES[case]
+    paths = paths if case == "in the second checkpoint" else paths[:1]
     whole = out.parents[1] / "whole.h5"
     analyze_run(paths, make_task, settings, out=whole)
     total = sum(computed)
@@ -235,6 +237,32 @@ def test_a_record_that_fails_again_on_its_way_leaves_the_probes_of_a_later_one(p
     assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
 
 
+def test_probes_of_a_record_that_is_stored_already_are_not_kept_any_longer(paths, out, monkeypatch):
+    """A kill between the two: the record is in the file, and its probes are still beside it."""
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialFile, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            analyze_run(paths, make_task, asked(), out=out)
+    assert len(load_trajectory(out)) == 1
+    stale = PartialFile(out).read().key
+    written = []
+    real = PartialFile.write
+
+    def write(self, partial):
+        written.append(partial.key)
+        real(self, partial)
+
+    monkeypatch.setattr(PartialFile, "write", write)
+    analyze_run(paths, make_task, asked(), out=out)
+    assert len(written) == PROBES // 2
+    assert stale not in written
+    assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
+
+
 def test_probes_of_a_record_that_is_not_asked_for_any_more_are_removed_at_the_end(paths, out, monkeypatch):
     interrupt(monkeypatch, 3, lambda: analyze_run(paths, make_task, asked(), out=out))
     analyze_run(paths[:1], make_task, asked(), out=out)
@@ -289,6 +317,19 @@ def test_the_threads_of_what_is_there_are_used_again_and_set_back(stop, paths, o
     assert [record.provenance["threads"] for record in load_trajectory(out)] == [1, 1]
     assert torch.get_num_threads() == 2
     assert "computing with 1 threads, as what is in the file" in ear.said
+
+
+def test_the_threads_of_another_machine_are_not_taken(paths, out, monkeypatch, two_threads):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    torch.set_num_threads(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.node", lambda: "elsewhere")
+        interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asked(), out=out))
+    torch.set_num_threads(2)
+    ear = Notes()
+    analyze_run(paths[:1], make_task, asked(), out=out, listener=ear)
+    assert load_trajectory(out)[0].provenance["threads"] == 2
+    assert [words for words in ear.said if "is not of the next record (platform, threads)" in words]
 
 
 def test_the_threads_are_set_back_after_an_error(paths, out, two_threads):
