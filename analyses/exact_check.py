@@ -23,6 +23,9 @@ from spectra.plots.moments import axis_of, moments_of
 from spectra.plots.sheets import blank, finished
 from spectra.plots.style import GREY, PALE, look_of, style
 
+#: How each verdict is drawn: marker, filled, size.
+_MARKS = {"agrees": ("o", True, 3.5), "inconclusive": ("o", False, 3.5), "disagrees": ("X", True, 8)}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser_of(__doc__).parse_args(arguments)
@@ -64,17 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limit = np.nanmax([critical_of(check) for record in records for check in record.checks])
         below.axhspan(-limit, limit, color=PALE, linewidth=0)
         for at, record in zip(position, records):
-            z = [check.z for check in record.checks]
-            failed = [check.failed for check in record.checks]
-            below.plot([at] * len(z), z, look.marker, color=look.colour, markersize=3.5, markerfacecolor="none")
-            below.plot([at] * sum(failed), [a for a, bad in zip(z, failed) if bad], "X", color="#D55E00", markersize=8)
+            for verdict, (marker, face, size) in _MARKS.items():
+                z = [check.z for check in record.checks if check.verdict == verdict]
+                colour = "#D55E00" if verdict == "disagrees" else look.colour
+                label = verdict if at == position[0] else None
+                below.plot([at] * len(z), z, marker, color=colour, markersize=size, label=label,
+                           markerfacecolor=colour if face else "none")  # fmt: skip
+        below.legend(loc="lower right", ncols=len(_MARKS))
         below.set_ylabel("z of all comparisons\n(total and tensors)")
         below.set_xlabel(words)
         below.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
         caption = (
             "Grey above: what the comparison would not find with a chance of 80 %. Grey below: agreement (Student's t, "
-            "corrected for the number of comparisons of a record); a cross is a comparison that failed. The probes are "
-            "the same at every checkpoint, so the points of a tensor are correlated."
+            "corrected for the number of comparisons of a record). Inconclusive: a discrepancy as large as the value "
+            "itself would have gone unnoticed. The probes are the same at every checkpoint, so the points of a tensor "
+            "are correlated."
         )
         save(finished(figure, moments, caption), asked.out, "exact_check", asked.format)
 

@@ -134,10 +134,10 @@ def draw(runs: list[Run], path: Path) -> None:
         for ax in axes[:2]:
             ax.axhline(np.finfo(float).eps, color="#666666", linewidth=0.8, linestyle=":")
             ax.set_ylim(1e-17, 1e-13)
-        axes[1].text(0.02, 1e-13, "dotted: float64 roundoff;\nno error at all is drawn at the foot", va="top",
-                     color="#666666", fontsize=7, transform=axes[1].get_yaxis_transform())  # fmt: skip
-        axes[0].set_title("networks of which all entries were computed", fontsize=8, color="#666666", loc="left")
-        axes[0].legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=8)
+        axes[0].text(0.02, 1e-13, "dotted: float64 roundoff;\nno error at all is drawn at the foot", va="top",
+                     color="#666666", fontsize=7, transform=axes[0].get_yaxis_transform())  # fmt: skip
+        axes[0].set_title("where every entry was computed by brute force", fontsize=8, color="#666666", loc="left")
+        axes[1].legend(frameon=False, fontsize=8)
         axes[2].legend(frameon=False, fontsize=7)
         figure.suptitle("Exact trace and diagonal of the loss Hessian against one product per parameter", fontsize=10)
         figure.savefig(path, dpi=150)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from spectra.checkpoints.checkpoint import check_finite
 from spectra.errors import ArgumentError, NumericsError, SpectraError
 from spectra.filling import DataChoice, Listener, Store
 from spectra.presets import filled
-from spectra.randomness import own_generators_kept, random_state_kept
 from spectra.records import Place, Record, Trajectory
 from spectra.resuming import SameThreads, Unfinished, weights_sha256
 from spectra.run import Chosen, analyze_into, check_output, record_failure
@@ -22,6 +24,7 @@ from spectra.settings import Settings
 from spectra.storage.locking import only_writer
 from spectra.storage.runfile import load_trajectory
 from spectra.task import Task
+from spectra.training_state import training_kept
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +32,11 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Adds a record of the model as it is to a results file, each time it is called.
 
-    Weights, buffers, gradients, modes of the layers and the states of all random generators (those of Python, NumPy and
-    torch, and those that the task's loaders have of their own) are afterwards what they were: training goes on bit for
-    bit as without it. What it cannot undo is what forward hooks of yours do, and, on a GPU with
-    ``torch.backends.cudnn.benchmark``, which algorithms cuDNN has tried.
+    Weights, buffers, gradients, modes of the layers, what modules count or store beside them, and the states of all
+    random generators (those of Python, NumPy and torch, and those that the task's data have of their own) are
+    afterwards what they were: training goes on bit for bit as without it. What it cannot undo is what forward hooks of
+    yours do outside of the network, and, on a GPU with ``torch.backends.cudnn.benchmark``, which algorithms cuDNN has
+    tried.
 
     The file is held by this process alone until :meth:`close`; it may be read at any time. With several processes, call
     it in one of them.
@@ -88,6 +92,7 @@ class Tracker:
         self.seconds = 0.0  #: that the analyses have taken in all
         self._calls = 0
         self._begun = False
+        self._weights: str | None = None  # of the call before
         check_output(self.out)
         with contextlib.ExitStack() as stack:
             stack.enter_context(only_writer(self.out))
@@ -96,14 +101,15 @@ class Tracker:
             self._store = Store(self.out, DataChoice(**data), self._unfinished, force, self._voice)
             self._chosen = Chosen(self._store.choice, with_test=self.settings.test_data)
             # Also at the end of the process, for loops that never close it.
-            self._release = weakref.finalize(self, stack.pop_all().close)
+            self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid())
 
-    def __call__(self, *, epoch: float | None = None, step: int | None = None) -> bool:
+    def __call__(self, *, epoch: float | None = None, step: int | None = None, now: bool = False) -> bool:
         """Analyse the model as it is, if it is its turn.
 
         Args:
             epoch: that are behind the model; 0 before the first.
             step: the same in steps of the optimizer.
+            now: whatever `every` says, such as at the end of training.
 
         Returns:
             Whether it was its turn. A moment that is in the file already, with the same weights, is kept.
@@ -118,22 +124,26 @@ class Tracker:
         for name, value in (("epoch", epoch), ("step", step)):
             if value is not None and not 0 <= value < float("inf"):
                 raise ArgumentError(f"{name}={value}: a number from 0 on is needed")
-        now = epoch if epoch is not None else step if step is not None else self._calls
+        at = epoch if epoch is not None else step if step is not None else self._calls
         self._calls += 1
-        if self.every > 1 and now % self.every != 0:
+        if self.every > 1 and at % self.every != 0 and not now:
             return False
         start = time.perf_counter()
-        place = Place(
-            sha256=weights_sha256(self.task.model),
-            epoch=float(now) if epoch is not None or step is None else None,
-            step=step,
-        )
+        weights = weights_sha256(self.task.model)
+        if weights == self._weights:
+            logger.warning(
+                "%s: the weights are those of the call before: the task must hold the network that is trained, not a "
+                "copy of it",
+                self.out,
+            )
+        self._weights = weights
+        place = Place(sha256=weights, epoch=float(at) if epoch is not None or step is None else None, step=step)
         try:
             self._analyze(place)
-        except SpectraError as error:
+        except (SpectraError, torch.OutOfMemoryError) as error:
             if self.strict or not self._begun:
                 raise
-            logger.warning("%s: %s: %s", self.out, place.words, error)
+            logger.warning("%s: %s: %s", self.out, place.words, " ".join(str(error).split()))
         finally:
             self.seconds += time.perf_counter() - start
         self._begun = True
@@ -141,10 +151,9 @@ class Tracker:
 
     def _analyze(self, place: Place) -> None:
         threads = self._unfinished.threads or self._store.threads()
+        data = [self.task.data, self.task.test_data]
         with (
-            random_state_kept(),
-            own_generators_kept(self.task.data),
-            own_generators_kept(self.task.test_data),
+            training_kept(self.task.model, data, self._store.choice.data_seed),
             SameThreads(threads, self._voice.note),
         ):
             task = self._chosen.task(self.task)
@@ -179,6 +188,12 @@ class Tracker:
             StorageError: nothing yet.
         """
         return load_trajectory(self.out)
+
+
+def _let_go(held: contextlib.ExitStack, owner: int) -> None:
+    """Give up the lock, in the process that holds it: the workers of a loader are copies of that process."""
+    if os.getpid() == owner:
+        held.close()
 
 
 class _Voice(Listener):

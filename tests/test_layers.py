@@ -23,7 +23,7 @@ FLOORS = """
         exact.normalized exact.result krylov.probes operators.base operators.modes operators.selftest \
         overlap presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
         sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
-        storage.replacing storage.sealing tridiagonal zoo.data zoo.networks.building
+        storage.replacing storage.sealing training_state tridiagonal zoo.data zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg

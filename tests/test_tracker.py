@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,7 +211,7 @@ def test_a_full_disk_in_the_middle_of_training_is_a_warning_and_the_next_call_tr
             assert tracker(epoch=1)
         tracker(epoch=2)
     assert [record.epoch for record in tracker.trajectory] == [0, 2]
-    assert caplog.messages[0].endswith("epoch 1: run.h5: cannot be written: no space left on device")
+    assert caplog.messages[1].endswith("epoch 1: run.h5: cannot be written: no space left on device")
 
 
 def test_what_is_wrong_from_the_start_raises_at_once(tmp_path):
@@ -240,3 +242,100 @@ def test_two_trackers_of_one_file_are_refused_until_the_first_is_closed_or_gone(
     del first
     spectra.Tracker(task, out=tmp_path / "run.h5").close()
     assert not list(tmp_path.iterdir())
+
+
+class Counting(nn.Module):
+    """Keeps something of each forward pass, as networks with statistics of their own do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.last, self.seen = 0, None, []
+
+    def forward(self, x):
+        self.calls, self.last = self.calls + 1, x.detach().mean()
+        self.seen.append(float(self.last))
+        return x
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Draws from a generator of its own that nobody else knows of."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index):
+        return torch.tensor(self.random.normal(size=4), dtype=torch.float32), index % 3
+
+
+def test_what_modules_count_and_what_data_sets_draw_from_is_put_back(tmp_path):
+    source = Augmented()
+    model = nn.Sequential(Counting(), network().eval())
+    task = Task(model, nn.CrossEntropyLoss(), DataLoader(source, batch_size=6))
+    model(torch.ones(3, 4))
+    before = (model[0].calls, model[0].last.clone(), list(model[0].seen), source.random.bit_generator.state)
+    with Tracker(task, out=tmp_path / "run.h5", snapshot=True, **QUICK) as tracker:
+        tracker(epoch=0)
+    after = (model[0].calls, model[0].last, model[0].seen, source.random.bit_generator.state)
+    assert same(before, after)
+
+
+def test_workers_that_live_on_are_refused(tmp_path):
+    loader = DataLoader(Augmented(), 6, num_workers=1, persistent_workers=True)
+    with (
+        Tracker(Task(network(), nn.CrossEntropyLoss(), loader), out=tmp_path / "run.h5", **QUICK) as tracker,
+        pytest.raises(DataError, match="persistent_workers=True"),
+    ):
+        tracker(epoch=0)
+
+
+def test_now_goes_before_every_and_weights_that_stay_are_warned_of(tmp_path, caplog):
+    task = Task(network().eval(), nn.CrossEntropyLoss(), [data().tensors])
+    with (
+        caplog.at_level(logging.WARNING, "spectra"),
+        Tracker(task, out=tmp_path / "run.h5", every=5, check=False, metrics="none", **QUICK) as tracker,
+    ):
+        assert [tracker(epoch=epoch, now=epoch == 7) for epoch in (0, 4, 7)] == [True, False, True]
+    (warning,) = caplog.messages
+    assert "the weights are those of the call before: the task must hold the network that is trained" in warning
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "spectra.Tracker(" in block]
+    monkeypatch.chdir(tmp_path)
+    model = network().eval()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train_one_epoch(model, loader, optimizer):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(loader[0][0]), loader[0][1]).backward()
+        optimizer.step()
+
+    code = code.replace("range(100)", "range(7)").replace("epoch=100", "epoch=7").replace("samples=2000", "samples=30")
+    given = {"spectra": spectra, "model": model, "criterion": nn.CrossEntropyLoss(), "data": [data().tensors]}
+    exec(code, given | {"loader": [data().tensors], "optimizer": sgd, "train_one_epoch": train_one_epoch})
+    assert load_trajectory("run.h5").epochs.tolist() == [0, 5, 7]
+
+
+@pytest.mark.gpu
+def test_a_network_on_the_gpu_stays_there_and_trains_on_bit_for_bit(tmp_path):
+    def run(tracked: bool):
+        model = network().cuda()
+        x, y = (tensor.cuda() for tensor in data().tensors)
+        adam = torch.optim.Adam(model.parameters())
+        task = Task(model, nn.CrossEntropyLoss(), [(x, y)])
+        tracker = Tracker(task, out=tmp_path / "run.h5", **QUICK) if tracked else None
+        for epoch in range(3):
+            adam.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            adam.step()
+            if tracker is not None:
+                tracker(epoch=epoch)
+        assert all(parameter.is_cuda for parameter in model.parameters())
+        return model.state_dict()
+
+    assert same(run(False), run(True))
+    assert load_trajectory(tmp_path / "run.h5")[0].provenance["device"] != "cpu"
