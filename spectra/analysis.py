@@ -253,6 +253,7 @@ def _analyze_one(
         facts |= beside(facts, test_facts, twin.task.reduces_to)
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
         said += held_out_notes(twin, operator.self_test.notes)
+    seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
     return Record(
         checkpoint=place.checkpoint,
         checkpoint_sha256=place.sha256,
@@ -266,7 +267,7 @@ def _analyze_one(
         facts=facts,
         spectrum=spectrum,
         test_spectrum=test_spectrum,
-        provenance=provenance_of(operator, spectrum, time.perf_counter() - start) | cost,
+        provenance=provenance_of(operator, spectrum, seconds) | cost,
         exact=found.verified.exact,
         checks=(*found.verified.checks, *found.compared.checks),
         exact_spectrum=found.eigenvalues,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Unfinished:
         self._key: Mapping[str, Any] = {}
         self._how: dict[str, Any] = {}
         self._parts: list[list[Arrays]] = []
+        self.seconds = 0.0  # that an earlier process spent on the probes that are taken up
+        self._begun = time.perf_counter()
         self._written = False  # over what was left
         self._passed_over = False  # what is left was not of the first record that was taken up
 
@@ -67,7 +70,7 @@ class Unfinished:
             The width to go on with: that of what is left, unless another is fixed or it does not fit any more.
         """
         key = {**key, "threads": torch.get_num_threads()}
-        self._parts = []
+        self._parts, self.seconds, self._begun = [], 0.0, time.perf_counter()
         left = self.left
         if left is not None:
             differs = left.differs(key)
@@ -79,6 +82,7 @@ class Unfinished:
                 self.left = None
                 self._parts = [list(part) for part in left.parts]
                 # Memory for twice the width there is, since half of what is free is what a width is chosen for.
+                self.seconds = float(left.how.get("seconds", 0.0))
                 recorded = int(left.how["width"])
                 width = recorded if not fixed and recorded <= 2 * width else width
                 finished = sum(map(len, self._parts))
@@ -97,7 +101,8 @@ class Unfinished:
             StorageError: they cannot be written.
         """
         self._parts[part:] = [[_arrays(recurrence) for recurrence in finished]]
-        self.file.write(Partial(self._key, self._how, self._parts))
+        how = {**self._how, "seconds": self.seconds + time.perf_counter() - self._begun}
+        self.file.write(Partial(self._key, how, self._parts))
         self._written = True
 
     def end(self) -> None:

@@ -10,6 +10,7 @@ import click
 from spectra.errors import CheckpointError, NumericsError
 from spectra.records import Trajectory
 from spectra.run import Outcome
+from spectra.storage.partial import PartialFile
 from spectra.storage.runfile import load_trajectory
 from spectra_cli.layout import make_console
 from spectra_cli.tables import print_trajectory
@@ -41,6 +42,8 @@ def interrupted(out: Path) -> None:
     """Say what an interrupt leaves."""
     if out.exists():
         click.echo(f"spectra: the records finished so far are in {out}; the same command goes on from there", err=True)
+    elif PartialFile(out).path.exists():
+        click.echo(f"spectra: finished probes are in {PartialFile(out).shown}; the same command goes on", err=True)
 
 
 def _shown(outcome: Outcome) -> Trajectory:

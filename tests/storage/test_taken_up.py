@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from spectra.errors import ArgumentError
 from spectra.krylov.slq import slq
 from spectra.operators.dense import DenseOperator
-from spectra.resuming import weights_sha256
+from spectra.resuming import Unfinished, weights_sha256
 
 
 def network() -> nn.Module:
@@ -37,3 +39,16 @@ def test_finished_probes_of_slq_are_taken_up_as_they_are():
         np.testing.assert_array_equal(again.nodes, whole.nodes)
     with pytest.raises(ArgumentError, match="done has 5 probes: at most num_probes=4"):
         slq(operator, 6, 4, done=kept[-1])
+
+
+def test_the_seconds_of_an_earlier_process_count(tmp_path):
+    first = Unfinished(tmp_path / "run.h5", print)
+    first.begin({"a": 1}, 1, fixed=False)
+    time.sleep(0.05)
+    first.keep(0, [])
+    second = Unfinished(tmp_path / "run.h5", print)
+    second.begin({"a": 1}, 1, fixed=False)
+    assert second.seconds >= 0.05
+    second.end()
+    second.begin({"a": 2}, 1, fixed=False)
+    assert second.seconds == 0
