@@ -18,7 +18,8 @@ import numpy as np
 from scipy.special import betainc
 
 from spectra.errors import ArgumentError
-from spectra.estimates import CONFIDENCE, Estimate, spectral_scale, t_quantile
+from spectra.estimates import CONFIDENCE, Estimate, t_quantile
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 # A bracket narrower than this counts as resolved.
@@ -64,23 +65,15 @@ class Fraction:
     bracket_upper: float
 
 
-def default_tolerances(tridiagonals: Sequence[Tridiagonal], noise: float) -> np.ndarray:
+def default_tolerances(q: Quadrature) -> np.ndarray:
     """``|H|_2 10^-1 .. 10^-7``, four to the decade, descending, not below ten times the noise; (G,)."""
-    scale = spectral_scale(tridiagonals)
-    if scale == 0:
+    if q.scale == 0:
         return np.zeros(1)
     relative = np.logspace(-1, -7, 25)
-    return np.asarray(scale * relative[relative >= _ABOVE_NOISE * noise])
+    return np.asarray(q.scale * relative[relative >= _ABOVE_NOISE * q.noise])
 
 
-def count_curve(
-    tridiagonals: Sequence[Tridiagonal],
-    n: int,
-    noise: float,
-    distribution: str,
-    masses: Masses,
-    taus: np.ndarray | None = None,
-) -> CountCurve:
+def count_curve(q: Quadrature, masses: Masses, taus: np.ndarray | None = None) -> CountCurve:
     """The fraction of eigenvalues in a region for several tolerances.
 
     Resolved is a tolerance whose bracket is narrower than 0.02, unless it is within the noise of the products,
@@ -95,15 +88,15 @@ def count_curve(
         ArgumentError: a tolerance that is negative or not finite.
     """
     if taus is None:
-        tolerances = default_tolerances(tridiagonals, noise)
+        tolerances = default_tolerances(q)
     else:
         tolerances = np.sort(np.atleast_1d(np.asarray(taus, dtype=np.float64)).ravel())[::-1]
     for tau in tolerances:
         if not (isfinite(tau) and tau >= 0):
             raise ArgumentError(f"tau={tau:g}: a finite tolerance of at least 0 is needed, in units of the eigenvalues")
-    scale = spectral_scale(tridiagonals)
-    blur = noise * scale
-    found = [fraction([masses(t, float(tau), blur) for t in tridiagonals], n, distribution) for tau in tolerances]
+    found = [
+        fraction([masses(t, float(tau), q.blur) for t in q.tridiagonals], q.n, q.distribution) for tau in tolerances
+    ]
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(point, name) for point in found], dtype=np.float64)
@@ -117,8 +110,8 @@ def count_curve(
         column("upper"),
         column("bracket_lower"),
         column("bracket_upper"),
-        narrow & ((tolerances > blur) | (scale == 0)),
-        len(tridiagonals),
+        narrow & ((tolerances > q.blur) | (q.scale == 0)),
+        q.num_probes,
     )
 
 
@@ -183,15 +176,7 @@ def _deviation(value: float, n: int, distribution: str) -> float:
     return sqrt(2 * max(0.0, min(value, 1 - value)) / n)
 
 
-def count(
-    tridiagonals: Sequence[Tridiagonal],
-    n: int,
-    noise: float,
-    distribution: str,
-    masses: Masses,
-    tau: float | None = None,
-    curve: CountCurve | None = None,
-) -> Estimate:
+def count(q: Quadrature, masses: Masses, tau: float | None = None, curve: CountCurve | None = None) -> Estimate:
     """The fraction of eigenvalues in a region, or the statement that it is not resolved.
 
     Without ``tau`` the answer is that of the smallest resolved tolerance of the curve. Where none is resolved, the
@@ -205,19 +190,18 @@ def count(
     Raises:
         ArgumentError: ``tau`` is negative or not finite.
     """
-    steps = max(t.steps for t in tridiagonals)
-    blur = noise * spectral_scale(tridiagonals)
+    steps = max(t.steps for t in q.tridiagonals)
     if tau is not None:
-        curve = count_curve(tridiagonals, n, noise, distribution, masses, np.array([tau]))
+        curve = count_curve(q, masses, np.array([tau]))
         note = f"not resolved with m = {steps} steps at tau={tau:.2g}"
-        if tau <= blur and not curve.resolved[0]:
-            note = f"not resolved: tau={tau:.2g} is within the noise of the products, {blur:.2g}"
+        if tau <= q.blur and not curve.resolved[0]:
+            note = f"not resolved: tau={tau:.2g} is within the noise of the products, {q.blur:.2g}"
         return _at(curve, 0, note)
     if curve is None:
-        curve = count_curve(tridiagonals, n, noise, distribution, masses)
+        curve = count_curve(q, masses)
     if len(curve) == 0:
-        note = f"not resolved: the noise of the products, {noise:.1e} of |H|_2, leaves no tolerance"
-        widest = count(tridiagonals, n, noise, distribution, masses, 0.1 * spectral_scale(tridiagonals))
+        note = f"not resolved: the noise of the products, {q.noise:.1e} of |H|_2, leaves no tolerance"
+        widest = count(q, masses, 0.1 * q.scale)
         return replace(widest, stderr=None, resolved=False, note=note)
     if curve.resolved.any():
         return _at(curve, int(np.flatnonzero(curve.resolved)[-1]), None)

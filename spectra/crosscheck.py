@@ -21,7 +21,6 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from spectra.errors import ArgumentError
-from spectra.estimates import product_norms, spectral_scale
 from spectra.jsonable import to_jsonable
 from spectra.spectrum import Spectrum
 
@@ -113,7 +112,7 @@ def check_traces(
     if not exact:
         return []
     errors = exact_errors or {}
-    unit = max(scale or 0.0, spectral_scale(spectrum.tridiagonals))
+    unit = max(scale or 0.0, spectrum.quadrature.scale)
     whole = set(exact) == set(sizes)
     each = 1 - (1 - level) ** (1 / (len(exact) + whole))
     checks = []
@@ -183,7 +182,7 @@ def _law(spectrum: Spectrum, total: float) -> float:
     if spectrum.distribution != "sphere":
         return 0.0
     n, k = spectrum.n, spectrum.num_probes
-    square = n * float(np.mean(product_norms(spectrum.tridiagonals) ** 2))
+    square = n * float(np.mean(spectrum.quadrature.product_norms**2))
     return sqrt(max(0.0, 2 * n / (n + 2) * (square - total**2 / n)) / k)
 
 

@@ -30,19 +30,16 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
 
 from spectra.eigenpairs import Eigenpairs
-from spectra.estimates import Estimate, dominance, mean_estimate, product_norms, spectral_scale, t_quantile
-from spectra.tridiagonal import Tridiagonal
+from spectra.estimates import Estimate, dominance, mean_estimate
+from spectra.quadrature import Quadrature
 
 
-def trace(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, pairs: Eigenpairs, overlaps: np.ndarray
-) -> Estimate:
+def trace(q: Quadrature, pairs: Eigenpairs, overlaps: np.ndarray) -> Estimate:
     """``Tr H = sum theta_i + n mean_q (alpha_1 - sum theta_i (y_i'q)^2)``, unbiased.
 
     Args:
@@ -51,14 +48,12 @@ def trace(
     Returns:
         The estimate with a Student-t interval over the probes, widened by ``sqrt(n) noise |H|_2``.
     """
-    moments = np.array([t.alphas[0] for t in tridiagonals])
-    arithmetic = sqrt(n) * noise * spectral_scale(tridiagonals)
-    return _mean(moments, 1, tridiagonals, n, pairs, overlaps, arithmetic)
+    moments = np.array([t.alphas[0] for t in q.tridiagonals])
+    arithmetic = sqrt(q.n) * q.blur
+    return _mean(q, moments, 1, (pairs, overlaps), arithmetic)
 
 
-def frobenius_norm(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, pairs: Eigenpairs, overlaps: np.ndarray
-) -> Estimate:
+def frobenius_norm(q: Quadrature, pairs: Eigenpairs, overlaps: np.ndarray) -> Estimate:
     """``|H|_F``, the root of ``sum theta_i^2 + n mean_q (|H q|^2 - sum theta_i^2 (y_i'q)^2)``, which is unbiased.
 
     The error goes over to the root as in :func:`spectra.estimates.frobenius_norm`. Rayleigh quotients on orthonormal
@@ -67,12 +62,12 @@ def frobenius_norm(
     Args:
         overlaps: (k, r), ``y_i'q`` of every probe with every vector of the pairs.
     """
-    square = _mean(product_norms(tridiagonals) ** 2, 2, tridiagonals, n, pairs, overlaps, 0.0)
+    square = _mean(q, q.product_norms**2, 2, (pairs, overlaps))
     value = sqrt(max(square.value, 0.0))
     if square.stderr is None or square.lower is None or square.upper is None:
         return Estimate(value, None, None, None, square.num_probes)
-    arithmetic = sqrt(n) * noise * spectral_scale(tridiagonals)
-    least = (1 - noise) * sqrt(float((pairs.values**2).sum()))
+    arithmetic = sqrt(q.n) * q.blur
+    least = (1 - q.noise) * sqrt(float((pairs.values**2).sum()))
     return Estimate(
         value,
         square.stderr / (2 * value) if value > 0 else 0.0,
@@ -84,24 +79,16 @@ def frobenius_norm(
 
 
 def _mean(
-    moments: np.ndarray,
-    power: int,
-    tridiagonals: Sequence[Tridiagonal],
-    n: int,
-    pairs: Eigenpairs,
-    overlaps: np.ndarray,
-    arithmetic: float,
+    q: Quadrature, moments: np.ndarray, power: int, known_pairs: tuple[Eigenpairs, np.ndarray], arithmetic: float = 0.0
 ) -> Estimate:
     """``Tr H^p`` from ``q' H^p q`` of every probe, with the pairs taken out."""
+    pairs, overlaps = known_pairs
     known = pairs.values**power
-    samples = float(known.sum()) + n * (moments - overlaps**2 @ known)
+    samples = float(known.sum()) + q.n * (moments - overlaps**2 @ known)
     k, found = len(samples), pairs.rest
     if k == 1 or found is None:
         # Nobody has looked at what is left: what is known of the plain estimate is known of this one.
-        return mean_estimate(samples, arithmetic=arithmetic, note=dominance(tridiagonals, n, power))
+        return mean_estimate(samples, arithmetic=arithmetic, note=dominance(q, power))
     centre = abs(float(np.mean(moments - overlaps**2 @ known)))
-    least = sqrt(2 * n / (n + 2) / k) * float(np.linalg.norm(np.maximum(0.0, np.abs(found) ** power - centre)))
-    scatter = float(samples.std(ddof=1)) / sqrt(k)
-    value, stderr = float(samples.mean()), max(scatter, least)
-    reach = t_quantile(k) * stderr + arithmetic
-    return Estimate(value, stderr, value - reach, value + reach, k)
+    least = sqrt(2 * q.n / (q.n + 2) / k) * float(np.linalg.norm(np.maximum(0.0, np.abs(found) ** power - centre)))
+    return mean_estimate(samples, arithmetic=arithmetic, least_error=least)

@@ -8,7 +8,6 @@ answer depends on ``m`` wherever the spectrum is continuous.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from spectra.counts import CountCurve, count, count_curve
 from spectra.errors import ArgumentError
 from spectra.estimates import Estimate, mean_estimate
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 
@@ -28,9 +28,7 @@ class Closest:
     reach: Estimate  # the larger of their absolute values
 
 
-def degeneracy_curve(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, taus: np.ndarray | None = None
-) -> CountCurve:
+def degeneracy_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurve:
     """``f(tau)``, the fraction of eigenvalues in ``[-tau, tau]``, for several tolerances.
 
     ``value`` is the mean over probes of ``sum_k tau_ik [|theta_ik| <= tau]``. The products' noise ``e = noise |H|_2``
@@ -46,17 +44,10 @@ def degeneracy_curve(
     References:
         G. Golub, G. Meurant, Matrices, Moments and Quadrature with Applications (2010), section 6.4.
     """
-    return count_curve(tridiagonals, n, noise, distribution, _masses, taus)
+    return count_curve(q, _masses, taus)
 
 
-def rank_degeneracy(
-    tridiagonals: Sequence[Tridiagonal],
-    n: int,
-    noise: float,
-    distribution: str,
-    tau: float | None = None,
-    curve: CountCurve | None = None,
-) -> Estimate:
+def rank_degeneracy(q: Quadrature, tau: float | None = None, curve: CountCurve | None = None) -> Estimate:
     """The fraction of eigenvalues with ``|lambda| <= tau``, or the statement that it is not resolved.
 
     Args:
@@ -66,7 +57,7 @@ def rank_degeneracy(
     Raises:
         ArgumentError: ``tau`` is negative or not finite.
     """
-    return count(tridiagonals, n, noise, distribution, _masses, tau, curve)
+    return count(q, _masses, tau, curve)
 
 
 def _masses(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, float]:
@@ -78,7 +69,7 @@ def _masses(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, floa
     return low, high, t.mass(-tau, tau)
 
 
-def closest(tridiagonals: Sequence[Tridiagonal], count: int, noise: float = 0.0) -> Closest:
+def closest(q: Quadrature, count: int) -> Closest:
     """The ``count`` Ritz values closest to 0: their mass, weighted mean and reach, per probe, then averaged.
 
     Never pooled before choosing, since pooling multiplies the nodes and shrinks each weight. Granziol takes one for
@@ -89,8 +80,8 @@ def closest(tridiagonals: Sequence[Tridiagonal], count: int, noise: float = 0.0)
     an eigenvalue of high multiplicity where a recurrence goes one step beyond the end of its Krylov space.
 
     Args:
+        q: the quadrature rules of the probes.
         count: 1 or 2.
-        noise: the error of a product relative to ``|H|_2 |q|``.
 
     Raises:
         ArgumentError: another ``count``.
@@ -102,8 +93,8 @@ def closest(tridiagonals: Sequence[Tridiagonal], count: int, noise: float = 0.0)
     if count not in (1, 2):
         raise ArgumentError(f"count={count}: 1 (as for the Gauss-Newton matrix) or 2 (as for the Hessian) is needed")
     rows = []
-    for t in tridiagonals:
-        apart = np.flatnonzero(np.diff(t.nodes) > 2 * noise * t.scale) + 1
+    for t in q.tridiagonals:
+        apart = np.flatnonzero(np.diff(t.nodes) > 2 * q.noise * t.scale) + 1
         groups = np.split(np.arange(t.steps), apart)
         groups.sort(key=lambda group: float(np.abs(t.nodes[group]).min()))
         chosen = np.concatenate(groups[:count])

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from spectra.errors import ArgumentError
 from spectra.estimates import t_quantile
-from spectra.tridiagonal import Tridiagonal
+from spectra.quadrature import Quadrature
 
 VIEWS = ("linear", "asinh")
 
@@ -56,7 +56,7 @@ class Density:
 
 
 def smooth(
-    tridiagonals: Sequence[Tridiagonal],
+    q: Quadrature,
     *,
     view: str = "linear",
     sigma: float | None = None,
@@ -65,6 +65,8 @@ def smooth(
     linear_threshold: float | None = None,
 ) -> Density:
     """The density ``(1/k) sum_i sum_k tau_ik N(x; theta_ik, sigma^2)``, normalised to mass 1.
+
+    An eigenvalue that every probe has found has the weight ``1/n`` in all of them, which leaves it no error.
 
     It keeps the mean of the quadrature rules and adds ``sigma^2`` to their second moment (in the coordinate of the
     view). The default width of the linear view is the range of the Ritz values over ``m``, the resolution of ``m``
@@ -90,23 +92,21 @@ def smooth(
         raise ArgumentError(f"view={view!r}: 'linear' (the default) or 'asinh' is needed")
     if view == "linear":
         scale = None
-        nodes = [t.nodes for t in tridiagonals]
+        nodes = [x for x, _ in q.rules]
     else:
         scale = _positive("linear_threshold", linear_threshold)
-        nodes = [np.arcsinh(t.nodes / scale) for t in tridiagonals]
+        nodes = [np.arcsinh(x / scale) for x, _ in q.rules]
     if sigma is not None:
         width = _positive("sigma", sigma)
     else:
-        width = _resolution(tridiagonals) if view == "linear" else _WIDTH_PER_DECADE * _DECADE
+        width = _resolution(q) if view == "linear" else _WIDTH_PER_DECADE * _DECADE
     coordinate = _own_grid(grid, scale) if grid is not None else _default_grid(nodes, width, points)
-    curves = np.stack([_kernel_sum(coordinate, x, t.weights, width) for x, t in zip(nodes, tridiagonals)])
+    weights = [w for _, w in q.rules]
+    curves = np.stack([_kernel_sum(coordinate, x, w, width) for x, w in zip(nodes, weights)])
     mass = np.mean(
-        [
-            t.weights @ (ndtr((coordinate[-1] - x) / width) - ndtr((coordinate[0] - x) / width))
-            for x, t in zip(nodes, tridiagonals)
-        ]
+        [w @ (ndtr((coordinate[-1] - x) / width) - ndtr((coordinate[0] - x) / width)) for x, w in zip(nodes, weights)]
     )
-    k = len(tridiagonals)
+    k = q.num_probes
     values = curves.mean(axis=0)
     stderr = lower = upper = None
     if k > 1:
@@ -133,21 +133,21 @@ def pyhessian_sigma(spread: float) -> float:
     return sqrt(1e-5 * max(1.0, spread))
 
 
-def _resolution(tridiagonals: Sequence[Tridiagonal]) -> float:
+def _resolution(q: Quadrature) -> float:
     """The range of the Ritz values over ``m``; where all eigenvalues agree their size takes the range's place."""
-    top = max(float(t.nodes[-1]) for t in tridiagonals)
-    bottom = min(float(t.nodes[0]) for t in tridiagonals)
+    top = max(float(t.nodes[-1]) for t in q.tridiagonals)
+    bottom = min(float(t.nodes[0]) for t in q.tridiagonals)
     size = max(abs(top), abs(bottom))
     spread = top - bottom if top - bottom > 1e-9 * size else size
-    steps = max(t.steps for t in tridiagonals)
-    if all(t.exhausted for t in tridiagonals):
+    steps = max(t.steps for t in q.tridiagonals)
+    if all(t.exhausted for t in q.tridiagonals):
         steps = max(steps, _FINE)
     return spread / steps if spread > 0 else 1.0 / _FINE
 
 
 def _default_grid(nodes: Sequence[np.ndarray], width: float, points: int | None) -> np.ndarray:
-    low = min(float(x[0]) for x in nodes) - _BEYOND * width
-    high = max(float(x[-1]) for x in nodes) + _BEYOND * width
+    low = min(float(x.min()) for x in nodes) - _BEYOND * width
+    high = max(float(x.max()) for x in nodes) + _BEYOND * width
     if points is None:
         count = int(min(max(_FEWEST, _POINTS_PER_WIDTH * (high - low) / width), _MOST))
     else:

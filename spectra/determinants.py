@@ -14,15 +14,17 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf, isfinite, log, sqrt
+from math import inf, isfinite, log
+from typing import Any
 
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.estimates import CONFIDENCE, Estimate, dominance_note, mean_estimate, not_computed, spectral_scale
+from spectra.estimates import CONFIDENCE, Estimate, dominance, mean_estimate, not_computed
 from spectra.extremes import lambda_min
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 
@@ -35,9 +37,7 @@ class _Floor:
     note: str | None
 
 
-def evidence(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, g: float, semidefinite: bool = False
-) -> Estimate:
+def evidence(q: Quadrature, g: float, semidefinite: bool = False) -> Estimate:
     """``sum_i log((lambda_i + g) / g) = log det(I + H/g)``, the curvature's part in a Laplace evidence.
 
     ``value`` is the middle of the bracket, averaged over probes; ``lower`` and ``upper`` are the averages of its ends
@@ -56,24 +56,20 @@ def evidence(
     Raises:
         ArgumentError: ``g`` is not a finite number above 0.
     """
-    _check(g, tridiagonals)
+    _check(g, q)
     least = 0.0 if semidefinite else -inf
-    return _two_sided(tridiagonals, n, noise, distribution, g, semidefinite, _log_ratio, least, inf)
+    return _two_sided(q, g, semidefinite, _log_ratio, least, inf)
 
 
-def log_determinant(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, g: float, semidefinite: bool = False
-) -> Estimate:
+def log_determinant(q: Quadrature, g: float, semidefinite: bool = False) -> Estimate:
     """``log det(H + g I) = n log g + sum_i log((lambda_i + g) / g)``; all else as of `evidence`."""
-    found = evidence(tridiagonals, n, noise, distribution, g, semidefinite)
-    shift = n * log(g)
+    found = evidence(q, g, semidefinite)
+    shift = q.n * log(g)
     lower, upper = (None if end is None else end + shift for end in (found.lower, found.upper))
     return replace(found, value=found.value + shift, lower=lower, upper=upper)
 
 
-def effective_dimension(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, g: float, semidefinite: bool = False
-) -> Estimate:
+def effective_dimension(q: Quadrature, g: float, semidefinite: bool = False) -> Estimate:
     """``sum_i lambda_i / (lambda_i + g)``, how many directions the data determine against a prior of precision ``g``.
 
     Of positive semidefinite operators only: a Ritz value below 0 by more than the noise refuses it. Its bracket and its
@@ -82,23 +78,20 @@ def effective_dimension(
     References:
         D. MacKay, Bayesian interpolation, Neural Computation 4 (1992).
     """
-    _check(g, tridiagonals)
-    lowest, blur = _lowest(tridiagonals), _blur(tridiagonals, noise)
+    _check(g, q)
+    lowest, blur = _lowest(q), _blur(q)
     if lowest < -blur:
         return not_computed(
             f"the Ritz value {lowest:.3g} is below 0 by more than the noise of the products, {blur:.1g}: "
             "the effective dimension is defined for positive semidefinite operators",
-            len(tridiagonals),
+            q.num_probes,
         )
     least = 0.0 if semidefinite else -inf
-    return _two_sided(tridiagonals, n, noise, distribution, g, semidefinite, _shrinkage, least, float(n))
+    return _two_sided(q, g, semidefinite, _shrinkage, least, float(q.n))
 
 
 def _two_sided(
-    tridiagonals: Sequence[Tridiagonal],
-    n: int,
-    noise: float,
-    distribution: str,
+    q: Quadrature,
     g: float,
     semidefinite: bool,
     f: Callable[[np.ndarray], np.ndarray],
@@ -106,8 +99,8 @@ def _two_sided(
     greatest: float,
 ) -> Estimate:
     """``sum f(lambda / g)`` from the averages of the probes' upper and lower bounds."""
-    k = len(tridiagonals)
-    lowest, blur = _lowest(tridiagonals), _blur(tridiagonals, noise)
+    k = q.num_probes
+    lowest, blur = _lowest(q), _blur(q)
     if lowest <= -g:
         return not_computed(f"the Ritz value {lowest:.3g} is not above -g = {-g:.3g}: H + g I is not positive", k)
     if semidefinite and lowest < -blur:
@@ -116,44 +109,45 @@ def _two_sided(
             "the operator is not positive semidefinite",
             k,
         )
-    floor = _floor(tridiagonals, n, noise, distribution, g, semidefinite)
-    high = np.array([n * float(t.weights @ f(t.nodes / g)) for t in tridiagonals])
-    raised = np.array([n * float(t.weights @ f((t.nodes + blur) / g)) for t in tridiagonals])
-    squares = n * float(np.mean([t.weights @ f(t.nodes / g) ** 2 for t in tridiagonals]))
-    top = max(float(np.abs(f(t.nodes[[0, -1]] / g)).max()) for t in tridiagonals)
-    notes = [note for note in (floor.note, dominance_note(top**2, squares, "|f(H)|_F^2")) if note]
-    upper = mean_estimate(
-        high, arithmetic=float((raised - high).mean()), greatest=greatest, confidence=floor.confidence
-    )
+    floor = _floor(q, g, semidefinite)
+    known = f(q.converged.values / g) if q.converged.count else np.zeros(0)
+    gauss = [(t.nodes, t.weights) for t in q.tridiagonals]
+
+    def sums(rules: list[tuple[np.ndarray, np.ndarray]], shift: float = 0.0) -> np.ndarray:
+        """The trace from each probe's rule, with the eigenvalues that all have found counted once, (k,)."""
+        each = np.array([float(weights @ f((nodes + shift) / g)) for nodes, weights in rules])
+        pairs = zip(q.tridiagonals, q.converged.places)
+        own = np.array([float(t.weights[places] @ f((t.nodes[places] + shift) / g)) for t, places in pairs])
+        return np.asarray(float(known.sum()) + (q.remaining * (each - own) / q.shares if q.remaining else 0.0 * each))
+
+    def of_ratio(x: np.ndarray) -> np.ndarray:
+        return f(x / g)
+
+    high, raised = sums(gauss), sums(gauss, blur)
+    centre = (float(high.mean()) - float(known.sum())) / max(1, q.remaining)
+    options: dict[str, Any] = {"confidence": floor.confidence, "least_error": q.least_error(of_ratio, centre)}
+    notes = [note for note in (floor.note, dominance(q)) if note]
+    off = q.error_of_known(of_ratio)
+    upper = mean_estimate(high, arithmetic=float((raised - high).mean()) + off, greatest=greatest, **options)
     if floor.node is None:
         note = "; ".join([*notes, "the value is the upper bound of the quadrature"])
         return Estimate(upper.value, upper.stderr, None, upper.upper, k, note=note)
-    rules = [_lower_rule(t, floor.node) for t in tridiagonals]
-    low = np.array([n * float(weights @ f(nodes / g)) for nodes, weights in rules])
-    lowered = np.array([n * float(weights @ f((nodes - blur) / g)) for nodes, weights in rules])
-    lower = mean_estimate(low, arithmetic=float((low - lowered).mean()), least=least, confidence=floor.confidence)
-    middle = (high + low) / 2
-    return Estimate(
-        max(least, float(middle.mean())),
-        float(middle.std(ddof=1)) / sqrt(k) if k > 1 else None,
-        lower.lower,
-        upper.upper,
-        k,
-        note="; ".join(notes) or None,
-    )
+    rules = [_lower_rule(t, floor.node) for t in q.tridiagonals]
+    low, lowered = sums(rules), sums(rules, -blur)
+    lower = mean_estimate(low, arithmetic=float((low - lowered).mean()) + off, least=least, **options)
+    middle = mean_estimate((high + low) / 2, **options)
+    return Estimate(max(least, middle.value), middle.stderr, lower.lower, upper.upper, k, note="; ".join(notes) or None)
 
 
-def _floor(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, g: float, semidefinite: bool
-) -> _Floor:
-    blur = _blur(tridiagonals, noise)
+def _floor(q: Quadrature, g: float, semidefinite: bool) -> _Floor:
+    blur = _blur(q)
     if semidefinite:
         # The products are those of a matrix whose eigenvalues are off by as much as blur, and count for as much again.
         if 2 * blur < g:
             return _Floor(-blur, CONFIDENCE, None)
         return _Floor(None, CONFIDENCE, f"no lower bound: g = {g:.2g} is within the noise of the products, {blur:.1g}")
     half = 1 - (1 - CONFIDENCE) / 2
-    end = lambda_min(tridiagonals, n, noise, distribution, half).lower
+    end = lambda_min(q, half).lower
     if end is not None and end - blur > -g:
         return _Floor(end, half, f"positivity not certified: no eigenvalue below {end:.3g} at {half:.1%}")
     return _Floor(None, CONFIDENCE, f"positivity not certified: an eigenvalue below -g = {-g:.3g} is not excluded")
@@ -175,18 +169,18 @@ def _shrinkage(x: np.ndarray) -> np.ndarray:
     return np.asarray(x / (1 + x))
 
 
-def _lowest(tridiagonals: Sequence[Tridiagonal]) -> float:
-    return min(float(t.nodes[0]) for t in tridiagonals)
+def _lowest(q: Quadrature) -> float:
+    return min(float(t.nodes[0]) for t in q.tridiagonals)
 
 
-def _blur(tridiagonals: Sequence[Tridiagonal], noise: float) -> float:
+def _blur(q: Quadrature) -> float:
     """``noise |H|_2``, and what was neglected where a recurrence was declared exhausted."""
-    return noise * spectral_scale(tridiagonals) + max(t.defect for t in tridiagonals)
+    return q.blur + max(t.defect for t in q.tridiagonals)
 
 
-def _check(g: float, tridiagonals: Sequence[Tridiagonal]) -> None:
+def _check(g: float, q: Quadrature) -> None:
     if not (isfinite(g) and g > 0):
         raise ArgumentError(f"g={g:g}: a finite number above 0 is needed, in units of the eigenvalues")
-    scale = spectral_scale(tridiagonals)
+    scale = q.scale
     if not isfinite(2 * scale / g):
         raise ArgumentError(f"g={g:g}: too small for |H|_2 = {scale:.2g}, their quotient is beyond float64")

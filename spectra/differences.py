@@ -14,7 +14,7 @@ same reason the bands of a trajectory are correlated: two of them that overlap m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ from spectra.counts import CountCurve, default_tolerances
 from spectra.degeneracy import degeneracy_curve
 from spectra.distribution import negative_curve
 from spectra.errors import ArgumentError
-from spectra.estimates import CONFIDENCE, Estimate, mean_estimate, product_norms, spectral_scale
+from spectra.estimates import CONFIDENCE, Estimate, mean_estimate, moment, power_samples
+from spectra.quadrature import Quadrature
 
 if TYPE_CHECKING:
     from spectra.spectrum import Spectrum
@@ -109,12 +110,12 @@ def difference(a: Spectrum, b: Spectrum, name: str = "trace", **options: Any) ->
     """
     if name in COUNTS:
         return _of_counts(a, b, name, **options)
-    samples = _samples(a, b, name, options)
-    if samples is not None:
-        return _of_means(a, b, *samples)
+    sides = _sides(a, b, name, options)
+    if sides is not None:
+        return _of_means(a, b, *sides)
     first, second = (_estimate(s, name, options) for s in (a, b))
     if name in _ENDS and not options:
-        first, second = (_ENDS[name](s.tridiagonals, s.n, s.noise, s.distribution, _EACH) for s in (a, b))
+        first, second = (_ENDS[name](s.quadrature, _EACH) for s in (a, b))
     confidence = 1 - (1 - first.confidence) - (1 - second.confidence)
     return _of_intervals(first, second, confidence)
 
@@ -132,8 +133,8 @@ def tensor_differences(a: Spectrum, b: Spectrum) -> dict[str, Difference]:
     found = {}
     for column, (name, size) in enumerate(a.tensor_sizes.items()):
         other = list(b.tensor_sizes).index(name)
-        values = a.n * a.tensor_forms[:, column], b.n * b.tensor_forms[:, other]
-        found[name] = _of_means(a, b, *values, sqrt(size) * (_blur(a) + _blur(b)))
+        first = _Side(a.n * a.tensor_forms[:, column], sqrt(size) * _blur(a))
+        found[name] = _of_means(a, b, first, _Side(b.n * b.tensor_forms[:, other], sqrt(size) * _blur(b)))
     return found
 
 
@@ -142,10 +143,10 @@ def common_tolerance(spectra: Sequence[Spectrum], name: str = "rank_degeneracy")
 
     They go from a tenth of the largest of the spectral norms down by six decades, not below ten times the noise of any.
     """
-    widest = max(spectra, key=lambda s: spectral_scale(s.tridiagonals))
+    widest = max(spectra, key=lambda s: s.quadrature.scale)
     least = 10 * max(_blur(s) for s in spectra)
     waiting = list(spectra)
-    for tau in default_tolerances(widest.tridiagonals, 0.0)[::-1]:
+    for tau in default_tolerances(widest.quadrature.without_noise())[::-1]:
         if tau < least:
             continue
         # The first that does not resolve it ends the search there, and is asked first the next time.
@@ -159,58 +160,84 @@ def common_tolerance(spectra: Sequence[Spectrum], name: str = "rank_degeneracy")
 # --- means over probes --------------------------------------------------------------------------------------------
 
 
-def _samples(
-    a: Spectrum, b: Spectrum, name: str, options: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """One sample per probe of both sides whose means differ by the difference, and the error of the arithmetic."""
+@dataclass(frozen=True)
+class _Side:
+    """What one spectrum has of a number that is a mean over probes."""
+
+    samples: np.ndarray  # (k,), their mean is the number
+    arithmetic: float = 0.0  # the error of the products
+    least_error: float = 0.0  # what the standard error of the mean is not below
+
+    def scaled(self, factor: float) -> _Side:
+        """The same of a multiple, by a factor of at least 0."""
+        return _Side(self.samples * factor, self.arithmetic * factor, self.least_error * factor)
+
+
+def _side(q: Quadrature, name: str, options: dict[str, Any]) -> _Side | None:
+    """The samples of a mean over probes; None for a number that is none."""
     if name in ("trace", "mean_eigenvalue") and not options:
-        first, second = (np.array([t.alphas[0] for t in s.tridiagonals]) for s in (a, b))
-        blurs = [_blur(s) / sqrt(s.n) for s in (a, b)]
-        if name == "mean_eigenvalue":
-            return first, second, sum(blurs)
-        return a.n * first, b.n * second, a.n * blurs[0] + b.n * blurs[1]
+        return _of_power(q, 1).scaled(1 if name == "trace" else 1 / q.n)
     if name in ("second_moment", "moment"):
-        if name == "second_moment" and not options:
-            options = {"p": 2}
-        for s in (a, b):
-            s.moment(**options)  # refuses what is no power, or beyond the steps
-        power = int(options["p"])
-        first, second = (np.array([t.moment(power) for t in s.tridiagonals]) for s in (a, b))
-        return first, second, sum(_moment_blur(s, power) for s in (a, b))
+        power = 2 if name == "second_moment" and not options else options["p"]
+        moment(q, power)  # refuses what is no power, or beyond the steps
+        return _of_power(q, int(power)).scaled(1 / q.n)
     if name in ("frobenius_square", "frobenius_norm") and not options:
-        squares = [s.n * product_norms(s.tridiagonals) ** 2 for s in (a, b)]
-        norms = [sqrt(float(square.mean())) for square in squares]
-        blurs = [sqrt(s.n) * _blur(s) for s in (a, b)]
-        if name == "frobenius_square":
-            return squares[0], squares[1], 2 * sum(norm * blur for norm, blur in zip(norms, blurs))
-        # sum s_i / 2F k = F / 2: the other half is added, so that the mean is the norm.
-        first, second = (x / (2 * f) + f / 2 if f > 0 else np.zeros(x.size) for x, f in zip(squares, norms))
-        return first, second, sum(blurs)
+        square = _of_power(q, 2)
+        norm = sqrt(float(square.samples.mean()))
+        square = replace(square, arithmetic=2 * norm * sqrt(q.n) * q.blur + q.error_of_known(np.square))
+        if name == "frobenius_square" or norm == 0:
+            return square
+        root = square.scaled(1 / (2 * norm))  # sum s_i / 2F k = F / 2: the other half is added
+        return replace(root, samples=root.samples + norm / 2)
     return None
 
 
+def _of_power(q: Quadrature, p: int) -> _Side:
+    """``Tr H^p``."""
+
+    def f(x: np.ndarray) -> np.ndarray:
+        return np.asarray(x**p)
+
+    samples = power_samples(q, p)
+    slope = float(np.mean([t.weights @ np.abs(t.nodes) ** max(p - 1, 0) for t in q.tridiagonals]))
+    arithmetic = sqrt(q.n) * q.blur if p == 1 else q.n * p * q.blur * slope
+    centre = (float(samples.mean()) - float(f(q.converged.values).sum())) / max(1, q.remaining)
+    return _Side(samples, arithmetic + q.error_of_known(f), q.least_error(f, centre))
+
+
+def _sides(a: Spectrum, b: Spectrum, name: str, options: dict[str, Any]) -> tuple[_Side, _Side] | None:
+    """The samples of both. Where an eigenvalue has converged on one side only, the plain ones if they scatter less."""
+    first, second = (_side(s.quadrature, name, options) for s in (a, b))
+    if first is None or second is None:
+        return None
+    if a.quadrature.converged.count != b.quadrature.converged.count and why_not_paired(a, b) is None:
+        plain = [_side(s.quadrature.with_nothing_known(), name, options) for s in (a, b)]
+        if plain[0] is not None and plain[1] is not None and a.num_probes > 1:
+            spread = float((plain[0].samples - plain[1].samples).std())
+            if spread < float((first.samples - second.samples).std()):
+                return plain[0], plain[1]
+    return first, second
+
+
 def _blur(s: Spectrum) -> float:
-    return s.noise * spectral_scale(s.tridiagonals)
+    return s.quadrature.blur
 
 
-def _moment_blur(s: Spectrum, power: int) -> float:
-    slope = np.mean([t.weights @ np.abs(t.nodes) ** max(power - 1, 0) for t in s.tridiagonals])
-    return power * _blur(s) * float(slope)
-
-
-def _of_means(a: Spectrum, b: Spectrum, first: np.ndarray, second: np.ndarray, arithmetic: float) -> Difference:
+def _of_means(a: Spectrum, b: Spectrum, first: _Side, second: _Side) -> Difference:
     """Probe by probe where the probes are shared, else by Welch."""
     reason = why_not_paired(a, b)
-    both = mean_estimate(first), mean_estimate(second)
+    both = [mean_estimate(side.samples, least_error=side.least_error) for side in (first, second)]
     note = a.trace().note or b.trace().note
-    value, k = both[0].value - both[1].value, min(first.size, second.size)
+    value, k = both[0].value - both[1].value, min(first.samples.size, second.samples.size)
     if both[0].stderr is None or both[1].stderr is None:
         return Difference(value, None, None, None, k, note="one probe has no error", paired=False, why_not=reason)
     unpaired = hypot(both[0].stderr, both[1].stderr)
     if reason is None:
-        stderr, dof = float((first - second).std(ddof=1)) / sqrt(k), float(k - 1)
+        stderr, dof = float((first.samples - second.samples).std(ddof=1)) / sqrt(k), float(k - 1)
     else:
-        stderr, dof = unpaired, welch_dof([both[0].stderr, both[1].stderr], [first.size, second.size])
+        sizes = [first.samples.size, second.samples.size]
+        stderr, dof = unpaired, welch_dof([both[0].stderr, both[1].stderr], sizes)
+    arithmetic = first.arithmetic + second.arithmetic
     reach = float(stdtrit(dof, 0.5 + CONFIDENCE / 2)) * stderr + arithmetic
     return Difference(
         value,
@@ -291,7 +318,7 @@ def _masses(s: Spectrum, name: str, tau: float) -> tuple[np.ndarray, np.ndarray,
     found = []
     for t in s.tridiagonals:
         noise = _blur(s) / t.scale if t.scale > 0 else 0.0  # relative to the probe's own scale
-        curve = COUNTS[name]([t], s.n, noise, s.distribution, np.array([tau]))
+        curve = COUNTS[name](Quadrature((t,), s.n, noise, s.distribution), np.array([tau]))
         found.append((curve.bracket_lower[0], curve.value[0], curve.bracket_upper[0]))
     low, value, high = np.array(found).T
     return low, value, high

@@ -16,7 +16,7 @@ import numpy as np
 
 from spectra.differences import why_not_paired
 from spectra.errors import ArgumentError
-from spectra.estimates import CONFIDENCE, spectral_scale, t_quantile
+from spectra.estimates import CONFIDENCE, t_quantile
 from spectra.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def spectral_distance(a: Spectrum, b: Spectrum, *, resamples: int = 400, seed: i
             noise = _wobble(first - second, resamples, random)
         else:
             noise = _wobble(first, resamples, random) - _wobble(second, resamples, random)
-        arithmetic = sum(s.noise * spectral_scale(s.tridiagonals) for s in (a, b))
+        arithmetic = sum(s.quadrature.blur for s in (a, b))
         floor = float(np.quantile(np.abs(noise) @ gaps, CONFIDENCE)) + arithmetic
     truncation = _truncation(a) + _truncation(b)
     return Distance(value, floor, truncation, reason is None, reason, (a.num_probes, b.num_probes), resamples)

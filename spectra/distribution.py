@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from spectra.counts import CountCurve, count, count_curve, fraction
 from spectra.errors import ArgumentError
-from spectra.estimates import CONFIDENCE, Estimate, spectral_scale
+from spectra.estimates import CONFIDENCE, Estimate
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 
@@ -32,19 +32,21 @@ class Cumulative:
     confidence: float = CONFIDENCE
 
 
-def cdf(tridiagonals: Sequence[Tridiagonal], x: np.ndarray) -> np.ndarray:
-    """The Ritz mass at or below each ``x``, averaged over probes: ``(1/k) sum_i sum_k tau_ik [theta_ik <= x]``."""
+def cdf(q: Quadrature, x: np.ndarray) -> np.ndarray:
+    """The Ritz mass at or below each ``x``, averaged over probes: ``(1/k) sum_i sum_k tau_ik [theta_ik <= x]``.
+
+    An eigenvalue that every probe has found has the weight ``1/n`` in all of them.
+    """
     at = np.asarray(x, dtype=np.float64)
     total = np.zeros(at.shape)
-    for t in tridiagonals:
-        below = np.concatenate([[0.0], np.cumsum(t.weights)])
-        total += below[np.searchsorted(t.nodes, at, side="right")]
-    return np.asarray(np.minimum(total / len(tridiagonals), 1.0))
+    for nodes, weights in q.rules:
+        order = np.argsort(nodes, kind="stable")
+        below = np.concatenate([[0.0], np.cumsum(weights[order])])
+        total += below[np.searchsorted(nodes[order], at, side="right")]
+    return np.asarray(np.minimum(np.where(total > q.num_probes * (1 - 1e-13), q.num_probes, total) / q.num_probes, 1.0))
 
 
-def cumulative(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, x: np.ndarray | float
-) -> Cumulative:
+def cumulative(q: Quadrature, x: np.ndarray | float) -> Cumulative:
     """``F(x)``, with bounds that hold whatever the spectrum between the Ritz values is.
 
     For each probe the Radau rule with a node at ``x`` bounds the mass below ``x`` and up to ``x`` (Chebyshev, Markov,
@@ -64,13 +66,14 @@ def cumulative(
     points = np.array(x, dtype=np.float64)
     if not np.isfinite(points).all():
         raise ArgumentError(f"x={points[~np.isfinite(points)].flat[0]:g}: finite numbers are needed")
-    blur = noise * spectral_scale(tridiagonals)
-    found = [fraction([_up_to(t, float(at), blur) for t in tridiagonals], n, distribution) for at in points.ravel()]
+    found = [
+        fraction([_up_to(t, float(at), q.blur) for t in q.tridiagonals], q.n, q.distribution) for at in points.ravel()
+    ]
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(point, name) for point in found], dtype=np.float64).reshape(points.shape)
 
-    k = len(tridiagonals)
+    k = q.num_probes
     return Cumulative(
         points,
         column("value"),
@@ -89,9 +92,7 @@ def _up_to(t: Tridiagonal, x: float, blur: float) -> tuple[float, float, float]:
     return t.distribution_bounds(x - margin)[0], t.distribution_bounds(x + margin)[1], t.mass(-inf, x)
 
 
-def negative_curve(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, taus: np.ndarray | None = None
-) -> CountCurve:
+def negative_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurve:
     """The fraction of eigenvalues with ``lambda < -tau``, for several tolerances; see `counts.count_curve`.
 
     Args:
@@ -100,17 +101,10 @@ def negative_curve(
     Raises:
         ArgumentError: a tolerance that is negative or not finite.
     """
-    return count_curve(tridiagonals, n, noise, distribution, _below, taus)
+    return count_curve(q, _below, taus)
 
 
-def negative_mass(
-    tridiagonals: Sequence[Tridiagonal],
-    n: int,
-    noise: float,
-    distribution: str,
-    tau: float | None = None,
-    curve: CountCurve | None = None,
-) -> Estimate:
+def negative_mass(q: Quadrature, tau: float | None = None, curve: CountCurve | None = None) -> Estimate:
     """The fraction of eigenvalues with ``lambda < -tau``, or the statement that it is not resolved.
 
     At ``tau = 0`` it is never resolved, unless the operator is zero: the many eigenvalues of a network that are zero
@@ -124,7 +118,7 @@ def negative_mass(
     Raises:
         ArgumentError: ``tau`` is negative or not finite.
     """
-    return count(tridiagonals, n, noise, distribution, _below, tau, curve)
+    return count(q, _below, tau, curve)
 
 
 def _below(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, float]:

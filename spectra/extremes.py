@@ -25,41 +25,35 @@ from math import atanh, exp, log, sqrt
 import numpy as np
 from scipy.special import betainc
 
-from spectra.estimates import CONFIDENCE, Estimate, spectral_scale
-from spectra.tridiagonal import Tridiagonal
+from spectra.estimates import CONFIDENCE, Estimate
+from spectra.quadrature import Quadrature
 
 # A residual above this part of |H|_2 says that the Ritz value has not settled.
 _CONVERGED = 1e-2
 
 
-def lambda_max(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, confidence: float = CONFIDENCE
-) -> Estimate:
+def lambda_max(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
     """The largest eigenvalue: the largest Ritz value of all probes.
 
     ``lower`` is that value less the arithmetic; ``upper`` the bound from the random start, None where the steps give
     none. Together with the one of the other end it holds with the confidence, 95 % by default.
     """
-    return _end(tridiagonals, n, noise, distribution, +1, confidence)
+    return _end(q, +1, confidence)
 
 
-def lambda_min(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, confidence: float = CONFIDENCE
-) -> Estimate:
+def lambda_min(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
     """The smallest eigenvalue: the smallest Ritz value of all probes, with the interval of ``lambda_max`` mirrored."""
-    return _end(tridiagonals, n, noise, distribution, -1, confidence)
+    return _end(q, -1, confidence)
 
 
-def spectral_norm(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, confidence: float = CONFIDENCE
-) -> Estimate:
+def spectral_norm(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
     """``|H|_2 = max |lambda|``, from both ends of the spectrum; their bounds hold together, with 95 % by default."""
-    top = lambda_max(tridiagonals, n, noise, distribution, confidence)
-    bottom = lambda_min(tridiagonals, n, noise, distribution, confidence)
+    top = lambda_max(q, confidence)
+    bottom = lambda_min(q, confidence)
     leading, value = (top, top.value) if top.value >= -bottom.value else (bottom, -bottom.value)
     upper = None if top.upper is None or bottom.lower is None else max(top.upper, -bottom.lower, 0.0)
-    margin = _margin(tridiagonals, noise)
-    return Estimate(value, None, max(0.0, value - margin), upper, len(tridiagonals), confidence, note=leading.note)
+    margin = _margin(q)
+    return Estimate(value, None, max(0.0, value - margin), upper, q.num_probes, confidence, note=leading.note)
 
 
 def missed_fraction(steps: Sequence[int], n: int, failure: float) -> float | None:
@@ -102,19 +96,17 @@ def _log_below(w: float, n: int) -> float:
     return log(max(float(betainc(0.5, (n - 1) / 2, min(w, 1.0))), 1e-300))
 
 
-def _end(
-    tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str, sign: int, confidence: float
-) -> Estimate:
+def _end(q: Quadrature, sign: int, confidence: float) -> Estimate:
     index = -1 if sign > 0 else 0
-    ritz = np.array([t.nodes[index] for t in tridiagonals])
+    ritz = np.array([t.nodes[index] for t in q.tridiagonals])
     first = int(np.argmax(sign * ritz))
     value = float(ritz[first])
-    residual = float(tridiagonals[first].residuals[index])
-    margin = _margin(tridiagonals, noise)
-    beyond, missing = _beyond(tridiagonals, n, distribution, confidence)
+    residual = float(q.tridiagonals[first].residuals[index])
+    margin = _margin(q)
+    beyond, missing = _beyond(q, confidence)
 
     notes = []
-    scale = spectral_scale(tridiagonals)
+    scale = q.scale
     if residual > _CONVERGED * scale:
         share = f", {residual / scale:.0%} of |H|_2" if scale > 0 else ""
         notes.append(f"not converged: residual {residual:.2g}{share}; take more steps")
@@ -123,27 +115,25 @@ def _end(
     inner = value - sign * margin
     outer = None if beyond is None else value + sign * (beyond + margin)
     lower, upper = (inner, outer) if sign > 0 else (outer, inner)
-    return Estimate(value, None, lower, upper, len(tridiagonals), confidence, note="; ".join(notes) or None)
+    return Estimate(value, None, lower, upper, q.num_probes, confidence, note="; ".join(notes) or None)
 
 
-def _beyond(
-    tridiagonals: Sequence[Tridiagonal], n: int, distribution: str, confidence: float
-) -> tuple[float | None, str | None]:
+def _beyond(q: Quadrature, confidence: float) -> tuple[float | None, str | None]:
     """How far beyond the outermost Ritz values the ends can lie, both together at the confidence; or None, and why."""
     # A sphere start has a part in every eigenspace with probability one, so its invariant subspace meets them all.
-    if any(t.exhausted and (distribution == "sphere" or t.steps == n) for t in tridiagonals):
+    if any(t.exhausted and (q.distribution == "sphere" or t.steps == q.n) for t in q.tridiagonals):
         return 0.0, None
-    if distribution != "sphere":
-        return None, f"no bound beyond the Ritz values is known for {distribution} probes; sphere probes have one"
-    eps = missed_fraction([t.steps for t in tridiagonals], n, (1 - confidence) / 2)
+    if q.distribution != "sphere":
+        return None, f"no bound beyond the Ritz values is known for {q.distribution} probes; sphere probes have one"
+    eps = missed_fraction([t.steps for t in q.tridiagonals], q.n, (1 - confidence) / 2)
     if eps is None:
-        steps = max(t.steps for t in tridiagonals)
-        return None, f"{steps} steps of {len(tridiagonals)} probes give no bound beyond the Ritz values"
+        steps = max(t.steps for t in q.tridiagonals)
+        return None, f"{steps} steps of {q.num_probes} probes give no bound beyond the Ritz values"
     # R itself is unknown, but R <= r + 2 eps R where both ends hold, r being the range of the Ritz values.
-    seen = max(float(t.nodes[-1]) for t in tridiagonals) - min(float(t.nodes[0]) for t in tridiagonals)
+    seen = max(float(t.nodes[-1]) for t in q.tridiagonals) - min(float(t.nodes[0]) for t in q.tridiagonals)
     return eps * seen / (1 - 2 * eps), None
 
 
-def _margin(tridiagonals: Sequence[Tridiagonal], noise: float) -> float:
+def _margin(q: Quadrature) -> float:
     """``noise |H|_2``, and what was neglected where a recurrence was declared exhausted."""
-    return noise * spectral_scale(tridiagonals) + min((t.defect for t in tridiagonals if t.exhausted), default=0.0)
+    return q.blur + min((t.defect for t in q.tridiagonals if t.exhausted), default=0.0)

@@ -6,13 +6,13 @@ from below that no choice of probes can spoil; an eigenvalue that several eigenv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isfinite
 
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.estimates import Estimate, not_computed, spectral_scale
+from spectra.estimates import Estimate, not_computed
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 # A Ritz value stands apart from the bulk where its residual is below this part of its distance from the edge.
@@ -24,7 +24,7 @@ _OF_THE_VALUE = 0.01
 SIDES = ("above", "below")
 
 
-def outliers(tridiagonals: Sequence[Tridiagonal], noise: float, edge: float, side: str = "above") -> Estimate:
+def outliers(q: Quadrature, edge: float, side: str = "above") -> Estimate:
     """A lower bound on the number of eigenvalues beyond the edge of the bulk.
 
     Counted in each probe are the Ritz values beyond ``edge`` that have converged: the residual, with the noise
@@ -44,16 +44,15 @@ def outliers(tridiagonals: Sequence[Tridiagonal], noise: float, edge: float, sid
     if side not in SIDES:
         raise ArgumentError(f"side={side!r}: 'above' (the default) or 'below' is needed")
     sign = 1.0 if side == "above" else -1.0
-    blur = noise * spectral_scale(tridiagonals)
     counts = []
-    for t in tridiagonals:
+    for t in q.tridiagonals:
         gaps = sign * (t.nodes - edge)
-        counts.append(int(((gaps > 0) & (t.residuals + blur + t.defect < _OF_THE_GAP * gaps)).sum()))
+        counts.append(int(((gaps > 0) & (t.residuals + q.blur + t.defect < _OF_THE_GAP * gaps)).sum()))
     most = float(max(counts))
-    return Estimate(most, None, most, None, len(tridiagonals))
+    return Estimate(most, None, most, None, q.num_probes)
 
 
-def top_log_product(tridiagonals: Sequence[Tridiagonal], noise: float, count: int) -> Estimate:
+def top_log_product(q: Quadrature, count: int) -> Estimate:
     """``sum_{j <= count} log lambda_j`` over the ``count`` largest eigenvalues: the truncated log-determinant.
 
     Taken are the ``count`` largest Ritz values, each the largest over those probes in which all of them are positive
@@ -71,19 +70,19 @@ def top_log_product(tridiagonals: Sequence[Tridiagonal], noise: float, count: in
     """
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
         raise ArgumentError(f"count={count!r}: a whole number of at least 1 is needed")
-    margin = noise * spectral_scale(tridiagonals) + min((t.defect for t in tridiagonals if t.exhausted), default=0.0)
-    converged = [_leading(t, margin) for t in tridiagonals]
+    margin = q.blur + min((t.defect for t in q.tridiagonals if t.exhausted), default=0.0)
+    converged = [_leading(t, margin) for t in q.tridiagonals]
     usable = [values[:count] for values in converged if values.size >= count]
     if not usable:
         most = max(values.size for values in converged)
         return not_computed(
             f"only {most} of the {count} largest Ritz values are positive and converged: "
             "take more steps or fewer values",
-            len(tridiagonals),
+            q.num_probes,
         )
     largest = np.max(usable, axis=0)
     value, lower = float(np.log(largest).sum()), float(np.log(largest - margin).sum())
-    return Estimate(value, None, lower, None, len(tridiagonals))
+    return Estimate(value, None, lower, None, q.num_probes)
 
 
 def _leading(t: Tridiagonal, margin: float) -> np.ndarray:

@@ -7,121 +7,129 @@ All lie between 1 and ``n`` and do not change when the operator is scaled; of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, inf, log, sqrt
 
 import numpy as np
 
-from spectra.estimates import (
-    CONFIDENCE,
-    Estimate,
-    dominance,
-    frobenius_norm,
-    not_computed,
-    product_norms,
-    spectral_scale,
-    t_quantile,
-)
+from spectra.estimates import CONFIDENCE, Estimate, dominance, frobenius_norm, mean_estimate, not_computed
 from spectra.extremes import spectral_norm
+from spectra.quadrature import Function, Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 _ZERO = "the operator is zero, and 0/0 is no number"
 
 
-def stable_rank(tridiagonals: Sequence[Tridiagonal], n: int, noise: float, distribution: str) -> Estimate:
+def stable_rank(q: Quadrature) -> Estimate:
     """``|H|_F^2 / |H|_2^2``, from the estimates of both norms.
 
     The interval is that of the quotient: ``|H|_F`` and the bound beyond the outermost Ritz values each at 97.5 %, so
-    that both hold with 95 %. ``stderr`` is the probes' error of ``|H|_F^2`` over ``|H|_2^2``. One product per probe
-    gives the numerator, all steps the denominator.
+    that both hold with 95 %. ``stderr`` is the probes' error of ``|H|_F^2`` over ``|H|_2^2``.
 
     References:
         M. Rudelson, R. Vershynin, Sampling from large matrices, J. ACM 54 (2007).
     """
-    norm = spectral_norm(tridiagonals, n, noise, distribution, _each())
-    k = len(tridiagonals)
+    norm = spectral_norm(q, _each())
     if norm.value == 0:
-        return _nothing(tridiagonals)
-    frobenius = frobenius_norm(tridiagonals, n, noise, _each())
-    value = _within((frobenius.value / norm.value) ** 2, n)
+        return _nothing(q)
+    frobenius = frobenius_norm(q, _each())
+    value = _within((frobenius.value / norm.value) ** 2, q.n)
     if frobenius.stderr is None or frobenius.lower is None or frobenius.upper is None:
-        return Estimate(value, None, None, None, k)
-    lower = 1.0 if norm.upper is None else _within((frobenius.lower / norm.upper) ** 2, n)
-    upper = _within((frobenius.upper / norm.lower) ** 2, n) if norm.lower else float(n)
+        return Estimate(value, None, None, None, q.num_probes)
+    lower = 1.0 if norm.upper is None else _within((frobenius.lower / norm.upper) ** 2, q.n)
+    upper = _within((frobenius.upper / norm.lower) ** 2, q.n) if norm.lower else float(q.n)
     stderr = 2 * frobenius.value * frobenius.stderr / norm.value**2
     notes = [note for note in (frobenius.note, norm.note) if note]
-    return Estimate(value, stderr, lower, upper, k, note="; ".join(notes) or None)
+    return Estimate(value, stderr, lower, upper, q.num_probes, note="; ".join(notes) or None)
 
 
-def participation_rank(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate:
-    """``(sum |lambda|)^2 / sum lambda^2``, estimated by ``n a^2 / b``.
+def participation_rank(q: Quadrature) -> Estimate:
+    """``(sum |lambda|)^2 / sum lambda^2``.
 
-    ``a = mean_i sum_k tau_ik |theta_ik|`` is the Gauss rule of a function with a kink, ``b = mean_i |H q_i|^2`` is
-    exact. One eigenvalue of weight 1 gives 1, ``r`` equal ones ``r``, zeros add nothing. The interval is that of the
-    logarithm by the delta method (Student's t), widened on both sides by the noise of the products and by the larger
-    distance from two other rules, that with a node at 0 and that of one step less. They have errors of the size of the
-    quadrature's, so this is an indication of it and no bound.
+    The first sum is that of the Gauss rules of a function with a kink, the second is exact per probe. One eigenvalue of
+    weight 1 gives 1, ``r`` equal ones ``r``, zeros add nothing. The interval is that of the logarithm by the delta
+    method (Student's t), widened on both sides by the noise of the products and by the larger distance from two other
+    rules, that with a node at 0 and that of one step less. They have errors of the size of the quadrature's, so this is
+    an indication of it and no bound.
     """
-    scale = spectral_scale(tridiagonals)
-    means = _means(tridiagonals, noise, scale) if scale > 0 else None
-    if means is None:
-        return _nothing(tridiagonals)
-    squares = (product_norms(tridiagonals) / scale) ** 2
-    a, b = float(means.size.mean()), float(squares.mean())
-    moved = 2 * means.size_blur / a + 2 * noise / sqrt(b)
-    moved += max(2 * abs(log(a / other)) if other > 0 else inf for other, _ in means.others)
-    return _from_logarithm(
-        log(n) + 2 * log(a) - log(b), 2 * means.size / a - squares / b, moved, n, dominance(tridiagonals, n)
-    )
+    sums = _sums(q)
+    if sums is None:
+        return _nothing(q)
+    squares = q.adjusted(q.moments(2), np.square) / q.scale**2
+    known = q.converged.values / q.scale
+    a, b = sums.size, float((known**2).sum() + q.remaining * squares.mean())
+    influence = q.remaining * (2 * sums.size_samples / a - squares / b)
+    moved = 2 * sums.size_blur / a + 2 * q.n * q.noise / sqrt(q.n * b)
+    moved += max(2 * abs(log(a / other)) if other > 0 else inf for other, _ in sums.others)
+
+    def along(x: np.ndarray) -> np.ndarray:
+        return np.asarray(2 * np.abs(x) / (q.scale * a) - x**2 / (q.scale**2 * b))
+
+    return _from_logarithm(q, 2 * log(a) - log(b), influence, moved, along)
 
 
-def entropy_rank(tridiagonals: Sequence[Tridiagonal], n: int, noise: float) -> Estimate:
+def entropy_rank(q: Quadrature) -> Estimate:
     """``exp(-sum p log p)`` with ``p = |lambda| / sum |lambda|``: the exponential of the entropy of ``|lambda|``.
 
-    With ``a`` the mean over probes of ``|lambda|`` and ``c`` that of ``|lambda| log |lambda|`` under their Gauss rules
-    it is ``n a exp(-c / a)``. The interval is made as that of `participation_rank`.
+    With ``a = sum |lambda|`` and ``c = sum |lambda| log |lambda|``, from the Gauss rules, it is ``a exp(-c / a)``. The
+    interval is made as that of `participation_rank`.
 
     References:
         O. Roy, M. Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO (2007).
     """
-    scale = spectral_scale(tridiagonals)
-    means = _means(tridiagonals, noise, scale) if scale > 0 else None
-    if means is None:
-        return _nothing(tridiagonals)
-    a, c = float(means.size.mean()), float(means.entropy.mean())
+    sums = _sums(q)
+    if sums is None:
+        return _nothing(q)
+    a, c = sums.size, sums.entropy
     logarithm, slope = log(a) - c / a, 1 / a + c / a**2
-    moved = abs(slope) * means.size_blur + means.entropy_blur / a
-    moved += max(abs(log(other) - entropy / other - logarithm) if other > 0 else inf for other, entropy in means.others)
-    influence = slope * means.size - means.entropy / a
-    return _from_logarithm(log(n) + logarithm, influence, moved, n, dominance(tridiagonals, n))
+    moved = abs(slope) * sums.size_blur + sums.entropy_blur / a
+    moved += max(abs(log(other) - entropy / other - logarithm) if other > 0 else inf for other, entropy in sums.others)
+    influence = q.remaining * (slope * sums.size_samples - sums.entropy_samples / a)
+
+    def along(x: np.ndarray) -> np.ndarray:
+        return np.asarray(slope * np.abs(x) / q.scale - _entropy(x / q.scale) / a)
+
+    return _from_logarithm(q, logarithm, influence, moved, along)
 
 
 @dataclass(frozen=True)
-class _Means:
-    """Means of ``|x|`` and ``|x| log |x|`` under the probes' rules, with ``x = theta / scale``."""
+class _Sums:
+    """``a = sum |x|`` and ``c = sum |x| log |x|`` over all eigenvalues, with ``x = lambda / scale``."""
 
-    size: np.ndarray  # (k,) of |x|, by the Gauss rule
-    entropy: np.ndarray  # (k,) of |x| log |x|
-    size_blur: float  # by how much the noise of the products moves the mean over probes of each
+    size: float  # a, by the Gauss rules
+    entropy: float  # c
+    size_samples: np.ndarray  # (k,) the probes' means of |x| over the eigenvalues that are not known
+    entropy_samples: np.ndarray  # (k,) and of |x| log |x|
+    size_blur: float  # by how much the noise of the products moves each sum
     entropy_blur: float
-    others: list[
-        tuple[float, float]
-    ]  # the two means over probes by other rules, close to the Gauss rule where it is good
+    others: list[tuple[float, float]]  # both sums by other rules, close to the Gauss rule where it is good
 
 
-def _means(tridiagonals: Sequence[Tridiagonal], noise: float, scale: float) -> _Means | None:
-    """The means by all rules; None where the Gauss rules have no mass off 0."""
-    rows = np.array([[_pair(x / scale, w) for x, w in _rules(t)] for t in tridiagonals])  # (k, 3 rules, 2)
-    if rows[:, 0, 0].mean() <= 0:
+def _sums(q: Quadrature) -> _Sums | None:
+    """The sums by all rules; None where the Gauss rules have no mass off 0."""
+    if q.scale == 0:
+        return None
+    known = np.array(_pair(q.converged.values / q.scale, np.ones(q.converged.count)))
+    rows = np.zeros((q.num_probes, 3, 2))  # probes, rules, functions: means over the remaining eigenvalues
+    if q.remaining:
+        for row, (t, places, share) in enumerate(zip(q.tridiagonals, q.converged.places, q.shares)):
+            own = np.array(_pair(t.nodes[places] / q.scale, t.weights[places]))
+            rows[row] = (np.array([_pair(x / q.scale, w) for x, w in _rules(t)]) - own) / share
+    sizes = q.adjusted(rows[:, 0, 0], lambda x: np.abs(x / q.scale))
+    entropies = q.adjusted(rows[:, 0, 1], lambda x: _entropy(x / q.scale))
+    totals = known + q.remaining * np.array([sizes.mean(), entropies.mean()])
+    if totals[0] <= 0:
         return None
     blur = 0.0
-    for t in tridiagonals:
-        x = t.nodes / scale
-        shifts = [np.abs(_entropy(x + shift) - _entropy(x)) for shift in (-noise, noise)]
-        blur += float(t.weights @ np.maximum(*shifts)) / len(tridiagonals)
-    others = [(float(a), float(c)) for a, c in rows[:, 1:].mean(axis=0)]
-    return _Means(rows[:, 0, 0], rows[:, 0, 1], noise, blur, others)
+    for t in q.tridiagonals:
+        x = t.nodes / q.scale
+        shifts = [np.abs(_entropy(x + shift) - _entropy(x)) for shift in (-q.noise, q.noise)]
+        blur += float(t.weights @ np.maximum(*shifts)) / q.num_probes
+    # By how much another rule differs from the Gauss rule does not depend on the control variate.
+    means = rows.mean(axis=0)
+    others = [totals + q.remaining * (means[rule] - means[0]) for rule in (1, 2)]
+    pairs = [(float(size), float(entropy)) for size, entropy in others]
+    return _Sums(float(totals[0]), float(totals[1]), sizes, entropies, q.n * q.noise, q.n * blur, pairs)
 
 
 def _rules(t: Tridiagonal) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -139,7 +147,7 @@ def _rules(t: Tridiagonal) -> list[tuple[np.ndarray, np.ndarray]]:
     if t.steps > 1:
         shorter = Tridiagonal(t.alphas[:-1], t.betas[:-1])
         return [gauss, (nodes, weights), (shorter.nodes, shorter.weights)]
-    return [gauss, (nodes, weights), (product_norms([t]), np.ones(1))]
+    return [gauss, (nodes, weights), (np.array([np.hypot(t.alphas[0], t.last_beta)]), np.ones(1))]
 
 
 def _pair(x: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
@@ -151,34 +159,30 @@ def _entropy(x: np.ndarray) -> np.ndarray:
     return np.asarray(size * np.log(np.where(size > 0, size, 1.0)))
 
 
-def _from_logarithm(logarithm: float, influence: np.ndarray, moved: float, n: int, note: str | None) -> Estimate:
+def _from_logarithm(q: Quadrature, logarithm: float, influence: np.ndarray, moved: float, along: Function) -> Estimate:
     """``exp(logarithm)`` between 1 and ``n``, the logarithm with the scatter of ``influence`` over probes as its error.
 
     Args:
-        influence: (k,), the derivative of the logarithm along each probe's part in the means, but for a constant.
+        q: the quadrature rules.
+        logarithm: of the value.
+        influence: (k,), the derivative of the logarithm along each probe's part in the sums, but for a constant.
         moved: what is added to the logarithm's interval on both sides.
+        along: the derivative of the logarithm along a single eigenvalue's part in the sums.
     """
-    k = influence.size
-    value = _within(_exp(logarithm), n)
-    if k == 1:
+    value = _within(_exp(logarithm), q.n)
+    least_error = q.least_error(along, float(q.means(along).mean()))
+    spread = mean_estimate(influence, arithmetic=moved, least_error=least_error, note=dominance(q))
+    if spread.stderr is None or spread.lower is None or spread.upper is None:
         return Estimate(value, None, None, None, 1)
-    error = float(influence.std(ddof=1)) / sqrt(k)
-    reach = t_quantile(k) * error + moved
-    return Estimate(
-        value,
-        value * error,
-        _within(_exp(logarithm - reach), n),
-        _within(_exp(logarithm + reach), n),
-        k,
-        note=note if error > 1e-9 else None,
-    )
+    low, high = (_within(_exp(logarithm + end - spread.value), q.n) for end in (spread.lower, spread.upper))
+    return Estimate(value, value * spread.stderr, low, high, q.num_probes, note=spread.note)
 
 
-def _nothing(tridiagonals: Sequence[Tridiagonal]) -> Estimate:
-    steps = max(t.steps for t in tridiagonals)
-    zero = float(product_norms(tridiagonals).max()) == 0
+def _nothing(q: Quadrature) -> Estimate:
+    steps = max(t.steps for t in q.tridiagonals)
+    zero = float(q.product_norms.max()) == 0
     reason = _ZERO if zero else f"the rules of m = {steps} steps have no mass off 0: take more steps"
-    return not_computed(reason, len(tridiagonals))
+    return not_computed(reason, q.num_probes)
 
 
 def _each() -> float:

@@ -197,6 +197,7 @@ def _arrays(recurrence: Recurrence) -> Arrays:
         "orthogonality": np.array(tridiagonal.orthogonality),
         "forms": recurrence.forms,
         **({} if parts is None else {"batch_forms": parts.forms, "batch_weights": parts.weights}),
+        **({} if recurrence.start_overlaps is None else {"start_overlaps": recurrence.start_overlaps}),
     }
 
 
@@ -207,4 +208,5 @@ def _recurrence(arrays: Arrays) -> Recurrence:
         ),
         arrays["forms"],
         Parts(arrays["batch_forms"], arrays["batch_weights"]) if "batch_forms" in arrays else None,
+        arrays.get("start_overlaps"),
     )

@@ -6,6 +6,7 @@ outlives every opinion about kernels, bandwidths and tolerances.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from math import isfinite
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from spectra import deflation, degeneracy, determinants, differences, distribution, estimates, extremes, outliers, ranks
+from spectra.consistency import reconciled
 from spectra.counts import CountCurve
 from spectra.degeneracy import Closest
 from spectra.density import Density, smooth
@@ -21,6 +23,7 @@ from spectra.distribution import Cumulative
 from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, NumericsError
 from spectra.estimates import Estimate
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 
@@ -40,6 +43,9 @@ class Spectrum:
         batch_forms: (k, B), the parts of the batches (or of groups of consecutive ones) in ``q_i'H q_i``.
         batch_weights: (B,), their weights in the mean over the data; given with them.
         semidefinite: that the operator is positive semidefinite by its construction.
+        start_overlaps: (k, m), the scalar products of every probe with the Krylov basis of the first one, by which
+            simple eigenvalues are told from multiple ones; see ``spectra.converged``.
+        exact_trace: ``Tr H``, where it is known exactly; a control variate for the other sums over eigenvalues.
 
     Raises:
         ArgumentError: no probe, more steps than rows, or shapes that do not belong together.
@@ -66,6 +72,8 @@ class Spectrum:
         batch_forms: np.ndarray | None = None,
         batch_weights: np.ndarray | None = None,
         semidefinite: bool = False,
+        start_overlaps: np.ndarray | None = None,
+        exact_trace: float | None = None,
     ) -> None:
         self.tridiagonals = tuple(tridiagonals)
         self.n = int(n)
@@ -79,6 +87,8 @@ class Spectrum:
         self.batch_forms = None if batch_forms is None else np.array(batch_forms, dtype=np.float64)
         self.batch_weights = None if batch_weights is None else np.array(batch_weights, dtype=np.float64)
         self.semidefinite = bool(semidefinite)
+        self.start_overlaps = None if start_overlaps is None else np.array(start_overlaps, dtype=np.float64)
+        self.exact_trace = exact_trace
         self._check()
 
     def _check(self) -> None:
@@ -112,9 +122,27 @@ class Spectrum:
                 raise ArgumentError(
                     f"batch_forms and batch_weights have shapes {shapes[0]} and {shapes[1]}: (k, B) and (B,) are needed"
                 )
+        if self.start_overlaps is not None:
+            expected = (self.num_probes, self.tridiagonals[0].steps)
+            if self.start_overlaps.shape != expected:
+                raise ArgumentError(
+                    f"start_overlaps has shape {self.start_overlaps.shape}: {expected} is needed (k, m)"
+                )
+            if not np.isfinite(self.start_overlaps).all():
+                raise NumericsError("start_overlaps has NaN or infinite entries")
+
+    @cached_property
+    def quadrature(self) -> Quadrature:
+        """The rules of the probes, with what is known of single eigenvalues: what every estimate is made of."""
+        return Quadrature(
+            self.tridiagonals, self.n, self.noise, self.distribution, self.start_overlaps, self.exact_trace
+        )
 
     def without_noise(self) -> Spectrum:
-        """The same spectrum as if its products had no error: what an interval has beyond it is due to that."""
+        """The numbers as if the products had no error; without tensor forms, batch forms and eigenpairs.
+
+        What an interval has beyond that of this spectrum is due to the noise of the products.
+        """
         return Spectrum(
             self.tridiagonals,
             self.n,
@@ -122,7 +150,16 @@ class Spectrum:
             seed=self.seed,
             distribution=self.distribution,
             semidefinite=self.semidefinite,
+            start_overlaps=self.start_overlaps,
+            exact_trace=self.exact_trace,
         )
+
+    def with_exact_trace(self, exact_trace: float) -> Spectrum:
+        """The same spectrum with a trace that is known exactly, as a control variate for its other estimates."""
+        other = copy.copy(self)
+        other.__dict__ = {k: v for k, v in self.__dict__.items() if k not in ("quadrature", "_curve", "_negative")}
+        other.exact_trace = float(exact_trace)
+        return other
 
     def __repr__(self) -> str:
         return f"Spectrum(n={self.n}, num_probes={self.num_probes}, lanczos_steps={self.lanczos_steps})"
@@ -165,37 +202,37 @@ class Spectrum:
 
     def trace(self) -> Estimate:
         """``Tr H`` over all ``n`` rows, without normalisation; see ``spectra.estimates.trace``."""
-        return estimates.trace(self.tridiagonals, self.n, self.noise)
+        return estimates.trace(self.quadrature)
 
     def mean_eigenvalue(self) -> Estimate:
         """``(1/n) Tr H``."""
-        return estimates.mean_eigenvalue(self.tridiagonals, self.n, self.noise)
+        return estimates.mean_eigenvalue(self.quadrature)
 
     def frobenius_norm(self) -> Estimate:
         """``|H|_F = sqrt(sum lambda^2)``, without normalisation; see ``spectra.estimates.frobenius_norm``."""
-        return estimates.frobenius_norm(self.tridiagonals, self.n, self.noise)
+        return estimates.frobenius_norm(self.quadrature)
 
     def moment(self, p: int) -> Estimate:
         """``(1/n) sum lambda^p``; the steps determine it for ``p <= 2m``, and beyond only where exhausted."""
-        return estimates.moment(self.tridiagonals, self.n, self.noise, p)
+        return estimates.moment(self.quadrature, p)
 
     def trace_function(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
         """``Tr f(H) = sum f(lambda)`` for a function of arrays; see ``spectra.estimates.trace_function``."""
-        return estimates.trace_function(self.tridiagonals, self.n, self.noise, f)
+        return estimates.trace_function(self.quadrature, f)
 
     def tensor_traces(self) -> dict[str, Estimate]:
         """The trace of each parameter tensor's diagonal block; empty where the forms were not kept."""
         if self.tensor_forms is None:
             return {}
-        return estimates.tensor_traces(self.tensor_forms, self.tensor_sizes, self.tridiagonals, self.n, self.noise)
+        return estimates.tensor_traces(self.tensor_forms, self.tensor_sizes, self.quadrature)
 
     def deflated_trace(self) -> Estimate:
         """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.deflation``."""
-        return deflation.trace(self.tridiagonals, self.n, self.noise, *self._deflation())
+        return deflation.trace(self.quadrature, *self._deflation())
 
     def deflated_frobenius_norm(self) -> Estimate:
         """``|H|_F`` with the eigenpairs taken out of the probes' variance; see ``spectra.deflation``."""
-        return deflation.frobenius_norm(self.tridiagonals, self.n, self.noise, *self._deflation())
+        return deflation.frobenius_norm(self.quadrature, *self._deflation())
 
     def _deflation(self) -> tuple[Eigenpairs, np.ndarray]:
         if self.eigenpairs is None or self.overlaps is None:
@@ -209,15 +246,15 @@ class Spectrum:
 
     def lambda_max(self) -> Estimate:
         """The largest eigenvalue, with an interval and no standard error; see ``spectra.extremes``."""
-        return extremes.lambda_max(self.tridiagonals, self.n, self.noise, self.distribution)
+        return extremes.lambda_max(self.quadrature)
 
     def lambda_min(self) -> Estimate:
         """The smallest eigenvalue, with an interval and no standard error; see ``spectra.extremes``."""
-        return extremes.lambda_min(self.tridiagonals, self.n, self.noise, self.distribution)
+        return extremes.lambda_min(self.quadrature)
 
     def spectral_norm(self) -> Estimate:
         """``|H|_2 = max |lambda|``, with an interval and no standard error; see ``spectra.extremes``."""
-        return extremes.spectral_norm(self.tridiagonals, self.n, self.noise, self.distribution)
+        return extremes.spectral_norm(self.quadrature)
 
     # --- degeneracy -----------------------------------------------------------------------------------------------
 
@@ -228,21 +265,21 @@ class Spectrum:
             tau: in units of the eigenvalues; by default the smallest tolerance that the steps resolve.
         """
         curve = self._curve if tau is None else None
-        return degeneracy.rank_degeneracy(self.tridiagonals, self.n, self.noise, self.distribution, tau, curve)
+        return degeneracy.rank_degeneracy(self.quadrature, tau, curve)
 
     def degeneracy_curve(self, taus: np.ndarray | None = None) -> CountCurve:
         """The same for several tolerances, by default ``|H|_2 10^-1 .. 10^-7``, descending."""
         if taus is None:
             return self._curve
-        return degeneracy.degeneracy_curve(self.tridiagonals, self.n, self.noise, self.distribution, taus)
+        return degeneracy.degeneracy_curve(self.quadrature, taus)
 
     @cached_property
     def _curve(self) -> CountCurve:
-        return degeneracy.degeneracy_curve(self.tridiagonals, self.n, self.noise, self.distribution)
+        return degeneracy.degeneracy_curve(self.quadrature)
 
     def closest(self, count: int = 1) -> Closest:
         """What the one or two Ritz values closest to 0 carry, for comparison with Granziol (2020)."""
-        return degeneracy.closest(self.tridiagonals, count, self.noise)
+        return degeneracy.closest(self.quadrature, count)
 
     def negative_mass(self, tau: float | None = None) -> Estimate:
         """The fraction of eigenvalues below ``-tau``, with its bracket, or that it is not resolved.
@@ -251,37 +288,35 @@ class Spectrum:
             tau: in units of the eigenvalues; by default the smallest tolerance that the steps resolve. At 0 nothing is.
         """
         curve = self._negative if tau is None else None
-        return distribution.negative_mass(self.tridiagonals, self.n, self.noise, self.distribution, tau, curve)
+        return distribution.negative_mass(self.quadrature, tau, curve)
 
     def negative_curve(self, taus: np.ndarray | None = None) -> CountCurve:
         """The same for several tolerances, by default ``|H|_2 10^-1 .. 10^-7``, descending."""
         if taus is None:
             return self._negative
-        return distribution.negative_curve(self.tridiagonals, self.n, self.noise, self.distribution, taus)
+        return distribution.negative_curve(self.quadrature, taus)
 
     @cached_property
     def _negative(self) -> CountCurve:
-        return distribution.negative_curve(self.tridiagonals, self.n, self.noise, self.distribution)
+        return distribution.negative_curve(self.quadrature)
 
     # --- ranks ----------------------------------------------------------------------------------------------------
 
     def stable_rank(self) -> Estimate:
         """``|H|_F^2 / |H|_2^2``; see ``spectra.ranks``."""
-        return ranks.stable_rank(self.tridiagonals, self.n, self.noise, self.distribution)
+        return ranks.stable_rank(self.quadrature)
 
     def participation_rank(self) -> Estimate:
         """``(sum |lambda|)^2 / sum lambda^2``; see ``spectra.ranks``."""
-        return ranks.participation_rank(self.tridiagonals, self.n, self.noise)
+        return ranks.participation_rank(self.quadrature)
 
     def entropy_rank(self) -> Estimate:
         """``exp(-sum p log p)`` with ``p = |lambda| / sum |lambda|``; see ``spectra.ranks``."""
-        return ranks.entropy_rank(self.tridiagonals, self.n, self.noise)
+        return ranks.entropy_rank(self.quadrature)
 
     def effective_dimension(self, g: float, *, semidefinite: bool | None = None) -> Estimate:
         """``sum lambda / (lambda + g)``, of positive semidefinite operators; see ``spectra.determinants``."""
-        return determinants.effective_dimension(
-            self.tridiagonals, self.n, self.noise, self.distribution, g, self._definite(semidefinite)
-        )
+        return determinants.effective_dimension(self.quadrature, g, self._definite(semidefinite))
 
     def _definite(self, told: bool | None) -> bool:
         return self.semidefinite if told is None else told
@@ -296,23 +331,19 @@ class Spectrum:
             semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher); by
                 default what the spectrum knows of its operator.
         """
-        return determinants.log_determinant(
-            self.tridiagonals, self.n, self.noise, self.distribution, g, self._definite(semidefinite)
-        )
+        return determinants.log_determinant(self.quadrature, g, self._definite(semidefinite))
 
     def evidence(self, g: float, *, semidefinite: bool | None = None) -> Estimate:
         """``sum log((lambda + g) / g)``, as ``log_determinant``; see ``spectra.determinants``."""
-        return determinants.evidence(
-            self.tridiagonals, self.n, self.noise, self.distribution, g, self._definite(semidefinite)
-        )
+        return determinants.evidence(self.quadrature, g, self._definite(semidefinite))
 
     def top_log_product(self, count: int) -> Estimate:
         """``sum log lambda_j`` over the ``count`` largest eigenvalues, from below; see ``spectra.outliers``."""
-        return outliers.top_log_product(self.tridiagonals, self.noise, count)
+        return outliers.top_log_product(self.quadrature, count)
 
     def outliers(self, edge: float, *, side: str = "above") -> Estimate:
         """A lower bound on the number of eigenvalues beyond ``edge``, ``"above"`` or ``"below"`` it."""
-        return outliers.outliers(self.tridiagonals, self.noise, edge, side)
+        return outliers.outliers(self.quadrature, edge, side)
 
     # --- distribution ---------------------------------------------------------------------------------------------
 
@@ -337,12 +368,12 @@ class Spectrum:
         if view == "asinh" and linear_threshold is None:
             linear_threshold = self.linear_threshold()
         return smooth(
-            self.tridiagonals, view=view, sigma=sigma, grid=grid, points=points, linear_threshold=linear_threshold
+            self.quadrature, view=view, sigma=sigma, grid=grid, points=points, linear_threshold=linear_threshold
         )
 
     def linear_threshold(self) -> float:
         """``s`` of an axis of ``asinh(lambda / s)``: the smallest tolerance that the steps resolve, if there is one."""
-        scale = estimates.spectral_scale(self.tridiagonals)
+        scale = self.quadrature.scale
         if scale == 0:
             return 1.0
         found = self.rank_degeneracy()
@@ -352,11 +383,11 @@ class Spectrum:
 
     def cdf(self, x: np.ndarray) -> np.ndarray:
         """The fraction of eigenvalues at or below each ``x``: the Ritz mass, averaged over probes; same shape."""
-        return distribution.cdf(self.tridiagonals, x)
+        return distribution.cdf(self.quadrature, x)
 
     def cumulative(self, x: np.ndarray | float) -> Cumulative:
         """The same with rigorous bounds and the error of the probes; see ``spectra.distribution``."""
-        return distribution.cumulative(self.tridiagonals, self.n, self.noise, self.distribution, x)
+        return distribution.cumulative(self.quadrature, x)
 
     # --- beside another one ---------------------------------------------------------------------------------------
 
@@ -374,7 +405,7 @@ class Spectrum:
     # --- all of it ------------------------------------------------------------------------------------------------
 
     def estimates(self) -> dict[str, Estimate]:
-        """The standard list, by the names under which records keep them."""
+        """The standard list, by the names under which records keep them, none in contradiction to another."""
         one, two = self.closest(1), self.closest(2)
         found = {
             "trace": self.trace(),
@@ -399,4 +430,4 @@ class Spectrum:
                 "trace_deflated": self.deflated_trace(),
                 "frobenius_norm_deflated": self.deflated_frobenius_norm(),
             }
-        return found
+        return reconciled(found, self.n, self.semidefinite)

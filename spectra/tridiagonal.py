@@ -106,6 +106,10 @@ class Tridiagonal:
         """``|H y_k - theta_k y_k| = |beta_m S[m-1, k]|``, (m,): some eigenvalue lies within it of ``theta_k``."""
         return np.asarray(np.abs(self.last_beta * self._solved[1][-1]))
 
+    def ritz_vectors(self) -> np.ndarray:
+        """``S``, (m, m): the Ritz vectors in coordinates of the Krylov basis, a column for each node."""
+        return _solve(self.alphas, self.betas[:-1], ends_only=False)[1]
+
     @property
     def scale(self) -> float:
         """The largest ``|theta_k|``: a lower bound of the spectral norm, close to it after some tens of steps."""
@@ -206,8 +210,8 @@ def _dense(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
     return np.asarray(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
 
 
-def _solve(diagonal: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, ascending, and eigenvectors, of which only the first and the last components are kept, (2, m)."""
+def _solve(diagonal: np.ndarray, off: np.ndarray, ends_only: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, ascending, and eigenvectors; of these by default only the first and the last components, (2, m)."""
     # A power of two brings the matrix to order one exactly, so that 1e-200 and 1e200 are solved alike.
     size = max(float(np.abs(diagonal).max()), float(np.abs(off).max(initial=0.0)))
     unit = 2.0 ** np.frexp(size)[1] if size > 0 else 1.0
@@ -217,7 +221,7 @@ def _solve(diagonal: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarra
         nodes, vectors = eigh_tridiagonal(*problem, check_finite=False, lapack_driver="stemr")
     except LinAlgError:  # the QR iteration is slower and always converges
         nodes, vectors = eigh_tridiagonal(*problem, check_finite=False, lapack_driver="stev")
-    return np.asarray(nodes * unit), np.asarray(vectors[[0, -1]])
+    return np.asarray(nodes * unit), np.asarray(vectors[[0, -1]] if ends_only else vectors)
 
 
 def _rounding(nodes: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
 from spectra.errors import in_one_line
-from spectra.estimates import Estimate, mean_estimate, spectral_scale
+from spectra.estimates import Estimate, mean_estimate
 from spectra.exact.ggn_result import GGNSpectrum
 from spectra.exact.ggn_spectrum import exact_ggn_spectrum
 from spectra.exact.result import ExactTrace
@@ -107,7 +107,7 @@ def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Veri
     exact = exact_trace(task, operator.bn_mode, params=operator.params)
     if exact.total is None:
         return Verification(exact)
-    scale = spectral_scale(spectrum.tridiagonals)
+    scale = spectrum.quadrature.scale
     if operator.kind == "ggn":
         return Verification(exact, _compared(operator, spectrum, exact, exact.by_layer, scale))
     mine = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}

@@ -12,13 +12,14 @@ from scipy.stats import beta
 from spectra.counts import RESOLUTION, least_fraction
 from spectra.degeneracy import closest, degeneracy_curve, rank_bound_ff, rank_degeneracy
 from spectra.errors import ArgumentError
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 
 
 def degeneracy(t, n, tau=None, eta=ETA, distribution="sphere"):
-    return rank_degeneracy(t, n, eta, distribution, tau)
+    return rank_degeneracy(Quadrature(t, n, eta, distribution), tau)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def test_the_count_does_not_depend_on_steps_where_the_tolerance_lies_outside_the
 
 def test_the_closest_ritz_values_depend_on_steps_where_the_bulk_is_continuous(bulk):
     _, runs = bulk
-    one = {m: closest(t, 1).mass.value for m, t in runs.items()}
-    two = {m: closest(t, 2).mass.value for m, t in runs.items()}
+    one = {m: closest(Quadrature(t, 1000), 1).mass.value for m, t in runs.items()}
+    two = {m: closest(Quadrature(t, 1000), 2).mass.value for m, t in runs.items()}
     # published for a matrix of this kind: 0.955, 0.559, 0.498, 0.027 and 0.964, 0.954, 0.764, 0.063
     assert one[20] == pytest.approx(0.955, abs=0.03)
     assert 0.2 < one[100] < 0.8
@@ -59,7 +60,7 @@ def test_with_an_exact_null_space_the_closest_ritz_value_is_stable():
     eigenvalues = bulk_with_outliers()
     eigenvalues[:1900] = 0
     t = probes_of(eigenvalues, 100, 8, seed=2)
-    found = closest(t, 1)
+    found = closest(Quadrature(t, 1000), 1)
     assert found.mass.value == pytest.approx(0.95, abs=0.006)
     assert abs(found.value.value) < 1e-10
     e = degeneracy(t, 2000)
@@ -149,7 +150,7 @@ def test_without_any_resolved_tolerance_the_narrowest_bracket_is_the_answer():
     assert e.stderr is None
     assert e.note == "not resolved with m = 6 steps"
     assert e.lower <= (np.abs(eigenvalues) <= e.tau).mean() <= e.upper
-    curve = degeneracy_curve(t, 3000, ETA, "sphere")
+    curve = degeneracy_curve(Quadrature(t, 3000, ETA, "sphere"))
     widths = curve.bracket_upper - curve.bracket_lower
     assert e.tau == curve.tau[np.argmin(widths)]
     assert curve.bracket_lower[np.argmin(widths)] <= e.value <= curve.bracket_upper[np.argmin(widths)]
@@ -159,7 +160,7 @@ def test_every_bracket_of_the_curve_contains_the_probes_own_measure():
     eigenvalues = bulk_with_outliers(400)
     starts = sphere_starts(400, 5, seed=3)
     t = probes_of(eigenvalues, 25, 5, seed=3)
-    curve = degeneracy_curve(t, 400, ETA, "sphere")
+    curve = degeneracy_curve(Quadrature(t, 400, ETA, "sphere"))
     for tau, low, high in zip(curve.tau, curve.bracket_lower, curve.bracket_upper):
         measure = (starts[:, np.abs(eigenvalues) <= tau] ** 2).sum(1).mean()
         assert low - 1e-10 <= measure <= high + 1e-10
@@ -172,13 +173,13 @@ def test_every_bracket_of_the_curve_contains_the_probes_own_measure():
 def test_the_curve_spans_six_decades_and_stays_above_the_noise():
     t = probes_of(bulk_with_outliers(400), 20, 3, seed=0)
     norm = max(x.scale for x in t)
-    curve = degeneracy_curve(t, 400, ETA, "sphere")
+    curve = degeneracy_curve(Quadrature(t, 400, ETA, "sphere"))
     assert curve.tau[0] == pytest.approx(0.1 * norm)
     assert curve.tau[-1] == pytest.approx(1e-7 * norm)
     assert len(curve) == 25
-    noisy = degeneracy_curve(t, 400, 1e-5, "sphere")
+    noisy = degeneracy_curve(Quadrature(t, 400, 1e-5, "sphere"))
     assert noisy.tau[-1] >= 1e-4 * norm * (1 - 1e-12)
-    given = degeneracy_curve(t, 400, ETA, "sphere", np.array([1e-3, 1e-1, 1e-2]))
+    given = degeneracy_curve(Quadrature(t, 400, ETA, "sphere"), np.array([1e-3, 1e-1, 1e-2]))
     assert given.tau.tolist() == [1e-1, 1e-2, 1e-3]
 
 
@@ -258,7 +259,7 @@ def test_bad_tolerances_are_refused():
 def test_closest_is_taken_in_absolute_value_per_probe_and_never_pooled():
     a = Tridiagonal(np.array([0.0, 1.0, 3.0]), np.array([0.0, 0.0, 0.0]), True)
     b = Tridiagonal(np.array([-2.0, 0.5]), np.array([1.0, 0.3]))
-    one, two = closest([a, b], 1), closest([a, b], 2)
+    one, two = closest(Quadrature([a, b], 1000), 1), closest(Quadrature([a, b], 1000), 2)
     near = int(np.argmin(np.abs(b.nodes)))
     assert one.mass.value == pytest.approx((1 + b.weights[near]) / 2)
     assert one.value.value == pytest.approx((0 + b.nodes[near]) / 2)
@@ -266,15 +267,15 @@ def test_closest_is_taken_in_absolute_value_per_probe_and_never_pooled():
     assert two.value.value == pytest.approx((0 + b.weights @ b.nodes) / 2)
     assert two.reach.value == pytest.approx((1 + np.abs(b.nodes).max()) / 2)
     assert two.mass.stderr is not None
-    assert closest([b], 1).mass.stderr is None
+    assert closest(Quadrature([b], 1000), 1).mass.stderr is None
     with pytest.raises(ArgumentError, match="count=3"):
-        closest([a, b], 3)
+        closest(Quadrature([a, b], 1000), 3)
 
 
 def test_fewer_nodes_than_asked_are_taken_as_they_are():
     t = [Tridiagonal(np.array([2.0]), np.array([0.0]), True)] * 2
-    assert closest(t, 2).mass.value == 1
-    assert closest(t, 2).value.value == 2
+    assert closest(Quadrature(t, 1000), 2).mass.value == 1
+    assert closest(Quadrature(t, 1000), 2).value.value == 2
 
 
 def test_the_heuristic_bound_has_the_arithmetic_of_the_paper():
@@ -298,7 +299,7 @@ def test_a_tolerance_within_the_noise_is_not_called_resolved_even_in_a_gap():
 def test_an_eigenvalue_that_rounding_has_split_counts_as_one():
     """Two nodes within the noise of each other share the mass of one eigenvalue; nodes further apart do not."""
     split = lanczos(np.array([0.0, 1e-6, 1.0, 3.0]), np.sqrt([0.4, 0.3, 0.2, 0.1]), 4)
-    assert closest([split], 1).mass.value == pytest.approx(0.4)
-    assert closest([split], 1, noise=1e-7).mass.value == pytest.approx(0.4)  # known to 3e-7: apart
-    assert closest([split], 1, noise=1e-6).mass.value == pytest.approx(0.7)  # known to 3e-6: one eigenvalue
-    assert closest([split], 2, noise=1e-6).mass.value == pytest.approx(0.9)
+    assert closest(Quadrature([split], 1000), 1).mass.value == pytest.approx(0.4)
+    assert closest(Quadrature([split], 1000, 1e-7), 1).mass.value == pytest.approx(0.4)  # known to 3e-7: apart
+    assert closest(Quadrature([split], 1000, 1e-6), 1).mass.value == pytest.approx(0.7)  # known to 3e-6: one eigenvalue
+    assert closest(Quadrature([split], 1000, 1e-6), 2).mass.value == pytest.approx(0.9)

@@ -29,8 +29,8 @@ def values() -> np.ndarray:
 def test_the_paired_error_of_a_trace_is_that_of_the_trace_of_the_difference(values):
     """By linearity in H: the samples of both sides, subtracted, are those of H_a - H_b."""
     other = values + np.random.default_rng(1).normal(0, 0.1, N)
-    found = difference(spectrum(other), spectrum(values))
-    direct = spectrum(other - values).trace()
+    found = difference(spectrum(other, steps=1), spectrum(values, steps=1))
+    direct = spectrum(other - values, steps=1).trace()
     assert found.paired
     assert found.value == pytest.approx(direct.value)
     assert found.stderr == pytest.approx(direct.stderr)
@@ -123,7 +123,7 @@ def test_probes_that_are_not_shared_are_not_paired_and_it_is_said_why(values, ch
 def test_the_unpaired_test_is_welchs():
     """Against SciPy's own test on the same samples."""
     random = np.random.default_rng(0)
-    a, b = (spectrum(random.normal(m, 1, 50), probes=k, seed=k) for m, k in ((0, 5), (0.3, 8)))
+    a, b = (spectrum(random.normal(m, 1, 50), steps=1, probes=k, seed=k) for m, k in ((0, 5), (0.3, 8)))
     found = difference(a, b)
     samples = [50 * np.array([t.alphas[0] for t in s.tridiagonals]) for s in (a, b)]
     expected = stats.ttest_ind(*samples, equal_var=False)

@@ -9,6 +9,7 @@ from reference import bulk_with_outliers, probes_of, sphere_starts
 from spectra.counts import RESOLUTION
 from spectra.distribution import cumulative, negative_curve, negative_mass
 from spectra.errors import ArgumentError
+from spectra.quadrature import Quadrature
 from spectra.spectrum import Spectrum
 from spectra.tridiagonal import Tridiagonal
 
@@ -16,7 +17,7 @@ ETA = 2.2e-16
 
 
 def below(t, n, tau=None, eta=ETA, distribution="sphere"):
-    return negative_mass(t, n, eta, distribution, tau)
+    return negative_mass(Quadrature(t, n, eta, distribution), tau)
 
 
 def test_the_negative_mass_of_a_gap_is_resolved_and_covers_95_percent():
@@ -35,7 +36,7 @@ def test_the_bracket_contains_the_probes_own_measure_at_every_tolerance():
     eigenvalues = bulk_with_outliers(300)
     for seed in range(20):
         starts, t = sphere_starts(300, 4, seed), probes_of(eigenvalues, 25, 4, seed)
-        curve = negative_curve(t, 300, ETA, "sphere")
+        curve = negative_curve(Quadrature(t, 300, ETA, "sphere"))
         for tau, low, high in zip(curve.tau, curve.bracket_lower, curve.bracket_upper):
             measure = (starts[:, eigenvalues < -tau] ** 2).sum(1).mean()
             assert low - 1e-10 <= measure <= high + 1e-10
@@ -46,7 +47,7 @@ def test_the_bracket_contains_the_probes_own_measure_at_every_tolerance():
 def test_the_headline_is_the_smallest_resolved_tolerance():
     eigenvalues = bulk_with_outliers()
     t = probes_of(eigenvalues, 60, 8, seed=1)
-    e, curve = below(t, 2000), negative_curve(t, 2000, ETA, "sphere")
+    e, curve = below(t, 2000), negative_curve(Quadrature(t, 2000, ETA, "sphere"))
     assert e.resolved
     assert e.tau == curve.tau[curve.resolved].min()
     assert e.lower <= (eigenvalues < -e.tau).mean() <= e.upper
@@ -98,7 +99,7 @@ def test_one_step_and_one_probe_have_a_bracket_and_no_standard_error():
     e = below(t, 50, 2.0)
     assert (e.value, e.stderr, e.resolved) == (0, None, False)
     assert 0.2 < e.upper < 0.5  # Chebyshev's inequality for one side: at most 1 / (1 + 4), and the error of the probe
-    c = cumulative(t, 50, ETA, "sphere", -2.0)
+    c = cumulative(Quadrature(t, 50, ETA, "sphere"), -2.0)
     assert c.stderr is None
     assert (c.value, c.lower, c.upper) == (0, 0, e.upper)
     with pytest.raises(ArgumentError, match="tau=-1"):
@@ -124,24 +125,26 @@ def test_the_cumulative_distribution_lies_within_its_bounds_for_every_seed():
 def test_in_a_gap_the_cumulative_distribution_is_known_to_the_error_of_the_probes():
     eigenvalues = np.repeat([-1.0, 0.0, 3.0], [30, 50, 20])
     t = probes_of(eigenvalues, 10, 200, seed=0)
-    c = cumulative(t, 100, ETA, "sphere", np.array([-2.0, -0.5, 1.0, 4.0]))
+    c = cumulative(Quadrature(t, 100, ETA, "sphere"), np.array([-2.0, -0.5, 1.0, 4.0]))
     truth = np.array([0.0, 0.3, 0.8, 1.0])
     assert np.abs(c.value - truth).max() < 0.02
     law = np.sqrt(2 * truth * (1 - truth) / 102 / 200)
     np.testing.assert_allclose(c.stderr, law, rtol=0.15, atol=1e-12)
     np.testing.assert_allclose(c.upper - c.lower, 2 * 1.96 * law, rtol=0.1, atol=1e-12)
     # of an atom at x itself, the lower bound knows nothing and the upper all
-    atom = cumulative(t, 100, 1e-9, "sphere", 0.0)
+    atom = cumulative(Quadrature(t, 100, 1e-9, "sphere"), 0.0)
     assert atom.lower < 0.3 < 0.8 < atom.upper
 
 
 def test_the_bounds_reach_zero_and_one_outside_the_spectrum():
     t = probes_of(np.random.default_rng(0).normal(size=200), 60, 4, seed=0)
-    c = cumulative(t, 200, ETA, "sphere", np.array([-50.0, 50.0]))
+    c = cumulative(Quadrature(t, 200, ETA, "sphere"), np.array([-50.0, 50.0]))
     assert c.value.tolist() == pytest.approx([0, 1])
     assert c.upper[0] < 1e-3
     assert c.lower[1] > 1 - 1e-3
-    zero = cumulative([Tridiagonal(np.zeros(1), np.zeros(1), True)], 9, ETA, "sphere", np.array([-1e-9, 1e-9]))
+    zero = cumulative(
+        Quadrature([Tridiagonal(np.zeros(1), np.zeros(1), True)], 9, ETA, "sphere"), np.array([-1e-9, 1e-9])
+    )
     assert (zero.lower.tolist(), zero.upper.tolist()) == ([0, 1], [0, 1])
     with pytest.raises(ArgumentError, match="x=nan"):
-        cumulative(t, 200, ETA, "sphere", np.array([0.0, np.nan]))
+        cumulative(Quadrature(t, 200, ETA, "sphere"), np.array([0.0, np.nan]))

@@ -10,6 +10,7 @@ from reference import probes_of, sphere_starts
 from scipy.stats import beta
 
 from spectra.extremes import lambda_max, lambda_min, missed_fraction, spectral_norm
+from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
@@ -52,7 +53,7 @@ def test_the_intervals_contain_the_ends_in_at_least_95_percent_of_runs(kind, m):
     runs, both, norms = 100, 0, 0
     for seed in range(runs):
         t = probes_of(eigenvalues, m, 2, seed)
-        high, low, size = (f(t, 200, ETA, "sphere") for f in (lambda_max, lambda_min, spectral_norm))
+        high, low, size = (f(Quadrature(t, 200, ETA)) for f in (lambda_max, lambda_min, spectral_norm))
         inside = high.lower <= top + 1e-13 and low.upper >= bottom - 1e-13
         both += inside and (high.upper is None or high.upper >= top) and (low.lower is None or low.lower <= bottom)
         norms += size.lower <= norm + 1e-13 and (size.upper is None or size.upper >= norm - 1e-13)
@@ -63,28 +64,28 @@ def test_the_intervals_contain_the_ends_in_at_least_95_percent_of_runs(kind, m):
 def test_ends_have_an_interval_and_no_standard_error():
     t = probes_of(np.random.default_rng(0).normal(size=500), 60, 3, seed=0)
     for e in (
-        lambda_max(t, 500, ETA, "sphere"),
-        lambda_min(t, 500, ETA, "sphere"),
-        spectral_norm(t, 500, ETA, "sphere"),
+        lambda_max(Quadrature(t, 500, ETA, "sphere")),
+        lambda_min(Quadrature(t, 500, ETA, "sphere")),
+        spectral_norm(Quadrature(t, 500, ETA, "sphere")),
     ):
         assert e.stderr is None
         assert e.lower <= e.value <= e.upper
         assert e.upper - e.lower < 0.05 * abs(e.value)
         assert e.note is None
-    assert lambda_max(t, 500, ETA, "sphere").value == max(x.nodes[-1] for x in t)
+    assert lambda_max(Quadrature(t, 500, ETA, "sphere")).value == max(x.nodes[-1] for x in t)
 
 
 def test_the_norm_takes_the_larger_end():
     eigenvalues = np.concatenate([[-4.0, 2.0], np.zeros(20)])
     t = probes_of(eigenvalues, 10, 2, seed=0)
-    e = spectral_norm(t, 22, ETA, "sphere")
+    e = spectral_norm(Quadrature(t, 22, ETA, "sphere"))
     assert e.value == pytest.approx(4)
-    assert lambda_min(t, 22, ETA, "sphere").value == pytest.approx(-4)
+    assert lambda_min(Quadrature(t, 22, ETA, "sphere")).value == pytest.approx(-4)
 
 
 def test_exhausted_probes_know_the_ends():
     t = probes_of(np.repeat([3.0, -1.0, 0.5], 7), 10, 2, seed=0)
-    high, low = lambda_max(t, 21, 1e-6, "sphere"), lambda_min(t, 21, 1e-6, "sphere")
+    high, low = lambda_max(Quadrature(t, 21, 1e-6, "sphere")), lambda_min(Quadrature(t, 21, 1e-6, "sphere"))
     assert (high.lower, high.value, high.upper) == pytest.approx((3, 3, 3), abs=4e-6)
     assert (low.lower, low.value, low.upper) == pytest.approx((-1, -1, -1), abs=4e-6)
     assert high.upper - high.lower == pytest.approx(6e-6, rel=1e-3)  # the noise of the products, on both sides
@@ -92,21 +93,21 @@ def test_exhausted_probes_know_the_ends():
 
 def test_a_rademacher_probe_may_miss_an_eigenspace_and_is_not_trusted():
     t = [Tridiagonal(np.array([1.0]), np.array([0.0]), True)]  # (1, 1) / sqrt 2 on [[0, 1], [1, 0]]
-    e = lambda_max(t, 2, ETA, "rademacher")
+    e = lambda_max(Quadrature(t, 2, ETA, "rademacher"))
     assert e.upper is None
     assert "rademacher" in e.note
     whole = [Tridiagonal(np.array([0.0, 0.0]), np.array([1.0, 0.0]), True)]
-    assert lambda_max(whole, 2, ETA, "rademacher").upper == pytest.approx(1)
+    assert lambda_max(Quadrature(whole, 2, ETA, "rademacher")).upper == pytest.approx(1)
 
 
 def test_few_steps_give_no_outer_bound_and_say_that_they_have_not_converged():
     t = probes_of(np.random.default_rng(0).normal(size=300), 2, 2, seed=0)
-    e = lambda_max(t, 300, ETA, "sphere")
+    e = lambda_max(Quadrature(t, 300, ETA, "sphere"))
     assert e.upper is None
     assert e.lower <= e.value
     assert "not converged" in e.note
     assert "no bound" in e.note
-    assert spectral_norm(t, 300, ETA, "sphere").upper is None
+    assert spectral_norm(Quadrature(t, 300, ETA, "sphere")).upper is None
 
 
 def test_the_probability_of_a_small_first_weight_is_what_the_bound_says():
@@ -125,7 +126,7 @@ def test_the_outer_bound_allows_for_the_part_of_the_range_that_was_not_seen():
     t = probes_of(np.random.default_rng(0).normal(size=200), 8, 2, seed=0)
     eps = missed_fraction([8, 8], 200, 0.025)
     seen = max(x.nodes[-1] for x in t) - min(x.nodes[0] for x in t)
-    high, low = lambda_max(t, 200, 0.0, "sphere"), lambda_min(t, 200, 0.0, "sphere")
+    high, low = lambda_max(Quadrature(t, 200, 0.0, "sphere")), lambda_min(Quadrature(t, 200, 0.0, "sphere"))
     whole = high.upper - low.lower
     assert high.upper - high.value == pytest.approx(eps * whole)  # eps of the largest range that is possible
     assert low.value - low.lower == pytest.approx(eps * whole)
@@ -133,6 +134,6 @@ def test_the_outer_bound_allows_for_the_part_of_the_range_that_was_not_seen():
 
 
 def test_one_step_with_a_ritz_value_of_zero_has_a_residual_and_no_percentage():
-    e = spectral_norm([Tridiagonal(np.array([0.0]), np.array([2.0]))], 9, 0.0, "sphere")
+    e = spectral_norm(Quadrature([Tridiagonal(np.array([0.0]), np.array([2.0]))], 9, 0.0, "sphere"))
     assert e.value == 0
     assert e.note.startswith("not converged: residual 2; take more steps")

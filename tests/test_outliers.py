@@ -8,6 +8,7 @@ from reference import probes_of
 
 from spectra.errors import ArgumentError
 from spectra.outliers import outliers, top_log_product
+from spectra.quadrature import Quadrature
 from spectra.spectrum import Spectrum
 from spectra.tridiagonal import Tridiagonal
 
@@ -26,7 +27,9 @@ def test_outliers_are_counted_on_either_side_of_the_edge():
 
 def test_they_are_a_lower_bound_for_every_seed_and_number_of_steps():
     for steps in (1, 3, 10, 20, 40):
-        found = [outliers(probes_of(EIGENVALUES, steps, 3, seed), ETA, 1.5).value for seed in range(10)]
+        found = [
+            outliers(Quadrature(probes_of(EIGENVALUES, steps, 3, seed), 1000, ETA), 1.5).value for seed in range(10)
+        ]
         assert max(found) <= 18
         if steps == 40:
             assert min(found) == 18
@@ -37,23 +40,25 @@ def test_they_are_a_lower_bound_for_every_seed_and_number_of_steps():
 def test_a_ritz_value_that_has_not_converged_does_not_count():
     # one step: a Ritz value of 2 with a residual of 0.3; its distance from the edge has to be ten times that
     t = [Tridiagonal(np.array([2.0]), np.array([0.3]))]
-    assert outliers(t, ETA, -1.1).value == 1
-    assert outliers(t, ETA, -0.9).value == 0
-    assert outliers(t, 0.1, -1.1).value == 0  # nor one whose distance is not ten times the noise with it
+    assert outliers(Quadrature(t, 1000, ETA), -1.1).value == 1
+    assert outliers(Quadrature(t, 1000, ETA), -0.9).value == 0
+    assert (
+        outliers(Quadrature(t, 1000, 0.1), -1.1).value == 0
+    )  # nor one whose distance is not ten times the noise with it
 
 
 def test_an_eigenvalue_of_several_eigenvectors_counts_once():
     t = probes_of(np.repeat([0.0, 1.0, 5.0], [50, 20, 7]), 10, 3, seed=0)
-    assert outliers(t, ETA, 2.0).value == 1
+    assert outliers(Quadrature(t, 1000, ETA), 2.0).value == 1
 
 
 def test_a_zero_operator_has_no_outliers_and_bad_arguments_are_refused():
     zero = [Tridiagonal(np.zeros(1), np.zeros(1), True)] * 2
-    assert outliers(zero, ETA, 0.0).value == 0
-    assert outliers(zero, ETA, -1.0).value == 1  # it has, beyond an edge below it
+    assert outliers(Quadrature(zero, 1000, ETA), 0.0).value == 0
+    assert outliers(Quadrature(zero, 1000, ETA), -1.0).value == 1  # it has, beyond an edge below it
     for arguments in ({"edge": np.nan}, {"edge": np.inf}, {"edge": 1.0, "side": "left"}):
         with pytest.raises(ArgumentError, match=list(arguments)[-1]):
-            outliers(zero, ETA, **arguments)
+            outliers(Quadrature(zero, 1000, ETA), **arguments)
 
 
 def test_the_truncated_log_determinant_of_known_eigenvalues():
@@ -71,20 +76,20 @@ def test_it_is_a_lower_bound_for_every_seed():
     truth = np.log(np.arange(19.0, 14.0, -1)).sum()
     for steps in (15, 25):
         for seed in range(10):
-            e = top_log_product(probes_of(EIGENVALUES, steps, 3, seed), ETA, 5)
+            e = top_log_product(Quadrature(probes_of(EIGENVALUES, steps, 3, seed), 1000, ETA), 5)
             assert np.isnan(e.value) or e.lower <= truth + 1e-9
 
 
 def test_fewer_converged_or_positive_ritz_values_than_asked_are_refused():
-    few = top_log_product(probes_of(EIGENVALUES, 6, 3, seed=0), ETA, 10)
+    few = top_log_product(Quadrature(probes_of(EIGENVALUES, 6, 3, seed=0), 1000, ETA), 10)
     assert np.isnan(few.value)
     assert "of the 10 largest Ritz values are positive and converged: take more steps" in few.note
     assert few.to_json()["value"] is None
     mixed = probes_of(np.repeat([-2.0, -1.0, 0.0, 4.0, 9.0], 8), 10, 3, seed=0)
-    assert top_log_product(mixed, ETA, 2).value == pytest.approx(np.log(36))
-    assert top_log_product(mixed, ETA, 3).note.startswith("only 2 of the 3 largest")
+    assert top_log_product(Quadrature(mixed, 1000, ETA), 2).value == pytest.approx(np.log(36))
+    assert top_log_product(Quadrature(mixed, 1000, ETA), 3).note.startswith("only 2 of the 3 largest")
     zero = [Tridiagonal(np.zeros(1), np.zeros(1), True)] * 2
-    assert top_log_product(zero, ETA, 1).note.startswith("only 0 of the 1 largest")
+    assert top_log_product(Quadrature(zero, 1000, ETA), 1).note.startswith("only 0 of the 1 largest")
     for count in (0, 1.5, True):
         with pytest.raises(ArgumentError, match="count="):
-            top_log_product(mixed, ETA, count)
+            top_log_product(Quadrature(mixed, 1000, ETA), count)

@@ -130,12 +130,18 @@ def test_a_matrix_known_entirely_has_its_exact_count_with_the_scatter_of_the_pro
     assert s.moment(40).value > 0
 
 
-def test_the_cumulative_distribution_is_the_pooled_ritz_mass():
-    s = Spectrum(probes_of(np.random.default_rng(0).normal(size=300), 40, 6, seed=0), 300)
+@pytest.mark.parametrize("distribution", ["sphere", "rademacher"])
+def test_the_cumulative_distribution_is_the_pooled_ritz_mass(distribution):
+    """Of sphere probes with the eigenvalues that all have found at 1/n each."""
+    t = probes_of(np.random.default_rng(0).normal(size=300), 40, 6, seed=0)
+    s = Spectrum(t, 300, distribution=distribution)
     x = np.linspace(-4, 4, 9)
     f = s.cdf(x)
-    expected = [np.nansum(np.where(s.nodes <= at, s.weights, 0)) / 6 for at in x]
+    assert (s.quadrature.converged.count > 0) == (distribution == "sphere")
+    expected = [np.mean([weights[nodes <= at].sum() for nodes, weights in s.quadrature.rules]) for at in x]
     np.testing.assert_allclose(f, expected, atol=1e-13)
+    pooled = [np.nansum(np.where(s.nodes <= at, s.weights, 0)) / 6 for at in x]
+    np.testing.assert_allclose(f, pooled, atol=1e-13 if distribution == "rademacher" else 0.01)
     assert (np.diff(f) >= 0).all()
     assert s.cdf(s.nodes.max()) == 1
     assert s.cdf(s.nodes.min() - 1) == 0

@@ -26,6 +26,7 @@ class Recurrence:
     tridiagonal: Tridiagonal
     forms: np.ndarray  # (t,) float64: per tensor of the operator, q_t' (H q)_t of the first product
     parts: Parts | None = None  # of the first product, (B,): what each batch has of q'H q
+    start_overlaps: np.ndarray | None = None  # (k, m) of the first probe: every probe's products with its Krylov basis
     basis: Basis | None = None  # the Krylov basis, where it was asked for; one vector more if it was stopped
 
 
@@ -128,4 +129,4 @@ class _Run:
         tridiagonal = Tridiagonal(
             np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()
         )
-        return Recurrence(tridiagonal, self.forms, self.parts, self.basis if keep_basis else None)
+        return Recurrence(tridiagonal, self.forms, self.parts, basis=self.basis if keep_basis else None)

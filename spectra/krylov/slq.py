@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, OutOfMemory
@@ -98,7 +100,10 @@ def slq(
     with operator.prepared():
         for first in range(len(done), num_probes, sharing):
             starts = [start_of(index) for index in range(first, min(first + sharing, num_probes))]
-            recurrences += tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick)
+            group = tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick, keep_basis=first == 0)
+            if first == 0:
+                group[0] = replace(group[0], start_overlaps=_start_overlaps(group[0], operator, start_of, num_probes))
+            recurrences += [replace(recurrence, basis=None) for recurrence in group]
             if group_done is not None:
                 group_done(recurrences)
         if eigenpairs is not None:
@@ -117,7 +122,20 @@ def slq(
         batch_forms=None if not parts else np.stack([part.forms for part in parts]),
         batch_weights=parts[0].weights if parts else None,
         semidefinite=operator.semidefinite,
+        start_overlaps=recurrences[0].start_overlaps,
     )
+
+
+def _start_overlaps(
+    first: Recurrence, operator: SymmetricOperator, start_of: Callable[[int], np.ndarray], num_probes: int
+) -> np.ndarray:
+    """The scalar products of every probe, as Lanczos sees it, with the Krylov basis of the first one, (k, m)."""
+    assert first.basis is not None
+    rows = []
+    for index in range(num_probes):
+        start = torch.from_numpy(start_of(index)).to(operator.device, operator.torch_dtype).to(torch.float64)
+        rows.append(first.basis.coefficients(start).cpu().numpy()[: first.tridiagonal.steps])
+    return np.stack(rows)
 
 
 def _overlaps(operator: SymmetricOperator, start: np.ndarray, pairs: Eigenpairs) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from spectra.distribution import Cumulative
-from spectra.estimates import spectral_scale
 from spectra.plots.style import GREY, LOOKS, Look, asinh_axis, literal
 from spectra.spectrum import Spectrum
 
@@ -72,7 +71,7 @@ def draw_dimension(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], 
     """
     ax.set_xlabel(r"$g$ (in units of the eigenvalues: loss per squared parameter)")
     ax.set_ylabel("effective dimension\n$\\sum_i \\lambda_i/(\\lambda_i + g)$")
-    scale = spectral_scale(spectrum.tridiagonals)
+    scale = spectrum.quadrature.scale
     if scale == 0:
         _say(ax, ": ".join(filter(None, (label, "every eigenvalue is 0, and so is the effective dimension"))))
         return

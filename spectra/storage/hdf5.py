@@ -116,6 +116,8 @@ def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
     group["lengths"] = np.array([part.steps for part in parts], dtype=np.int64)
     group["exhausted"] = np.array([part.exhausted for part in parts], dtype=np.uint8)
     group["orthogonality"] = np.array([part.orthogonality for part in parts], dtype=np.float64)
+    if spectrum.start_overlaps is not None:
+        group["start_overlaps"] = spectrum.start_overlaps
     set_attribute(group, "semidefinite", int(spectrum.semidefinite))
     if spectrum.batch_forms is not None and spectrum.batch_weights is not None:
         batches = group.create_group("batches")
@@ -158,6 +160,7 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
         semidefinite=bool(get_attribute(group, "semidefinite")),
         eigenpairs=pairs,
         overlaps=None if pairs is None else group["eigenpairs/overlaps"][()],
+        start_overlaps=group["start_overlaps"][()] if "start_overlaps" in group else None,
     )
 
 
