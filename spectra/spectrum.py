@@ -26,6 +26,9 @@ from spectra.estimates import Estimate
 from spectra.quadrature import Quadrature
 from spectra.tridiagonal import Tridiagonal
 
+#: Of the formulas behind :meth:`Spectrum.estimates`. Estimates that were stored by another edition are computed again.
+ESTIMATES_EDITION = 2
+
 
 class Spectrum:
     """What ``k`` probes saw of a symmetric operator of ``n`` rows.

@@ -14,7 +14,7 @@ from spectra.eigenpairs import Eigenpairs
 from spectra.estimates import Estimate
 from spectra.jsonable import dumps
 from spectra.records import Record
-from spectra.spectrum import Spectrum
+from spectra.spectrum import ESTIMATES_EDITION, Spectrum
 from spectra.storage.cells import get_attribute, padded, read_texts, seal, set_attribute, verify, write_texts
 from spectra.storage.findings import read_findings, write_findings
 from spectra.tridiagonal import Tridiagonal
@@ -96,6 +96,8 @@ def read_record(group: h5py.Group) -> Record:
 def _read_cache(group: h5py.Group | dict[str, Any], notes: list[str]) -> dict[str, Estimate] | None:
     """The estimates as they are stored beside a spectrum, or None where they are to be computed."""
     if "estimates" not in group:
+        return None
+    if get_attribute(group["estimates"], "edition") != ESTIMATES_EDITION:
         return None
     try:
         verify(group["estimates"])
@@ -201,6 +203,7 @@ def _read_eigenpairs(group: h5py.Group) -> Eigenpairs:
 
 def _write_estimates(group: h5py.Group, estimates: Mapping[str, Estimate]) -> None:
     rows = list(estimates.values())
+    set_attribute(group, "edition", ESTIMATES_EDITION)
     write_texts(group, "name", estimates)
     for column in _NUMBERS:
         cells = [getattr(row, column) for row in rows]
