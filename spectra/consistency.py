@@ -67,20 +67,18 @@ def _inverse(n: int) -> float:
     return 1.0 / n
 
 
-_MEAN_SQUARE = Term("frobenius_norm", _inverse, 2.0)
+def _rows(n: int) -> float:
+    return float(n)
+
 
 #: Between the standard estimates. The smallest and largest Ritz values are certain; what contradicts them gives way.
 RELATIONS: tuple[Relation, ...] = (
-    Relation(Term("lambda_min"), Term("mean_eigenvalue")),
-    Relation(Term("mean_eigenvalue"), Term("lambda_max"), "smaller"),
+    Relation(Term("lambda_min", _rows), Term("trace")),
+    Relation(Term("trace"), Term("lambda_max", _rows), "smaller"),
     Relation(Term("lambda_max"), Term("spectral_norm")),
     Relation(Term("lambda_min", sign=-1), Term("spectral_norm")),
     Relation(Term("spectral_norm"), Term("frobenius_norm")),
     Relation(Term("frobenius_norm", _root), Term("spectral_norm"), "smaller"),
-    Relation(_MEAN_SQUARE, Term("second_moment")),
-    Relation(Term("second_moment"), _MEAN_SQUARE, "smaller"),
-    Relation(Term("trace", _inverse), Term("mean_eigenvalue"), "smaller"),
-    Relation(Term("mean_eigenvalue"), Term("trace", _inverse)),
     Relation(Term("trace", _root), Term("frobenius_norm"), "smaller"),
     Relation(Term("trace", _root, sign=-1), Term("frobenius_norm"), "smaller"),
     Relation(Term("frobenius_norm"), Term("trace"), semidefinite=True),
@@ -91,6 +89,12 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(Term("frobenius_norm_deflated"), Term("frobenius_norm"), None),
     Relation(Term("frobenius_norm"), Term("frobenius_norm_deflated"), None),
     Relation(Term("spectral_norm"), Term("frobenius_norm_deflated")),
+)
+
+#: Numbers that are functions of another one.
+DEFINED: tuple[tuple[str, Term], ...] = (
+    ("mean_eigenvalue", Term("trace", _inverse)),
+    ("second_moment", Term("frobenius_norm", _inverse, 2.0)),
 )
 
 
@@ -150,6 +154,9 @@ def reconciled(found: Mapping[str, Estimate], n: int, semidefinite: bool = False
             elif low > high:
                 larger = _covering(larger, relation.larger.inverse(low, n))
             result[relation.smaller.name], result[relation.larger.name] = smaller, larger
+        for name, term in DEFINED:
+            if name in result and term.name in result:
+                result[name] = _following(result[name], result[term.name], term, n)
         for name, (least, most) in _bounds_of_counts(result, n).items():
             estimate = result[name]
             if estimate.upper is not None and estimate.upper < least:
@@ -176,6 +183,15 @@ def _present(
 def _above(low: float, high: float) -> bool:
     """Whether one number is larger than another by more than rounding."""
     return low > high and low - high > _ROUNDING * max(abs(low), abs(high))
+
+
+def _following(estimate: Estimate, of: Estimate, term: Term, n: int) -> Estimate:
+    """An estimate that is a function of another one: as it is where they agree, else that function of it."""
+    value = term.of(of.value, n)
+    if not (_above(value, estimate.value) or _above(estimate.value, value)):
+        return estimate
+    lower, upper = (None if end is None else term.of(end, n) for end in (of.lower, of.upper))
+    return replace(estimate, value=value, lower=lower, upper=upper)
 
 
 def _covering(estimate: Estimate, value: float, *, move: bool = False) -> Estimate:

@@ -92,7 +92,9 @@ def find_converged(
     weights = np.stack([t.weights[row] for t, row in zip(tridiagonals, at)])
     residuals = np.stack([each.residuals[row] for each, row in zip(known, at)])
     angles = np.stack([each.angles[row] for each, row in zip(known, at)])
-    if start_overlaps is None or k == 1:
+    if any(t.steps == n for t in tridiagonals):
+        simple = np.ones(at.shape[1], dtype=bool)  # as many Ritz values as rows: none is multiple
+    elif start_overlaps is None or k == 1:
         simple = _likely_simple(weights, n)
     else:
         simple = _seen_simple(weights[1:], start_overlaps[1:] @ tridiagonals[0].ritz_vectors()[:, at[0]], angles[0])
@@ -170,7 +172,7 @@ def _seen_simple(weights: np.ndarray, overlaps: np.ndarray, angles: np.ndarray) 
 def _likely_simple(weights: np.ndarray, n: int) -> np.ndarray:
     """Whether weights, (k, r), are those of simple eigenvalues, (r,) bool, by the posterior probability."""
     if n < 3:
-        return np.ones(weights.shape[1], dtype=bool)
+        return np.zeros(weights.shape[1], dtype=bool)
     w = np.clip(weights, 1e-300, 1 - 1e-15)
     # The log of the ratio of the laws Beta(1, (n-2)/2) and Beta(1/2, (n-1)/2); larger multiplicities raise it too.
     each = betaln(0.5, (n - 1) / 2) - betaln(1.0, (n - 2) / 2) + 0.5 * (np.log(w) - np.log1p(-w))

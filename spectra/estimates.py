@@ -261,20 +261,25 @@ def trace_function(q: Quadrature, f: Function) -> Estimate:
     return Estimate(found.value, found.stderr, None, None, found.num_probes, note=note)
 
 
-def tensor_traces(forms: np.ndarray, sizes: Mapping[str, int], q: Quadrature) -> dict[str, Estimate]:
+def tensor_traces(
+    forms: np.ndarray, sizes: Mapping[str, int], q: Quadrature, known: np.ndarray | None = None
+) -> dict[str, Estimate]:
     """The trace of each tensor's diagonal block, estimated by ``n mean_i q_i[t]' (H q_i)[t]``; they sum to the trace.
 
     Args:
         forms: (k, t), the per-tensor quadratic forms of the first product.
         sizes: the tensors' names and sizes, in the order of the columns.
         q: the quadrature rules of the same probes.
+        known: (t,), the traces of what has been taken out of the forms.
 
     Returns:
         One estimate per tensor. The noise of the product meets only the tensor's own part of ``q``, of length about
         ``sqrt(size / n)``.
     """
     return {
-        name: mean_estimate(q.n * forms[:, column], arithmetic=sqrt(size) * q.blur)
+        name: mean_estimate(
+            q.n * forms[:, column] + (0.0 if known is None else known[column]), arithmetic=sqrt(size) * q.blur
+        )
         for column, (name, size) in enumerate(sizes.items())
     }
 

@@ -41,6 +41,8 @@ class Spectrum:
         distribution: ``"sphere"`` or ``"rademacher"``; the probes are unit vectors of it.
         tensor_sizes: the parameter tensors' names and sizes, in order.
         tensor_forms: (k, t), ``q_i[t]' (H q_i)[t]`` of the first product; a row sums to ``alphas[0]`` of its probe.
+        deflated_tensor_forms: (k, t), the same of the matrix without its eigenpairs, and (t,), the traces of what was
+            taken out of each tensor's block.
         eigenpairs: of a search whose starts are independent of the probes, with or without their vectors.
         overlaps: (k, r), ``y_j'q_i`` of every probe with the vectors of the eigenpairs; given with them.
         batch_forms: (k, B), the parts of the batches (or of groups of consecutive ones) in ``q_i'H q_i``.
@@ -70,6 +72,7 @@ class Spectrum:
         distribution: str = "sphere",
         tensor_sizes: Mapping[str, int] | None = None,
         tensor_forms: np.ndarray | None = None,
+        deflated_tensor_forms: tuple[np.ndarray, np.ndarray] | None = None,
         eigenpairs: Eigenpairs | None = None,
         overlaps: np.ndarray | None = None,
         batch_forms: np.ndarray | None = None,
@@ -85,6 +88,7 @@ class Spectrum:
         self.distribution = distribution
         self.tensor_sizes = dict(tensor_sizes or {})
         self.tensor_forms = None if tensor_forms is None else np.array(tensor_forms, dtype=np.float64)
+        self.deflated_tensor_forms = deflated_tensor_forms
         self.eigenpairs = eigenpairs
         self.overlaps = None if overlaps is None else np.array(overlaps, dtype=np.float64)
         self.batch_forms = None if batch_forms is None else np.array(batch_forms, dtype=np.float64)
@@ -224,10 +228,14 @@ class Spectrum:
         return estimates.trace_function(self.quadrature, f)
 
     def tensor_traces(self) -> dict[str, Estimate]:
-        """The trace of each parameter tensor's diagonal block; empty where the forms were not kept."""
+        """The trace of each parameter tensor's diagonal block; empty where the forms were not kept.
+
+        Where eigenpairs are known, they are taken out of the variance.
+        """
         if self.tensor_forms is None:
             return {}
-        return estimates.tensor_traces(self.tensor_forms, self.tensor_sizes, self.quadrature)
+        forms, known = self.deflated_tensor_forms or (self.tensor_forms, np.zeros(len(self.tensor_sizes)))
+        return estimates.tensor_traces(forms, self.tensor_sizes, self.quadrature, known)
 
     def deflated_trace(self) -> Estimate:
         """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.deflation``."""

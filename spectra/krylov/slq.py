@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +108,9 @@ def slq(
                 group_done(recurrences)
         if eigenpairs is not None:
             overlaps = [_overlaps(operator, start_of(index), eigenpairs) for index in range(num_probes)]
+    forms, deflated = np.stack([r.forms for r in recurrences]), None
+    if eigenpairs is not None:
+        deflated = _deflated_forms(operator, eigenpairs, forms, np.stack(overlaps))
     parts = [r.parts for r in recurrences if r.parts is not None]
     return Spectrum(
         [r.tridiagonal for r in recurrences],
@@ -116,9 +119,10 @@ def slq(
         seed=seed,
         distribution=distribution,
         tensor_sizes=operator.tensor_sizes,
-        tensor_forms=np.stack([r.forms for r in recurrences]),
+        tensor_forms=forms,
+        deflated_tensor_forms=deflated,
         eigenpairs=eigenpairs,
-        overlaps=np.stack(overlaps) if overlaps else None,
+        overlaps=np.stack(overlaps).sum(axis=2) if overlaps else None,
         batch_forms=None if not parts else np.stack([part.forms for part in parts]),
         batch_weights=parts[0].weights if parts else None,
         semidefinite=operator.semidefinite,
@@ -139,11 +143,39 @@ def _start_overlaps(
 
 
 def _overlaps(operator: SymmetricOperator, start: np.ndarray, pairs: Eigenpairs) -> np.ndarray:
-    """``y_j'q`` with the probe as Lanczos sees it, and the vectors brought to length 1 in float64, (r,)."""
-    assert pairs.vectors is not None
+    """``y_j[t]'q[t]`` of every vector and tensor, (r, t), with the probe as Lanczos sees it; summed over t: ``y_j'q``."""
     probe = start.astype(operator.dtype).astype(np.float64)
-    columns = [column.astype(np.float64) for column in pairs.vectors.T]
-    return np.array([float(column @ probe / np.linalg.norm(column)) for column in columns])
+    return np.stack([_by_tensor(operator, vector * probe) for vector in _unit_vectors(pairs)])
+
+
+def _deflated_forms(
+    operator: SymmetricOperator, pairs: Eigenpairs, forms: np.ndarray, overlaps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The forms ``q[t]'(B q)[t]`` of ``B = H - sum_j theta_j y_j y_j'``, (k, t), and the traces of what was taken out, (t,).
+
+    Args:
+        operator: with the tensors.
+        pairs: the eigenpairs.
+        forms: (k, t), those of ``H``.
+        overlaps: (k, r, t), by tensor.
+    """
+    taken = np.einsum("j,ij,ijt->it", pairs.values, overlaps.sum(axis=2), overlaps)
+    squares = [_by_tensor(operator, vector**2) for vector in _unit_vectors(pairs)]
+    return forms - taken, np.einsum("j,jt->t", pairs.values, np.stack(squares))
+
+
+def _unit_vectors(pairs: Eigenpairs) -> Iterator[np.ndarray]:
+    """The vectors one after the other, brought to length 1 in float64."""
+    assert pairs.vectors is not None
+    for column in pairs.vectors.T:
+        vector = column.astype(np.float64)
+        yield vector / np.linalg.norm(vector)
+
+
+def _by_tensor(operator: SymmetricOperator, terms: np.ndarray) -> np.ndarray:
+    """The sums over the entries of each parameter tensor, (t,)."""
+    ends = np.cumsum(list(operator.tensor_sizes.values()))
+    return np.array([float(piece.sum()) for piece in np.split(terms, ends[:-1])])
 
 
 def lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: int) -> int:

@@ -132,6 +132,8 @@ def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
         tensors["sizes"] = np.array(list(spectrum.tensor_sizes.values()), dtype=np.int64)
         if spectrum.tensor_forms is not None:
             tensors["forms"] = spectrum.tensor_forms
+        if spectrum.deflated_tensor_forms is not None:
+            tensors["deflated_forms"], tensors["deflated_traces"] = spectrum.deflated_tensor_forms
         seal(tensors)
     if spectrum.eigenpairs is not None and spectrum.overlaps is not None:
         _write_eigenpairs(group.create_group("eigenpairs"), spectrum.eigenpairs, spectrum.overlaps)
@@ -157,6 +159,7 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
         distribution=str(group.attrs["distribution"]),
         tensor_sizes=sizes,
         tensor_forms=tensors["forms"][()] if tensors is not None and "forms" in tensors else None,
+        deflated_tensor_forms=_read_deflated(tensors),
         batch_forms=group["batches/forms"][()] if "batches" in group else None,
         batch_weights=group["batches/weights"][()] if "batches" in group else None,
         semidefinite=bool(get_attribute(group, "semidefinite")),
@@ -164,6 +167,12 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
         overlaps=None if pairs is None else group["eigenpairs/overlaps"][()],
         start_overlaps=group["start_overlaps"][()] if "start_overlaps" in group else None,
     )
+
+
+def _read_deflated(tensors: h5py.Group | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if tensors is None or "deflated_forms" not in tensors:
+        return None
+    return tensors["deflated_forms"][()], tensors["deflated_traces"][()]
 
 
 def _write_eigenpairs(group: h5py.Group, pairs: Eigenpairs, overlaps: np.ndarray) -> None:
