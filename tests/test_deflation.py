@@ -142,8 +142,11 @@ def test_what_does_not_belong_together_is_refused():
 
 def test_the_traces_of_tensors_have_the_eigenpairs_taken_out_of_their_variance():
     """Unbiased whatever the pairs are: over an orthonormal basis of probes the mean is the trace of the block."""
-    operator = hidden()
-    operator.tensor_sizes = {"weight": 50, "bias": 30}
+
+    class InTwoTensors(DenseOperator):
+        tensor_sizes = {"weight": 50, "bias": 30}  # noqa: RUF012
+
+    operator = InTwoTensors(hidden().matrix)
     dense = operator.matrix.numpy()
     exact = {"weight": dense[:50, :50].trace(), "bias": dense[50:, 50:].trace()}
     found = slq(operator, 2, 8, eigenpairs=eigsh(operator, 3, "LM"))

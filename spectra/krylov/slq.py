@@ -143,7 +143,7 @@ def _start_overlaps(
 
 
 def _overlaps(operator: SymmetricOperator, start: np.ndarray, pairs: Eigenpairs) -> np.ndarray:
-    """``y_j[t]'q[t]`` of every vector and tensor, (r, t), with the probe as Lanczos sees it; summed over t: ``y_j'q``."""
+    """``y_j[t]'q[t]`` of every vector and tensor, (r, t), with the probe as Lanczos sees it; ``y_j'q`` is its row sum."""
     probe = start.astype(operator.dtype).astype(np.float64)
     return np.stack([_by_tensor(operator, vector * probe) for vector in _unit_vectors(pairs)])
 
@@ -151,7 +151,7 @@ def _overlaps(operator: SymmetricOperator, start: np.ndarray, pairs: Eigenpairs)
 def _deflated_forms(
     operator: SymmetricOperator, pairs: Eigenpairs, forms: np.ndarray, overlaps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The forms ``q[t]'(B q)[t]`` of ``B = H - sum_j theta_j y_j y_j'``, (k, t), and the traces of what was taken out, (t,).
+    """The forms ``q[t]'(B q)[t]`` of ``B = H - sum_j theta_j y_j y_j'``, (k, t), and the traces of ``H - B``, (t,).
 
     Args:
         operator: with the tensors.
