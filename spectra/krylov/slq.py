@@ -143,7 +143,7 @@ def _start_overlaps(
 
 
 def _overlaps(operator: SymmetricOperator, start: np.ndarray, pairs: Eigenpairs) -> np.ndarray:
-    """``y_j[t]'q[t]`` of every vector and tensor, (r, t), with the probe as Lanczos sees it; ``y_j'q`` is its row sum."""
+    """``y_j[t]'q[t]`` of every vector and tensor, (r, t), with the probe as Lanczos sees it; rows sum to ``y_j'q``."""
     probe = start.astype(operator.dtype).astype(np.float64)
     return np.stack([_by_tensor(operator, vector * probe) for vector in _unit_vectors(pairs)])
 
