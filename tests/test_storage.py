@@ -681,7 +681,7 @@ def test_the_file_of_version_1_keeps_loading():
             # Its estimates are of another edition: all of them are computed again from the raw tridiagonals ...
             assert record.cached_estimates is None
             assert record.estimates == record.spectrum.estimates()
-            assert record.estimates.keys() == entry["estimates"].keys()
+            assert record.estimates.keys() >= entry["estimates"].keys()
             # ... which say what they said: the plain mean over the probes, with no eigenvalue taken as known.
             trace = plain_trace(record.spectrum.quadrature.with_nothing_known())
             assert trace.value == pytest.approx(entry["estimates"]["trace"]["value"], rel=1e-12)
