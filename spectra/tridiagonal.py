@@ -14,6 +14,8 @@ from scipy.linalg import LinAlgError, eigh_tridiagonal
 
 from spectra.errors import ArgumentError, NumericsError
 
+_EPS, _TINY = float(np.finfo(float).eps), float(np.finfo(float).tiny)
+
 # Above this multiple of the matrix's scale the extra entry of a bordered matrix would blur its small nodes.
 _LARGEST_BORDER = 1e4
 
@@ -154,13 +156,13 @@ class Tridiagonal:
         """
         if not isfinite(x):
             raise ArgumentError(f"x={x}: a finite number is needed")
-        scale = max(self.scale, float(self.betas.max()), abs(x), np.finfo(float).tiny)
+        scale = max(self.scale, float(self.betas.max()), abs(x), _TINY)
         # Pivots of T - x I: pivot_j = alpha_j - x - border_{j-1}, border_j = beta_j^2 / pivot_j = beta_j^2 [...]_jj.
         border, before = 0.0, 0.0
         for alpha, beta in zip(self.alphas, self.betas):
             pivot = alpha - x - border
-            if abs(pivot) < np.finfo(float).eps * scale:
-                pivot = np.finfo(float).eps * scale
+            if abs(pivot) < _EPS * scale:
+                pivot = _EPS * scale
             before, border = border, beta * (beta / pivot)
         if abs(border) <= _LARGEST_BORDER * scale:
             diagonal, off = np.append(self.alphas, x + border), self.betas
@@ -179,14 +181,21 @@ class Tridiagonal:
         References:
             G. Golub, G. Meurant (2010), section 6.4; N. Akhiezer, The Classical Moment Problem (1965), chapter 2.
         """
-        if self.exhausted:
-            nodes, weights, at = self.nodes, self.weights, np.abs(self.nodes - x) <= _rounding(self.nodes)
-        else:
-            nodes, weights, index = self.radau(x)
-            at = np.abs(nodes - x) <= _rounding(nodes)
-            at[index] = True
-        below = float(weights[(nodes < x) & ~at].sum())
-        return below, min(1.0, below + float(weights[at].sum()))
+        known = self._bounds.get(x)  # every count asks at the same points
+        if known is None:
+            if self.exhausted:
+                nodes, weights, at = self.nodes, self.weights, np.abs(self.nodes - x) <= _rounding(self.nodes)
+            else:
+                nodes, weights, index = self.radau(x)
+                at = np.abs(nodes - x) <= _rounding(nodes)
+                at[index] = True
+            below = float(weights[(nodes < x) & ~at].sum())
+            known = self._bounds[x] = below, min(1.0, below + float(weights[at].sum()))
+        return known
+
+    @cached_property
+    def _bounds(self) -> dict[float, tuple[float, float]]:
+        return {}
 
     def mass(self, a: float, b: float) -> float:
         """The Ritz mass of ``[a, b]``: ``sum tau_k`` over ``a <= theta_k <= b``. An estimate, not a bound."""
@@ -226,7 +235,7 @@ def _solve(diagonal: np.ndarray, off: np.ndarray, ends_only: bool = True) -> tup
 
 def _rounding(nodes: np.ndarray) -> float:
     """The error of eigenvalues computed in float64."""
-    return 16 * float(np.finfo(float).eps) * float(np.abs(nodes).max())
+    return 16 * _EPS * float(np.abs(nodes).max())
 
 
 def _weights(ends: np.ndarray) -> np.ndarray:
