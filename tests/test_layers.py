@@ -1,8 +1,9 @@
-"""The shape of the house: imports go strictly downward, and what a laptop reads results with never imports torch."""
+"""The architecture: no import circle, and what a laptop reads results with never imports torch."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import os
 import subprocess
@@ -14,67 +15,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 
-# From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
-# `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
-FLOORS = """
-    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
-        sharing sharpness.blocks sharpness.draws version
-    association batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers \
-        exact.normalized exact.result krylov.probes operators.base operators.modes operators.selftest \
-        overlap presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
-        sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
-        storage.replacing storage.sealing training_state tridiagonal zoo.data zoo.networks.building
-    checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
-        reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
-        trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
-    budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
-        extremes krylov.eigsh krylov.hutchpp outliers resuming survey
-    degeneracy determinants distribution exact.ggn_result ranks records task
-    differences operators.function plots.moments sharpness.per_layer zoo.tasks
-    operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
-    crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
-        sharpness.float64_copy zoo.__main__
-    comparison exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
-        operators.hessian operators.point plots.sheets provenance remarks sharpness.degrees \
-        sharpness.folding spectrum_check storage.findings
-    exact.linearised plots.compared plots.curve_sheets plots.findings plots.over_training settings \
-        sharpness.adaptive sharpness.delta_sharpness sharpness.drawn_diagonals sharpness.norms \
-        sharpness.scale_groups sharpness.search sharpness.train_part storage.hdf5
-    exact.ggn_spectrum exact.trace plots.figures sharpness.bn_sharpness sharpness.minimum storage.stored
-    sharpness.bounds sharpness.direct sharpness.fisher_rao sharpness.node_wise sharpness.penalised \
-        storage.loading verification
-    sharpness.measures sharpness.suite storage.runfile
-    eigenspaces storage.merging
-    analysis filling
-    run
-    tracker
-    cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.progress cli.user_code
-    cli.inspect cli.layout cli.task_source
-    cli.analysis_options cli.budget_table cli.comparison_table cli.findings_table cli.metrics \
-        cli.preset_table
-    cli.compare cli.record_table
-    cli.tables
-    cli.demo cli.outcome cli.show
-    cli.analyze cli.plot cli.watch
-""".strip().splitlines()
-
-NUMPY_WING = """
-    errors jsonable plots.style population sharing version association columns eigenpairs exact.result
-        krylov.probes overlap presets sharpness.balancing sharpness.catalogue sharpness.measure
-        sharpness.rescaling storage.cells storage.locking storage.replacing storage.sealing tridiagonal
-        estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes
-        outliers degeneracy determinants distribution exact.ggn_result ranks records differences
-        plots.moments spectrum crosscheck distance plots.curves plots.draw comparison plots.sheets
-        spectrum_check storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training
-        storage.hdf5 plots.figures storage.stored storage.loading storage.runfile eigenspaces
-        storage.merging cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.user_code
-        cli.layout cli.budget_table cli.comparison_table cli.findings_table cli.metrics cli.preset_table
-        cli.compare cli.record_table cli.tables cli.show cli.plot
+# What a laptop without torch must be able to use: reading a file, its numbers, tables and figures, comparing runs.
+WITHOUT_TORCH = """
+    spectra.storage.runfile spectra.storage.merging spectra.storage.partial spectra.association spectra.comparison
+    spectra.spectrum_check spectra.eigenspaces spectra.krylov.probes spectra.presets spectra.sharpness.balancing
+    spectra.sharpness.catalogue spectra.sharpness.normalized spectra.plots.figures spectra.plots.compared
+    spectra_cli.compare spectra_cli.merge spectra_cli.metrics spectra_cli.plot spectra_cli.show
 """
 
-
-def full_name(short: str) -> str:
-    return f"spectra_cli.{short.removeprefix('cli.')}" if short.startswith("cli.") else f"spectra.{short}"
+# The longest chain of imports. A new floor needs a reason.
+FLOORS = 24
 
 
 def source_files() -> dict[str, Path]:
@@ -88,7 +38,6 @@ def source_files() -> dict[str, Path]:
 
 
 FILES = source_files()
-FLOOR = {full_name(name): number for number, names in enumerate(FLOORS) for name in names.split()}
 
 
 def imports_of(file: Path) -> list[tuple[int, str]]:
@@ -116,27 +65,36 @@ def is_empty(file: Path) -> bool:
     return all(isinstance(node, ast.Expr) for node in ast.parse(file.read_text(encoding="utf-8")).body)
 
 
-def test_every_module_stands_on_one_floor():
-    names = [full_name(name) for names in FLOORS for name in names.split()]
-    assert len(names) == len(set(names))
-    packages = {name for name, file in FILES.items() if file.name == "__init__.py"}
-    assert set(FILES) - packages == set(names), "place the new module in FLOORS, or take the old one out"
+def floors(graph: dict[str, set[str]]) -> dict[str, int]:
+    """Module -> the length of the longest chain of imports below it. An import circle raises ``CycleError``."""
+    found: dict[str, int] = {}
+    for name in graphlib.TopologicalSorter(graph).static_order():
+        found[name] = max((found[below] + 1 for below in graph[name]), default=0)
+    return found
+
+
+def test_there_is_no_import_circle():
+    modules = {name: file for name, file in FILES.items() if file.name != "__init__.py"}
+    packages = FILES.keys() - modules.keys()
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, file in modules.items():
+        for line, imported in imports_of(file):
+            where = f"{file.relative_to(ROOT)} line {line} imports {imported}"
+            assert imported != "spectra", f"{where}: its names are for users; import the module that has them"
+            assert imported in FILES, f"{where}: no such module"
+            graph[name].add(imported)
+    graph |= {name: set() for name in packages}
+    assert max(floors(graph).values()) < FLOORS
     assert all(is_empty(FILES[name]) for name in packages - {"spectra"})
 
 
-@pytest.mark.parametrize("name", sorted(FLOOR))
-def test_imports_go_strictly_downward(name):
-    file = FILES[name]
-    for line, imported in imports_of(file):
-        where = f"{file.relative_to(ROOT)} line {line} imports {imported}"
-        assert imported != "spectra", f"{where}: its names are for users; import the module that has them"
-        assert imported in FLOOR, f"{where}: no such module"
-        assert FLOOR[imported] < FLOOR[name], (
-            f"{where}, which is on floor {FLOOR[imported]}; {name} is on floor {FLOOR[name]} and may look down only"
-        )
+def test_an_import_circle_would_be_found():
+    assert floors({"a": {"b"}, "b": {"c"}, "c": set()}) == {"c": 0, "b": 1, "a": 2}
+    with pytest.raises(graphlib.CycleError):
+        floors({"a": {"b"}, "b": {"a"}})
 
 
-def test_an_import_that_goes_up_would_be_found(tmp_path):
+def test_imports_within_functions_count_and_those_for_types_do_not(tmp_path):
     file = tmp_path / "up.py"
     file.write_text(
         "from typing import TYPE_CHECKING\n"
@@ -153,10 +111,10 @@ def fresh_python(code: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_numpy_wing_imports_no_torch():
-    """In one process, in the order of the floors; the first module after which torch is there is named."""
+    """With all that these import; the first after which torch is there is named."""
     code = (
         "import importlib, json, sys\n"
-        f"for name in {[full_name(name) for name in NUMPY_WING.split()]!r}:\n"
+        f"for name in {WITHOUT_TORCH.split()!r}:\n"
         "    importlib.import_module(name)\n"
         "    if 'torch' in sys.modules:\n"
         "        sys.exit(f'{name} imports torch')\n"

@@ -14,12 +14,14 @@ The tree; docs/format.md says the same at length, with the types, and how to get
         lengths              (k,) int64      steps of each probe
         exhausted            (k,) uint8      1: an invariant subspace was found
         orthogonality        (k,) float64    max |Q Q' - I| reached
+        start_overlaps       (k, m) float64  Q_1' q_i: every probe in the Krylov basis of the first one
         tensors/names, sizes (t,) text, (t,) int64
         tensors/forms        (k, t) float64  q_i[t]' (H q_i)[t] of the first product; summed over t: alphas[i, 0]
         eigenpairs           values, residuals (r,), overlaps (k, r) float64, ...: where they were asked for
         eigenpairs/vectors   (r, n) float32: where they were saved
     /records/000000/estimates  a cache that follows from `spectrum`, a row per estimate: columns name, value, stderr,
-                             lower, upper, confidence, num_probes, tau, resolved (-1 unknown, 0, 1), note
+                             lower, upper, confidence, num_probes, tau, resolved (-1 unknown, 0, 1), note;
+                             attribute edition: of the formulas, a cache of another edition is not used
     /records/000000/test     spectrum and estimates of the same operator on held-out data; absent if not asked for
 
 A missing attribute is a value that is not known. Texts are UTF-8. A group without `spectrum` is a record that failed.
