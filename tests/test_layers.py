@@ -28,11 +28,11 @@ FLOORS = """
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
-        extremes krylov.eigsh krylov.hutchpp outliers resuming survey
+        extremes headline krylov.eigsh krylov.hutchpp outliers resuming survey
     degeneracy determinants distribution exact.ggn_result ranks records task
     differences operators.function plots.moments sharpness.per_layer zoo.tasks
     operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
-    crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
+    crosscheck distance exact.factors headline_difference krylov.slq operators.curvature plots.curves plots.draw \
         sharpness.float64_copy zoo.__main__
     comparison exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
         operators.hessian operators.point plots.sheets provenance remarks sharpness.degrees \
@@ -53,9 +53,10 @@ FLOORS = """
     cli.analysis_options cli.budget_table cli.comparison_table cli.findings_table cli.metrics \
         cli.preset_table
     cli.compare cli.record_table
+    cli.summary_table
     cli.tables
-    cli.demo cli.outcome cli.show
-    cli.analyze cli.plot cli.watch
+    cli.outcome cli.show
+    cli.analyze cli.demo cli.plot cli.watch
 """.strip().splitlines()
 
 NUMPY_WING = """
@@ -63,13 +64,13 @@ NUMPY_WING = """
         krylov.probes overlap presets sharpness.balancing sharpness.catalogue sharpness.measure
         sharpness.rescaling storage.cells storage.locking storage.replacing storage.sealing tridiagonal
         estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes
-        outliers degeneracy determinants distribution exact.ggn_result ranks records differences
-        plots.moments spectrum crosscheck distance plots.curves plots.draw comparison plots.sheets
+        headline outliers degeneracy determinants distribution exact.ggn_result ranks records differences
+        plots.moments spectrum crosscheck distance headline_difference plots.curves plots.draw comparison plots.sheets
         spectrum_check storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training
         storage.hdf5 plots.figures storage.stored storage.loading storage.runfile eigenspaces
         storage.merging cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.user_code
         cli.layout cli.budget_table cli.comparison_table cli.findings_table cli.metrics cli.preset_table
-        cli.compare cli.record_table cli.tables cli.show cli.plot
+        cli.compare cli.record_table cli.summary_table cli.tables cli.show cli.plot
 """
 
 
