@@ -70,7 +70,7 @@ def _basis(row: Contrast) -> str:
     if row.basis == "runs":
         return "runs (Welch)" if row.quantity in FACTS or row.exact else "runs (Welch) and probes"
     if row.basis == EXACT:
-        return "nothing: both are exact"
+        return "exact numbers"
     words = "shared probes, paired" if row.paired else "probes"
     return words if row.stderr is not None or row.lower is None else f"both intervals ({row.confidence:.0%})"
 

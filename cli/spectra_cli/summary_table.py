@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from rich.console import Console
 
 from spectra.headline import is_exact
@@ -22,7 +24,7 @@ _ENDS = ("spectral_norm", "lambda_max", "lambda_min")
 _FACTS = {"loss": "loss", "accuracy": "accuracy", "gradient_norm": "gradient norm"}
 _MOST_MEASURES, _MOST_EIGENVALUES = 3, 5
 
-_REST = "further quantities, facts, tensors, tolerances, checks, sharpness measures, origin"
+_REST = "tensors, tolerances, checks, measures, origin"
 
 
 def print_summary(
@@ -44,7 +46,7 @@ def print_summary(
         return
     console.print()
     remarks = _print_numbers(record, console)
-    print_pairs(console, _findings(record))
+    print_pairs(console, _findings(record, remarks))
     if budget:
         print_budgets(record, console)
     print_preset([record], console)
@@ -56,6 +58,7 @@ def print_summary(
 def _in_few_lines(header: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The header with what belongs together in one line, and without the usual reduction."""
     known = dict(header)
+    known["task"] = known.get("task", "").partition("(")[0]  # its arguments are in the full report
     reduction = known.pop("reduction", "")
     merged = {
         "task": (known.pop("task", ""), known.pop("loss", ""), "" if reduction == "mean, l2 = 0" else reduction),
@@ -98,11 +101,11 @@ def _trace_check(record: Record) -> str:
     found = next((check for check in record.checks if (check.name, check.of) == ("trace", record.operator)), None)
     if found is None or not is_exact(record.headlines.get("trace")):
         return ""
-    return f"trace {in_short(record.estimates['trace'])} by probes: {found.verdict}; of {len(record.checks)} checks "
+    return f"trace {in_short(record.estimates['trace'])} by probes: {found.verdict}; {len(record.checks)} checks: "
 
 
-def _findings(record: Record) -> list[tuple[str, str]]:
-    """A line for each kind of finding beside the spectrum."""
+def _findings(record: Record, remarks: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """A line for each kind of finding beside the spectrum; what is to be said of a number goes to the remarks."""
     lines = []
     if (pairs := record.spectrum.eigenpairs if record.spectrum else None) is not None:
         largest = ", ".join(plain(float(value), 5) for value in pairs.values[:_MOST_EIGENVALUES])
@@ -114,9 +117,12 @@ def _findings(record: Record) -> list[tuple[str, str]]:
     if (exact := record.exact_spectrum) is not None:
         rank = f"numerical rank {plain(exact.rank())} of at most {plain(exact.rank_bound)} by counting alone"
         lines.append((f"ggn on {plain(exact.num_samples)} samples, exactly", f"trace {plain(exact.trace)}, {rank}"))
-    known = {name: words for name, measure in record.sharpness.items() if (words := measure_in_short(measure)) != "-"}
-    if known:
-        shown = ", ".join(f"{name} {words}" for name, words in list(known.items())[:_MOST_MEASURES])
-        rest = len(record.sharpness) - min(len(known), _MOST_MEASURES)
-        lines.append(("sharpness", shown + (f" and {rest} more" if rest else "")))
+    if known := {name: measure for name, measure in record.sharpness.items() if not isnan(measure.value)}:
+        shown = []
+        for name, measure in list(known.items())[:_MOST_MEASURES]:
+            shown.append(f"{name} {measure_in_short(measure)}" + (" *" if measure.reason else ""))
+            if measure.reason:
+                remarks[name] = [measure.reason]
+        rest = len(record.sharpness) - len(shown)
+        lines.append(("sharpness", ", ".join(shown) + (f" and {rest} more" if rest else "")))
     return lines
