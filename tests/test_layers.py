@@ -28,7 +28,7 @@ FLOORS = """
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
-        extremes headline krylov.eigsh krylov.hutchpp outliers resuming survey
+        extremes headline krylov.eigsh krylov.hutchpp outliers plots.readable resuming survey
     degeneracy determinants distribution exact.ggn_result ranks records task
     differences operators.function plots.moments sharpness.per_layer zoo.tasks
     operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
@@ -64,7 +64,7 @@ NUMPY_WING = """
         krylov.probes overlap presets sharpness.balancing sharpness.catalogue sharpness.measure
         sharpness.rescaling storage.cells storage.locking storage.replacing storage.sealing tridiagonal
         estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes
-        headline outliers degeneracy determinants distribution exact.ggn_result ranks records differences
+        headline outliers plots.readable degeneracy determinants distribution exact.ggn_result ranks records differences
         plots.moments spectrum crosscheck distance headline_difference plots.curves plots.draw comparison plots.sheets
         spectrum_check storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training
         storage.hdf5 plots.figures storage.stored storage.loading storage.runfile eigenspaces
