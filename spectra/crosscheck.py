@@ -89,17 +89,19 @@ class Check:
         return cls(**{name: entries[name] for name in cls.__dataclass_fields__ if name in entries})
 
 
-def can_tell(checks: Sequence[Check]) -> bool:
-    """Whether the checks of a record are worth a table: not where they could hardly have found anything.
+def too_few_probes(checks: Sequence[Check]) -> bool:
+    """Whether a record has only 2 or 3 probes, and more than half of its checks are inconclusive for that reason.
 
-    That is where all are inconclusive, and where there are 2 or 3 probes and more than half are. A check that failed
-    always counts.
+    A list of such checks says nothing. A check that failed always counts: then this is False.
     """
-    if any(check.failed for check in checks):
-        return True
     vague = sum(check.verdict == INCONCLUSIVE for check in checks)
     few = any(check.dof <= _FEW for check in checks)
-    return vague < len(checks) and not (few and 2 * vague > len(checks))
+    return few and 2 * vague > len(checks) and not any(check.failed for check in checks)
+
+
+def can_tell(checks: Sequence[Check]) -> bool:
+    """Whether the checks of a record say something: not where all are inconclusive, nor with too few probes."""
+    return any(check.verdict != INCONCLUSIVE for check in checks) and not too_few_probes(checks)
 
 
 def why_inconclusive(checks: Sequence[Check]) -> str | None:

@@ -7,7 +7,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from spectra.crosscheck import INCONCLUSIVE, VERDICTS, can_tell, why_inconclusive
+from spectra.crosscheck import INCONCLUSIVE, VERDICTS, can_tell, too_few_probes, why_inconclusive
 from spectra.exact.result import ExactTrace
 from spectra.headline import is_exact
 from spectra.records import Record
@@ -35,10 +35,10 @@ def print_cross_check(record: Record, console: Console) -> None:
     if record.remainder is not None:
         words = with_error(record.remainder.value, record.remainder.stderr)
         print_line(console, f"  trace of the Hessian less that of the Gauss-Newton matrix: {words}")
-    if can_tell(record.checks):
-        _print_checks(record, console)
-    elif record.checks:
+    if too_few_probes(record.checks):
         print_line(console, f"  {checks_in_words(record)}")
+    elif record.checks:
+        _print_checks(record, console)
 
 
 def kind_of(exact: ExactTrace | None) -> str:

@@ -88,7 +88,10 @@ def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
     remarks: dict[str, list[str]] = {}
     for name in _SHOWN:
         if name in record.headlines:
-            *cells, marks = estimate_cells(name, record.headlines[name], remarks)
+            estimate = record.headlines[name]
+            *cells, marks = estimate_cells(name, estimate, remarks)
+            if estimate.resolved is False and estimate.note:
+                marks = marks.replace(estimate.note, "not resolved")
             words = as_range if name in _ENDS else in_short
             beside = words(record.test_estimates.get(name)) if tested else limited_by(record, name)
             table.add_row(name, *cells, beside, marks)

@@ -104,6 +104,8 @@ def test_a_count_that_is_not_resolved_is_its_bracket_and_never_a_value(tmp_path)
     path = write(tmp_path / "run.h5", *(make_record(epoch, cached_estimates=vague) for epoch in (0, 1)))
     assert row(show(path).stdout, "0")[-1] == "not resolved: 0 to 0.72 (tau 1e-06)"
     cells = row(show(path, "--epoch", 0).stdout, "rank_degeneracy")
+    assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "steps", "tau = 1e-06; not resolved"]
+    cells = row(show(path, "--epoch", 0, "--all").stdout, "rank_degeneracy")
     assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "steps", "tau = 1e-06; not resolved with m"]
 
 
