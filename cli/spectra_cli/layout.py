@@ -146,17 +146,20 @@ def grouped(remarks: dict[str, list[str]]) -> dict[str, list[str]]:
 def print_notes(
     console: Console, remarks: dict[str, list[str]], records: Iterable[Record], most: int | None = None
 ) -> int:
-    """Print the notes of records and what stars stand for: at most so many, failed checks first.
+    """Print what stars stand for and the notes of records, failed checks first.
+
+    At most so many: then two notes of the records, which say what was analysed, come before the stars.
 
     Returns:
         How many were not printed.
     """
-    plain_notes = notes_of(records)
-    alarms = [note for note in plain_notes if note.startswith(_ALARM)]
-    lines = [f"! {note}" for note in alarms]
-    lines += [f"* {', '.join(names)}: {note}" for note, names in grouped(remarks).items()]
-    lines += [f"! {note}" for note in plain_notes if note not in alarms]
-    shown = lines if most is None else lines[:most]
+    found = notes_of(records)
+    alarms = [f"! {note}" for note in found if note.startswith(_ALARM)]
+    notes = [f"! {note}" for note in found if not note.startswith(_ALARM)]
+    stars = [f"* {', '.join(names)}: {note}" for note, names in grouped(remarks).items()]
+    first = 0 if most is None else 2
+    lines = [*alarms, *notes[:first], *stars, *notes[first:]]
+    shown = lines[:most]
     for line in shown:
         print_line(console, line)
     return len(lines) - len(shown)

@@ -23,6 +23,7 @@ _SHOWN = (
 _ENDS = ("spectral_norm", "lambda_max", "lambda_min")
 _FACTS = {"loss": "loss", "accuracy": "accuracy", "gradient_norm": "gradient norm"}
 _MOST_MEASURES, _MOST_EIGENVALUES = 3, 5
+_LONG = 60  # characters of a task with its arguments
 
 _REST = "tensors, tolerances, checks, measures, origin"
 
@@ -58,7 +59,8 @@ def print_summary(
 def _in_few_lines(header: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The header with what belongs together in one line, and without the usual reduction."""
     known = dict(header)
-    known["task"] = known.get("task", "").partition("(")[0]  # its arguments are in the full report
+    if len(known.get("task", "")) > _LONG:  # all of its arguments are in the full report
+        known["task"] = known["task"].partition("(")[0]
     reduction = known.pop("reduction", "")
     merged = {
         "task": (known.pop("task", ""), known.pop("loss", ""), "" if reduction == "mean, l2 = 0" else reduction),

@@ -98,10 +98,13 @@ def test_a_summary_has_three_notes_and_counts_the_rest(tmp_path):
     path = write(tmp_path / "run.h5", make_record(0.0, notes=notes, cached_estimates=starred))
     text = show(path)
     shown = [line for line in text.splitlines() if line[:2] in ("! ", "* ")]
-    assert shown == ["! CHECK FAILED: the trace is wrong", "* trace: too narrow", "! TF32 was off"]
+    assert shown == ["! CHECK FAILED: the trace is wrong", "! TF32 was off", "! weights taken from 'ema'"]
     assert "(2 more notes, " in text
     every = show(path, "--all")
-    assert all(note in every for note in notes)
+    assert all(note in every for note in (*notes, "* trace: too narrow"))
+    path = write(tmp_path / "stars.h5", make_record(0.0, notes=notes[:2] + notes[3:], cached_estimates=starred))
+    shown = [line for line in show(path).splitlines() if line[:2] in ("! ", "* ")]
+    assert shown == ["! TF32 was off", "! weights taken from 'ema'", "* trace: too narrow"]  # a star is explained
 
 
 def test_tables_of_several_records_have_three_notes_and_say_where_the_others_are(tmp_path):
