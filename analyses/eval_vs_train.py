@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from figure_script import parser_of, run, save, series_of
 
 import spectra
+from spectra.headline_difference import headline_difference
 from spectra.plots.moments import moments_of
 from spectra.plots.over_training import modes_over_training, pairs_over
 from spectra.plots.style import style
@@ -33,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first, second = pair
     for moment in moments:
         if {first, second} <= moment.complete.keys():
-            a, b = (moment.complete[mode].spectrum for mode in pair)
+            a, b = (moment.complete[mode] for mode in pair)
             for name in ("trace", "frobenius_norm", "lambda_max"):
-                print(f"{moment.label}: {name}, {second} less {first}: {b.difference(a, name)}")
+                print(f"{moment.label}: {name}, {second} less {first}: {headline_difference(b, a, name)}")
     with style():
         save(modes_over_training(moments), asked.out, "eval_vs_train", asked.format)
 

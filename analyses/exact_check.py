@@ -18,7 +18,6 @@ from figure_script import parser_of, run, save, series_of
 from matplotlib.ticker import MaxNLocator
 
 import spectra
-from spectra.plots.findings import critical_of
 from spectra.plots.moments import axis_of, moments_of
 from spectra.plots.sheets import blank, finished
 from spectra.plots.style import GREY, PALE, look_of, style
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         above.axhline(0, color=GREY, linewidth=0.8)
         above.set_ylabel("trace: estimate less exact value,\nin percent of the exact one")
         above.legend(loc="best")
-        limit = np.nanmax([critical_of(check) for record in records for check in record.checks])
+        limit = np.nanmax([check.critical for record in records for check in record.checks])
         below.axhspan(-limit, limit, color=PALE, linewidth=0)
         for at, record in zip(position, records):
             for verdict, (marker, face, size) in _MARKS.items():

@@ -100,7 +100,7 @@ def _short(result: object) -> str:
 def _value(record: Record, name: str) -> float:
     if name in record.sharpness:
         return record.sharpness[name].value
-    found = record.estimates[name].value if name in record.estimates else record.facts.get(name)
+    found = record.headlines[name].value if name in record.headlines else record.facts.get(name)
     return nan if found is None else float(found)
 
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ax.set_title(f"epoch {epoch:g}", loc="left")
             negative = spectrum.negative_mass()
             print(
-                f"{epoch:>6g}  {spectrum.trace()!s:>18}  {low.lower:>12.5g} to {low.upper:<10.5g}  "
+                f"{epoch:>6g}  {series.at(epoch).headline('trace')!s:>18}  {low.lower:>12.5g} to {low.upper:<10.5g}  "
                 f"{high.lower:>12.5g} to {high.upper:<10.5g}  {negative.value:>14.4g}"
             )
         figure.supylabel(r"density per unit of asinh($\lambda/s$) (mass 1)", fontsize=9)

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from spectra.differences import COUNTS, common_tolerance, difference, p_of, welch_dof
+from spectra.differences import COUNTS, common_tolerance, p_of, welch_dof
 from spectra.distance import Distance, spectral_distance
 from spectra.errors import ArgumentError
 from spectra.estimates import CONFIDENCE, Estimate
+from spectra.headline import is_exact
+from spectra.headline_difference import headline_difference
 from spectra.jsonable import to_jsonable
 from spectra.records import Record
 from spectra.spectrum import Spectrum
@@ -89,8 +91,9 @@ class Cell:
 class Contrast:
     """A quantity in one arm less that in another one.
 
-    `basis` says what the error is of: ``"probes"`` (one run each: of these two networks), ``"runs"`` (Welch's test over
-    the runs, with the error of the probes added), or ``"none"`` (a single run against several: no error is known).
+    `basis` says what the error is of: ``"probes"`` (one run each: of these two networks), ``"exact"`` (one run each,
+    and both numbers are exact), ``"runs"`` (Welch's test over the runs, with the error of the probes added), or
+    ``"none"`` (a single run against several: no error is known).
     """
 
     quantity: str
@@ -105,6 +108,7 @@ class Contrast:
     confidence: float = CONFIDENCE
     paired: bool = False  # of the probes
     note: str | None = None
+    exact: bool = False  # every number that is compared is exact: probes add no error
 
 
 @dataclass(frozen=True)
@@ -168,10 +172,10 @@ class Comparison:
 def compare(arms: Sequence[Arm]) -> Comparison:
     """Every quantity in every arm, the other arms against the first, and the distances of their densities.
 
-    Counts are taken at one tolerance, the smallest that all runs resolve. With one run each, a difference has the error
-    of the probes (see ``spectra.differences``). With several, Welch's test over the runs; the error of the probes, at
-    most the mean of that over pairs of runs, is added in quadrature, since probes that all runs share do not show in
-    their spread.
+    Counts are taken at one tolerance, the smallest that all runs resolve. A trace is the exact one where that is known
+    (`Record.headline`). With one run each, a difference has the error of the probes (see ``spectra.differences``), and
+    none between exact numbers. With several, Welch's test over the runs; the error of the probes, at most the mean of
+    that over pairs of runs, is added in quadrature, since probes that all runs share do not show in their spread.
 
     Raises:
         ArgumentError: fewer than two arms, labels that are alike, an arm without a run, a run without a spectrum, or
@@ -259,7 +263,7 @@ def _value(record: Record, name: str, tolerances: dict[str, float | None]) -> Es
             return replace(nothing, resolved=False, note="no tolerance is resolved in every run")
         estimate: Estimate = getattr(record.spectrum, name)(tau)
         return estimate
-    return record.estimates.get(name, nothing)
+    return record.headlines.get(name, nothing)
 
 
 def _contrast(name: str, first: Cell, other: Cell, against: Arm, arm: Arm, tau: float | None) -> Contrast:
@@ -268,13 +272,17 @@ def _contrast(name: str, first: Cell, other: Cell, against: Arm, arm: Arm, tau: 
     if isnan(value):
         return replace(plain, note="not known, or not resolved, in every run")
     options = {"tau": tau} if name in COUNTS else {}
-    found = [] if name in FACTS else [difference(a, b, name, **options) for a in arm.spectra for b in against.spectra]
+    found = [
+        headline_difference(a, b, name, **options) for a in arm.records for b in against.records if name not in FACTS
+    ]
+    exact = all(is_exact(run) for run in (*first.runs, *other.runs))
+    plain = replace(plain, exact=exact)
     if len(first.runs) == len(other.runs) == 1:
         if not found:  # a fact is exact for its data
             return replace(plain, basis="probes")
         d = found[0]
         parts: dict[str, Any] = {p: getattr(d, p) for p in ("stderr", "lower", "upper", "p_value", "confidence")}
-        return replace(plain, basis="probes", paired=d.paired, note=d.note, **parts)
+        return replace(plain, basis="exact" if exact else "probes", paired=d.paired, note=d.note, **parts)
     sizes = len(first.runs), len(other.runs)
     if min(sizes) < 2:
         return replace(plain, note="an arm of one run has no spread")

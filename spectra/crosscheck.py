@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import hypot, isfinite, sqrt
+from math import hypot, isfinite, isnan, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ AGREES = "agrees"
 DISAGREES = "disagrees"
 INCONCLUSIVE = "inconclusive"  # nothing was found, but a discrepancy as large as the exact value would not have been
 VERDICTS = (AGREES, INCONCLUSIVE, DISAGREES)
+
+# Degrees of freedom with which most checks can only be inconclusive: those of 2 and of 3 probes.
+_FEW = 2
 
 _MATRICES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
 
@@ -61,10 +64,17 @@ class Check:
     def failed(self) -> bool:
         return self.verdict == DISAGREES
 
+    @property
+    def critical(self) -> float:
+        """Beyond which ``|z|`` the comparison fails, at the level that it was made with; NaN where it has no error."""
+        if not (self.error > 0 and isfinite(self.detectable)):
+            return nan
+        return self.detectable / self.error - float(stdtrit(self.dof, POWER))
+
     def __str__(self) -> str:
         return (
             f"the {self.name} of the {_MATRICES.get(self.of, self.of)} is {self.estimate:.7g} by probes and "
-            f"{self.exact:.7g} exactly, z = {self.z:+.1f}: {self.verdict}"
+            f"{self.exact:.7g} without them, z = {self.z:+.1f}: {self.verdict}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +86,34 @@ class Check:
     def from_json(cls, entries: Mapping[str, Any]) -> Check:
         """The check that :meth:`to_json` was made of; names that this version does not know are left out."""
         return cls(**{name: entries[name] for name in cls.__dataclass_fields__ if name in entries})
+
+
+def too_few_probes(checks: Sequence[Check]) -> bool:
+    """Whether a record has only 2 or 3 probes, and more than half of its checks are inconclusive for that reason.
+
+    A list of such checks says nothing. A check that failed always counts: then this is False.
+    """
+    vague = sum(check.verdict == INCONCLUSIVE for check in checks)
+    few = any(check.dof <= _FEW for check in checks)
+    return few and 2 * vague > len(checks) and not any(check.failed for check in checks)
+
+
+def can_tell(checks: Sequence[Check]) -> bool:
+    """Whether the checks of a record say something: not where all are inconclusive, nor with too few probes."""
+    return any(check.verdict != INCONCLUSIVE for check in checks) and not too_few_probes(checks)
+
+
+def why_inconclusive(checks: Sequence[Check]) -> str | None:
+    """Why checks are inconclusive, in words; None where none is."""
+    vague = [check for check in checks if check.verdict == INCONCLUSIVE]
+    if not vague:
+        return None
+    dof = min(check.dof for check in vague)
+    words = f"with {dof + 1} probes Student's t has {dof} degree{'s' if dof > 1 else ''} of freedom"
+    limits = [check.critical for check in vague if not isnan(check.critical)]
+    if limits:
+        words += f", and the smallest |z| that could be called a disagreement is {min(limits):.3g}"
+    return words
 
 
 def check_traces(

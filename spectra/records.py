@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectra.errors import ArgumentError
 from spectra.estimates import Estimate
+from spectra.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
 from spectra.jsonable import dumps, to_jsonable
 from spectra.trajectory import Series, Trajectory, Values
 
@@ -29,6 +30,8 @@ __all__ = ["Identity", "Record", "Series", "Trajectory", "Values"]
 
 #: The numbers about a record that `to_json` shows on its first level.
 HEADLINE_FACTS = ("loss", "n_parameters", "n_samples")
+#: The numbers that can be exact; `to_json` shows them with their source.
+HEADLINE_NUMBERS = ("trace", "mean_eigenvalue")
 
 
 @dataclass(frozen=True)
@@ -149,17 +152,48 @@ class Record:
 
     @functools.cached_property
     def estimates(self) -> Mapping[str, Estimate]:
-        """Name -> Estimate, the standard list: as stored with the record, else computed from its spectrum."""
+        """Name -> Estimate, the standard list: as stored with the record, else computed from its spectrum.
+
+        An exact trace, where it is known, is a control variate for what correlates with it; the trace itself stays an
+        estimate here, and is exact in `headlines`.
+        """
         if self.status == "failed" or self.spectrum is None:
             return {}
-        return self.spectrum.estimates() if self.cached_estimates is None else self.cached_estimates
+        return self.informed_spectrum.estimates() if self.cached_estimates is None else self.cached_estimates
+
+    @functools.cached_property
+    def informed_spectrum(self) -> Spectrum:
+        """The spectrum with the exact trace of its matrix, where that is known."""
+        if self.spectrum is None:
+            raise ArgumentError("this record has failed: it has no spectrum")
+        total, _ = exact_traces(self)
+        return self.spectrum if total is None else self.spectrum.with_exact_trace(total)
+
+    @functools.cached_property
+    def headlines(self) -> Mapping[str, Headline]:
+        """Name -> the number to quote: that of ``estimates``, but the trace and mean eigenvalue exact where known."""
+        return headlines_of(self)
+
+    def headline(self, name: str) -> Headline:
+        """The number to quote of this name, with its ``source``: ``"exact"`` or ``"probes"``.
+
+        Raises:
+            ArgumentError: the record has no such estimate; the message lists what there is.
+        """
+        if name not in self.headlines:
+            raise ArgumentError(f"no estimate {name!r}: there are {', '.join(self.headlines) or 'none'}")
+        return self.headlines[name]
+
+    def headline_tensor_traces(self) -> dict[str, Headline]:
+        """The trace of each parameter tensor's diagonal block to quote: exact where known, else the estimate."""
+        return headline_tensor_traces(self)
 
     @functools.cached_property
     def budgets(self) -> Mapping[str, Budget]:
         """Name -> what limits the estimate, for those that have an error budget; computed from the spectrum."""
         from spectra.budget import budgets_of
 
-        return {} if self.spectrum is None else budgets_of(self.spectrum, self.estimates)
+        return {} if self.spectrum is None else budgets_of(self.informed_spectrum, self.estimates)
 
     @functools.cached_property
     def test_estimates(self) -> Mapping[str, Estimate]:
@@ -203,7 +237,8 @@ class Record:
 
         Returns:
             checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
-            n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same}, facts,
+            n_samples, estimates {name: {value, stderr, lower, upper, ...}}, headline {trace, mean_eigenvalue: the
+            number to quote, and its source, "exact" or "probes"}, tensor_traces {tensor: the estimate}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
             ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
             sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}.
@@ -237,6 +272,9 @@ class Record:
                 name: _estimate_json(estimate)
                 | ({"budget": self.budgets[name].to_json()} if name in self.budgets else {})
                 for name, estimate in self.estimates.items()
+            },
+            "headline": {
+                name: _estimate_json(self.headlines[name]) for name in HEADLINE_NUMBERS if name in self.headlines
             },
             "tensor_traces": {name: _estimate_json(estimate) for name, estimate in traces.items()},
             **({} if pairs is None else {"eigenpairs": to_jsonable(pairs.to_json())}),

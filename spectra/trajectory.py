@@ -82,10 +82,23 @@ class Series:
         Raises:
             ArgumentError: no record has it; the message lists what there is.
         """
+        self._check_name(name)
+        return _values([record.estimates.get(name) for record in self.records])
+
+    def headline(self, name: str) -> Values:
+        """The numbers to quote over training: as `values`, but exact where a record has an exact number.
+
+        An exact entry has the standard error 0 and the interval from the value to itself; see `Record.headline`.
+
+        Raises:
+            ArgumentError: no record has it; the message lists what there is.
+        """
+        self._check_name(name)
+        return _values([record.headlines.get(name) for record in self.records])
+
+    def _check_name(self, name: str) -> None:
         if name not in self.names:
             raise ArgumentError(f"no estimate {name!r}: there are {', '.join(self.names) or 'none'}")
-
-        return _values([record.estimates.get(name) for record in self.records])
 
     def __getattr__(self, name: str) -> Values:
         if name.startswith("_") or "records" not in self.__dict__:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spectra.crosscheck import Check, compare
 from spectra.records import Record
 from spectra.spectrum import Spectrum
 from spectra.tridiagonal import Tridiagonal
@@ -90,4 +91,14 @@ def make_record(epoch: float = 0.0, /, operator: str = "hessian", bn_mode: str =
 def failed_record(epoch: float = 0.0, /, **changes: Any) -> Record:
     return make_record(
         epoch, **({"status": "failed", "reason": "NaN weights", "spectrum": None, "facts": {}} | changes)
+    )
+
+
+def checks_of_probes(k: int, count: int = 5, z: float = 26.0) -> tuple[Check, ...]:
+    """Comparisons whose estimates are `z` standard errors below the exact values, at the level of a record."""
+    each = 1 - 0.99 ** (1 / count)
+    samples = np.linspace(-1.0, 1.0, k)
+    error = samples.std(ddof=1) / np.sqrt(k)
+    return tuple(
+        compare(f"trace of layer{i}", 10.0 + samples, 10.0 + z * error, level=each, of="hessian") for i in range(count)
     )

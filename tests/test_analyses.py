@@ -12,6 +12,7 @@ import pytest
 
 from spectra import load_trajectory
 from spectra.errors import SpectraError
+from spectra.headline_difference import headline_difference
 
 SCRIPTS = Path(__file__).parents[1] / "analyses"
 DATA = Path(__file__).parent / "data"
@@ -49,7 +50,7 @@ def test_the_spectra_are_those_of_the_chosen_epochs(call):
     lines = printed.splitlines()[1:-1]
     assert [line.split()[0] for line in lines] == ["0", "2"]
     for line, epoch in zip(lines, (0, 2)):
-        assert str(series.spectrum(epoch).trace()) in line
+        assert str(series.at(epoch).headline("trace")) in line
         assert f"{series.spectrum(epoch).lambda_max().upper:.5g}" in line
 
 
@@ -75,8 +76,8 @@ def test_the_modes_are_compared_probe_by_probe(call):
     printed = call("eval_vs_train", RUN)
     trajectory = load_trajectory(RUN)
     for epoch in range(3):
-        ours = trajectory["hessian", "train"].spectrum(epoch)
-        assert str(ours.difference(trajectory["hessian", "eval"].spectrum(epoch), "trace")) in printed
+        ours, other = (trajectory["hessian", mode].at(epoch) for mode in ("train", "eval"))
+        assert str(headline_difference(ours, other, "trace")) in printed
 
 
 def test_every_comparison_with_the_exact_traces_is_printed(call):
@@ -104,8 +105,10 @@ def test_single_runs_are_compared_by_their_probes(call):
     printed = call("two_runs", DATA / "training-A-0.h5", DATA / "training-B-0.h5", "--epoch", "2")
     series = [load_trajectory(DATA / f"training-{arm}-0.h5")["hessian", "eval"] for arm in "AB"]
     assert "(probes)" in printed
-    value = series[1].spectrum(2).difference(series[0].spectrum(2), "trace").value
-    assert f"trace: training-B-0 less training-A-0: {value:.4g}" in printed
+    value = series[1].at(2).headline("trace").value - series[0].at(2).headline("trace").value
+    assert f"trace: training-B-0 less training-A-0: {value:.4g} +- 0 (exact)" in printed
+    value = series[1].spectrum(2).difference(series[0].spectrum(2), "frobenius_norm").value
+    assert f"frobenius_norm: training-B-0 less training-A-0: {value:.4g}" in printed
 
 
 def test_measures_and_the_gap_are_correlated_also_within_levels(call):

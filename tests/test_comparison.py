@@ -15,6 +15,7 @@ from scipy import stats
 from spectra.comparison import Arm, compare
 from spectra.distance import spectral_distance
 from spectra.errors import ArgumentError
+from spectra.exact.result import ExactTrace
 from spectra.records import Record
 from spectra.spectrum import Spectrum
 
@@ -172,3 +173,36 @@ def test_json_is_strict_and_has_everything():
     assert entries["distances"][0]["above_floor"] is None
     trace = next(q for q in entries["quantities"] if q["quantity"] == "trace")
     assert len(trace["runs"]) == 2
+
+
+def exact_trace(total: float, **changes) -> ExactTrace:
+    return ExactTrace(total=total, by_layer={"w": total}, kind="hessian", certified={"w": True}, **changes)
+
+
+def test_exact_traces_are_compared_without_an_error_of_probes():
+    first, second = record(exact=exact_trace(30.0)), record(2.0, exact=exact_trace(61.0))
+    row = contrast(compare([Arm("a", (first,)), Arm("b", (second,))]), "trace")
+    assert (row.value, row.stderr, row.p_value, row.basis, row.exact) == (31.0, 0.0, None, "exact", True)
+    norm = contrast(compare([Arm("a", (first,)), Arm("b", (second,))]), "frobenius_norm")
+    assert (norm.basis, norm.exact, norm.paired) == ("probes", False, True)
+    third, fourth = record(exact=exact_trace(32.0)), record(2.0, exact=exact_trace(65.0))
+    row = contrast(compare([Arm("a", (first, third)), Arm("b", (second, fourth))]), "trace")
+    assert (row.value, row.basis, row.exact) == (32.0, "runs", True)
+    expected = stats.ttest_ind([61.0, 65.0], [30.0, 32.0], equal_var=False)  # nothing is added for probes
+    assert row.p_value == pytest.approx(expected.pvalue)
+
+
+def test_an_exact_trace_beside_an_estimate_has_the_error_of_the_estimate():
+    drawn = exact_trace(61.0, stderr=0.1, stderr_by_layer={"w": 0.1})
+    first, second = record(exact=exact_trace(30.0)), record(2.0, exact=drawn)
+    row = contrast(compare([Arm("a", (first,)), Arm("b", (second,))]), "trace")
+    trace = second.estimates["trace"]
+    assert (row.value, row.stderr) == (trace.value - 30.0, trace.stderr)
+    assert (row.basis, row.exact, row.paired) == ("probes", False, False)
+
+
+def test_the_json_of_a_comparison_says_what_is_exact():
+    found = compare([Arm("a", (record(exact=exact_trace(30.0)),)), Arm("b", (record(2.0),))])
+    entries = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    traces = {q["arm"]: q["runs"][0] for q in entries["quantities"] if q["quantity"] == "trace"}
+    assert (traces["a"]["value"], traces["a"]["source"], traces["b"]["source"]) == (30.0, "exact", "probes")

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
+from run_files import checks_of_probes
 from scipy import stats
 
-from spectra.crosscheck import AGREES, DISAGREES, FRESH_PROBES, INCONCLUSIVE, Check, check_traces, compare, confirmed
+from spectra.crosscheck import (
+    AGREES,
+    DISAGREES,
+    FRESH_PROBES,
+    INCONCLUSIVE,
+    Check,
+    can_tell,
+    check_traces,
+    compare,
+    confirmed,
+    too_few_probes,
+    why_inconclusive,
+)
 from spectra.errors import ArgumentError
 from spectra.spectrum import Spectrum
 from spectra.tridiagonal import Tridiagonal
@@ -147,3 +161,42 @@ def test_confirmation_keeps_what_is_wrong_and_what_was_right():
 def test_a_check_survives_json():
     check = compare("trace", np.array([1.0, 1.5, 0.5]), 1.1, of="ggn")
     assert Check.from_json(json.loads(json.dumps(check.to_json() | {"later": 1}))) == check
+
+
+# --- what checks could have found ---------------------------------------------------------------------------------
+
+
+def test_an_inconclusive_check_far_from_agreement_says_in_words_why():
+    checks = checks_of_probes(2)
+    assert {check.verdict for check in checks} == {INCONCLUSIVE}
+    assert checks[0].z == pytest.approx(-26.0)
+    critical = checks[0].critical
+    assert critical > 100
+    words = why_inconclusive(checks)
+    assert words == (
+        "with 2 probes Student's t has 1 degree of freedom, and the smallest |z| that could be called a "
+        f"disagreement is {critical:.3g}"
+    )
+    assert "3 probes Student's t has 2 degrees" in why_inconclusive(checks_of_probes(3, z=5.0))
+    beyond = compare("trace", np.array([9.0, 11.0]), 10.0 + 1.001 * critical, level=1 - 0.99**0.2)
+    assert beyond.failed  # the number that is quoted is the one that decides
+    assert not compare("trace", np.array([9.0, 11.0]), 10.0 + 0.999 * critical, level=1 - 0.99**0.2).failed
+
+
+def test_which_checks_say_something():
+    few = checks_of_probes(2)
+    vague = tuple(dataclasses.replace(check, verdict=INCONCLUSIVE) for check in checks_of_probes(8, z=1.0))
+    agrees = compare("trace", np.array([10.0, 10.0 + 1e-9]), 10.0)
+    failed = compare("trace", np.full(2, 5.0), 4.0)
+    assert agrees.verdict == AGREES
+    assert failed.failed
+    for checks, too_few, telling in (
+        ((), False, False),
+        (few, True, False),
+        ((*few, agrees), True, False),
+        ((*few[:1], agrees), False, True),  # half of them say something
+        ((*few, failed), False, True),
+        (vague, False, False),
+        ((*vague, dataclasses.replace(agrees, dof=7)), False, True),
+    ):
+        assert (too_few_probes(checks), can_tell(checks)) == (too_few, telling)

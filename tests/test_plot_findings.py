@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from spectra.crosscheck import compare
 from spectra.errors import ArgumentError
+from spectra.exact.result import ExactTrace
 from spectra.plots import figures, findings
 from spectra.plots.style import style
 from spectra.records import Trajectory
@@ -47,9 +48,9 @@ def checks_of(spread: float, *exact: float):
 
 def test_the_grey_band_ends_where_a_comparison_fails():
     (check,) = checks_of(0.1, 5.0)
-    assert findings.critical_of(check) == pytest.approx(float(stdtrit(4, 0.995)), rel=1e-9)
+    assert check.critical == pytest.approx(float(stdtrit(4, 0.995)), rel=1e-9)
     exact = dataclasses.replace(check, error=0.0, detectable=0.0)
-    assert np.isnan(findings.critical_of(exact))
+    assert np.isnan(exact.critical)
 
 
 def test_a_failed_comparison_stands_out_beyond_its_band_and_none_is_lost(axes):
@@ -62,7 +63,7 @@ def test_a_failed_comparison_stands_out_beyond_its_band_and_none_is_lost(axes):
     assert shown["disagrees"].get_marker() != shown["agrees"].get_marker()
     assert shown["disagrees"].get_markersize() > shown["agrees"].get_markersize()
     assert list(shown["disagrees"].get_ydata()) == [1]
-    assert abs(shown["disagrees"].get_xdata()[0]) > findings.critical_of(checks[1])
+    assert abs(shown["disagrees"].get_xdata()[0]) > checks[1].critical
     assert list(shown["agrees"].get_xdata()) == [checks[0].z, checks[2].z]
     noticed = {int(y): float(x) for line in right.lines[:2] for x, y in zip(line.get_xdata(), line.get_ydata())}
     assert noticed == {row: check.detectable / check.exact for row, check in enumerate(checks)}
@@ -75,11 +76,34 @@ def test_an_infinite_z_is_drawn_at_the_end_of_the_axis(axes):
     assert axes[0].get_xlim()[0] < axes[0].lines[0].get_xdata()[0] < axes[0].get_xlim()[1]
 
 
-def test_where_all_are_inconclusive_the_figure_says_so():
-    (figure,) = drawn([make_record(0.0, checks=checks_of(50.0, 5.0, 6.0))], "checks")
-    assert "no comparison would notice an error of 100 %" in {ax.get_title(loc="left") for ax in figure.axes}
-    (figure,) = drawn([make_record(0.0, checks=checks_of(0.1, 5.0))], "checks")
-    assert not any("no comparison" in ax.get_title(loc="left") for ax in figure.axes)
+def test_checks_that_are_all_inconclusive_are_not_drawn():
+    vague, clear = checks_of(50.0, 5.0, 6.0), checks_of(0.1, 5.0)
+    record = make_record(0.0, checks=vague)
+    assert "checks" not in {sheet.kind for sheet in figures.plan(Trajectory([record]))}
+    with pytest.raises(ArgumentError, match=r"checks needs comparisons of traces .* that are not all inconclusive"):
+        figures.plan(Trajectory([record]), what=["checks"])
+    (figure,) = drawn([record, make_record(0.0, bn_mode="train", checks=clear)], "checks")
+    assert [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")] == ["batch norm in train mode"]
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_checks_of_two_or_three_probes_that_are_mostly_inconclusive_are_not_drawn(k):
+    samples = 5 + 3 * np.linspace(-1, 1, k)
+    vague = tuple(compare(f"trace of layer{i}", samples, 5.0 + i) for i in range(3))
+    agrees = compare("trace", 5 + 1e-6 * (samples - 5), 5.0)
+    assert [check.verdict for check in (*vague, agrees)] == ["inconclusive"] * 3 + ["agrees"]
+    assert not [s for s in figures.plan(Trajectory([make_record(checks=(*vague, agrees))])) if s.kind == "checks"]
+    failed = compare("trace", np.full(k, 5.0), 4.0)
+    (figure,) = drawn([make_record(checks=(*vague, failed))], "checks")
+    assert len(figure.axes[0].get_yticklabels()) == 4
+
+
+def test_a_monte_carlo_trace_is_not_called_exact_in_the_figure():
+    exact = ExactTrace(total=5.0, by_layer={"fc": 5.0}, kind="hessian", stderr=0.1, stderr_by_layer={"fc": 0.1})
+    for record, words in ((make_record(exact=exact), "a Monte-Carlo trace"), (make_record(), "exact ones")):
+        (figure,) = drawn([dataclasses.replace(record, checks=checks_of(0.1, 5.0))], "checks")
+        assert words in " ".join(figure.get_supxlabel().split())
+        assert "exact value" not in figure.axes[1].get_xlabel()
 
 
 def test_of_many_comparisons_the_failed_ones_are_kept_and_the_rest_is_counted():
@@ -118,5 +142,6 @@ def test_sharpness_over_training_has_a_panel_per_measure_and_gaps_where_there_is
 
 @pytest.mark.parametrize("spread", [0.0, 50.0])
 def test_extreme_comparisons_are_drawn_without_a_warning(spread, recwarn):
-    drawn([make_record(0.0, checks=checks_of(spread, 5.0, 0.0))], "checks")
+    agrees = compare("trace", np.array([5.0, 5.0]), 5.0)
+    drawn([make_record(0.0, checks=(*checks_of(spread, 5.0, 0.0), dataclasses.replace(agrees, dof=7)))], "checks")
     assert not [str(warning.message) for warning in recwarn]

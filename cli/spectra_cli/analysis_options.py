@@ -156,6 +156,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "terminal, else lines.",
         ),
         _option("--quiet", is_flag=True, help="No progress, no notes."),
+        _option("--all", "everything", is_flag=True, help="Print a single record in full, and every note."),
     ),
 }
 

@@ -88,4 +88,4 @@ def command(
     except KeyboardInterrupt:
         interrupted(out)
         raise
-    report(outcome, as_json=as_json, quiet=asked.quiet)
+    report(outcome, as_json=as_json, quiet=asked.quiet, everything=options["everything"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from spectra.budget import ADVICE
+from spectra.budget import ADVICE, Budget
+from spectra.headline import is_exact
 from spectra.records import Record
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import plain
@@ -13,10 +14,29 @@ from spectra_cli.numbers import plain
 SHORT = {"probes": "probes", "truncation": "steps", "arithmetic": "arithmetic", "data": "data"}
 
 
+def budgets_of(record: Record) -> dict[str, Budget]:
+    """The error budgets of the headline numbers: that of an exact number has no part from probes and steps."""
+    return {
+        name: _without_probes(budget) if is_exact(record.headlines.get(name)) else budget
+        for name, budget in record.budgets.items()
+    }
+
+
+def _without_probes(budget: Budget) -> Budget:
+    unknown = dict(budget.unknown) | {"arithmetic": "an exact number is as precise as the gradients it is made of"}
+    return Budget(0.0, 0.0, None, budget.data, unknown)
+
+
+def limited_by(record: Record, name: str) -> str:
+    """The largest part of a number's error, in a word; nothing where none is known."""
+    budget = budgets_of(record).get(name)
+    return "" if budget is None or budget.largest is None else SHORT[budget.largest]
+
+
 def print_advice(record: Record, console: Console) -> None:
     """A line for each cause that limits a number, with what makes it smaller."""
     causes: dict[str, list[str]] = {}
-    for name, budget in record.budgets.items():
+    for name, budget in budgets_of(record).items():
         if budget.largest is not None:
             causes.setdefault(budget.largest, []).append(name)
     for cause, names in causes.items():
@@ -26,17 +46,18 @@ def print_advice(record: Record, console: Console) -> None:
 
 def print_budgets(record: Record, console: Console) -> None:
     """The four parts of every error."""
-    if not record.budgets:
+    budgets = budgets_of(record)
+    if not budgets:
         return
     print_heading(console, "error budget: half-widths of 95 % intervals")
     table = new_table("quantity", *SHORT.values(), "limited by")
     table.columns[0].justify = table.columns[5].justify = "left"
-    for name, budget in record.budgets.items():
+    for name, budget in budgets.items():
         cells = [plain(getattr(budget, part), 2) for part in SHORT]
         table.add_row(name, *cells, "" if budget.largest is None else SHORT[budget.largest])
     console.print(table)
     reasons: dict[str, list[str]] = {}
-    for name, budget in record.budgets.items():
+    for name, budget in budgets.items():
         for part, why in budget.unknown.items():
             reasons.setdefault(f"{SHORT[part]} not known: {why}", []).append(name)
     for why, names in reasons.items():

@@ -8,6 +8,7 @@ from math import isfinite, isnan
 from rich.console import Console
 
 from spectra.comparison import FACTS, Cell, Comparison, Contrast
+from spectra.headline import EXACT
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import as_range, in_short, interval, plain, rounded, with_error
 
@@ -45,10 +46,19 @@ def _print_contrasts(found: Comparison, contrasts: Iterable[Contrast], console: 
     table.columns[0].justify = table.columns[5].justify = "left"
     for row in rows:
         value, error = rounded(row.value, row.stderr)
+        if row.basis == EXACT:
+            error = EXACT
         if row.stderr is None and row.lower is not None:
             value = plain(row.value, 4)
         p = "" if row.p_value is None else "< 0.0001" if row.p_value < 1e-4 else f"{row.p_value:.2g}"
-        table.add_row(_words(row.quantity, found), value, error, interval(row.lower, row.upper), p, _basis(row))
+        table.add_row(
+            _words(row.quantity, found),
+            value,
+            error,
+            "" if error == EXACT else interval(row.lower, row.upper),
+            p,
+            _basis(row),
+        )
     console.print(table)
 
 
@@ -58,7 +68,9 @@ def _basis(row: Contrast) -> str:
     if row.quantity in FACTS and row.basis == "probes":
         return "exact for the data"
     if row.basis == "runs":
-        return "runs (Welch)" if row.quantity in FACTS else "runs (Welch) and probes"
+        return "runs (Welch)" if row.quantity in FACTS or row.exact else "runs (Welch) and probes"
+    if row.basis == EXACT:
+        return "exact numbers"
     words = "shared probes, paired" if row.paired else "probes"
     return words if row.stderr is not None or row.lower is None else f"both intervals ({row.confidence:.0%})"
 

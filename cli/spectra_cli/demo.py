@@ -15,6 +15,7 @@ from spectra.storage.runfile import load_trajectory
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import Epoch, train
 from spectra_cli.layout import make_console
+from spectra_cli.outcome import command_of_all
 from spectra_cli.progress import RunDisplay
 from spectra_cli.tables import print_trajectory
 
@@ -67,7 +68,7 @@ def command(out: Path, quiet: bool) -> None:
             listener=display,
         )
     trajectory = load_trajectory(results)
-    print_trajectory(trajectory, make_console(), title=str(results))
+    print_trajectory(trajectory, make_console(), title=str(results), more=command_of_all(str(results)))
     figures = save_figures(trajectory, folder / "figures", what=FIGURES)
     say(f"Done in {time.perf_counter() - start:.0f} s. Written: {results}, and {len(figures)} figures, to begin with:")
     for name in ("trajectory-hessian", f"density-hessian-epoch{EPOCHS}", f"modes-hessian-epoch{EPOCHS}"):

@@ -7,7 +7,9 @@ from collections import Counter
 
 from rich.console import Console
 
-from spectra.crosscheck import INCONCLUSIVE, VERDICTS
+from spectra.crosscheck import INCONCLUSIVE, VERDICTS, can_tell, too_few_probes, why_inconclusive
+from spectra.exact.result import ExactTrace
+from spectra.headline import is_exact
 from spectra.records import Record
 from spectra.sharpness.measure import Measure
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
@@ -17,26 +19,35 @@ from spectra_cli.numbers import plain, rounded, with_error
 def print_cross_check(record: Record, console: Console) -> None:
     """The exact traces beside the estimated ones: a row per comparison, what it could have found, and the verdict."""
     exact = record.exact
-    if exact is None:
+    if exact is None and not record.checks:
         return
-    print_heading(console, "cross-check: estimated against exact traces")
-    for words in exact.reasons:
-        print_line(console, f"  {words}")
-    if exact.total is None:
-        return
-    whose = "Hessian" if exact.applies else "Gauss-Newton matrix"
-    error = "" if exact.stderr is None else f" +- {plain(exact.stderr, 2)}"
-    print_line(console, f"  exact trace of the {whose}: {plain(exact.total, 7)}{error} ({exact.method})")
+    print_heading(console, f"cross-check: estimated against {kind_of(exact)} traces")
+    if exact is not None:
+        for words in exact.reasons:
+            print_line(console, f"  {words}")
+        if exact.total is not None:
+            error = "" if exact.stderr is None else f" +- {plain(exact.stderr, 2)}"
+            print_line(
+                console,
+                f"  {kind_of(exact)} trace of the {'Hessian' if exact.applies else 'Gauss-Newton matrix'}: "
+                f"{plain(exact.total, 7)}{error} ({exact.method})",
+            )
     if record.remainder is not None:
         words = with_error(record.remainder.value, record.remainder.stderr)
         print_line(console, f"  trace of the Hessian less that of the Gauss-Newton matrix: {words}")
-    _print_checks(record, console)
+    if too_few_probes(record.checks):
+        print_line(console, f"  {checks_in_words(record)}")
+    elif record.checks:
+        _print_checks(record, console)
+
+
+def kind_of(exact: ExactTrace | None) -> str:
+    """How the traces that estimates are compared with were computed, in words."""
+    return "Monte Carlo" if exact is not None and exact.drawn else "exact"
 
 
 def _print_checks(record: Record, console: Console) -> None:
-    if not record.checks:
-        return
-    table = new_table("comparison", "estimate", "+-", "exact", "z", "would notice", "verdict")
+    table = new_table("comparison", "estimate", "+-", kind_of(record.exact), "z", "would notice", "verdict")
     table.columns[0].justify = table.columns[6].justify = "left"
     for check in record.checks:
         value, deviation = rounded(check.estimate, check.error)
@@ -45,13 +56,23 @@ def _print_checks(record: Record, console: Console) -> None:
             name, value, deviation, plain(check.exact), f"{check.z:+.2f}", plain(check.detectable, 2), check.verdict
         )
     console.print(table)
-    dof = record.checks[0].dof
     print_line(
         console,
-        f"z on Student's t with {dof} degrees of freedom, {len(record.checks)} comparisons corrected for (Sidak); "
-        "would notice: the smallest discrepancy found with a chance of 80 %",
+        f"z on Student's t with {record.checks[0].dof} degrees of freedom, {len(record.checks)} comparisons corrected "
+        "for (Sidak); would notice: the smallest discrepancy found with a chance of 80 %",
         style="dim",
     )
+    if why := why_inconclusive(record.checks):
+        words = f"inconclusive: a discrepancy as large as the value would go unnoticed; {why}"
+        print_line(console, words, style="dim")
+
+
+def checks_in_words(record: Record) -> str:
+    """How many comparisons came out how and, where most tell nothing, why and what to do."""
+    words = checks_in_short(record)
+    if not can_tell(record.checks) and (why := why_inconclusive(record.checks)):
+        words += f"; {why}: more probes (--probes) can tell"
+    return words
 
 
 def print_exact_spectrum(record: Record, console: Console) -> None:
@@ -71,13 +92,16 @@ def print_exact_spectrum(record: Record, console: Console) -> None:
     print_pairs(console, [*pairs, ("relative to |G|_2", ", ".join(ranks))])
 
 
-def exact_in_short(record: Record) -> str:
-    """The exact trace and whose it is; `-` where there is none."""
+def second_trace(record: Record) -> tuple[str, str] | None:
+    """A trace computed without probes that is not the headline: its name and its value with its error.
+
+    It is the Gauss-Newton matrix's in a record of a Hessian that differs, or a Monte-Carlo mean. None: there is none.
+    """
     exact = record.exact
-    if exact is None or exact.total is None:
-        return "-"
-    whose = "" if exact.kind == record.operator or exact.applies else " (of the ggn)"
-    return with_error(exact.total, exact.stderr) + whose
+    if exact is None or exact.total is None or is_exact(record.headlines.get("trace")):
+        return None
+    own = record.operator == "ggn" or exact.applies
+    return f"{kind_of(exact)} trace{'' if own else ' of the ggn'}", with_error(exact.total, exact.stderr)
 
 
 def checks_in_short(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,15 @@ from spectra_cli.numbers import plain
 
 #: Wider than any table: away from a terminal a table is as wide as it needs to be, and nothing is cut off.
 _PIPED_WIDTH = 10_000
+
+#: Notes that a summary prints at most.
+FEW_NOTES = 3
+
+# How the note of a failed check begins.
+_ALARM = "CHECK FAILED"
+
+# A number by itself, and no digits of a name.
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*[A-Za-z_])")
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -88,21 +98,71 @@ def print_line(console: Console, words: str, style: str = "") -> None:
 
 
 def notes_of(records: Iterable[Record]) -> list[str]:
-    """Each note once, with how many records have it."""
-    counts: dict[str, int] = {}
-    for record in records:
-        for note in record.notes:
-            counts[note] = counts.get(note, 0) + 1
-    return [note if count == 1 else f"{note} ({count} records)" for note, count in counts.items()]
+    """The notes of records, the worst of each kind, with how many records have it; failed checks first, every one."""
+    found = [note for record in records for note in record.notes]
+    alarms = [note for note in dict.fromkeys(found) if note.startswith(_ALARM)]
+    others = worst_of(note for note in found if not note.startswith(_ALARM))
+    return alarms + [_counted(worst, alike) for worst, alike in others.items()]
+
+
+def worst_of(notes: Iterable[str]) -> dict[str, list[str]]:
+    """Of each kind of note the worst one -> all notes of its kind.
+
+    Notes are of one kind where they differ in numbers only; digits in a name such as ``layer3.0.weight`` are no
+    numbers. The worst has the largest of the first numbers that differ: notes are worded so that more is worse.
+
+    Example:
+        >>> list(worst_of(["one carries 16% of the sum", "one carries 100% of the sum", "TF32 was off"]))
+        ['one carries 100% of the sum', 'TF32 was off']
+    """
+    kinds: dict[str, list[str]] = {}
+    for note in notes:
+        kinds.setdefault(_NUMBER.sub("#", note), []).append(note)
+    return {max(alike, key=_numbers_in): alike for alike in kinds.values()}
+
+
+def _numbers_in(note: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in _NUMBER.findall(note)]
+
+
+def _counted(note: str, alike: Sequence[str]) -> str:
+    """The note, with the number of records that it stands for."""
+    if len(alike) == 1:
+        return note
+    return f"{note} ({'worst of ' if len(set(alike)) > 1 else ''}{len(alike)} records)"
 
 
 def grouped(remarks: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What quantities are starred for -> the quantities; of several rows the first note stands for all."""
-    grouped: dict[str, list[str]] = {}
+    """Note -> the quantities that are starred for it; of several records the worst note stands for all of its kind."""
+    names: dict[str, list[str]] = {}
+    stands_for: dict[str, list[str]] = {}
     for name, notes in remarks.items():
-        more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
-        grouped.setdefault(notes[0] + more, []).append(name)
-    return grouped
+        for worst, alike in worst_of(notes).items():
+            names.setdefault(worst, []).append(name)
+            stands_for[worst] = max(stands_for.get(worst, []), alike, key=len)
+    return {_counted(worst, stands_for[worst]): quantities for worst, quantities in names.items()}
+
+
+def print_notes(
+    console: Console, remarks: dict[str, list[str]], records: Iterable[Record], most: int | None = None
+) -> int:
+    """Print what stars stand for and the notes of records, failed checks first.
+
+    At most so many: then two notes of the records, which say what was analysed, come before the stars.
+
+    Returns:
+        How many were not printed.
+    """
+    found = notes_of(records)
+    alarms = [f"! {note}" for note in found if note.startswith(_ALARM)]
+    notes = [f"! {note}" for note in found if not note.startswith(_ALARM)]
+    stars = [f"* {', '.join(names)}: {note}" for note, names in grouped(remarks).items()]
+    first = 0 if most is None else 2
+    lines = [*alarms, *notes[:first], *stars, *notes[first:]]
+    shown = lines[:most]
+    for line in shown:
+        print_line(console, line)
+    return len(lines) - len(shown)
 
 
 def _batches(sizes: Any) -> str:

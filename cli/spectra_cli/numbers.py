@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from spectra.estimates import Estimate
+from spectra.headline import EXACT, is_exact
 
 #: From here on, and below its inverse, numbers are written with a power of ten.
 _LARGE = 1e6
@@ -66,13 +67,22 @@ def interval(lower: float | None, upper: float | None) -> str:
 
 
 def number(estimate: Estimate) -> tuple[str, str]:
-    """The value of an estimate and its error. Without an error the value has the digits of the interval, one
-    that could not be computed is `-`."""
+    """The value of an estimate and its error, or `exact` in its place.
+
+    Without an error the value has the digits of the interval; one that could not be computed is `-`.
+    """
     if math.isnan(estimate.value):
         return "-", ""
+    if is_exact(estimate):
+        return plain(estimate.value), EXACT
     if estimate.stderr is None and (estimate.lower is not None or estimate.upper is not None):
         return plain(estimate.value, _digits(estimate.lower, estimate.upper)), ""
     return rounded(estimate.value, estimate.stderr)
+
+
+def bounds(estimate: Estimate) -> str:
+    """The interval of an estimate; of an exact number, which is its own interval, nothing."""
+    return "" if is_exact(estimate) else interval(estimate.lower, estimate.upper)
 
 
 def as_range(estimate: Estimate | None) -> str:
@@ -95,9 +105,11 @@ def _digits(lower: float | None, upper: float | None) -> int:
 
 
 def in_short(estimate: Estimate | None) -> str:
-    """A mean over probes with its error; a count that the steps do not resolve as the bracket that it is in."""
+    """A mean over probes with its error, `31.377 exact`, or the bracket of a count that the steps do not resolve."""
     if estimate is None or math.isnan(estimate.value):
         return "-"
+    if is_exact(estimate):
+        return " ".join(number(estimate))
     if estimate.resolved is False:
         return unresolved(estimate)
     if estimate.resolved and estimate.stderr == 0 and estimate.lower != estimate.upper:

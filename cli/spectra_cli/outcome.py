@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
 
 from spectra.errors import CheckpointError, NumericsError
-from spectra.records import Trajectory
+from spectra.records import Record, Trajectory
 from spectra.run import Outcome
 from spectra.storage.partial import PartialFile
 from spectra.storage.runfile import load_trajectory
@@ -16,18 +17,21 @@ from spectra_cli.layout import make_console
 from spectra_cli.tables import print_trajectory
 
 
-def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
-    """Print the records of a run.
+def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = False) -> None:
+    """Print the records of a run: a single one as a summary, or in full where everything is asked for.
 
     Raises:
         CheckpointError: some failed.
         NumericsError: a cross-check failed.
     """
-    out, shown = outcome.out, _shown(outcome)
+    out, stored = outcome.out, load_trajectory(outcome.out)
+    shown = _shown(outcome, stored)
     if as_json:
         click.echo(json.dumps([record.to_json() for record in shown], indent=2, allow_nan=False))
     else:
-        print_trajectory(shown, make_console(), title=f"{out}: {_count(outcome)}")
+        only = shown[0] if len(shown) == 1 < len(stored) else None
+        title, more = f"{out}: {_count(outcome)}", command_of_all(str(out), only)
+        print_trajectory(shown, make_console(), title=title, more=more, everything=everything)
         if not quiet:
             click.echo(f"spectra: saved in {out}; next: spectra show {out}, spectra plot {out}", err=True)
     failed = sum(record.status == "failed" for record in shown)
@@ -46,9 +50,16 @@ def interrupted(out: Path) -> None:
         click.echo(f"spectra: finished probes are in {PartialFile(out).shown}; the same command goes on", err=True)
 
 
-def _shown(outcome: Outcome) -> Trajectory:
+def command_of_all(file: str, only: Record | None = None) -> str:
+    """The command that prints all of a file, or all of one of its records."""
+    choice = [] if only is None else ["--operator", only.operator, "--bn", only.bn_mode]
+    if only is not None and only.epoch is not None:
+        choice += ["--epoch", f"{only.epoch:g}"]
+    return shlex.join(["spectra", "show", file, *choice, "--all"])
+
+
+def _shown(outcome: Outcome, stored: Trajectory) -> Trajectory:
     """The records of this call as the file holds them; the whole file where all of them were there before."""
-    stored = load_trajectory(outcome.out)
     if not outcome.new:
         return stored
     return Trajectory(

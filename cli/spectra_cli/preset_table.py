@@ -41,7 +41,7 @@ def print_preset(records: Sequence[Record], console: Console) -> None:
 def _column(record: Record) -> dict[str, str]:
     assert record.spectrum is not None
     count = 2 if record.operator == "hessian" else 1
-    closest, found = record.spectrum.closest(count), record.estimates
+    closest, found = record.spectrum.closest(count), record.headlines
     bound, n = record.facts.get("rank_bound_ff"), record.spectrum.n
     rest = "-" if bound is None else plain(1 - bound / n) if bound < n else "- (it exceeds n)"
     return {

@@ -177,6 +177,6 @@ def _in_short(record: Record) -> str:
     what = f"{record.operator}, BN {record.bn_mode}"
     if record.status == "failed":
         return f"{what}: failed: {record.reason}"
-    trace, top = record.estimates["trace"], record.estimates["lambda_max"]
+    trace, top = record.headline("trace"), record.estimates["lambda_max"]
     seconds = float(record.provenance.get("seconds") or math.nan)
     return f"{what}: trace {trace}, lambda_max {top.value:.4g} ({seconds:.1f} s)"

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from spectra.estimates import Estimate
 from spectra.records import Record
-from spectra_cli.budget_table import SHORT, print_advice, print_budgets
+from spectra_cli.budget_table import limited_by, print_advice, print_budgets
 from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
-from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
-from spectra_cli.numbers import interval, number, plain, rounded
+from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_notes, print_pairs
+from spectra_cli.numbers import bounds, interval, number, plain, rounded
 from spectra_cli.preset_table import print_preset
 
 FACTS = {  # in this order; what else there is follows
@@ -67,8 +67,7 @@ def print_record(record: Record, console: Console, *, budget: bool = False) -> N
     print_sharpness(record, console)
     console.print()
     print_pairs(console, origin_of(record))
-    for note in record.notes:
-        print_line(console, f"! {note}")
+    print_notes(console, {}, [record])
 
 
 def facts_of(record: Record) -> list[tuple[str, str]]:
@@ -115,13 +114,11 @@ def _print_estimates(record: Record, console: Console) -> None:
     table = new_table("quantity", "value", "+-", "interval", "limited by", "", *beside)
     table.columns[0].justify = table.columns[4].justify = table.columns[5].justify = table.columns[-1].justify = "left"
     remarks: dict[str, list[str]] = {}
-    for name, estimate in record.estimates.items():
-        budget = record.budgets.get(name)
-        cause = "" if budget is None or budget.largest is None else SHORT[budget.largest]
-        *cells, marks = _estimate_cells(name, estimate, remarks)
-        cells += [cause, marks]
+    for name, estimate in record.headlines.items():
+        *cells, marks = estimate_cells(name, estimate, remarks)
+        cells += [limited_by(record, name), marks]
         if tested:
-            cells += _estimate_cells(f"{name} (test data)", record.test_estimates[name], remarks)
+            cells += estimate_cells(f"{name} (test data)", record.test_estimates[name], remarks)
         table.add_row(name, *cells)
     console.print(table)
     for note, names in grouped(remarks).items():
@@ -161,7 +158,7 @@ def _eigenpairs_table(record: Record) -> Table | None:
     return table
 
 
-def _estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
+def estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
     """Value, error, interval and marks; a note that the marks have no room for goes to the remarks."""
     # A count that is not resolved has no value: its bracket is the result.
     value, error = ("-", "") if estimate.resolved is False else number(estimate)
@@ -171,7 +168,7 @@ def _estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]
     elif estimate.note:
         remarks[name] = [estimate.note]
         marks.append("*")
-    return [value, error, interval(estimate.lower, estimate.upper), "; ".join(marks)]
+    return [value, error, bounds(estimate), "; ".join(marks)]
 
 
 def _curve_table(record: Record) -> Table | None:
@@ -198,7 +195,7 @@ def _curve_table(record: Record) -> Table | None:
 def _tensor_table(record: Record) -> Table | None:
     if record.spectrum is None:
         return None
-    traces = record.spectrum.tensor_traces()
+    traces = record.headline_tensor_traces()
     if not traces:
         return None
     sizes = record.spectrum.tensor_sizes or {}
@@ -206,7 +203,7 @@ def _tensor_table(record: Record) -> Table | None:
     table.columns[0].justify = "left"
     for name, estimate in traces.items():
         size = sizes.get(name)
-        table.add_row(name, plain(size), *rounded(estimate.value, estimate.stderr))
+        table.add_row(name, plain(size), *number(estimate))
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
@@ -53,6 +54,7 @@ COLUMNS = (  # one row per record x estimate; an empty cell is a number that is 
 @click.option("--csv", "form", flag_value="csv", help=f"Print one row per record and estimate: {', '.join(COLUMNS)}.")
 @click.option("--operator", "operators", multiple=True, metavar="NAME", help="Only this operator; repeatable.")
 @click.option("--bn", "bn_modes", multiple=True, metavar="MODE", help="Only this batch-norm mode; repeatable.")
+@click.option("--all", "everything", is_flag=True, help="A single record in full, and every note.")
 @click.option("--budget", is_flag=True, help="The parts of every error: probes, Lanczos steps, arithmetic and data.")
 @click.option("--at", "asks", multiple=True, metavar="KEY=NUMBER", help=f"More quantities; repeatable. {HELP}.")
 @click.option("--epoch", "epochs", multiple=True, type=float, metavar="E", help="Only this epoch; repeatable.")
@@ -61,14 +63,17 @@ def command(
     form: str | None,
     operators: tuple[str, ...],
     bn_modes: tuple[str, ...],
+    everything: bool,
     budget: bool,
     asks: tuple[str, ...],
     epochs: tuple[float, ...],
 ) -> None:
-    """Print every number in results files, with its error.
+    """Print the numbers in results files, each with its error.
 
-    A single record is shown in full; several checkpoints get a table with a row each, per operator and batch-norm
-    mode. Choose one of them with --operator, --bn and --epoch to see all of it.
+    A single record is a summary on one screen, and --all prints the rest; several checkpoints get a table with a row
+    each, per operator and batch-norm mode. Choose one of them with --operator, --bn and --epoch.
+
+    A trace that is known exactly is marked as exact; the estimate by probes is in --json and in the cross-check.
     """
     asked = parse_asks(asks)
     chosen = []
@@ -87,7 +92,9 @@ def command(
     elif form == "csv":
         write_csv(chosen, sys.stdout, asked)
     else:
-        print_report(chosen, budget=budget, asks=asked)
+        options = {"--operator": operators, "--bn": bn_modes, "--epoch": [f"{epoch:g}" for epoch in epochs]}
+        choice = [word for name, values in options.items() for value in values for word in (name, value)]
+        print_report(chosen, choice=choice, everything=everything, budget=budget, asks=asked)
 
 
 def select(
@@ -125,14 +132,23 @@ def _requested_json(record: Record, asks: Asks) -> dict[str, Any]:
     return {"on_request": {name: to_jsonable(estimate.to_json()) for name, estimate in found.items()}}
 
 
-def print_report(chosen: list[tuple[str, Trajectory]], *, budget: bool = False, asks: Asks = ()) -> None:
-    """The tables of one file after the other."""
+def print_report(
+    chosen: list[tuple[str, Trajectory]],
+    *,
+    choice: Sequence[str] = (),
+    everything: bool = False,
+    budget: bool = False,
+    asks: Asks = (),
+) -> None:
+    """The tables of one file after the other; the choice is that of the records, as options."""
     console = make_console()
     for index, (file, trajectory) in enumerate(chosen):
         if index:
             console.print()
         count = len(trajectory)
-        print_trajectory(trajectory, console, title=f"{file}: {count} record{'s' if count > 1 else ''}", budget=budget)
+        more = shlex.join(["spectra", "show", file, *choice, "--all"])
+        title = f"{file}: {count} record{'s' if count > 1 else ''}"
+        print_trajectory(trajectory, console, more=more, title=title, budget=budget, everything=everything)
         for record in trajectory:
             if budget and count > 1:
                 print_heading(console, record.label)

@@ -10,39 +10,66 @@ from rich.console import Console
 
 from spectra.estimates import Estimate
 from spectra.records import Record, Series, Trajectory
-from spectra_cli.findings_table import checks_in_short, exact_in_short, measure_in_short
-from spectra_cli.layout import grouped, header, new_table, notes_of, print_heading, print_line, print_pairs
+from spectra_cli.findings_table import checks_in_short, measure_in_short, second_trace
+from spectra_cli.layout import FEW_NOTES, header, new_table, print_heading, print_line, print_notes, print_pairs
 from spectra_cli.numbers import as_range, in_short, plain
 from spectra_cli.preset_table import print_preset
 from spectra_cli.record_table import FACTS, print_record
+from spectra_cli.summary_table import print_summary
 
 _ENDS = ("spectral_norm", "lambda_max", "lambda_min")
 _LEGEND = "+- one standard error over the probes; a to b: from the Ritz value to the 95 % bound beyond it"
 
 
 def print_trajectory(
-    trajectory: Trajectory, console: Console, *, title: str | None = None, budget: bool = False
+    trajectory: Trajectory,
+    console: Console,
+    *,
+    title: str | None = None,
+    more: str | None = None,
+    budget: bool = False,
+    everything: bool = False,
 ) -> None:
-    """The header of a run; then its one record in full, or a table that fits what there is.
+    """The header of a run; then its one record, or a table that fits what there is.
 
     Records of one checkpoint stand side by side; several checkpoints have a row each, in a table per operator and
     batch-norm mode.
+
+    Args:
+        trajectory: the records.
+        console: where to.
+        title: a line above.
+        more: the command that prints all of it; by default that for the whole file.
+        budget: also the parts of every error, of a single record.
+        everything: a single record in full, and every note; else a single record as a summary, and the first notes.
     """
+    more = more or f"spectra show {trajectory.path or 'FILE'} --all"
     if title:
         print_line(console, title, style="bold")
+    if len(trajectory) == 1 and not everything:
+        print_summary(trajectory[0], console, header=header(trajectory), more=more, budget=budget)
+        return
     print_pairs(console, header(trajectory))
-    every = [trajectory[key] for key in trajectory.keys()]  # noqa: SIM118 (it iterates over records)
     if len(trajectory) == 1:
         print_record(trajectory[0], console, budget=budget)
-    elif all(len(series) == 1 for series in every):
-        print_side_by_side([series.records[0] for series in every], console)
+        return
+    every = [trajectory[key] for key in trajectory.keys()]  # noqa: SIM118 (it iterates over records)
+    most = None if everything else FEW_NOTES
+    if all(len(series) == 1 for series in every):
+        hidden = print_side_by_side([series.records[0] for series in every], console, most)
     else:
-        for series in every:
-            print_series(series, console)
+        hidden = sum(print_series(series, console, most) for series in every)
+    notes = f"; {hidden} more note{'' if hidden == 1 else 's'}: {more}" if hidden else ""
+    choice = "--operator NAME --bn MODE" + (" --epoch E" if any(len(series) > 1 for series in every) else "")
+    print_line(console, f"for all of one record: {more.removesuffix(' --all')} {choice} --all{notes}", style="dim")
 
 
-def print_side_by_side(records: Sequence[Record], console: Console) -> None:
-    """The records of one checkpoint: a row per number, a column per operator and batch-norm mode."""
+def print_side_by_side(records: Sequence[Record], console: Console, most: int | None = None) -> int:
+    """The records of one checkpoint: a row per number, a column per operator and batch-norm mode.
+
+    Returns:
+        How many notes beyond so many were not printed.
+    """
     complete = [record for record in records if record.status == "complete"]
     print_heading(console, ", ".join(dict.fromkeys(record.where for record in records if record.where)) or "records")
     remarks: dict[str, list[str]] = {}
@@ -59,17 +86,23 @@ def print_side_by_side(records: Sequence[Record], console: Console) -> None:
         words = as_range if name in _ENDS else in_short
         cells = (_cell(record, name, words, remarks, test=test) for record, test in _columns(complete))
         table.add_row(name, *cells)
-    if any(record.exact is not None and record.exact.total is not None for record in complete):
-        table.add_row("exact trace", *(exact_in_short(record) for record in complete))
+    seconds = [second_trace(record) for record in complete]
+    for name in _names(seconds):
+        # beside the column of a record with test data stands one that has no such number
+        cells = (_named(name, second_trace(record)) if not test else "-" for record, test in _columns(complete))
+        table.add_row(name, *cells)
     if any(record.checks for record in complete):
-        table.add_row("cross-check", *(checks_in_short(record) for record in complete))
+        cells = (checks_in_short(record) if not test else "-" for record, test in _columns(complete))
+        table.add_row("cross-check", *cells)
     for name in dict.fromkeys(name for record in complete for name in record.sharpness):
-        table.add_row(name, *(measure_in_short(record.sharpness.get(name)) for record in complete))
+        cells = (
+            measure_in_short(record.sharpness.get(name)) if not test else "-" for record, test in _columns(complete)
+        )
+        table.add_row(name, *cells)
     console.print(table)
     print_line(console, _LEGEND, style="dim")
-    _print_remarks(console, remarks, records)
     print_preset(complete, console)
-    print_line(console, "for all of one record, name it: spectra show FILE --operator NAME --bn MODE", style="dim")
+    return _print_remarks(console, remarks, records, most)
 
 
 def _columns(records: Iterable[Record]) -> list[tuple[Record, bool]]:
@@ -77,20 +110,24 @@ def _columns(records: Iterable[Record]) -> list[tuple[Record, bool]]:
     return [(record, test) for record in records for test in (False, True) if not test or record.test_spectrum]
 
 
-def print_series(series: Series, console: Console) -> None:
-    """One row per checkpoint; what failed has its reason below the table."""
+def print_series(series: Series, console: Console, most: int | None = None) -> int:
+    """One row per checkpoint; what failed has its reason below the table.
+
+    Returns:
+        How many notes beyond so many were not printed.
+    """
     with_epochs = any(math.isfinite(epoch) for epoch in series.epochs)
     with_steps = any(record.step is not None for record in series)
     with_accuracy = any(record.facts.get("accuracy") is not None for record in series)
     with_test = any(record.test_spectrum is not None for record in series)
-    with_exact = any(record.exact is not None and record.exact.total is not None for record in series)
+    seconds = _names(second_trace(record) for record in series)
     table = new_table(
         "epoch" if with_epochs else "step" if with_steps else "checkpoint",
         "loss",
         *(["accuracy"] if with_accuracy else []),
         *(["test loss", "test accuracy"] if with_test else []),
         "trace",
-        *(["exact trace"] if with_exact else []),
+        *seconds,
         "|H|_F",
         "lambda_max",
         "lambda_min",
@@ -110,7 +147,7 @@ def print_series(series: Series, console: Console) -> None:
             *([plain(record.facts.get("accuracy"), 4)] if with_accuracy else []),
             *([plain(record.facts.get(name), 4) for name in ("test_loss", "test_accuracy")] if with_test else []),
             _cell(record, "trace", in_short, remarks),
-            *([exact_in_short(record)] if with_exact else []),
+            *(_named(name, second_trace(record)) for name in seconds),
             _cell(record, "frobenius_norm", in_short, remarks),
             _cell(record, "lambda_max", as_range, remarks),
             _cell(record, "lambda_min", as_range, remarks),
@@ -119,7 +156,16 @@ def print_series(series: Series, console: Console) -> None:
     print_heading(console, f"{series.operator}, BN {series.bn_mode}: {len(series)} checkpoints")
     console.print(table)
     print_line(console, f"{_LEGEND}; all checkpoints share the probes", style="dim")
-    _print_remarks(console, remarks, series)
+    return _print_remarks(console, remarks, series, most)
+
+
+def _names(seconds: Iterable[tuple[str, str] | None]) -> list[str]:
+    """The names of traces that are no headline, each once."""
+    return list(dict.fromkeys(second[0] for second in seconds if second is not None))
+
+
+def _named(name: str, second: tuple[str, str] | None) -> str:
+    return second[1] if second is not None and second[0] == name else "-"
 
 
 def _cell(
@@ -131,19 +177,17 @@ def _cell(
     test: bool = False,
 ) -> str:
     """The words for an estimate, with a star where it has a note, which is kept for below the table."""
-    estimate = (record.test_estimates if test else record.estimates).get(name)
+    estimate: Estimate | None = record.test_estimates.get(name) if test else record.headlines.get(name)
     if estimate is None or estimate.note is None or estimate.resolved is False:  # that is what `words` say then
         return words(estimate)
     remarks.setdefault(name, []).append(estimate.note)
     return f"{words(estimate)} *"
 
 
-def _print_remarks(console: Console, remarks: dict[str, list[str]], records: Iterable[Record]) -> None:
-    """What the stars stand for, what failed and why, and the notes of the records."""
-    for note, names in grouped(remarks).items():
-        print_line(console, f"* {', '.join(names)}: {note}")
-    for record in records:
+def _print_remarks(console: Console, remarks: dict[str, list[str]], records: Iterable[Record], most: int | None) -> int:
+    """What failed and why, all of it; then what the stars stand for and the notes of the records, at most so many."""
+    shown = list(records)
+    for record in shown:
         if record.status == "failed":
             print_line(console, f"! {record.where} {record.operator}, BN {record.bn_mode}: failed: {record.reason}")
-    for words in notes_of(records):
-        print_line(console, f"! {words}")
+    return print_notes(console, remarks, shown, most)

@@ -59,7 +59,7 @@ def command(places: tuple[Path, ...], idle: float | None, settle: float, **optio
     except KeyboardInterrupt:
         interrupted(asked.out)
         raise
-    report(outcome, as_json=False, quiet=asked.quiet)
+    report(outcome, as_json=False, quiet=asked.quiet, everything=options["everything"])
 
 
 @contextmanager

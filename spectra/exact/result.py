@@ -43,6 +43,11 @@ class ExactTrace:
         return self.total is not None and self.kind == "hessian"
 
     @property
+    def drawn(self) -> bool:
+        """Whether the numbers are Monte-Carlo means over draws, with standard errors, and not exact."""
+        return self.stderr is not None
+
+    @property
     def by_module(self) -> dict[str, float]:
         """The sums over the tensors of each module, by the module's name (empty for the model itself)."""
         sums: dict[str, float] = {}

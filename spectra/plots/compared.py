@@ -14,6 +14,7 @@ from spectra.comparison import Arm
 from spectra.density import Density
 from spectra.differences import COUNTS, common_tolerance
 from spectra.plots.draw import draw_density
+from spectra.plots.readable import CLIPPED, WIDE, Drawn, clip_intervals, plain_ticks
 from spectra.plots.sheets import PANELS, matrix_words, wrapped
 from spectra.plots.style import ARMS, Look, literal, shortened
 from spectra.trajectory import Series, Values
@@ -40,12 +41,12 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
     densities = _draw_densities(axes["density"], arms, looks)
     kind = matrix_words(arms[0].records[0])
     axes["density"].set_xlabel(rf"eigenvalue $\lambda$ of the {literal(kind)}")
-    tau = None
+    tau, clipped = None, False
     if over_training:
         whole = [r.spectrum for found in runs.values() for one in found for r in one if r.spectrum is not None]
         tau = common_tolerance(whole)
         for name in _SHOWN:
-            _draw_runs(axes[name], runs, name, looks, tau)
+            clipped |= _draw_runs(axes[name], runs, name, looks, tau)
     several = any(len(arm.records) > 1 for arm in arms)
     band = "95 % over probes, pointwise" if densities[0].lower is not None else "none (a single probe)"
     if several:
@@ -56,12 +57,13 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
     )
     if over_training:
         caption += (
-            " Over training, bands: of the trace 95 % over probes, of the largest eigenvalue an interval that holds "
-            "with 95 %, of the fraction its bracket with 95 % over probes"
+            " Over training, bands: of the trace 95 % over probes, none where it is exact; of the largest eigenvalue "
+            "an interval that holds with 95 %, of the fraction its bracket with 95 % over probes"
             + (", of several runs from the least to the largest" if several else "")
             + ". The probes are the same at every checkpoint, so the errors along a line are correlated"
             + ("" if tau is not None else "; τ is the smallest that is resolved at each checkpoint, and differs")
             + "."
+            + f" {CLIPPED}" * clipped
         )
     handles, labels = axes["density"].get_legend_handles_labels()
     names = ", ".join(shortened(arm.label, 30) for arm in arms)
@@ -113,23 +115,33 @@ def _pooled(found: Sequence[Density]) -> Density:
 
 def _draw_runs(
     ax: Axes, runs: Mapping[str, Sequence[Series]], name: str, looks: Mapping[str, Look], tau: float | None
-) -> None:
-    """One run of an arm with its band; several as thin lines, and a band from the least to the largest of them."""
+) -> bool:
+    """One run of an arm with its band; several as thin lines, and a band from the least to the largest of them.
+
+    Returns:
+        Whether the axis cuts off a band.
+    """
     positive: list[float] = []
+    parts: list[Drawn] = []
     for label, found in runs.items():
         drawn = []
         for one in found:
-            values = one.estimate(name, tau=tau) if name in COUNTS and tau is not None else one.values(name)
+            values = one.estimate(name, tau=tau) if name in COUNTS and tau is not None else one.headline(name)
             drawn.append((one.epochs, values))
             positive += [float(v) for v in values.value[values.resolved]]
         if len(drawn) == 1:
             draw_band(ax, *drawn[0], looks[label])
+            parts.append(Drawn.of(*drawn[0], looks[label].colour))
         elif drawn:
             _draw_bundle(ax, drawn, looks[label])
-    if positive and min(positive) > 0 and max(positive) > 30 * min(positive):
+            parts += [Drawn.points(x, values, looks[label].colour) for x, values in drawn]
+    if positive and min(positive) > 0 and max(positive) > WIDE * min(positive):
         ax.set_yscale("log")
+    clipped = clip_intervals(ax, parts)
+    plain_ticks(ax)
     ax.set_ylabel(PANELS[name] if name not in COUNTS or tau is None else PANELS[name] + rf", $\tau$ = {tau:.2g}")
     ax.set_xlabel("epoch")
+    return clipped
 
 
 def _draw_bundle(ax: Axes, drawn: Sequence[tuple[np.ndarray, Values]], look: Look) -> None:

@@ -16,6 +16,7 @@ from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CAR
 from spectra.counts import CountCurve
 from spectra.density import Density
 from spectra.estimates import Estimate
+from spectra.plots.readable import Drawn, fit_scale
 from spectra.plots.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
 from spectra.spectrum import Spectrum
 from spectra.trajectory import Values
@@ -23,11 +24,11 @@ from spectra.trajectory import Values
 # A Ritz value whose residual is below this part of the distance to its neighbours has met an eigenvalue.
 _CONVERGED = 0.1
 
+#: How exact traces are called in a legend.
+EXACT_TRACE = "exact trace"
+
 # A series of more points has smaller ones.
 _MANY = 25
-
-# A series of positive values that spans more than this factor is drawn on a logarithmic axis.
-_WIDE = 30.0
 
 
 # --- spectra ------------------------------------------------------------------------------------------------------
@@ -176,14 +177,18 @@ def _at_tolerance(estimate: Estimate, scale: float) -> str:
 
 def draw_series(
     ax: Axes, x: np.ndarray, values: Values, *, look: Look = LOOKS["eval"], label: str | None = None
-) -> None:
+) -> Drawn:
     """One estimate over training with its intervals. A gap stays a gap.
 
-    What is not resolved is an open bracket without a point. A missing bound is an arrow head at the value.
+    What is not resolved is an open bracket without a point. A missing bound is an arrow head at the value. An exact
+    number, which is its own interval, is a point without a bar.
 
     Args:
         x: (T,) epochs or steps.
         values: (T,).
+
+    Returns:
+        What was drawn, for :func:`spectra.plots.readable.clip_intervals`.
     """
     point = np.where(values.resolved, values.value, nan)
     reach, size = _reach(point, values.lower, values.upper), 4.5 if len(values) <= _MANY else 2.5
@@ -216,10 +221,8 @@ def draw_series(
             capsize=5,
             label="not resolved: bracket only",
         )[2][0].set_linestyle(":")
-    heights = np.concatenate([np.atleast_1d(np.asarray(line.get_ydata(), dtype=float)) for line in ax.lines])
-    heights = heights[np.isfinite(heights)]
-    wide = heights.size and heights.min() > 0 and heights.max() > _WIDE * heights.min()
-    ax.set_yscale("log" if wide else "linear")
+    fit_scale(ax)
+    return Drawn.of(x, values, look.colour)
 
 
 def draw_tensors(
@@ -230,12 +233,17 @@ def draw_tensors(
     label: str | None = None,
     place: int = 0,
     places: int = 1,
-) -> None:
+    exact: Mapping[str, float] | None = None,
+) -> list[Drawn]:
     """The trace of each parameter tensor's diagonal block as a horizontal bar, the first tensor at the top.
 
     Args:
-        traces: by the tensor's name.
+        traces: the estimates, by the tensor's name.
         place, places: which of how many bars this is, where several share a tensor's row.
+        exact: of some tensors the exact trace, drawn as a marker over the bar.
+
+    Returns:
+        What was drawn, for :func:`spectra.plots.readable.clip_intervals`.
     """
     height = 0.8 / places
     rows = np.arange(len(traces)) + (place - (places - 1) / 2) * height
@@ -253,10 +261,16 @@ def draw_tensors(
         linewidth=0.4,
         error_kw={"elinewidth": 0.9, "ecolor": "black", "capsize": min(2.5, 6 * height)},
     )
+    known = np.array([nan if exact is None else exact.get(name, nan) for name in traces], dtype=np.float64)
+    if np.isfinite(known).any():
+        looks: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5}
+        ax.plot(known, rows, "D", linestyle="none", zorder=5, label=EXACT_TRACE, **looks)
     ax.set_yticks(range(len(traces)), [literal(shortened(name)) for name in traces])
     ax.set_ylim(len(traces) - 0.4, -0.6)
     ax.grid(False, axis="y")
     ax.axvline(0, color=GREY, linewidth=0.8)
+    nothing = np.full(rows.size, nan)
+    return [Drawn(rows, value, lower, upper, look.colour), Drawn(rows, known, nothing, nothing, "black")]
 
 
 def draw_rows(
@@ -302,9 +316,12 @@ def _or_nan(number: float | None) -> float:
 
 
 def _reach(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """How far the interval goes down and up from the value, (2, T): 0 on a side without a bound, NaN without both."""
+    """How far the interval goes down and up from the value, (2, T): 0 on a side without a bound.
+
+    NaN, which draws no bar, without both bounds, and for an exact number.
+    """
     down, up = np.clip(value - lower, 0, inf), np.clip(upper - value, 0, inf)
-    neither = np.isnan(down) & np.isnan(up)
+    neither = (np.isnan(down) & np.isnan(up)) | ((down == 0) & (up == 0))
     return np.asarray(np.where(neither, nan, np.nan_to_num([down, up], nan=0.0)))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from spectra.crosscheck import can_tell
 from spectra.errors import ArgumentError, StorageError
 from spectra.plots import curve_sheets, findings, over_training, sheets
 from spectra.plots.moments import Moment, check_epochs, chosen_moments, moments_of
@@ -27,7 +28,7 @@ FORMATS = ("png", "pdf", "svg")
 
 _NEEDS = {  # what some kinds need beyond one complete record
     "dimension": "a positive semidefinite matrix: analyze it with --operator ggn or --operator empirical_fisher",
-    "checks": "comparisons of traces with exact ones, which these records do not have",
+    "checks": "comparisons of traces with exact ones that are not all inconclusive, which these records do not have",
     "sharpness": "a sharpness measure at no less than 2 complete checkpoints",
     "layers": "the traces of the tensors, which these records do not have",
     "modes": "batch norm in eval and in train mode at one checkpoint: analyze it with --bn both",
@@ -149,7 +150,7 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
             add("dimension", moment.slug, curve_sheets.dimension_figure, moment)
         if any(record.spectrum and record.spectrum.tensor_forms is not None for record in moment.complete.values()):
             add("layers", moment.slug, sheets.layer_figure, moment)
-        if any(record.checks for record in moment.complete.values()):
+        if any(can_tell(record.checks) for record in moment.complete.values()):
             add("checks", moment.slug, findings.check_figure, moment)
         if len(moment.complete) > 1:
             add("modes", moment.slug, sheets.mode_figure, moment)

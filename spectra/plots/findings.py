@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import copysign, isfinite, nan
+from math import copysign, isfinite
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.special import stdtrit
 
-from spectra.crosscheck import INCONCLUSIVE, POWER, Check
+from spectra.crosscheck import Check, can_tell
 from spectra.plots.draw import draw_series
 from spectra.plots.moments import Moment, axis_of
+from spectra.plots.readable import CLIPPED, clip_intervals, plain_ticks
 from spectra.plots.sheets import blank, finished, mode_words
 from spectra.plots.style import GREY, PALE, asinh_axis, literal, look_of, shortened
 from spectra.trajectory import Values
@@ -30,8 +30,9 @@ _VERDICTS = {  # marker, colour, face: told apart without colour too
 
 
 def check_figure(moment: Moment) -> Figure:
-    """One panel of rows per batch-norm mode that has comparisons."""
-    found = {mode: record.checks for mode, record in moment.complete.items() if record.checks}
+    """One panel of rows per batch-norm mode that has comparisons which could have found something."""
+    records = {mode: record for mode, record in moment.complete.items() if can_tell(record.checks)}
+    found = {mode: record.checks for mode, record in records.items()}
     shown = {mode: _most_telling(checks) for mode, checks in found.items()}
     most = sum(len(checks) for checks in shown.values())
     figure = blank(9.6, 1.9 + 0.7 * len(shown) + 0.2 * most)
@@ -43,13 +44,13 @@ def check_figure(moment: Moment) -> Figure:
         draw_checks(left, right, checks, moment.operator)
         right.tick_params(labelleft=False)
         left.set_title(mode_words(mode), loc="left")
-        if all_inconclusive(checks):
-            right.set_title("no comparison would notice an error of 100 %", loc="left")
+    drawn = any(record.exact is not None and record.exact.drawn for record in records.values())
     dropped = sum(len(checks) for checks in found.values()) - most
     caption = (
-        "Numbers by probes against exact ones, traces by tensor. Grey band: agreement, Student's t, corrected for the "
-        "number of comparisons; beyond it the comparison fails. Right: the smallest discrepancy that is found with a "
-        "chance of 80 %; beyond the dashed line an error as large as the value itself may go unnoticed (inconclusive)."
+        f"Numbers by probes against {'those of a Monte-Carlo trace' if drawn else 'exact ones'}, traces by tensor. "
+        "Grey band: agreement, Student's t, corrected for the number of comparisons; beyond it the comparison fails. "
+        "Right: the smallest discrepancy that is found with a chance of 80 %; beyond the dashed line an error as large "
+        "as the value itself may go unnoticed (inconclusive)."
     )
     if dropped:
         caption += f" Failed ones and those with the largest |z| are shown, without {dropped} others."
@@ -70,10 +71,14 @@ def sharpness_figure(moments: list[Moment]) -> Figure:
     down = -(-len(columns) // across)
     figure = blank(0.8 + 3.6 * across, 1.5 + 2.4 * down)
     axes = figure.subplots(down, across, squeeze=False).ravel()
+    clipped = False
     for ax, (name, found) in zip(axes, columns.items()):
+        parts = []
         for mode, values in found.items():
             if np.isfinite(values.value).any():
-                draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode))
+                parts.append(draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode)))
+        clipped |= clip_intervals(ax, parts)
+        plain_ticks(ax)
         ax.set_ylabel(name.replace("_", " ").replace(" of ", "\nof "))
         ax.set_xlabel(words)
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
@@ -81,7 +86,7 @@ def sharpness_figure(moments: list[Moment]) -> Figure:
         ax.remove()
     caption = (
         "Bars: 1.96 standard errors where a measure is drawn at random; the others have no such error. A measure that "
-        "does not exist at a checkpoint is a gap."
+        "does not exist at a checkpoint is a gap." + f" {CLIPPED}" * clipped
     )
     return finished(figure, moments, caption, legend=list(axes[: len(columns)]))
 
@@ -103,13 +108,6 @@ def _measures(moments: list[Moment], mode: str, name: str) -> Values:
     return Values(value, stderr, value - 1.96 * stderr, value + 1.96 * stderr, np.isfinite(value))
 
 
-def critical_of(check: Check) -> float:
-    """Beyond which ``|z|`` the comparison fails, at the level that it was made with; NaN where it has no error."""
-    if not (check.error > 0 and isfinite(check.detectable)):
-        return nan
-    return check.detectable / check.error - float(stdtrit(check.dof, POWER))
-
-
 def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str) -> None:
     """A row per comparison: its z beside the band in which it agrees, and the discrepancy that it would notice.
 
@@ -119,7 +117,7 @@ def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str)
         checks: the comparisons.
         operator: of the record; a comparison of another matrix says so.
     """
-    critical = np.array([critical_of(check) for check in checks])
+    critical = np.array([check.critical for check in checks])
     finite = [abs(check.z) for check in checks if isfinite(check.z)]
     end = 1.6 * max([*finite, *critical[np.isfinite(critical)], 1.0])
     for row, limit in enumerate(critical):
@@ -153,7 +151,7 @@ def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str)
     right.axvline(1, color=GREY, linewidth=0.9, linestyle="--")
     ends = [0.5, 2.0, *(c.detectable / abs(c.exact) for c in checks if c.exact and c.detectable > 0)]
     right.set_xlim(min(ends) / 1.5, 1.5 * max(ends))
-    right.set_xlabel("smallest discrepancy noticed\n(relative to the exact value)")
+    right.set_xlabel("smallest discrepancy noticed\n(relative to the value compared with)")
     for ax in (left, right):
         ax.grid(False, axis="y")
 
@@ -161,8 +159,3 @@ def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str)
 def _row_of(check: Check, operator: str) -> str:
     name = check.name.removeprefix("trace of ").replace("(exact spectrum)", "(eigenvalues)").replace("_", " ")
     return literal(shortened(name if check.of == operator else f"{name} ({check.of})"))
-
-
-def all_inconclusive(checks: Sequence[Check]) -> bool:
-    """Whether no comparison could have noticed anything."""
-    return bool(checks) and all(check.verdict == INCONCLUSIVE for check in checks)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spectra.errors import ArgumentError
+from spectra.headline import is_exact
 from spectra.records import Record
 from spectra.trajectory import Values
 
@@ -129,14 +130,22 @@ def axis_of(moments: Sequence[Moment]) -> tuple[np.ndarray, str]:
 
 
 def values_over(moments: Sequence[Moment], bn_mode: str, name: str) -> Values:
-    """An estimate, or a fact such as the loss, at every checkpoint; NaN where it is missing or failed."""
+    """A number to quote, or a fact such as the loss, at every checkpoint; NaN where it is missing or failed.
+
+    A trace is the exact one where that is known, and then its own interval; see `Record.headline`.
+    """
     cells = [_cell(moment.complete.get(bn_mode), name) for moment in moments]
     value, stderr, lower, upper, resolved = np.array(cells, dtype=np.float64).reshape(-1, 5).T
     return Values(value, stderr, lower, upper, resolved.astype(bool))
 
 
+def has_exact(moments: Sequence[Moment], name: str = "trace") -> bool:
+    """Whether the number of this name is exact in some record."""
+    return any(is_exact(record.headlines.get(name)) for moment in moments for record in moment.complete.values())
+
+
 def _cell(record: Record | None, name: str) -> tuple[float, float, float, float, bool]:
-    estimate = None if record is None else record.estimates.get(name)
+    estimate = None if record is None else record.headlines.get(name)
     if estimate is not None:
         numbers = [
             nan if number is None else number

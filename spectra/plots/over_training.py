@@ -14,8 +14,11 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from spectra.density import Density
 from spectra.differences import common_tolerance
+from spectra.estimates import Estimate
+from spectra.headline_difference import headline_difference
 from spectra.plots import draw
-from spectra.plots.moments import Moment, axis_of, values_over
+from spectra.plots.moments import Moment, axis_of, has_exact, values_over
+from spectra.plots.readable import CLIPPED, clip_intervals
 from spectra.plots.sheets import band_of, blank, finished, matrix_at, mode_words
 from spectra.plots.style import GREY, LOOKS, asinh_axis, literal, look_of, shortened
 from spectra.records import Record
@@ -214,7 +217,7 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     """The trace of each tensor's block over training, a panel each, in the order of the network."""
     position, words = axis_of(moments)
     found = {
-        mode: [{} if (s := _forms_at(moment, mode)) is None else s.tensor_traces() for moment in moments]
+        mode: [moment.complete[mode].headline_tensor_traces() if _forms_at(moment, mode) else {} for moment in moments]
         for mode in moments[0].modes
     }
     found = {mode: column for mode, column in found.items() if any(column)}
@@ -226,11 +229,14 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     across = ceil(len(shown) / down)
     figure = blank(2.8 * across + (2.4 if across < 3 else 0.6), 1.6 + 2.0 * down)
     axes = figure.subplots(down, across, sharex=True, squeeze=False).ravel()
+    clipped = False
     for index, (ax, name) in enumerate(zip(axes, shown)):
+        parts = []
         for mode, column in found.items():
             values = _tensor_values(column, name)
-            draw.draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode))
+            parts.append(draw.draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode)))
         ax.set_yscale("linear")  # one kind of axis for all
+        clipped |= clip_intervals(ax, parts)
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.set_title(literal(shortened(name, 30)), loc="left", fontsize=8.5)
         ax.set_ylabel("trace of the block")
@@ -241,23 +247,26 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     for ax in axes[len(shown) :]:
         ax.remove()
     complete = [moment for moment in moments if moment.complete]
+    exact = any(trace.exact for column in found.values() for traces in column for trace in traces.values())
     caption = (
         f"Bars: {band_of(*complete)}. The traces of all tensors sum to the trace of the {matrix_at(complete[0])}. Each "
         "panel has its own scale. The probes are the same at every checkpoint, so neighbouring errors are correlated."
+        + " A trace without a bar is exact." * exact
+        + f" {CLIPPED}" * clipped
     )
     if len(names) > len(shown):
         caption += f" The {len(shown)} with the largest traces of {len(names)} are shown."
     return finished(figure, moments, caption, legend=[axes[0]])
 
 
-def _tensor_values(column: Sequence[Mapping[str, object]], name: str) -> Values:
+def _tensor_values(column: Sequence[Mapping[str, Estimate]], name: str) -> Values:
     rows = [[_number(traces.get(name), part) for part in ("value", "stderr", "lower", "upper")] for traces in column]
     value, stderr, lower, upper = np.array(rows, dtype=np.float64).reshape(-1, 4).T
     return Values(value, stderr, lower, upper, np.isfinite(value))
 
 
-def _number(thing: object, part: str) -> float:
-    found = getattr(thing, part, None)
+def _number(estimate: Estimate | None, part: str) -> float:
+    found = getattr(estimate, part, None)
     return nan if found is None else float(found)
 
 
@@ -277,19 +286,18 @@ def modes_over_training(moments: list[Moment]) -> Figure:
     pair = pairs_over(moments)
     assert pair is not None
     base, other = pair
-    spectra = [
-        tuple(m.complete[mode].spectrum for mode in pair) if set(pair) <= set(m.complete) else (None, None)
-        for m in moments
-    ]
-    tau = common_tolerance([s for both in spectra for s in both if s is not None])
+    both = [[m.complete[mode] for mode in pair] if set(pair) <= set(m.complete) else [] for m in moments]
+    tau = common_tolerance([r.spectrum for records in both for r in records if r.spectrum is not None])
     panels = [name for name in _DIFFERENCES if name != "rank_degeneracy" or tau is not None]
     figure = blank(2.9 * len(panels) + 0.4, 4.0)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    clipped = False
     for ax, name in zip(axes, panels):
         options = {"tau": tau} if name == "rank_degeneracy" else {}
-        column = [{} if a is None or b is None else {name: b.difference(a, name, **options)} for a, b in spectra]
-        draw.draw_series(ax, position, _tensor_values(column, name), look=look_of(other))
+        column = [{name: headline_difference(r[1], r[0], name, **options)} if r else {} for r in both]
+        drawn = draw.draw_series(ax, position, _tensor_values(column, name), look=look_of(other))
         ax.set_yscale("linear")
+        clipped |= clip_intervals(ax, [drawn])
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.set_ylabel(_DIFFERENCES[name])
         ax.set_xlabel(words)
@@ -301,5 +309,7 @@ def modes_over_training(moments: list[Moment]) -> Figure:
         "Frobenius norm 95 % over the probes, which both modes share (paired); of the largest eigenvalue what both "
         f"intervals allow{fraction}. The probes are the same at every checkpoint, so neighbouring errors are "
         "correlated."
+        + " Where the trace of one mode is exact, the bar is the error of the other alone." * has_exact(moments)
+        + f" {CLIPPED}" * clipped
     )
     return finished(figure, moments, caption)

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from spectra.density import Density
 from spectra.plots import draw
-from spectra.plots.moments import Moment, axis_of, values_over
+from spectra.plots.moments import Moment, axis_of, has_exact, values_over
+from spectra.plots.readable import CLIPPED, clip_intervals, plain_ticks
 from spectra.plots.style import asinh_axis, literal, look_of, shortened
 from spectra.records import Record
 
@@ -124,21 +125,33 @@ def degeneracy_figure(moment: Moment) -> Figure:
 
 
 def layer_figure(moment: Moment) -> Figure:
+    """The estimates as bars, and over them the exact traces where they are known."""
     found = {
         mode: record.spectrum.tensor_traces() for mode, record in moment.complete.items() if record.spectrum is not None
     }
+    headlines = {mode: record.headline_tensor_traces() for mode, record in moment.complete.items()}
+    exact = {mode: {n: h.value for n, h in traces.items() if h.exact} for mode, traces in headlines.items()}
     names = list(dict.fromkeys(name for traces in found.values() for name in traces))
-    size = {name: max(abs(traces[name].value) for traces in found.values() if name in traces) for name in names}
+    size = {name: max(abs(traces[name].value) for traces in headlines.values() if name in traces) for name in names}
     largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
     shown = [name for name in names if name in largest]
     figure = blank(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(found)))
     ax = figure.subplots()
+    parts = []
     for place, (mode, traces) in enumerate(found.items()):
         drawn = {name: traces[name] for name in shown if name in traces}
         if drawn:
-            draw.draw_tensors(ax, drawn, look=look_of(mode), label=mode_words(mode), place=place, places=len(found))
+            where: dict[str, Any] = {"place": place, "places": len(found), "exact": exact[mode]}
+            parts += draw.draw_tensors(ax, drawn, look=look_of(mode), label=mode_words(mode), **where)
+    clipped = clip_intervals(ax, parts, along="x")
+    low, high = ax.get_xlim()
+    ax.set_xlim(min(low, 0.0), max(high, 0.0))  # where bars begin
     ax.set_xlabel(f"trace of the tensor's block of the {matrix_at(moment)} (they sum to the trace)")
-    caption = f"Bars: {band_of(moment)}. The tensors are in the order of the network."
+    diamonds = "Diamonds: exact traces. " if any(exact.values()) else ""
+    caption = (
+        f"{diamonds}Coloured bars: estimates; black bars: {band_of(moment)}. The tensors are in the order of the "
+        "network." + f" {CLIPPED}" * clipped
+    )
     if len(names) > len(shown):
         caption += f" The {len(shown)} with the largest traces of {len(names)} are shown."
     return finished(figure, [moment], caption, legend=[ax])
@@ -151,7 +164,7 @@ def mode_figure(moment: Moment) -> Figure:
     left.set_title("density")
     size = []
     for place, (mode, record) in enumerate(moment.complete.items()):
-        estimates = [record.estimates.get(name) for name in _ROWS]
+        estimates = [record.headlines.get(name) for name in _ROWS]
         look = look_of(mode)
         draw.draw_rows(right, estimates, list(_ROWS.values()), look=look, place=place, places=len(moment.complete))
         size += [abs(e.value) for e in estimates if e is not None and e.value]
@@ -162,8 +175,9 @@ def mode_figure(moment: Moment) -> Figure:
     right.set_xlabel("value (asinh axis)")
     caption = (
         f"Band and bars: {band_of(moment)}; of the extremes and the spectral norm: an interval that holds with 95 %, "
-        "an arrow head where a side has no bound. Both modes have the same probes, so their errors are correlated. The "
-        f"axis of the density is linear in the shaded strip |λ| ≤ s = {density.linear_threshold:.2g}."
+        f"an arrow head where a side has no bound.{exact_words([moment])} Both modes have the same probes, so their "
+        "errors are correlated. The axis of the density is linear in the shaded strip |λ| ≤ s = "
+        f"{density.linear_threshold:.2g}."
     )
     return finished(figure, [moment], caption, legend=[left])
 
@@ -186,10 +200,14 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
     # A little to the side, so that the bars of one mode do not hide those of the other.
     distances = np.diff(np.unique(position[np.isfinite(position)]))
     aside = 0.07 * float(distances.min()) if distances.size else 0.0
+    clipped = False
     for ax, (name, columns) in zip(axes, panels.items()):
+        parts = []
         for index, (mode, values) in enumerate(columns.items()):
             x = position + (index - (len(modes) - 1) / 2) * aside
-            draw.draw_series(ax, x, values, look=look_of(mode), label=mode_words(mode))
+            parts.append(draw.draw_series(ax, x, values, look=look_of(mode), label=mode_words(mode)))
+        clipped |= clip_intervals(ax, parts)
+        plain_ticks(ax)
         ax.set_ylabel(PANELS[name])
         ax.set_xlabel(words)
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
@@ -198,10 +216,15 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
     caption = (
         f"Bars: of trace and Frobenius norm {band_of(*shown)}; of the extremes and the spectral norm an interval that "
         "holds with 95 %, an arrow head where a side has no bound; of the fraction its bracket with 95 % over "
-        f"probes{_tolerances(shown)}. Loss and accuracy have none. The probes are the same at every checkpoint, so the "
-        "errors of neighbouring points are correlated."
+        f"probes{_tolerances(shown)}. Loss and accuracy have none.{exact_words(shown)} The probes are the same at "
+        "every checkpoint, so the errors of neighbouring points are correlated." + f" {CLIPPED}" * clipped
     )
     return finished(figure, moments, caption, legend=list(axes[: len(panels)]))
+
+
+def exact_words(moments: Sequence[Moment]) -> str:
+    """What a caption says of exact traces, where there are some."""
+    return " A trace without a bar is exact." if has_exact(moments) else ""
 
 
 def _tolerances(moments: Sequence[Moment]) -> str:

@@ -192,7 +192,7 @@ def test_json_has_the_promised_fields_and_nothing_that_was_not_asked_for(here):
     (entry,) = json.loads(result.stdout)
     assert set(entry) == {
         *("checkpoint", "checkpoint_sha256", "epoch", "step", "operator", "bn_mode", "status", "reason"),
-        *("loss", "n_parameters", "n_samples", "estimates", "tensor_traces"),
+        *("loss", "n_parameters", "n_samples", "estimates", "headline", "tensor_traces"),
         *("facts", "settings", "provenance", "notes"),
     }
     for estimate in (*entry["estimates"].values(), *entry["tensor_traces"].values()):
@@ -218,14 +218,16 @@ def test_the_traces_are_checked_unless_that_is_not_wanted(here):
     (entry,) = json.loads(analysed("net_0.pt", *QUICK, "--json").stdout)
     assert {"total", "by_layer", "applies", "reasons", "remainder"} <= set(entry["exact"])
     assert {"name", "z", "dof", "detectable", "verdict"} <= set(entry["check"][0])
-    shown = spectra("show", "run.h5").stdout
+    shown = spectra("show", "run.h5", "--all").stdout
     assert "cross-check: estimated against exact traces" in shown
     assert "exact trace of the " in shown
+    printed = analysed("net_0.pt", *QUICK, "--all").stdout
+    assert printed[printed.index("\n") :] == shown[shown.index("\n") :]  # the record is there: all of it but the title
 
 
 def test_bounds_are_in_the_table_and_say_when_they_are_vacuous(here):
-    printed = analysed("net_0.pt", *QUICK, "--metrics", "none", "--bounds").stdout
-    for said in (printed, spectra("show", "run.h5").stdout):
+    printed = analysed("net_0.pt", *QUICK, "--metrics", "none", "--bounds", "--all").stdout
+    for said in (printed, spectra("show", "run.h5", "--all").stdout):
         assert all(name in said for name in ("bound_units", "bound_matrices", "bound_parameters"))
     words = " ".join(printed.split())
     assert "bound_units, bound_matrices, bound_parameters: vacuous: not below 1" in words
@@ -236,7 +238,7 @@ def test_measures_are_computed_by_name_and_shown(here):
     (entry,) = json.loads(analysed("net_0.pt", *QUICK, "--json", "--metrics", "gradient_norm").stdout)
     assert list(entry["sharpness"]) == ["gradient_norm"]
     assert {"value", "form", "certificate", "reason"} <= set(entry["sharpness"]["gradient_norm"])
-    assert "sharpness measures" in spectra("show", "run.h5").stdout
+    assert "sharpness measures" in spectra("show", "run.h5", "--all").stdout
     assert "minimum_sharpness" in spectra("metrics").stdout
     assert json.loads(spectra("metrics", "--json").stdout)["bn_sharpness"]["cheap"] is False
 

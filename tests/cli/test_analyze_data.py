@@ -86,7 +86,7 @@ def test_test_data_stand_beside_the_training_data(here):
     assert entry["test"]["estimates"]["trace"]["value"] == record.test_spectrum.trace().value
     two = spectra("show", "run.h5").stdout
     assert two.count(", test data") == 2
-    one = spectra("show", "run.h5", "--operator", "ggn").stdout
+    one = spectra("show", "run.h5", "--operator", "ggn", "--all").stdout
     for words in ("test data", "loss of the test data", "generalization gap", "10 on the test data"):
         assert words in one
     rows = {row["estimate"]: row for row in csv.DictReader(io.StringIO(spectra("show", "run.h5", "--csv").stdout))}

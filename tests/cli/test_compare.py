@@ -12,6 +12,7 @@ from reference import bulk_with_outliers, probes_of
 from run_files import SETTINGS, failed_record, make_record
 
 from spectra.errors import ArgumentError
+from spectra.exact.result import ExactTrace
 from spectra.spectrum import Spectrum
 from spectra.storage.runfile import RunFile
 from spectra_cli.compare import group
@@ -149,3 +150,18 @@ def test_files_of_one_name_are_told_apart_by_their_folders():
     assert group(["a.h5"], ["x=a.h5", "x=b.h5"]) == {"x": ["a.h5", "b.h5"]}
     with pytest.raises(ArgumentError, match="is there twice"):
         group([], ["x=a.h5", "y=a.h5"])
+
+
+def test_exact_traces_are_marked_and_have_no_error(here):
+    for name, total in (("x", 30.0), ("y", 41.5)):
+        with RunFile.open(f"{name}.h5", SETTINGS) as file:
+            spectrum = Spectrum(probes_of(VALUES, 16, 4, 0), 150, seed=0)
+            exact = ExactTrace(total=total, by_layer={"w": total}, kind="hessian", certified={"w": True})
+            file.append(make_record(0.0, spectrum=spectrum, exact=exact))
+    text = run("x.h5", "y.h5").stdout
+    lines = [line.split() for line in text.splitlines() if line.startswith("trace ")]
+    assert lines == [["trace", "30", "exact", "41.5", "exact"], ["trace", "11.5", "exact", "exact", "numbers"]]
+    mixed = run("x.h5", "a.h5").stdout
+    (values, difference) = [line.split() for line in mixed.splitlines() if line.startswith("trace ")]
+    assert values[1:3] == ["30", "exact"]
+    assert difference[-1] == "probes"

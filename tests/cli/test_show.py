@@ -95,7 +95,7 @@ def test_a_number_with_a_warning_is_starred_and_the_warning_printed(tmp_path):
     records = [make_record(epoch, cached_estimates=warned) for epoch in (0, 1)]
     text = show(write(tmp_path / "run.h5", *records)).stdout
     assert row(text, "1")[3:5] == ["1.00 +- 0.10 *", "2.00 +- 0.10"]
-    assert "* trace: too narrow (and 1 more)" in text
+    assert "* trace: too narrow (2 records)" in text
     assert "TF32 was off (2 records)" in text
 
 
@@ -104,6 +104,8 @@ def test_a_count_that_is_not_resolved_is_its_bracket_and_never_a_value(tmp_path)
     path = write(tmp_path / "run.h5", *(make_record(epoch, cached_estimates=vague) for epoch in (0, 1)))
     assert row(show(path).stdout, "0")[-1] == "not resolved: 0 to 0.72 (tau 1e-06)"
     cells = row(show(path, "--epoch", 0).stdout, "rank_degeneracy")
+    assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "steps", "tau = 1e-06; not resolved"]
+    cells = row(show(path, "--epoch", 0, "--all").stdout, "rank_degeneracy")
     assert cells == ["rank_degeneracy", "-", "[0, 0.72]", "steps", "tau = 1e-06; not resolved with m"]
 
 
@@ -122,8 +124,8 @@ def test_a_number_that_could_not_be_computed_is_a_dash_with_its_reason(tmp_path)
     assert (entry["value"], entry["reason"]) == (None, "0/0 is no number")
 
 
-def test_a_single_record_is_shown_in_full(path):
-    result = show(path, "--epoch", 1, "--operator", "ggn")
+def test_all_of_a_single_record_is_shown_in_full(path):
+    result = show(path, "--epoch", 1, "--operator", "ggn", "--all")
     assert result.exit_code == 0
     text = result.stdout
     record = make_record(1, "ggn")
@@ -147,7 +149,7 @@ def test_nothing_is_cut_off_where_there_is_no_terminal(tmp_path):
     name = "stage3.block12.convolution.with.a.very.long.name." + "x" * 150
     spectrum = Spectrum([Tridiagonal([1.0, 2.0], [0.5, 0.0])], 3, tensor_sizes={name: 3}, tensor_forms=np.ones((1, 1)))
     path = write(tmp_path / "run.h5", make_record(spectrum=spectrum, notes=("n" * 300,)))
-    text = show(path).stdout
+    text = show(path, "--all").stdout
     assert name in text
     assert "n" * 300 in text
     assert "…" not in text
@@ -340,7 +342,7 @@ def test_a_count_without_scatter_is_shown_as_its_bracket():
 
 
 def test_each_number_says_what_limits_it_and_what_to_do(path):
-    text = show(path, "--operator", "hessian", "--epoch", 0).stdout
+    text = show(path, "--operator", "hessian", "--epoch", 0, "--all").stdout
     assert row(text, "trace")[4] == "probes"
     assert row(text, "lambda_max")[3] == "steps"
     assert "limited by probes: " in text

@@ -1,0 +1,133 @@
+"""One record on one screen: the headline numbers, the verdict of the checks, a few notes, and where the rest is."""
+
+from __future__ import annotations
+
+from math import isnan
+
+from rich.console import Console
+
+from spectra.headline import is_exact
+from spectra.records import Record
+from spectra_cli.budget_table import limited_by, print_budgets
+from spectra_cli.findings_table import checks_in_words, measure_in_short, second_trace
+from spectra_cli.layout import FEW_NOTES, new_table, print_line, print_notes, print_pairs
+from spectra_cli.numbers import as_range, in_short, plain
+from spectra_cli.preset_table import print_preset
+from spectra_cli.record_table import estimate_cells
+
+#: The rows of the table, of those that a record has.
+_SHOWN = (
+    *("trace", "trace_deflated", "frobenius_norm", "frobenius_norm_deflated", "spectral_norm"),
+    *("lambda_max", "lambda_min", "rank_degeneracy", "negative_mass", "stable_rank"),
+)
+_ENDS = ("spectral_norm", "lambda_max", "lambda_min")
+_FACTS = {"loss": "loss", "accuracy": "accuracy", "gradient_norm": "gradient norm"}
+_MOST_MEASURES, _MOST_EIGENVALUES = 3, 5
+_LONG = 60  # characters of a task with its arguments
+
+_REST = "tensors, tolerances, checks, measures, origin"
+
+
+def print_summary(
+    record: Record, console: Console, *, header: list[tuple[str, str]], more: str, budget: bool = False
+) -> None:
+    """What a reader looks for first in a record, in about 24 lines.
+
+    Args:
+        record: the record.
+        console: where to.
+        header: what was analysed, as names and words.
+        more: the command that prints the rest.
+        budget: also the parts of every error.
+    """
+    own = ("record", f"{record.operator}, BN {record.bn_mode}: {record.where}".removesuffix(": "))
+    print_pairs(console, [own, *_in_few_lines(header), *_facts(record)])
+    if record.status == "failed":
+        print_line(console, f"! failed: {record.reason}")
+        return
+    console.print()
+    remarks = _print_numbers(record, console)
+    print_pairs(console, _findings(record, remarks))
+    if budget:
+        print_budgets(record, console)
+    print_preset([record], console)
+    hidden = print_notes(console, remarks, [record], FEW_NOTES)
+    notes = "" if not hidden else f"{hidden} more note{'' if hidden == 1 else 's'}, "
+    print_line(console, f"for the rest ({notes}{_REST}): {more}", style="dim")
+
+
+def _in_few_lines(header: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The header with what belongs together in one line, and without the usual reduction."""
+    known = dict(header)
+    if len(known.get("task", "")) > _LONG:  # all of its arguments are in the full report
+        known["task"] = known["task"].partition("(")[0]
+    reduction = known.pop("reduction", "")
+    merged = {
+        "task": (known.pop("task", ""), known.pop("loss", ""), "" if reduction == "mean, l2 = 0" else reduction),
+        "data": (known.pop("data", ""), known.pop("parameters", "")),
+    }
+    return [*((name, "; ".join(filter(None, words))) for name, words in merged.items() if any(words)), *known.items()]
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    cells = []
+    for name, words in _FACTS.items():
+        if record.facts.get(name) is not None:
+            test = record.facts.get(f"test_{name}")
+            cells.append(
+                f"{words} {plain(record.facts[name])}" + (f" (test {plain(test)})" if test is not None else "")
+            )
+    return [("values", ", ".join(cells))] if cells else []
+
+
+def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
+    """The table; what the stars in it stand for is returned."""
+    tested = record.test_spectrum is not None
+    table = new_table("quantity", "value", "+-", "interval", *(["test data"] if tested else ["limited by"]), "")
+    table.columns[0].justify = table.columns[-1].justify = "left"
+    if not tested:
+        table.columns[4].justify = "left"
+    remarks: dict[str, list[str]] = {}
+    for name in _SHOWN:
+        if name in record.headlines:
+            estimate = record.headlines[name]
+            *cells, marks = estimate_cells(name, estimate, remarks)
+            if estimate.resolved is False and estimate.note:
+                marks = marks.replace(estimate.note, "not resolved")
+            words = as_range if name in _ENDS else in_short
+            beside = words(record.test_estimates.get(name)) if tested else limited_by(record, name)
+            table.add_row(name, *cells, beside, marks)
+    console.print(table)
+    return remarks
+
+
+def _trace_check(record: Record) -> str:
+    """The estimate of the trace, where the exact one takes its place in the table, and what came of its check."""
+    found = next((check for check in record.checks if (check.name, check.of) == ("trace", record.operator)), None)
+    if found is None or not is_exact(record.headlines.get("trace")):
+        return ""
+    return f"trace {in_short(record.estimates['trace'])} by probes: {found.verdict}; {len(record.checks)} checks: "
+
+
+def _findings(record: Record, remarks: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """A line for each kind of finding beside the spectrum; what is to be said of a number goes to the remarks."""
+    lines = []
+    if (pairs := record.spectrum.eigenpairs if record.spectrum else None) is not None:
+        largest = ", ".join(plain(float(value), 5) for value in pairs.values[:_MOST_EIGENVALUES])
+        lines.append(("eigenvalues", largest + (", ..." if pairs.count > _MOST_EIGENVALUES else "")))
+    if (second := second_trace(record)) is not None:
+        lines.append(second)
+    if record.checks:
+        lines.append(("cross-check", _trace_check(record) + checks_in_words(record)))
+    if (exact := record.exact_spectrum) is not None:
+        rank = f"numerical rank {plain(exact.rank())} of at most {plain(exact.rank_bound)} by counting alone"
+        lines.append((f"ggn on {plain(exact.num_samples)} samples, exactly", f"trace {plain(exact.trace)}, {rank}"))
+    if known := {name: measure for name, measure in record.sharpness.items() if not isnan(measure.value)}:
+        shown = []
+        for name, measure in list(known.items())[:_MOST_MEASURES]:
+            shown.append(f"{name} {measure_in_short(measure)}" + (" *" if measure.reason else ""))
+            if measure.reason:
+                remarks[name] = [measure.reason]
+        rest = len(record.sharpness) - len(shown)
+        lines.append(("sharpness", ", ".join(shown) + (f" and {rest} more" if rest else "")))
+    return lines
