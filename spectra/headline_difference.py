@@ -7,7 +7,6 @@ from typing import Any
 
 from spectra.differences import Difference, difference, p_of
 from spectra.errors import ArgumentError
-from spectra.estimates import spectral_scale
 from spectra.records import Record
 from spectra.spectrum import Spectrum
 
@@ -34,7 +33,7 @@ def headline_difference(a: Record, b: Record, name: str = "trace", **options: An
     assert b.spectrum is not None
     first, second = a.headlines.get(name), b.headlines.get(name)
     if options or first is None or second is None or not (first.exact or second.exact):
-        return difference(a.spectrum, b.spectrum, name, **options)
+        return difference(a.informed_spectrum, b.informed_spectrum, name, **options)
     value = first.value - second.value
     if first.exact and second.exact:
         return Difference(value, 0.0, value, value, 0, confidence=1.0, why_not="both numbers are exact")
@@ -57,5 +56,5 @@ def headline_difference(a: Record, b: Record, name: str = "trace", **options: An
 
 def _arithmetic(spectrum: Spectrum, name: str) -> float:
     """The error of the arithmetic in an estimate of the trace or of the mean eigenvalue."""
-    error = sqrt(spectrum.n) * spectrum.noise * spectral_scale(spectrum.tridiagonals)
+    error = sqrt(spectrum.n) * spectrum.quadrature.blur
     return error / spectrum.n if name == "mean_eigenvalue" else error
