@@ -136,9 +136,17 @@ def test_a_summary_of_a_record_that_failed_is_its_reason(tmp_path):
 
 def test_a_summary_has_the_numbers_of_test_data_beside(tmp_path):
     facts = {"loss": 0.5, "test_loss": 0.75, "accuracy": 0.9, "test_accuracy": 0.8, "n_samples": 7}
-    record = make_record(0.0, test_spectrum=make_spectrum(1), facts=facts, exact=EXACT)
+    tested = {name: dataclasses.replace(e, note=None) for name, e in make_spectrum(1).estimates().items()}
+    tested["trace"] = dataclasses.replace(tested["trace"], note="too narrow")
+    tested["negative_mass"] = dataclasses.replace(tested["negative_mass"], resolved=False, note="not resolved with m")
+    record = make_record(
+        0.0, test_spectrum=make_spectrum(1), cached_test_estimates=tested, facts=facts, exact=EXACT, notes=()
+    )
     text = show(write(tmp_path / "run.h5", record))
-    assert row(text, "trace")[1:4] == ["31.5", "exact", in_short(make_spectrum(1).trace())]
+    assert row(text, "trace")[1:4] == ["31.5", "exact", f"{in_short(tested['trace'])} *"]
+    assert row(text, "frobenius_norm")[4].startswith(in_short(tested["frobenius_norm"]))
+    assert "not resolved" in row(text, "negative_mass")
+    assert "* trace (test data): too narrow" in text
     assert "loss 0.5 (test 0.75), accuracy 0.9 (test 0.8)" in text
 
 
