@@ -50,8 +50,8 @@ def print_summary(
     print_pairs(console, _findings(record, remarks))
     if budget:
         print_budgets(record, console)
-    print_preset([record], console)
     hidden = print_notes(console, remarks, [record], FEW_NOTES)
+    print_preset([record], console)
     notes = "" if not hidden else f"{hidden} more note{'' if hidden == 1 else 's'}, "
     print_line(console, f"for the rest ({notes}{_REST}): {more}", style="dim")
 

@@ -122,6 +122,19 @@ def test_tables_of_several_records_have_three_notes_and_say_where_the_others_are
         assert last.endswith(f"spectra show {path} --all")
 
 
+def test_the_line_below_several_records_names_the_options_that_are_not_chosen_yet(tmp_path):
+    records = [make_record(epoch, name) for epoch in (1.0, 2.0) for name in ("hessian", "ggn")]
+    path = write(tmp_path / "run.h5", *records)
+    for options, missing in (
+        ([], "--operator NAME --bn MODE --epoch E"),
+        (["--operator", "ggn"], "--bn MODE --epoch E"),
+        (["--epoch", "1"], "--operator NAME --bn MODE"),
+    ):
+        given = " ".join(["", *options])
+        last = show(path, *options).splitlines()[-1]
+        assert last == f"for all of one record: spectra show {path}{given} {missing} --all"
+
+
 def test_every_checkpoint_that_failed_is_named_whatever_the_notes(tmp_path):
     failed = [failed_record(float(epoch), reason=f"reason {epoch}", notes=()) for epoch in range(1, 7)]
     text = show(write(tmp_path / "run.h5", make_record(0.0), make_record(9.0), *failed))
