@@ -2,7 +2,7 @@
 
 The trace of the Gauss-Newton matrix is computed exactly with most records. It is the trace of a record of that matrix,
 and of a record of the Hessian where the certificate of the exact trace holds; the same holds for each parameter tensor.
-A trace that is itself drawn at random (Monte Carlo) is not exact. Where a check of the record failed, one of the two
+A trace that is itself drawn at random (Monte Carlo) is not exact. Where a check of the traces failed, one of the two
 numbers is wrong and it is not known which, so nothing of that record counts as exact.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from spectra.estimates import Estimate
 
 if TYPE_CHECKING:
+    from spectra.crosscheck import Check
     from spectra.records import Record
 
 EXACT, PROBES = "exact", "probes"
@@ -81,7 +82,7 @@ def headline_tensor_traces(record: Record) -> dict[str, Headline]:
 def exact_traces(record: Record) -> tuple[float | None, dict[str, float]]:
     """The exact trace of the record's matrix, None where it is not known, and those of blocks that are exact."""
     exact = record.exact
-    if exact is None or exact.total is None or exact.drawn or any(check.failed for check in record.checks):
+    if exact is None or exact.total is None or exact.drawn or any(map(_is_in_doubt, record.checks)):
         return None, {}
     if record.operator == "ggn":
         return exact.total, dict(exact.by_layer)
@@ -89,3 +90,8 @@ def exact_traces(record: Record) -> tuple[float | None, dict[str, float]]:
         return None, {}
     own = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}
     return exact.total if exact.applies else None, own
+
+
+def _is_in_doubt(check: Check) -> bool:
+    """Whether a check of the exact traces themselves failed: of the whole, or of a tensor."""
+    return check.failed and (check.name == "trace" or check.name.startswith("trace of "))

@@ -83,10 +83,22 @@ def test_the_empirical_fisher_matrix_has_no_exact_trace():
     assert not make_record(0.0, "empirical_fisher", exact=exact_trace()).headline("trace").exact
 
 
-def test_where_a_check_failed_nothing_counts_as_exact():
-    record = make_record(0.0, exact=exact_trace(), checks=(failed_check(),))
-    assert failed_check().failed
-    assert not any(h.exact for h in (*record.headlines.values(), *record.headline_tensor_traces().values()))
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("trace", False),
+        ("trace of conv.weight", False),
+        ("trace (exact spectrum)", True),  # compares probes with eigenvalues: the exact trace is not part of it
+        ("frobenius_norm (exact spectrum)", True),
+    ],
+)
+@pytest.mark.parametrize("of", ["hessian", "ggn"])
+def test_where_a_check_of_the_traces_failed_nothing_counts_as_exact(name, exact, of):
+    check = dataclasses.replace(failed_check(), name=name, of=of)
+    assert check.failed
+    record = make_record(0.0, exact=exact_trace(), checks=(check,))
+    assert record.headline("trace").exact == exact
+    assert {trace.exact for trace in record.headline_tensor_traces().values()} == {exact}
 
 
 @pytest.mark.parametrize(

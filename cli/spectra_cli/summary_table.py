@@ -50,8 +50,8 @@ def print_summary(
     print_pairs(console, _findings(record, remarks))
     if budget:
         print_budgets(record, console)
-    print_preset([record], console)
     hidden = print_notes(console, remarks, [record], FEW_NOTES)
+    print_preset([record], console)
     notes = "" if not hidden else f"{hidden} more note{'' if hidden == 1 else 's'}, "
     print_line(console, f"for the rest ({notes}{_REST}): {more}", style="dim")
 
@@ -94,11 +94,21 @@ def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
             *cells, marks = estimate_cells(name, estimate, remarks)
             if estimate.resolved is False and estimate.note:
                 marks = marks.replace(estimate.note, "not resolved")
-            words = as_range if name in _ENDS else in_short
-            beside = words(record.test_estimates.get(name)) if tested else limited_by(record, name)
+            beside = _on_test_data(record, name, remarks) if tested else limited_by(record, name)
             table.add_row(name, *cells, beside, marks)
     console.print(table)
     return remarks
+
+
+def _on_test_data(record: Record, name: str, remarks: dict[str, list[str]]) -> str:
+    estimate = record.test_estimates.get(name)
+    if estimate is not None and estimate.resolved is False:
+        return "not resolved"
+    words = as_range(estimate) if name in _ENDS else in_short(estimate)
+    if estimate is None or estimate.note is None:
+        return words
+    remarks[f"{name} (test data)"] = [estimate.note]
+    return f"{words} *"
 
 
 def _trace_check(record: Record) -> str:

@@ -60,8 +60,10 @@ def print_trajectory(
     else:
         hidden = sum(print_series(series, console, most) for series in every)
     notes = f"; {hidden} more note{'' if hidden == 1 else 's'}: {more}" if hidden else ""
-    choice = "--operator NAME --bn MODE" + (" --epoch E" if any(len(series) > 1 for series in every) else "")
-    print_line(console, f"for all of one record: {more.removesuffix(' --all')} {choice} --all{notes}", style="dim")
+    options = {"--operator": "NAME", "--bn": "MODE"}
+    options |= {"--epoch": "E"} if any(len(series) > 1 for series in every) else {}
+    choice = " ".join(f"{option} {value}" for option, value in options.items() if f" {option} " not in more)
+    print_line(console, f"for all of one record: {more.removesuffix('--all')}{choice} --all{notes}", style="dim")
 
 
 def print_side_by_side(records: Sequence[Record], console: Console, most: int | None = None) -> int:
@@ -88,7 +90,6 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
         table.add_row(name, *cells)
     seconds = [second_trace(record) for record in complete]
     for name in _names(seconds):
-        # beside the column of a record with test data stands one that has no such number
         cells = (_named(name, second_trace(record)) if not test else "-" for record, test in _columns(complete))
         table.add_row(name, *cells)
     if any(record.checks for record in complete):
@@ -101,12 +102,13 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
         table.add_row(name, *cells)
     console.print(table)
     print_line(console, _LEGEND, style="dim")
+    hidden = _print_remarks(console, remarks, records, most)
     print_preset(complete, console)
-    return _print_remarks(console, remarks, records, most)
+    return hidden
 
 
 def _columns(records: Iterable[Record]) -> list[tuple[Record, bool]]:
-    """Each record, and behind it the same for its test data, if it has any."""
+    """Each record, and behind it the same for its test data, if it has any: those have estimates only."""
     return [(record, test) for record in records for test in (False, True) if not test or record.test_spectrum]
 
 

@@ -122,6 +122,19 @@ def test_tables_of_several_records_have_three_notes_and_say_where_the_others_are
         assert last.endswith(f"spectra show {path} --all")
 
 
+def test_the_line_below_several_records_names_the_options_that_are_not_chosen_yet(tmp_path):
+    records = [make_record(epoch, name) for epoch in (1.0, 2.0) for name in ("hessian", "ggn")]
+    path = write(tmp_path / "run.h5", *records)
+    for options, missing in (
+        ([], "--operator NAME --bn MODE --epoch E"),
+        (["--operator", "ggn"], "--bn MODE --epoch E"),
+        (["--epoch", "1"], "--operator NAME --bn MODE"),
+    ):
+        given = " ".join(["", *options])
+        last = show(path, *options).splitlines()[-1]
+        assert last == f"for all of one record: spectra show {path}{given} {missing} --all"
+
+
 def test_every_checkpoint_that_failed_is_named_whatever_the_notes(tmp_path):
     failed = [failed_record(float(epoch), reason=f"reason {epoch}", notes=()) for epoch in range(1, 7)]
     text = show(write(tmp_path / "run.h5", make_record(0.0), make_record(9.0), *failed))
@@ -136,9 +149,17 @@ def test_a_summary_of_a_record_that_failed_is_its_reason(tmp_path):
 
 def test_a_summary_has_the_numbers_of_test_data_beside(tmp_path):
     facts = {"loss": 0.5, "test_loss": 0.75, "accuracy": 0.9, "test_accuracy": 0.8, "n_samples": 7}
-    record = make_record(0.0, test_spectrum=make_spectrum(1), facts=facts, exact=EXACT)
+    tested = {name: dataclasses.replace(e, note=None) for name, e in make_spectrum(1).estimates().items()}
+    tested["trace"] = dataclasses.replace(tested["trace"], note="too narrow")
+    tested["negative_mass"] = dataclasses.replace(tested["negative_mass"], resolved=False, note="not resolved with m")
+    record = make_record(
+        0.0, test_spectrum=make_spectrum(1), cached_test_estimates=tested, facts=facts, exact=EXACT, notes=()
+    )
     text = show(write(tmp_path / "run.h5", record))
-    assert row(text, "trace")[1:4] == ["31.5", "exact", in_short(make_spectrum(1).trace())]
+    assert row(text, "trace")[1:4] == ["31.5", "exact", f"{in_short(tested['trace'])} *"]
+    assert row(text, "frobenius_norm")[4].startswith(in_short(tested["frobenius_norm"]))
+    assert "not resolved" in row(text, "negative_mass")
+    assert "* trace (test data): too narrow" in text
     assert "loss 0.5 (test 0.75), accuracy 0.9 (test 0.8)" in text
 
 
