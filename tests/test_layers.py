@@ -17,21 +17,23 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
-        sharing sharpness.blocks sharpness.draws version
+    checkpoints.dialects errors exact.capture jsonable krylov.basis memory operators.graph operators.written_out \
+        plots.style population randomness sharing sharpness.blocks sharpness.draws version
     association batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers \
-        exact.normalized exact.result krylov.probes operators.base operators.modes operators.selftest \
+        exact.normalized exact.result krylov.probes model_io operators.base operators.modes operators.selftest \
         overlap presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
         sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
-        storage.replacing storage.sealing training_state tridiagonal zoo.data zoo.networks.building
+        storage.replacing storage.sealing training_state tridiagonal user_errors zoo.data zoo.networks.building
     checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
-        extremes krylov.eigsh krylov.hutchpp outliers resuming survey
+        extremes krylov.eigsh krylov.hutchpp operators.shapes outliers resuming survey
     degeneracy determinants distribution exact.ggn_result ranks records task
     differences operators.function plots.moments sharpness.per_layer zoo.tasks
-    operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
+    operators.finite_differences operators.jacobian operators.passes operators.recalibration spectrum \
+        zoo.training
+    operators.checks
     crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
         sharpness.float64_copy zoo.__main__
     comparison exact.certificate exact.samples heldout operators.displaced operators.fisher operators.ggn \
@@ -62,7 +64,7 @@ NUMPY_WING = """
     errors jsonable plots.style population sharing version association columns eigenpairs exact.result
         krylov.probes overlap presets sharpness.balancing sharpness.catalogue sharpness.measure
         sharpness.rescaling storage.cells storage.locking storage.replacing storage.sealing tridiagonal
-        estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes
+        user_errors estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes
         outliers degeneracy determinants distribution exact.ggn_result ranks records differences
         plots.moments spectrum crosscheck distance plots.curves plots.draw comparison plots.sheets
         spectrum_check storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training

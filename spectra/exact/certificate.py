@@ -102,7 +102,7 @@ def _few_rows(function: LossFunction) -> Any:
     count = task.survey().num_batches
     places = sorted({0, count // 3, 2 * count // 3, count - 1})
     parts: list[Any] = []
-    for index, batch in enumerate(task.data):
+    for index, batch in enumerate(task.batches()):
         if index > places[-1]:
             break
         if task.weight_of(batch) <= 0 or (index not in places and parts):

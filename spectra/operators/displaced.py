@@ -80,9 +80,9 @@ class DisplacedLoss:
         """
         self.losses += 1
         task, total = self.task, 0.0
-        with self.function.evaluation(), self._moved(shift), torch.no_grad():
+        with self.function.evaluation(), self._moved(shift):
             for batch, weight in self.passes.batches():
-                total += task.total_factor(weight) * float(self.function.loss(batch))
+                total += task.total_factor(weight) * self.function.value(batch)
         return _finite(total / task.divisor(task.survey().total_weight))
 
     def gradient(self, shift: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
@@ -113,25 +113,20 @@ class DisplacedLoss:
             return
         if shift.shape != (self.n,):
             raise ArgumentError(f"shape {tuple(shift.shape)} of a displacement: ({self.n},) is needed")
-        self._place(self.theta + shift)
+        self.function.move_to(self.theta + shift)
         try:
             yield
         finally:
-            self._place(self.theta)
-
-    def _place(self, vector: torch.Tensor) -> None:
-        with torch.no_grad():
-            for parameter, piece in zip(self.function.theta, self.function.unflatten(vector)):
-                parameter.copy_(piece)
+            self.function.move_to(self.theta)
 
     def _check_repeats(self) -> None:
         function = self.function
-        with function.evaluation(), torch.no_grad():
-            batch = next(batch for batch in self.task.data if self.task.weight_of(batch) > 0)
+        with function.evaluation():
+            batch = next(batch for batch in self.task.batches() if self.task.weight_of(batch) > 0)
             values = []
             for seed in (3, 4):
                 torch.manual_seed(seed)
-                values.append(float(function.loss(function.place(batch))))
+                values.append(function.value(function.place(batch)))
         change = abs(values[1] - values[0])
         if change > _REPEATS[function.dtype] * max(abs(values[0]), abs(values[1])):
             raise TaskError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, TaskError
 from spectra.operators.displaced import DisplacedLoss
 from spectra.sharpness.bn_neurons import Neurons, find_neurons
 from spectra.sharpness.interval import Interval
@@ -130,6 +130,11 @@ def bn_sharpness(
 def neurons_of(loss: DisplacedLoss) -> Neurons:
     """The BN neurons of a task's network, verified in train mode on its first batch."""
     function = loss.function
+    if function.written_out:
+        raise TaskError(
+            "BN neurons are found by watching batch norm, which is computed in plain operations for a loss that takes "
+            "derivatives of the network"
+        )
     with function.evaluation():
         batch = next(batch for batch, _ in loss.passes.batches())
         weights = dict(zip(function.names, function.theta))

@@ -47,7 +47,7 @@ def few_samples(task: Task, model: nn.Module) -> Any:
         DataError: there is no batch.
     """
     with random_state_kept():
-        batch = next((batch for batch in task.data if rows_of(batch) != 0), None)
+        batch = next((batch for batch in task.batches() if rows_of(batch) != 0), None)
     if batch is None:
         raise DataError("the data are empty: at least one batch is needed")
     rows = rows_of(batch)
@@ -72,10 +72,10 @@ def outputs(task: Task, model: nn.Module, batch: Any) -> list[torch.Tensor]:
     Raises:
         TaskError: the model fails in float64, for instance because it casts to another dtype on the way.
     """
-    with exact_arithmetic(model), torch.no_grad():
+    with exact_arithmetic(model):
         try:
             return leaves(replace(task, model=model).output_of(batch))
-        except RuntimeError as error:
+        except TaskError as error:
             raise TaskError(f"the model cannot be evaluated in float64: {error}") from error
 
 
@@ -85,6 +85,7 @@ def difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) ->
     Raises:
         TaskError: the outputs hold NaN or infinity, so nothing can be said.
     """
+    before, after = ([tensor.detach() for tensor in each] for each in (before, after))
     if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after)):
         return float("inf")
     if not before:
