@@ -274,8 +274,8 @@ def _check_additive(function: LossFunction, batch: Any, weight: float, index: in
 
 
 def _told_apart(a: float, b: float) -> tuple[str, str]:
-    """Two numbers with as many digits as show that they differ, six at least."""
-    digits = next((d for d in range(6, 17) if f"{a:.{d}g}" != f"{b:.{d}g}"), 17)
+    """Two numbers with as many digits as show by how much they differ, six at least."""
+    digits = next((d for d in range(4, 15) if f"{a:.{d}g}" != f"{b:.{d}g}"), 15) + 2
     return f"{a:.{digits}g}", f"{b:.{digits}g}"
 
 

@@ -12,6 +12,7 @@ from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.curvature import torch_dtype_of
 from spectra.operators.function import LossFunction
+from spectra.operators.graph import dtype_name
 from spectra.operators.modes import couples_samples
 from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
@@ -65,6 +66,22 @@ class DisplacedLoss:
     def coupled(self) -> bool:
         """Whether the partition into batches is part of the loss."""
         return couples_samples(self.task.model, self.bn_mode)
+
+    def for_differences(self) -> str:
+        """What is to be said of differences of these losses: nothing for float64 ones, else their precision.
+
+        Raises:
+            TaskError: the losses are less precise than float32.
+        """
+        carried = self.function.carried
+        if carried == torch.float64:
+            return ""
+        name = dtype_name(carried)
+        if carried != torch.float32:
+            raise TaskError(
+                f"the model or its loss casts to {name} on the way: differences of losses have no digits left"
+            )
+        return "differences of float32 losses keep few digits"
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

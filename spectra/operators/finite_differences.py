@@ -37,9 +37,7 @@ def check_by_differences(function: LossFunction, twice: bool) -> None:
             return
         centre = twin.flatten(twin.theta).detach().clone()
         generator = torch.Generator().manual_seed(8)
-        direction = torch.randn(twin.n, generator=generator, dtype=torch.float64).to(centre)
-        scale = torch.cat([p.detach().square().mean().sqrt().expand(p.numel()) for p in twin.theta])
-        direction *= torch.where(scale == 0, scale.square().mean().sqrt(), scale)
+        direction = torch.randn(twin.n, generator=generator, dtype=torch.float64).to(centre) * twin.scale()
         slope = twin.flatten(gradient)
         along = slope.detach() @ direction
         bent = twin.flatten(_derivative(twin, gradient, direction)) if twice else None

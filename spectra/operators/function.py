@@ -155,6 +155,14 @@ class LossFunction:
             for parameter, piece in zip(self.theta, self.unflatten(vector)):
                 parameter.copy_(piece)
 
+    def scale(self) -> torch.Tensor:
+        """For every entry of a vector ``(n,)``, the root mean square of the parameter tensor that it belongs to.
+
+        For a tensor of zeros it is that of all parameters.
+        """
+        each = torch.cat([p.detach().square().mean().sqrt().expand(p.numel()) for p in self.theta])
+        return torch.where(each == 0, each.square().mean().sqrt(), each)
+
     def flatten(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Tensors shaped like the parameters, None for zero, as one vector ``(n,)``."""
         return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(pieces, self.theta)])

@@ -94,6 +94,7 @@ def bn_sharpness(
     if gradient == "two-point" and p == math.inf:
         raise ArgumentError("gradient='two-point' needs a finite p: use gradient='quadrature' for p=inf")
     loss = DisplacedLoss(task, bn_mode, dtype)
+    remark = loss.for_differences()
     with loss.prepared():
         neurons = neurons_of(loss)
         search = Search(loss, neurons, interval, gradient, seed)
@@ -108,7 +109,7 @@ def bn_sharpness(
         form=f"p={p:g}",
         bn_mode=bn_mode,
         certificate=certificate,
-        reason=_remarks(loss, neurons, dtype),
+        reason=_remarks(loss, neurons, remark),
         details={
             "bound": "lower",
             "delta": delta,
@@ -141,7 +142,7 @@ def neurons_of(loss: DisplacedLoss) -> Neurons:
         return find_neurons(lambda: function.loss(batch), weights, verify=loss.bn_mode == "train")
 
 
-def _remarks(loss: DisplacedLoss, neurons: Neurons, dtype: str) -> str:
+def _remarks(loss: DisplacedLoss, neurons: Neurons, remark: str) -> str:
     said = ["a lower bound: the best direction found, which nothing proves to be the best there is"]
     if not neurons.channels:
         said.append("no weights are followed by batch norm, so all parameters are one block of norm 1: not invariant")
@@ -149,6 +150,4 @@ def _remarks(loss: DisplacedLoss, neurons: Neurons, dtype: str) -> str:
         said.append(f"with batch norm in {loss.bn_mode} mode it is not invariant under rescaled weights")
     if neurons.refused:
         said.append(f"rescaling {', '.join(neurons.refused)} changes the loss, so they are not taken as BN neurons")
-    if dtype == "float32":
-        said.append("differences of float32 losses keep few digits")
-    return "; ".join(said)
+    return "; ".join([*said, remark] if remark else said)
