@@ -28,8 +28,8 @@ FLOORS = """
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
-        extremes krylov.eigsh krylov.hutchpp operators.shapes outliers resuming survey
-    degeneracy determinants distribution exact.ggn_result ranks records task
+        extremes operators.foreign operators.shapes outliers resuming survey
+    degeneracy determinants distribution exact.ggn_result krylov.eigsh krylov.hutchpp ranks records task
     differences operators.function plots.moments sharpness.per_layer zoo.tasks
     operators.finite_differences operators.jacobian operators.passes operators.recalibration spectrum \
         zoo.training
