@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
     from spectra.operators.fisher import EmpiricalFisherOperator
+    from spectra.operators.foreign import as_operator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
     from spectra.records import Record, Trajectory
@@ -63,6 +64,7 @@ _HOME = {
     "GGNOperator": "spectra.operators.ggn",
     "EmpiricalFisherOperator": "spectra.operators.fisher",
     "DenseOperator": "spectra.operators.dense",
+    "as_operator": "spectra.operators.foreign",
     "shifted": "spectra.operators.algebra",
     "scaled": "spectra.operators.algebra",
     "summed": "spectra.operators.algebra",
@@ -134,6 +136,7 @@ __all__ = [
     "__version__",
     "adaptive_sharpness",
     "analyze",
+    "as_operator",
     "bn_sharpness",
     "deflated",
     "delta_sharpness",

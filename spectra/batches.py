@@ -1,6 +1,7 @@
 """Batches as trees of tensors: moving, counting, choosing and joining their rows, and fingerprints of their content.
 
-A batch is a tensor, or a list, tuple, named tuple or mapping of batches (Hugging Face's ``BatchEncoding`` included).
+A batch is a tensor, or a list, tuple, named tuple, mapping or dataclass of batches (``BatchEncoding`` and
+``ModelOutput`` of Hugging Face included).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -24,12 +26,18 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
         if type(batch) is dict or not isinstance(batch, MutableMapping):
             return items
         clone = copy.copy(batch)  # keeps its class and its other state
-        clone.update(items)
+        for key, value in items.items():  # one by one: a ModelOutput has no update()
+            clone[key] = value
         return clone
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(value, change) for value in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(map_tensors(value, change) for value in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        twin = copy.copy(batch)
+        for part in fields(batch):
+            object.__setattr__(twin, part.name, map_tensors(getattr(batch, part.name), change))  # frozen ones too
+        return twin
     return batch
 
 
@@ -85,6 +93,8 @@ def _has_other_leaves(batch: Any) -> bool:
         return any(_has_other_leaves(value) for value in batch.values())
     if isinstance(batch, (list, tuple)):
         return any(_has_other_leaves(value) for value in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return any(_has_other_leaves(getattr(batch, part.name)) for part in fields(batch))
     return True
 
 

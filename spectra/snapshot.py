@@ -64,7 +64,9 @@ def _copied(batch: Any, index: int) -> Any:
 
     A copy of a view is as large as the view, where ``copy.deepcopy`` would take the whole tensor behind it.
     """
-    clones: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in tensors_of(batch)}
+    clones: dict[int, Any] = {
+        id(tensor): tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors_of(batch)
+    }
     try:
         return copy.deepcopy(batch, clones)
     except Exception as error:

@@ -79,7 +79,7 @@ def _pass(task: Task) -> tuple[list[int | None], list[float], str, int, tuple[in
     digest, unordered = hashlib.sha256(), 0
     ignored = ignored_class(task.criterion)
     lows, highs = [], []
-    for index, batch in enumerate(task.data):
+    for index, batch in enumerate(task.batches()):
         try:
             weights.append(task.weight_of(batch))
         except SpectraError as error:

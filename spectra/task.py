@@ -11,7 +11,7 @@ A criterion that sums gives the sum over all data, ``L = sum_b L_b``; ``reductio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,10 @@ from torch import nn
 from spectra import reduction as reductions
 from spectra.batches import Rebatched, choose_samples, rows_of
 from spectra.errors import ArgumentError, DataError, TaskError
+from spectra.model_io import check_data, described, input_of, scalar, target_in, tensor_of, unwrapped
 from spectra.randomness import random_state_kept
 from spectra.snapshot import take_snapshot
+from spectra.user_errors import batches_of, calling
 
 if TYPE_CHECKING:
     from spectra.survey import Survey
@@ -75,7 +77,7 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TaskError(f"model is a {type(self.model).__name__}: a torch.nn.Module is needed")
-        object.__setattr__(self, "model", _unwrapped(self.model))
+        object.__setattr__(self, "model", unwrapped(self.model))
         if (self.criterion is None) == (self.loss_fn is None):
             raise TaskError("a task needs a criterion(output, target); use Task.from_loss for a loss_fn(model, batch)")
         if not callable(self.criterion or self.loss_fn):
@@ -84,9 +86,9 @@ class Task:
             raise ArgumentError(f"l2={self.l2}: a finite number of at least 0 is needed")
         if self.reduction not in (None, "mean", "sum"):
             raise ArgumentError(f"reduction={self.reduction!r}: 'mean' or 'sum' is needed")
-        _check_data("data", self.data)
+        check_data("data", self.data)
         if self.test_data is not None:
-            _check_data("test_data", self.test_data)
+            check_data("test_data", self.test_data)
         if self.criterion is not None and reductions.averaging_of(self.criterion) is None:
             raise TaskError("the criterion has reduction='none' and returns no scalar: use 'mean' or 'sum'")
 
@@ -126,22 +128,54 @@ class Task:
         """Whether the loss is a criterion of an output and a target."""
         return self.criterion is not None
 
+    def batches(self) -> Iterator[Any]:
+        """One pass over the data.
+
+        Raises:
+            DataError: reading them raises an error, whose place in the user's code is named.
+        """
+        return batches_of(self.data)
+
     def output_of(self, batch: Any) -> Any:
-        """The output of the model for a batch."""
-        if self.forward is not None:
-            return self.forward(self.model, batch)
-        return self.model(_pair(batch)[0])
+        """The output of the model for a batch: the tensor alone for a criterion of ``torch.nn``, which takes one.
+
+        Raises:
+            TaskError: the model raises an error, or what it returns holds no single tensor.
+        """
+        with calling("the forward pass"):
+            output = self.model(input_of(batch)) if self.forward is None else self.forward(self.model, batch)
+        return output if reductions.kind_of(self.criterion) is None else tensor_of(output)
 
     def target_of(self, batch: Any) -> Any:
         """The target of a batch."""
-        return self.target(batch) if self.target is not None else _pair(batch)[1]
+        if self.target is None:
+            return target_in(batch)
+        with calling("target="):
+            return self.target(batch)
+
+    def criterion_of(self, output: Any, target: Any) -> torch.Tensor:
+        """What the criterion returns for an output and a target: a scalar.
+
+        Raises:
+            DataError: a label is out of range.
+            TaskError: the criterion raises an error, or returns more than one number.
+        """
+        assert self.criterion is not None
+        given = "" if isinstance(output, torch.Tensor) else f", which is given {described(output)},"
+        with calling(f"the criterion{given}"):
+            try:
+                return scalar(self.criterion(output, target))
+            except IndexError as error:
+                if "out of bounds" in str(error):  # cross-entropy on the CPU
+                    raise DataError(f"a label is out of range: {error}") from error
+                raise
 
     def loss_of(self, batch: Any) -> torch.Tensor:
         """What the criterion returns for a batch: a scalar."""
-        if self.loss_fn is not None:
+        if self.loss_fn is None:
+            return self.criterion_of(self.output_of(batch), self.target_of(batch))
+        with calling("the loss"):
             return scalar(self.loss_fn(self.model, batch))
-        assert self.criterion is not None
-        return scalar(self.criterion(self.output_of(batch), self.target_of(batch)))
 
     # -- weights
 
@@ -172,7 +206,8 @@ class Task:
         averaging = self.averaging
         try:
             if self.weight is not None:
-                value = float(self.weight(batch))
+                with calling("weight="):
+                    value = float(self.weight(batch))
             elif self.splits:
                 value = float(averaging.weight(self.target_of(batch)))
             else:
@@ -199,7 +234,7 @@ class Task:
 
     def subset(self, samples: int, seed: int = 0) -> Task:
         """The same task on a fixed random subset of ``samples`` rows."""
-        with random_state_kept():
+        with random_state_kept(), calling("reading the data", DataError):
             torch.manual_seed(seed)  # where the data shuffle, the subset is fixed all the same
             chosen = choose_samples(self.data, samples, seed)
         return replace(self, data=chosen)
@@ -223,10 +258,11 @@ class Task:
             ArgumentError: a seed below 0.
             DataError: the data do not fit in half of the free memory, or a batch cannot be copied.
         """
-        frozen = replace(self, data=take_snapshot(self.data, seed))
-        if not test or self.test_data is None:
-            return frozen
-        return replace(frozen, test_data=take_snapshot(self.test_data, seed))
+        with calling("reading the data", DataError):
+            frozen = replace(self, data=take_snapshot(self.data, seed))
+            if not test or self.test_data is None:
+                return frozen
+            return replace(frozen, test_data=take_snapshot(self.test_data, seed))
 
     def held_out(self) -> Task:
         """The same task on its test data. Recalibrated batch norm keeps the statistics of the training data.
@@ -259,41 +295,3 @@ class Task:
             what = reductions.describe(self.criterion)
         loss = f"{what}, {self.reduces_to} over the data ({self.averaging.over})"
         return loss + (f" + (l2/2)|theta|^2 with l2={self.l2:g}" if self.l2 else "")
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``torch.compile``, ``DataParallel`` and the like, which cannot be differentiated twice."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def _check_data(name: str, data: Any) -> None:
-    if isinstance(data, Iterator):
-        raise DataError(f"{name} is a {type(data).__name__}, which can be read only once: pass a list or a DataLoader")
-    if not isinstance(data, Iterable):
-        raise DataError(f"{name} is a {type(data).__name__}: an iterable of batches is needed")
-    if isinstance(data, tuple) and data and isinstance(data[0], torch.Tensor):
-        raise DataError(f"{name} is one batch: an iterable of batches is needed, so wrap it in a list: [(x, y)]")
-
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, Mapping) or not isinstance(batch, (list, tuple)) or len(batch) != 2:
-        parts = f" of {len(batch)}" if isinstance(batch, (list, tuple, Mapping)) else ""
-        raise DataError(
-            f"a batch is a {type(batch).__name__}{parts}, not a pair (x, y): "
-            "pass forward=lambda model, batch: ... and target=lambda batch: ..."
-        )
-    return batch[0], batch[1]
-
-
-def scalar(loss: Any) -> torch.Tensor:
-    """A loss as a tensor of no dimensions; refused if it is not one number."""
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        shape = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
-        raise TaskError(f"the loss of a batch is {shape}: a tensor of one number is needed")
-    return loss.reshape(())

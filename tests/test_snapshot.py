@@ -91,7 +91,7 @@ def test_copies_share_nothing_with_the_loader_and_have_no_history():
     whole, ids = torch.randn(1000, 4, requires_grad=True), np.arange(2)
     batch = {"x": (whole * 1)[:2], "meta": SimpleNamespace(ids=ids)}
     (frozen,) = take_snapshot([batch])
-    assert not frozen["x"].requires_grad
+    assert frozen["x"].is_leaf
     assert frozen["x"].untyped_storage().nbytes() == 2 * 4 * 4  # of the view, not of what is behind it
     assert torch.equal(frozen["x"], batch["x"])
     ids[:] = -1

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from spectra.errors import SpectraError
+from spectra.user_errors import place_of
 from spectra.version import __version__
 
 # name -> (module with the click command `command`, one line for the help)
@@ -108,7 +109,9 @@ def one_line(error: BaseException) -> str:
         elif isinstance(error, MemoryError) or _is_out_of_memory(error):
             text = f"out of memory{_remark(error)}: try a smaller --batch-size, --samples or --lanczos-steps"
         else:
+            place = place_of(error)
             text = f"{type(error).__name__}: {_first_line(error)} (unexpected; --debug shows where)"
+            text += f", raised by {place}" if place else ""
     elif not text:
         text = type(error).__name__
     notes = " ".join(note.strip() for note in getattr(error, "__notes__", ()))

@@ -14,19 +14,16 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectra.errors import SpectraError, TaskError
+from spectra.user_errors import place_of, words_of
 
 if TYPE_CHECKING:
     from spectra.task import Task
-
-
-_LONGEST = 400  # characters of a message: some errors list every key of a model
 
 
 @dataclass(frozen=True)
@@ -188,7 +185,7 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line(spec: str, file: Path | None) -> Iterator[None]:
-    """Turn what the user's code raises into a TaskError with its own last line and where it was raised."""
+    """Turn what the user's code raises into a TaskError with what it says and where it was raised."""
     try:
         yield
     except SpectraError as error:
@@ -201,16 +198,6 @@ def _one_line(spec: str, file: Path | None) -> Iterator[None]:
             "if __name__ == '__main__'"
         ) from error
     except Exception as error:
-        last = " ".join(traceback.format_exception_only(error)[-1].split())
-        last = last if len(last) <= _LONGEST else f"{last[:_LONGEST]}..."
-        raise TaskError(f"task {spec}: {_place(error)}{last} (--debug shows the traceback)") from error
-
-
-def _place(error: BaseException) -> str:
-    """``file.py line 12: ``: the first line of the user's code on the way to the error."""
-    if isinstance(error, SyntaxError):
-        return f"{Path(error.filename).name} line {error.lineno}: " if error.filename else ""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
-    ours = {__file__, importlib.__file__}
-    frames = [f for f in frames if f.filename not in ours]
-    return f"{Path(frames[0].filename).name} line {frames[0].lineno}: " if frames else ""
+        place = place_of(error)
+        where = f"{place}: " if place else ""
+        raise TaskError(f"task {spec}: {where}{words_of(error)} (--debug shows the traceback)") from error

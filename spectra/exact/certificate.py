@@ -29,6 +29,7 @@ from spectra.errors import SpectraError
 from spectra.exact.capture import Recorder
 from spectra.exact.factors import outputs_of
 from spectra.operators.function import LossFunction
+from spectra.operators.graph import carried_dtype
 from spectra.operators.jacobian import slope_of
 
 # Rows looked at: fewer where there are many tensors, since each of them costs a few passes over these rows.
@@ -38,6 +39,7 @@ _FLAT = 1e-12
 _UNCHANGED = 1e-4  # of the gradient between two points, over their distance
 _STEPS = (1e-6, 1e-8)  # a step that crosses a kink is followed by a shorter one
 _EQUAL = 1e-9
+_ROUNDINGS = 30  # of a lower precision that the loss casts to on the way
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _few_rows(function: LossFunction) -> Any:
     count = task.survey().num_batches
     places = sorted({0, count // 3, 2 * count // 3, count - 1})
     parts: list[Any] = []
-    for index, batch in enumerate(task.data):
+    for index, batch in enumerate(task.batches()):
         if index > places[-1]:
             break
         if task.weight_of(batch) <= 0 or (index not in places and parts):
@@ -233,7 +235,9 @@ def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor],
     pulled = torch.autograd.grad(outputs, theta, cotangents, create_graph=True, allow_unused=True)
     points, slope = slope_of(function, output, target, create_graph=True)
     pairs = [(s, index) for index, s in enumerate(slope) if s is not None and s.requires_grad]
-    gradient = torch.autograd.grad(function.criterion(output, target), theta, create_graph=True, allow_unused=True)
+    value = function.criterion(output, target)
+    gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
+    equal = max(_EQUAL, _ROUNDINGS * torch.finfo(carried_dtype(value)).eps)
     for index, (v, p) in enumerate(zip(vectors, theta)):
         g, back = gradient[index], pulled[index]
         if wrong[index] or g is None or back is None:
@@ -252,7 +256,7 @@ def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor],
                 [s for s, _ in pairs], points, [pushed[i] for _, i in pairs], retain_graph=True, allow_unused=True
             )
             part = sum(float((c * u).sum()) for c, u in zip(curved, pushed) if c is not None)
-        if not abs(whole - part) <= _EQUAL * (abs(whole) + abs(part)) + 1e-13 * square:
+        if not abs(whole - part) <= equal * (abs(whole) + abs(part)) + 1e-13 * square:
             wrong[index] = f"v'Hv = {whole:.6g} and v'Gv = {part:.6g}"
 
 

@@ -205,7 +205,7 @@ def factor_of(function: LossFunction, output: Any, target: Any, layout: Layout) 
         points, slope = slope_of(function, output, target, create_graph=True)
     slopes = [torch.zeros_like(point) if s is None else s for point, s in zip(points, slope)]
     factor = _known(function, points, target, slopes, layout) or _dense(points, slopes, layout)
-    _check(factor, points, slopes, layout)
+    _check(factor, points, slopes, layout, torch.finfo(function.carried).eps)
     return factor
 
 
@@ -276,16 +276,16 @@ def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layou
     return DenseFactor(torch.stack(columns, 2))
 
 
-def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout) -> None:
+def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout, unit: float) -> None:
     """Hold the blocks against ``A u`` by autograd for a random ``u``: the formulas, and that no samples are coupled.
 
     Dense blocks are autograd's own, and may be nothing but rounding for a criterion that is certain of everything:
-    there ``u`` is on every second sample, and ``A u`` must vanish on the others.
+    there ``u`` is on every second sample, and ``A u`` must vanish on the others. ``unit`` is the roundoff of the loss.
     """
     generator = torch.Generator().manual_seed(11)
     draw = torch.randn(layout.samples, layout.width, generator=generator, dtype=torch.float64)
     flat = draw.to(points[0].device, points[0].dtype)
-    eps = torch.finfo(flat.dtype).eps
+    eps = max(torch.finfo(flat.dtype).eps, unit)
     if not isinstance(factor, SoftmaxFactor | DiagonalFactor):
         flat[1::2] = 0
         bent = layout.flatten(_bent(slopes, points, layout.unflatten(flat)))

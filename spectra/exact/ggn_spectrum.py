@@ -89,7 +89,7 @@ def exact_ggn_spectrum(
     check_partition(chosen, bn_mode, survey)
     if bn_mode == "recalibrated":
         recalibrate(function)
-    check_loss(function, survey)
+    check_loss(function, survey, split=True)
     with function.evaluation():
         parts = _parts(operator, limit)
         values = _eigenvalues(function, parts)

@@ -89,13 +89,18 @@ class SampleGradients:
     def _single(self, row: Any, flat: torch.Tensor, columns: torch.Tensor, index: int) -> list[torch.Tensor]:
         outputs = outputs_of(self.function.output(row))
         layout = Layout(outputs, 1)
-        if layout.width != flat.shape[1] or not _same(layout.flatten(outputs), flat):
+        if layout.width != flat.shape[1] or not self._same(layout.flatten(outputs), flat):
             raise TaskError(
                 f"row {index} of a batch has other outputs alone than in its batch: its samples depend on each other, "
                 "so that none has a gradient of its own"
             )
         leaves = [self.function.theta[i] for i in self.indices]
         return _pulled(outputs, leaves, layout, columns, leading=True)
+
+    def _same(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        unit = max(torch.finfo(expected.dtype).eps, torch.finfo(self.function.carried).eps)
+        difference = float((found.detach() - expected).abs().max()) if expected.numel() else 0.0
+        return difference <= min(1e4 * unit, 0.1) * (1.0 + float(expected.abs().max()))
 
     def _vmapped(self, part: Any, flat: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor] | None:
         """The same for several rows at once; None where the model does not allow it."""
@@ -114,7 +119,7 @@ class SampleGradients:
 
         try:
             output = torch.func.vmap(one)(tuple(leaves), tuple(rows))
-            if output.shape != flat.shape or not _same(output, flat):
+            if output.shape != flat.shape or not self._same(output, flat):
                 return None
             return _pulled([output], leaves, Layout([output], many), columns, leading=False)
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
@@ -140,12 +145,6 @@ def _pulled(
         for store, piece, leaf in zip(collected, pieces, leaves):
             store.append(torch.zeros_like(leaf) if piece is None else piece.to_dense())
     return [torch.stack(store)[:, None] if leading else torch.stack(store) for store in collected]
-
-
-def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    tolerance = 1e4 * torch.finfo(expected.dtype).eps
-    difference = float((found.detach() - expected).abs().max()) if expected.numel() else 0.0
-    return difference <= tolerance * (1.0 + float(expected.abs().max()))
 
 
 def _tensor_rows(batch: Any) -> tuple[list[torch.Tensor], Any]:

@@ -203,7 +203,7 @@ def _measure(
     chosen = params if params is None or isinstance(params, str) else tuple(params)
     settings = (bn_mode, task.reduction, str(function.dtype), chosen)
     try:
-        check_loss(function, survey)
+        check_loss(function, survey, split=True)
         with function.evaluation():
             certificate = remembered("certificate", objects, settings, lambda: certify(function, params))
             sums = remembered(

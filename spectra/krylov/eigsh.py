@@ -8,6 +8,7 @@ over when the best of what is left is not among the wanted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from spectra.krylov.lanczos import Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_start
 from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
+from spectra.operators.foreign import as_operator
 from spectra.tridiagonal import Tridiagonal
 
 _BLOCK = 8  # vectors multiplied at a time when residuals are measured
@@ -28,7 +30,7 @@ _NEAR = 0.1  # of the distance to the wanted ones, and of itself: how far the be
 
 
 def eigsh(
-    operator: SymmetricOperator,
+    operator: Any,
     k: int = 6,
     which: str = "LA",
     *,
@@ -48,7 +50,8 @@ def eigsh(
     an eigenvector is possible, and has probability next to nothing. ``completeness`` of the result says what was seen.
 
     Args:
-        operator: a symmetric operator of ``n`` rows.
+        operator: a symmetric operator of ``n`` rows, or a matrix or operator of another library that
+            :func:`~spectra.operators.foreign.as_operator` makes one of.
         k: from 1 to ``n``.
         which: as in SciPy: ``"LA"`` the largest, ``"SA"`` the smallest, ``"LM"`` the largest in magnitude, ``"BE"``
             half from either end (one more from the upper end for odd ``k``).
@@ -65,7 +68,7 @@ def eigsh(
         ``max_steps``, or within the memory that is free, is there with ``converged`` False, and ``complete`` is False.
 
     Raises:
-        ArgumentError: an argument out of its range.
+        ArgumentError: an argument out of its range, or no symmetric operator.
         OutOfMemory: not even a Krylov space of ``k + 2`` vectors fits beside the vectors.
 
     References:
@@ -78,6 +81,7 @@ def eigsh(
         >>> pairs.values.round(12), pairs.complete
         (array([5., 5., 1.]), True)
     """
+    operator = as_operator(operator)
     n = operator.n
     if not 1 <= k <= n:
         raise ArgumentError(f"k={k}: from 1 to n={n} eigenpairs can be asked for")

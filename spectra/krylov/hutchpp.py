@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from spectra.errors import ArgumentError, NumericsError
 from spectra.estimates import Estimate, mean_estimate
 from spectra.krylov.probes import draw_start
 from spectra.operators.base import SymmetricOperator
+from spectra.operators.foreign import as_operator
 
 _BLOCK = 8  # vectors multiplied at a time
 
 
-def hutchpp(operator: SymmetricOperator, products: int = 24, seed: int = 0) -> Estimate:
+def hutchpp(operator: Any, products: int = 24, seed: int = 0) -> Estimate:
     """``Tr H`` by Hutch++: exact on the range of a sketch, by probes on the rest.
 
     With ``r = products / 3`` random vectors ``S`` and ``Q = orth(H S)``::
@@ -27,7 +29,8 @@ def hutchpp(operator: SymmetricOperator, products: int = 24, seed: int = 0) -> E
     of :func:`~spectra.krylov.slq.slq` answer more questions. The products are shared out as ``r, r, g``.
 
     Args:
-        operator: a symmetric operator of ``n`` rows.
+        operator: a symmetric operator of ``n`` rows, or a matrix or operator of another library that
+            :func:`~spectra.operators.foreign.as_operator` makes one of.
         products: in all, at least 6. Memory for ``r + 8`` float64 vectors is needed.
         seed: of the sketch and of the probes, which are streams of their own.
 
@@ -37,7 +40,7 @@ def hutchpp(operator: SymmetricOperator, products: int = 24, seed: int = 0) -> E
         eigenvalue of ``Q'HQ``, which is ``|H|_2`` from below. Where ``r`` reaches ``n`` the trace is exact.
 
     Raises:
-        ArgumentError: fewer than 6 products, or a negative seed.
+        ArgumentError: fewer than 6 products, a negative seed, or no symmetric operator.
         NumericsError: a product is NaN or infinite.
 
     References:
@@ -54,6 +57,7 @@ def hutchpp(operator: SymmetricOperator, products: int = 24, seed: int = 0) -> E
         raise ArgumentError(f"products={products}: at least 6 are needed, a third each for sketch, basis and probes")
     if seed < 0:
         raise ArgumentError(f"seed={seed}: at least 0 is needed")
+    operator = as_operator(operator)
     n, rank = operator.n, min(products // 3, operator.n)
     with operator.prepared():
         # The largest index of a search for eigenpairs is far below these: the streams do not meet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from spectra.krylov.lanczos import Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
+from spectra.operators.foreign import as_operator
 from spectra.spectrum import Spectrum
 
 
 def slq(
-    operator: SymmetricOperator,
+    operator: Any,
     lanczos_steps: int = 100,
     num_probes: int = 8,
     seed: int = 0,
@@ -37,7 +39,8 @@ def slq(
     probes times ``n`` estimates ``Tr f(H)`` without bias.
 
     Args:
-        operator: a symmetric operator of ``n`` rows.
+        operator: a symmetric operator of ``n`` rows, or a matrix or operator of another library that
+            :func:`~spectra.operators.foreign.as_operator` makes one of.
         lanczos_steps: ``m``, at least 1; clipped to ``n``.
         num_probes: ``k``, at least 1. One probe gives numbers without errors.
         seed: of the probes.
@@ -55,7 +58,7 @@ def slq(
         The spectrum, with everything that is derived from it.
 
     Raises:
-        ArgumentError: an argument out of its range.
+        ArgumentError: an argument out of its range, or no symmetric operator.
         OutOfMemory: the basis of a single probe does not fit; the message says what would.
 
     References:
@@ -77,6 +80,7 @@ def slq(
         raise ArgumentError(f"width={width}: at least 1 is needed")
     if len(done) > num_probes:
         raise ArgumentError(f"done has {len(done)} probes: at most num_probes={num_probes} can be finished")
+    operator = as_operator(operator)
     n, steps = operator.n, min(lanczos_steps, operator.n)
     if eigenpairs is not None and (eigenpairs.vectors is None or len(eigenpairs.vectors) != n):
         raise ArgumentError(f"eigenpairs without vectors of {n} numbers: eigsh on this operator gives them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,10 +11,17 @@ import torch
 
 from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.errors import DataError, NumericsError, TaskError
+from spectra.operators.finite_differences import check_by_differences
 from spectra.operators.function import LossFunction
+from spectra.operators.graph import carried_dtype, dtype_name, leaves_of, nodes_of
+from spectra.operators.jacobian import why_inseparable
 from spectra.operators.modes import batch_norm_layers, couples_samples
+from spectra.operators.shapes import NO_BACKWARD, WatchedCalls, check_shapes, make_pairs, shapes_in_words
 from spectra.survey import Survey
 from spectra.task import Task
+
+# How well two parts of a batch add up to the whole, relative to their sizes, at the precision that the loss has.
+_ADDITIVE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
@@ -39,70 +48,132 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
     return None
 
 
-def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = False, twice: bool = True) -> None:
-    """Check labels, the averaging and the second derivative of the criterion, on as few batches as tell.
+def check_loss(
+    function: LossFunction, survey: Survey, *, per_sample: bool = False, twice: bool = True, split: bool = False
+) -> None:
+    """Check labels, shapes, the averaging and the second derivative of the loss, on as few batches as tell.
 
-    With ``per_sample``, for what is made of the gradients of single samples: the loss must be a sum over rows even in
-    a single batch, and needs no second derivative. Without ``twice``, for what is made of the loss and its gradient
-    alone, it needs none either.
+    With ``split``, for what is made of the network and the criterion apart, the loss must be a criterion of the output
+    alone. With ``per_sample``, for what is made of the gradients of single samples, it must also be a sum over rows
+    even in a single batch, and needs no second derivative. Without ``twice``, for what is made of the loss and its
+    gradient alone, it needs none either.
+
+    The precision that the loss really has, lower than the function's dtype where something is cast within, is left in
+    ``function.carried``; for a loss that takes derivatives of the network ``function.written_out`` is set, and what
+    autograd makes of it is held against differences.
 
     Raises:
         DataError: labels out of range.
-        TaskError: the criterion is not additive with the weights that are assumed, or has no second derivative.
+        TaskError: the criterion is not additive with the weights that are assumed, has no second derivative, is given
+            an output and a target of different shapes, or is not one of the output alone where that is needed.
         NumericsError: the loss is NaN or infinite.
     """
+    _check_batches(function, survey, per_sample, twice, split)
+    if function.written_out:
+        check_by_differences(function, twice and not per_sample)
+
+
+def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twice: bool, split: bool) -> None:
     task = function.task
     counted = sum(weight > 0 for weight in survey.weights)
     known = task.averaging.known
     split_any = False
-    first = True
+    first = None
     with function.evaluation("eval"):  # where the samples of a batch are not coupled and can be split
-        for index, batch in enumerate(task.data):
+        for index, batch in enumerate(task.batches()):
             weight = task.weight_of(batch)
             if weight == 0:
                 continue
             placed = function.place(batch)
-            if first:
-                _check_first(function, placed, survey, index, per_sample, twice)
-                first = False
-                if (counted == 1 and not per_sample) or couples_samples(task.model, "eval"):
+            if first is None:
+                first = _look_at(function, placed, survey, index, twice)
+                if first.inseparable and (split or per_sample):
+                    raise TaskError(
+                        f"the loss is not a criterion of the output alone, which this needs: {first.inseparable}. The "
+                        "Hessian works; the Gauss-Newton and empirical Fisher matrices and exact traces do not"
+                    )
+                if twice:
+                    _check_derivatives(function, placed, first, per_sample)
+                alone = counted == 1 and not per_sample and not first.broadcast
+                if alone or couples_samples(task.model, "eval"):
                     return  # one batch needs no weights; coupled batches cannot be split
-            split_any = _check_additive(function, placed, weight, index) or split_any
+            split_any = _check_additive(function, placed, weight, index, first) or split_any
             if known or (split_any and index >= 64):
                 return
-    if not split_any and task.weight is None:
+    if not split_any and task.weight is None and (counted > 1 or per_sample):
         raise TaskError(
             "what the loss averages over is not known, and its batches cannot be split to find out: pass weight=, a "
             "function of the batch that returns it (samples, tokens, elements)"
         )
 
 
-def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int, per_sample: bool, twice: bool) -> None:
+@dataclass(frozen=True)
+class _Look:
+    """What was found of the loss on its first batch."""
+
+    output: Any  # None for a task without a split
+    gradient: list[torch.Tensor]  # of the parameters that have a part, with a graph
+    inseparable: str | None  # why the loss is not a criterion of the output alone; None too for a task without a split
+    broadcast: str  # the shapes of output and target in words, where they would broadcast to pairs; else empty
+
+
+def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twice: bool) -> _Look:
     task = function.task
-    with torch.no_grad():
-        output = function.output(batch) if task.splits else None
-    if survey.labels is not None and isinstance(output, torch.Tensor):
-        classes = output.shape[1] if output.ndim > 1 else output.shape[0]
-        low, high = survey.labels
-        if low < 0 or high >= classes:
-            raise DataError(
-                f"labels reach from {low} to {high}, but the model has {classes} outputs: "
-                f"labels from 0 to {classes - 1} are needed"
-            )
-    loss, gradient = function.gradient(batch, create_graph=twice)
+    target, broadcast = None, ""
+    with WatchedCalls() as watch:
+        if task.splits:
+            output, target = function.output(batch), task.target_of(batch)
+            _check_labels(output, survey)
+            check_shapes(task.criterion, output, target)
+            broadcast = shapes_in_words(output, target) if make_pairs(output, target) else ""
+        loss, output = function.evaluate(batch)
+    function.written_out = watch.differentiates
+    if any(p.grad is not None for p in function.theta):
+        raise TaskError(NO_BACKWARD)
     if not bool(torch.isfinite(loss.detach())):
         raise NumericsError(f"the loss is {float(loss.detach())} (batch {index})")
-    pieces = [piece for piece in gradient if piece is not None]
-    if not pieces:
+    _check_leaves(function, loss)
+    function.carried = carried_dtype(loss)
+    pieces = function.gradient_of(loss, create_graph=twice)
+    gradient = [piece for piece in pieces if piece is not None]
+    if not gradient:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
-    if not twice:
+    inseparable = why_inseparable(function, loss, output, target) if task.splits else None
+    return _Look(output, gradient, inseparable, broadcast)
+
+
+def _check_labels(output: Any, survey: Survey) -> None:
+    if survey.labels is None or not isinstance(output, torch.Tensor):
         return
+    classes = output.shape[1] if output.ndim > 1 else output.shape[0]
+    low, high = survey.labels
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"labels reach from {low} to {high}, but the model has {classes} outputs: "
+            f"labels from 0 to {classes - 1} are needed"
+        )
+
+
+def _check_leaves(function: LossFunction, loss: torch.Tensor) -> None:
+    """Refuse a loss that uses parameters of the model by references from outside: it would be constant in them."""
+    leaves = {id(leaf) for leaf in leaves_of(loss)}
+    named = function.task.model.named_parameters()
+    held = [name for name, p in named if id(p) in leaves and name in function.names]
+    if held:
+        raise TaskError(
+            f"the loss uses {held[0]} by a reference that was taken outside of it, so part of its derivative would "
+            "be missed: take the parameters within the loss, from model.parameters()"
+        )
+
+
+def _check_derivatives(function: LossFunction, batch: Any, first: _Look, per_sample: bool) -> None:
     if per_sample:
-        _check_nodes(pieces)
+        _check_nodes(first.gradient)
         return
-    if task.splits:
-        _check_second_derivative(function, output, task.target_of(batch))
-    _check_gradient_graph(pieces)
+    task = function.task
+    if task.splits and not first.inseparable:
+        _check_second_derivative(function, first.output, task.target_of(batch))
+    _check_gradient_graph(first.gradient)
 
 
 def _check_gradient_graph(gradient: list[torch.Tensor]) -> None:
@@ -121,18 +192,10 @@ def _check_nodes(gradient: list[torch.Tensor]) -> None:
     It leaves a node that raises when it is reached, but nothing reaches it when derivatives are asked for in chosen
     parameters only.
     """
-    seen, todo = set(), [piece.grad_fn for piece in gradient if piece.grad_fn is not None]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.name().endswith("Error"):
-            raise TaskError(
-                "the loss cannot be differentiated twice: a custom autograd function in it is marked "
-                "once_differentiable"
-            )
-        todo.extend(following for following, _ in node.next_functions if following is not None)
+    if any(node.name().endswith("Error") for node in nodes_of(gradient)):
+        raise TaskError(
+            "the loss cannot be differentiated twice: a custom autograd function in it is marked once_differentiable"
+        )
 
 
 def _check_second_derivative(function: LossFunction, output: Any, target: Any) -> None:
@@ -186,48 +249,57 @@ def _as_leaf(leaves: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
     return leaves[-1]
 
 
-def _check_additive(function: LossFunction, batch: Any, weight: float, index: int) -> bool:
+def _check_additive(function: LossFunction, batch: Any, weight: float, index: int, first: _Look) -> bool:
     """Whether a batch could be split; a split that does not add up to the whole is refused."""
-    pieces = _split(function, batch)
+    apart = function.task.splits and not first.inseparable
+    pieces = _split(function, batch, apart)
     if pieces is None:
         return False
     task = function.task
-    with torch.no_grad():
-        parts = []
-        for loss, piece_weight in pieces:
-            factor = task.total_factor(piece_weight)
-            parts.append(0.0 if piece_weight == 0 else factor * float(loss()))
-        whole = task.total_factor(weight) * float(function.loss(batch))
-    tolerance = 1e-4 if function.dtype == torch.float32 else 1e-9
-    if abs(whole - sum(parts)) <= tolerance * (abs(whole) + sum(map(abs, parts))):
+    parts = [task.total_factor(w) * float(loss().detach()) if w else 0.0 for loss, w in pieces]
+    whole = task.total_factor(weight) * function.value(batch)
+    if abs(whole - sum(parts)) <= _ADDITIVE.get(function.carried, 1e-2) * (abs(whole) + sum(map(abs, parts))):
         return True
+    cast = f" (rounding to {dtype_name(function.carried)} within the loss is allowed for)" if function.casts else ""
+    in_all, in_parts = _told_apart(whole, sum(parts))
+    advice = (
+        f"It is given {first.broadcast}"
+        if first.broadcast
+        else ("Pass weight=, a function of the batch that returns what the criterion averages over")
+    )
     raise TaskError(
-        f"the loss is not a {task.averaging.reduction} over {task.averaging.over}: batch {index} gives {whole:.6g} as "
-        f"a whole and {sum(parts):.6g} in two parts. Pass weight=, a function of the batch that returns what the "
-        "criterion averages over"
+        f"the loss is not a {task.averaging.reduction} over {task.averaging.over}: batch {index} gives {in_all} as "
+        f"a whole and {in_parts} in two parts{cast}. {advice}"
     )
 
 
-def _split(function: LossFunction, batch: Any) -> list[tuple[Any, float]] | None:
-    """Two uneven parts of a batch as (loss, weight), or None where it has no rows to split by."""
+def _told_apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with as many digits as show by how much they differ, six at least."""
+    digits = next((d for d in range(4, 15) if f"{a:.{d}g}" != f"{b:.{d}g}"), 15) + 2
+    return f"{a:.{digits}g}", f"{b:.{digits}g}"
+
+
+def _split(function: LossFunction, batch: Any, apart: bool) -> list[tuple[Callable[[], torch.Tensor], float]] | None:
+    """Two uneven parts of a batch as (loss, weight), or None where it has no rows to split by.
+
+    With ``apart`` the criterion alone is taken, on parts of the output: the network need not run again.
+    """
     task = function.task
     whole: Any = batch
-    if task.splits:  # the criterion alone, on parts of the output: the network need not run again
-        with torch.no_grad():
-            output = function.output(batch)
+    if apart:
+        output = map_tensors(function.output(batch), torch.Tensor.detach)
         whole = [output, task.target_of(batch)]
     rows = rows_of([whole, batch] if task.weight is not None else whole)
     if rows is None or rows < 2:
         return None
-    pieces = []
+    pieces: list[tuple[Callable[[], torch.Tensor], float]] = []
     for chosen in _uneven(rows):
         part = choose_rows(whole, chosen)
-        if task.weight is not None or not task.splits:
+        if task.weight is not None or not apart:
             weight = task.weight_of(choose_rows(batch, chosen))
         else:
             weight = float(task.averaging.weight(part[1]))
-        loss = partial(function.criterion, *part) if task.splits else partial(function.loss, part)
-        pieces.append((loss, weight))
+        pieces.append((partial(function.criterion, *part) if apart else partial(function.loss, part), weight))
     return pieces
 
 

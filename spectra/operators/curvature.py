@@ -51,6 +51,7 @@ class CurvatureOperator(SymmetricOperator):
 
     kind: str
     per_sample = False  # whether it is made of the gradients of single samples, which no second derivative enters
+    split = False  # whether it is made of the network and the criterion apart
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class CurvatureOperator(SymmetricOperator):
                 if (source := self.task.calibration) is not None:
                     check_partition(source, self.bn_mode, source.survey())
                 recalibrate(self.function)
-            check_loss(self.function, survey, per_sample=self.per_sample)
+            check_loss(self.function, survey, per_sample=self.per_sample, split=self.split)
             self._test = self_test(self, note)
         return self._test
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, NumericsError
 from spectra.operators.base import SymmetricOperator
 
 
@@ -19,6 +19,7 @@ class DenseOperator(SymmetricOperator):
 
     Raises:
         ArgumentError: it is not square, not of floating-point numbers, or not symmetric.
+        NumericsError: it holds NaN or infinity.
 
     Example:
         >>> import numpy as np
@@ -33,6 +34,8 @@ class DenseOperator(SymmetricOperator):
             raise ArgumentError(f"shape {tuple(dense.shape)}: a square matrix is needed")
         if dense.dtype not in (torch.float32, torch.float64):
             raise ArgumentError(f"dtype={dense.dtype}: float32 or float64 is needed")
+        if not bool(torch.isfinite(dense).all()):
+            raise NumericsError("the matrix holds NaN or infinity")
         scale = float(dense.abs().max()) if dense.numel() else 0.0
         if scale > 0 and float((dense - dense.T).abs().max()) > 100 * torch.finfo(dense.dtype).eps * scale:
             raise ArgumentError("the matrix is not symmetric")

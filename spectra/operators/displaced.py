@@ -12,6 +12,7 @@ from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.curvature import torch_dtype_of
 from spectra.operators.function import LossFunction
+from spectra.operators.graph import dtype_name
 from spectra.operators.modes import couples_samples
 from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
@@ -66,6 +67,22 @@ class DisplacedLoss:
         """Whether the partition into batches is part of the loss."""
         return couples_samples(self.task.model, self.bn_mode)
 
+    def for_differences(self) -> str:
+        """What is to be said of differences of these losses: nothing for float64 ones, else their precision.
+
+        Raises:
+            TaskError: the losses are less precise than float32.
+        """
+        carried = self.function.carried
+        if carried == torch.float64:
+            return ""
+        name = dtype_name(carried)
+        if carried != torch.float32:
+            raise TaskError(
+                f"the model or its loss casts to {name} on the way: differences of losses have no digits left"
+            )
+        return "differences of float32 losses keep few digits"
+
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Hold the batches on the device between passes, where they fit."""
@@ -80,9 +97,9 @@ class DisplacedLoss:
         """
         self.losses += 1
         task, total = self.task, 0.0
-        with self.function.evaluation(), self._moved(shift), torch.no_grad():
+        with self.function.evaluation(), self._moved(shift):
             for batch, weight in self.passes.batches():
-                total += task.total_factor(weight) * float(self.function.loss(batch))
+                total += task.total_factor(weight) * self.function.value(batch)
         return _finite(total / task.divisor(task.survey().total_weight))
 
     def gradient(self, shift: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
@@ -113,25 +130,20 @@ class DisplacedLoss:
             return
         if shift.shape != (self.n,):
             raise ArgumentError(f"shape {tuple(shift.shape)} of a displacement: ({self.n},) is needed")
-        self._place(self.theta + shift)
+        self.function.move_to(self.theta + shift)
         try:
             yield
         finally:
-            self._place(self.theta)
-
-    def _place(self, vector: torch.Tensor) -> None:
-        with torch.no_grad():
-            for parameter, piece in zip(self.function.theta, self.function.unflatten(vector)):
-                parameter.copy_(piece)
+            self.function.move_to(self.theta)
 
     def _check_repeats(self) -> None:
         function = self.function
-        with function.evaluation(), torch.no_grad():
-            batch = next(batch for batch in self.task.data if self.task.weight_of(batch) > 0)
+        with function.evaluation():
+            batch = next(batch for batch in self.task.batches() if self.task.weight_of(batch) > 0)
             values = []
             for seed in (3, 4):
                 torch.manual_seed(seed)
-                values.append(float(function.loss(function.place(batch))))
+                values.append(function.value(function.place(batch)))
         change = abs(values[1] - values[0])
         if change > _REPEATS[function.dtype] * max(abs(values[0]), abs(values[1])):
             raise TaskError(

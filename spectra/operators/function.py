@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from spectra.batches import map_tensors
-from spectra.errors import ArgumentError, DataError, NumericsError, TaskError
+from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.operators.modes import check_bn_mode, exact_arithmetic, layer_modes
-from spectra.task import Task, scalar
+from spectra.operators.written_out import WrittenOut
+from spectra.task import Task
 
 _REAL = (torch.float32, torch.float64)
 
@@ -56,9 +57,14 @@ class LossFunction:
     ) -> None:
         self.task = task
         self.bn_mode = check_bn_mode(bn_mode)
+        self.params = params
         self._whole = _Whole(task)
         chosen = choose_parameters(task.model, params)
         self.dtype = _common_dtype(chosen, dtype)
+        # What `check_loss` finds of the loss: its precision, lower where it casts to less on the way; and whether it
+        # takes derivatives of layers whose further derivatives are wrong unless the layers are written out.
+        self.carried = self.dtype
+        self.written_out = False
         self.device = next(iter(chosen.values())).device
         with torch.inference_mode(False):
             self.theta = [self._cast(p.detach()).clone().requires_grad_() for p in chosen.values()]
@@ -73,18 +79,24 @@ class LossFunction:
         }
         self._buffers = {name: self._cast(tensor.detach()).clone() for name, tensor in self._whole.named_buffers()}
 
+    @property
+    def casts(self) -> bool:
+        """Whether the loss is known to be less precise than the dtype that it is computed in."""
+        return torch.finfo(self.carried).eps > torch.finfo(self.dtype).eps
+
     def adopt(self, other: LossFunction) -> None:
         """Take the parameters and buffers of another function of the same task, in this one's own dtype."""
         with torch.no_grad():
             for mine, theirs in zip(self.theta, other.theta):
                 mine.copy_(theirs)
+        self.written_out = other.written_out
         self._buffers = {name: self._cast(tensor) for name, tensor in other._buffers.items()}
 
     def update_statistics(self, batch: Any, names: Sequence[str]) -> None:
         """Call the model, and keep what it writes to the buffers of these names (within ``model.``)."""
         kept = {name: self._buffers[f"model.{name}"].clone() for name in names}
-        self._call(self.task.output_of if self.task.splits else self.task.loss_of, batch, kept)
-        self._buffers |= {f"model.{name}": tensor for name, tensor in kept.items()}
+        self._call(self.task.output_of if self.task.splits else self.task.loss_of, _own(batch), kept)
+        self._buffers |= {f"model.{name}": tensor.detach() for name, tensor in kept.items()}
 
     def model_buffers(self) -> dict[str, torch.Tensor]:
         """Copies of the model's buffers as this function has them, by their names in the model."""
@@ -107,7 +119,11 @@ class LossFunction:
 
     def loss(self, batch: Any) -> torch.Tensor:
         """The criterion's value for a batch, connected to ``theta``. Call it within :meth:`evaluation`."""
-        return self._call(self.task.loss_of, batch)  # type: ignore[no-any-return]
+        return self._call(self.task.loss_of, _own(batch))  # type: ignore[no-any-return]
+
+    def value(self, batch: Any) -> float:
+        """The criterion's value for a batch. Gradients stay enabled: a loss may take derivatives of its own."""
+        return float(self.loss(batch).detach())
 
     def evaluate(self, batch: Any) -> tuple[torch.Tensor, Any]:
         """The criterion's value and the model's output for a batch, from one pass; no output without a split."""
@@ -117,23 +133,35 @@ class LossFunction:
             if task.criterion is None:
                 return task.loss_of(batch), None
             output = task.output_of(batch)
-            return scalar(task.criterion(output, task.target_of(batch))), output
+            return task.criterion_of(output, task.target_of(batch)), output
 
-        return self._call(both, batch)  # type: ignore[no-any-return]
+        return self._call(both, _own(batch))  # type: ignore[no-any-return]
 
     def output(self, batch: Any) -> Any:
         """The model's output for a batch, connected to ``theta``. Call it within :meth:`evaluation`."""
-        return self._call(self.task.output_of, batch)
+        return self._call(self.task.output_of, _own(batch))
 
     def criterion(self, output: Any, target: Any) -> torch.Tensor:
         """The criterion of an output and a target, its own tensors cast like the model's."""
-        assert self.task.criterion is not None
-        criterion = self.task.criterion
-        return scalar(self._call(lambda pair: criterion(*pair), (output, target)))
+        return self._call(lambda pair: self.task.criterion_of(*pair), (output, target))  # type: ignore[no-any-return]
 
     def place(self, batch: Any) -> Any:
         """The batch on the function's device, its floating-point tensors in the function's dtype."""
         return map_tensors(batch, self._cast)
+
+    def move_to(self, vector: torch.Tensor) -> None:
+        """Put other values into ``theta``, from a vector ``(n,)`` of any dtype."""
+        with torch.no_grad():
+            for parameter, piece in zip(self.theta, self.unflatten(vector)):
+                parameter.copy_(piece)
+
+    def scale(self) -> torch.Tensor:
+        """For every entry of a vector ``(n,)``, the root mean square of the parameter tensor that it belongs to.
+
+        For a tensor of zeros it is that of all parameters.
+        """
+        each = torch.cat([p.detach().square().mean().sqrt().expand(p.numel()) for p in self.theta])
+        return torch.where(each == 0, each.square().mean().sqrt(), each)
 
     def flatten(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Tensors shaped like the parameters, None for zero, as one vector ``(n,)``."""
@@ -150,9 +178,13 @@ class LossFunction:
     def gradient(self, batch: Any, create_graph: bool = False) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """The criterion's value for a batch and its gradient, None where a parameter has no part in it."""
         loss = self.loss(batch)
+        return loss, self.gradient_of(loss, create_graph)
+
+    def gradient_of(self, loss: torch.Tensor, create_graph: bool = False) -> list[torch.Tensor | None]:
+        """The gradient of a loss in ``theta``, None where a parameter has no part in it."""
         if not loss.requires_grad:
-            return loss, [None] * len(self.theta)
-        return loss, list(torch.autograd.grad(loss, self.theta, create_graph=create_graph, allow_unused=True))
+            return [None] * len(self.theta)
+        return list(torch.autograd.grad(loss, self.theta, create_graph=create_graph, allow_unused=True))
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_floating_point():
@@ -167,12 +199,17 @@ class LossFunction:
         tensors |= self._fixed
         tensors |= {name: tensor.clone() for name, tensor in self._buffers.items()}
         tensors |= {f"model.{name}": tensor for name, tensor in (written or {}).items()}
-        try:
+        with WrittenOut() if self.written_out else nullcontext():
             return functional_call(self._whole, tensors, (function, argument))
-        except IndexError as error:
-            if "out of bounds" in str(error):  # cross-entropy on the CPU
-                raise DataError(f"a label is out of range: {error}") from error
-            raise
+
+
+def _own(batch: Any) -> Any:
+    """The batch in tensors of its own over the same numbers: ``x.requires_grad_()`` in a model lasts for one call."""
+
+    def fresh(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().requires_grad_() if tensor.requires_grad else tensor.detach()
+
+    return map_tensors(batch, fresh)
 
 
 def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> dict[str, nn.Parameter]:

@@ -32,6 +32,7 @@ class GGNOperator(CurvatureOperator):
     """
 
     kind = "ggn"
+    split = True
 
     @property
     def semidefinite(self) -> bool:

@@ -1,4 +1,7 @@
-"""The outputs of a batch as a function of the parameters: products with their Jacobian, and the criterion's slope."""
+"""The outputs of a batch as a function of the parameters: products with their Jacobian, and the criterion's slope.
+
+Whether the loss is a criterion of these outputs, and of nothing else, is decided here too.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from spectra.batches import map_tensors, tensors_of
 from spectra.errors import TaskError
 from spectra.operators.function import LossFunction
+from spectra.operators.graph import leaves_of
 
 
 class Jacobian:
@@ -81,3 +85,30 @@ def slope_of(
     if not value.requires_grad:
         raise TaskError("the criterion does not depend on the output of the model")
     return points, list(torch.autograd.grad(value, points, create_graph=create_graph, allow_unused=True))
+
+
+def why_inseparable(function: LossFunction, loss: torch.Tensor, output: Any, target: Any) -> str | None:
+    """Why the loss of a batch is not a criterion of the output alone; None where it is.
+
+    The loss must depend on the parameters through the output only, and the criterion must be computable from the
+    output cut off from the network. Neither holds for a criterion that differentiates the output in an input of the
+    network, the first not for one with a term in the parameters.
+
+    Args:
+        function: whose parameters are meant; used within its evaluation.
+        loss, output: of one and the same pass (:meth:`LossFunction.evaluate`).
+        target: of the batch.
+    """
+    leaves = {id(leaf) for leaf in leaves_of(loss, tensors_of(output))}
+    beside = [name for name, p in zip(function.names, function.theta) if id(p) in leaves]
+    if beside:
+        some = ", ".join(beside[:3]) + (", ..." if len(beside) > 3 else "")
+        return (
+            f"it depends on {some} in another way than through the output (by a derivative in an input that the "
+            "criterion takes, or a term in the parameters)"
+        )
+    try:
+        slope_of(function, output, target, create_graph=False)
+    except TaskError as error:
+        return f"it cannot be computed from the output once that is cut off from the network: {error}"
+    return None

@@ -30,7 +30,7 @@ class Passes:
             return
         task = self.function.task
         total = 0.0
-        for batch in task.data:
+        for batch in task.batches():
             weight = task.weight_of(batch)
             total += weight
             if weight > 0:

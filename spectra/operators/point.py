@@ -80,7 +80,7 @@ def widths_of(operator: CurvatureOperator) -> tuple[int, int, int] | None:
         return None
     widths = [m.out_features if isinstance(m, nn.Linear) else m.out_channels for m in layers]
     with operator.function.evaluation():
-        batch = next(iter(operator.task.data))
+        batch = next(operator.task.batches())
     inputs = tensors_of(batch)[0]
     return int(widths[-1]), int(sum(widths)), int(inputs[0].numel() if inputs.ndim else 1)
 

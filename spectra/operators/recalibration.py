@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-import torch
-
 from spectra.batches import rows_of
 from spectra.operators.function import LossFunction
 from spectra.operators.modes import batch_norm_layers
@@ -34,11 +32,11 @@ def recalibrate(function: LossFunction) -> None:
         for name in ("running_mean", "running_var")
     ]
     seen = 0.0
-    with function.evaluation("eval"), torch.no_grad(), ExitStack() as stack:
+    with function.evaluation("eval"), ExitStack() as stack:
         for layer in layers:
             stack.callback(setattr, layer, "momentum", layer.momentum)
             layer.training = True  # put back by the evaluation
-        for batch in source.data:
+        for batch in source.batches():
             weight = rows_of(batch) or source.weight_of(batch)
             if weight == 0:
                 continue

@@ -16,7 +16,7 @@ from spectra.errors import ArgumentError
 from spectra.operators.displaced import DisplacedLoss
 from spectra.sharpness.ascent import Ball, check_counts, climb
 from spectra.sharpness.draws import gaussian, moments_of
-from spectra.sharpness.measure import Measure
+from spectra.sharpness.measure import Measure, remarked
 from spectra.task import Task
 
 FORMS = ("average", "worst")
@@ -83,8 +83,10 @@ def adaptive_sharpness(
         raise ArgumentError(f"p={p}: 2 or inf is needed")
     check_counts(draws, steps, seed)
     loss = DisplacedLoss(task, bn_mode, dtype)
+    remark = loss.for_differences()
     with loss.prepared():
-        return _average(loss, rho, draws, seed) if form == "average" else _worst(loss, rho, p, steps, seed)
+        found = _average(loss, rho, draws, seed) if form == "average" else _worst(loss, rho, p, steps, seed)
+    return remarked(found, remark)
 
 
 def _average(loss: DisplacedLoss, rho: float, draws: int, seed: int) -> Measure:

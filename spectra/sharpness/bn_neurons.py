@@ -141,7 +141,7 @@ def find_neurons(call: Callable[[], torch.Tensor], weights: Mapping[str, torch.T
     """
     watch = _Watch({id(tensor): name for name, tensor in weights.items()})
     state = random_state()
-    with torch.no_grad(), watch:
+    with torch.enable_grad(), watch:  # the loss may take derivatives of its own
         call()
     state()
     found = watch.found()
@@ -167,10 +167,10 @@ def _unchanged(
     values = []
     for scaled in (False, True):
         use = factors if scaled else {name: torch.ones_like(factor) for name, factor in factors.items()}
-        with torch.no_grad(), _multiplied({name: (weights[name], use[name][found[name]]) for name in found}):
+        with _multiplied({name: (weights[name], use[name][found[name]]) for name in found}):
             state()
-            with _Rescaled({id(weights[name]): factor for name, factor in use.items()}):
-                values.append(float(call()))
+            with torch.enable_grad(), _Rescaled({id(weights[name]): factor for name, factor in use.items()}):
+                values.append(float(call().detach()))
     state()
     # Where batch norm cancels all but rounding of its input, as in a dead channel, the loss is not exact either.
     tolerance = _ROUNDOFF.get(next(iter(factors.values())).dtype, 1e-2)
@@ -181,12 +181,14 @@ def _unchanged(
 def _multiplied(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Any:
     kept = [(weight, weight.detach().clone()) for weight, _ in pairs.values()]
     try:
-        for weight, factor in pairs.values():
-            weight.mul_(factor)
+        with torch.no_grad():
+            for weight, factor in pairs.values():
+                weight.mul_(factor)
         yield
     finally:
-        for weight, before in kept:
-            weight.copy_(before)
+        with torch.no_grad():
+            for weight, before in kept:
+                weight.copy_(before)
 
 
 def _written_out(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, TaskError
 from spectra.operators.displaced import DisplacedLoss
 from spectra.sharpness.bn_neurons import Neurons, find_neurons
 from spectra.sharpness.interval import Interval
@@ -94,6 +94,7 @@ def bn_sharpness(
     if gradient == "two-point" and p == math.inf:
         raise ArgumentError("gradient='two-point' needs a finite p: use gradient='quadrature' for p=inf")
     loss = DisplacedLoss(task, bn_mode, dtype)
+    remark = loss.for_differences()
     with loss.prepared():
         neurons = neurons_of(loss)
         search = Search(loss, neurons, interval, gradient, seed)
@@ -108,7 +109,7 @@ def bn_sharpness(
         form=f"p={p:g}",
         bn_mode=bn_mode,
         certificate=certificate,
-        reason=_remarks(loss, neurons, dtype),
+        reason=_remarks(loss, neurons, remark),
         details={
             "bound": "lower",
             "delta": delta,
@@ -130,13 +131,18 @@ def bn_sharpness(
 def neurons_of(loss: DisplacedLoss) -> Neurons:
     """The BN neurons of a task's network, verified in train mode on its first batch."""
     function = loss.function
+    if function.written_out:
+        raise TaskError(
+            "BN neurons are found by watching batch norm, which is computed in plain operations for a loss that takes "
+            "derivatives of the network"
+        )
     with function.evaluation():
         batch = next(batch for batch, _ in loss.passes.batches())
         weights = dict(zip(function.names, function.theta))
         return find_neurons(lambda: function.loss(batch), weights, verify=loss.bn_mode == "train")
 
 
-def _remarks(loss: DisplacedLoss, neurons: Neurons, dtype: str) -> str:
+def _remarks(loss: DisplacedLoss, neurons: Neurons, remark: str) -> str:
     said = ["a lower bound: the best direction found, which nothing proves to be the best there is"]
     if not neurons.channels:
         said.append("no weights are followed by batch norm, so all parameters are one block of norm 1: not invariant")
@@ -144,6 +150,4 @@ def _remarks(loss: DisplacedLoss, neurons: Neurons, dtype: str) -> str:
         said.append(f"with batch norm in {loss.bn_mode} mode it is not invariant under rescaled weights")
     if neurons.refused:
         said.append(f"rescaling {', '.join(neurons.refused)} changes the loss, so they are not taken as BN neurons")
-    if dtype == "float32":
-        said.append("differences of float32 losses keep few digits")
-    return "; ".join(said)
+    return "; ".join([*said, remark] if remark else said)

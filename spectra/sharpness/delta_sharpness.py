@@ -15,7 +15,7 @@ from spectra.operators.displaced import DisplacedLoss
 from spectra.sharpness.ascent import Ball, Summit, check_counts, climb
 from spectra.sharpness.draws import gaussian, moments_of
 from spectra.sharpness.interval import check_delta_and_p
-from spectra.sharpness.measure import Measure, not_measured
+from spectra.sharpness.measure import Measure, not_measured, remarked
 from spectra.task import Task
 
 
@@ -68,8 +68,10 @@ def delta_sharpness(
     check_delta_and_p(delta, p)
     check_counts(draws, steps, seed)
     loss = DisplacedLoss(task, bn_mode, dtype)
+    remark = loss.for_differences()
     with loss.prepared():
-        return _maximum(loss, delta, steps, seed) if p == math.inf else _mean(loss, delta, p, draws, seed)
+        found = _maximum(loss, delta, steps, seed) if p == math.inf else _mean(loss, delta, p, draws, seed)
+    return remarked(found, remark)
 
 
 def _mean(loss: DisplacedLoss, delta: float, p: float, draws: int, seed: int) -> Measure:

@@ -23,7 +23,7 @@ from spectra.sharpness.ascent import check_counts
 from spectra.sharpness.balancing import Array, Link, balance
 from spectra.sharpness.draws import gaussian, moments_of
 from spectra.sharpness.layouts import Layout, weight_layouts
-from spectra.sharpness.measure import Measure, not_measured
+from spectra.sharpness.measure import Measure, not_measured, remarked
 from spectra.task import Task
 
 FORM = "direct"
@@ -96,9 +96,11 @@ def normalized_sharpness_direct(
         diagonal = exact_diagonal(plain, bn_mode, method="exact")
         if diagonal.kind is None:
             return not_measured("; ".join(diagonal.reasons), **conditions)
-        noise = _Noise(DisplacedLoss(plain, bn_mode, dtype), plain, diagonal, lam)
-        with noise.loss.prepared():
-            return replace(_measured(noise, steps, draws, seed), bn_mode=bn_mode)
+        loss = DisplacedLoss(plain, bn_mode, dtype)
+        remark = loss.for_differences()
+        noise = _Noise(loss, plain, diagonal, lam)
+        with loss.prepared():
+            return remarked(replace(_measured(noise, steps, draws, seed), bn_mode=bn_mode), remark)
     except (TaskError, NumericsError) as error:
         return not_measured(str(error), **conditions)
 

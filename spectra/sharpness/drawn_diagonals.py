@@ -91,6 +91,7 @@ def drawn_diagonal(
         cost = 3 * draws
     else:
         loss = DisplacedLoss(task, bn_mode)
+        loss.for_differences()  # of gradients here, so float32 does
         names, sizes, n = loss.function.names, loss.function.sizes, loss.n
         shapes = [p.shape for p in loss.function.theta]
         steps = _steps(loss, method, radius, eps)

@@ -13,12 +13,14 @@ from torch import nn
 from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.errors import DataError, TaskError
 from spectra.operators.function import LossFunction
+from spectra.operators.graph import carried_dtype
 from spectra.operators.modes import exact_arithmetic
 from spectra.operators.recalibration import recalibrate
 from spectra.randomness import random_state_kept
 from spectra.task import Task
 
 SAMPLES = 8  # a statement about the network's function needs few
+_ROUNDINGS = 100  # of float32, by which outputs that pass through it may differ
 
 
 def float64_copy(task: Task, bn_mode: str = "eval") -> nn.Module:
@@ -47,7 +49,7 @@ def few_samples(task: Task, model: nn.Module) -> Any:
         DataError: there is no batch.
     """
     with random_state_kept():
-        batch = next((batch for batch in task.data if rows_of(batch) != 0), None)
+        batch = next((batch for batch in task.batches() if rows_of(batch) != 0), None)
     if batch is None:
         raise DataError("the data are empty: at least one batch is needed")
     rows = rows_of(batch)
@@ -72,19 +74,26 @@ def outputs(task: Task, model: nn.Module, batch: Any) -> list[torch.Tensor]:
     Raises:
         TaskError: the model fails in float64, for instance because it casts to another dtype on the way.
     """
-    with exact_arithmetic(model), torch.no_grad():
+    with exact_arithmetic(model):
         try:
             return leaves(replace(task, model=model).output_of(batch))
-        except RuntimeError as error:
+        except TaskError as error:
             raise TaskError(f"the model cannot be evaluated in float64: {error}") from error
 
 
 def difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
     """The largest difference of two lists of outputs, relative to the largest entry; infinite if they do not compare.
 
+    What is within the rounding of a float32 tensor that the network casts to on the way counts as 0.
+
     Raises:
-        TaskError: the outputs hold NaN or infinity, so nothing can be said.
+        TaskError: the outputs hold NaN or infinity, or are less precise than float32, so nothing can be said.
     """
+    carried = [torch.finfo(carried_dtype(tensor)) for tensor in before if tensor.is_floating_point()]
+    unit = max((about.eps for about in carried), default=0.0)
+    if unit > torch.finfo(torch.float32).eps:
+        raise TaskError("the network casts to less than float32: what a rescaling does to its function cannot be seen")
+    before, after = ([tensor.detach() for tensor in each] for each in (before, after))
     if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after)):
         return float("inf")
     if not before:
@@ -93,4 +102,5 @@ def difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) ->
         raise TaskError("the outputs of the network hold NaN or infinity")
     size = max(float(a.abs().max()) if a.numel() else 0.0 for a in before)
     gap = max(float((a - b).abs().max()) if a.numel() else 0.0 for a, b in zip(before, after))
-    return gap / size if size > 0 else gap
+    relative = gap / size if size > 0 else gap
+    return 0.0 if unit > torch.finfo(torch.float64).eps and relative <= _ROUNDINGS * unit else relative

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isnan, nan
 from typing import Any
 
@@ -52,6 +52,11 @@ class Measure:
         known = {f.name for f in fields(cls)}
         given = {name: value for name, value in entries.items() if name in known}
         return cls(**(given | {"value": nan if given.get("value") is None else float(given["value"])}))
+
+
+def remarked(measure: Measure, words: str) -> Measure:
+    """The measure with more words in its reason; the same where there are none."""
+    return replace(measure, reason="; ".join(filter(None, (measure.reason, words)))) if words else measure
 
 
 def not_measured(reason: str, **conditions: Any) -> Measure:

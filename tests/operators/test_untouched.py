@@ -12,6 +12,7 @@ from cases import batches_of, conv_batch_norm
 from torch import nn
 
 from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task
+from spectra.errors import TaskError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -102,8 +103,11 @@ def test_an_exception_in_the_middle_changes_nothing_either(mode):
 
     before, generators = state_of(model), random_states()
     operator = HessianOperator(Task(model, criterion, data, weight=lambda b: len(b[1])), bn_mode=mode)
-    with pytest.raises(KeyError, match="in the middle"):
+    with pytest.raises(
+        TaskError, match=r"criterion in test_untouched\.py line \d+: KeyError: 'in the middle'"
+    ) as caught:
         multiply_ten_times(operator)
+    assert isinstance(caught.value.__cause__, KeyError)
     assert calls == 9
     assert_same(before, state_of(model))
     assert generators == random_states()

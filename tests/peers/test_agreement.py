@@ -15,7 +15,7 @@ import torch
 from cases import batches_of
 from torch import nn
 
-from spectra import GGNOperator, HessianOperator, Task, slq
+from spectra import GGNOperator, HessianOperator, Task, as_operator, eigsh, slq
 from spectra.krylov.lanczos import tridiagonalize
 from spectra.zoo.networks.small import convnet
 
@@ -96,6 +96,21 @@ def test_products_of_a_regression_are_those_of_curvlinops(curvlinops, kind, redu
 
 
 @pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("as_scipy", [False, True])
+def test_an_operator_of_curvlinops_is_taken_as_it_is(curvlinops, as_scipy, kind):
+    model, x, y = network_mlp()
+    data = batches_of(x, y, *RAGGED)
+    theirs = from_curvlinops(curvlinops, kind, model, nn.CrossEntropyLoss(), data)
+    theirs = theirs.to_scipy() if as_scipy else theirs
+    ours = OURS[kind](Task(model, nn.CrossEntropyLoss(), data))
+    assert as_operator(theirs).noise < 1e-13
+    expected, found = slq(ours, 20, 3, seed=1), slq(theirs, 20, 3, seed=1)
+    assert np.abs(found.nodes - expected.nodes).max() < 1e-9 * np.abs(expected.nodes).max()
+    pairs = eigsh(theirs, k=2)
+    assert np.abs(pairs.values - eigsh(ours, k=2).values).max() < 1e-9 * np.abs(expected.nodes).max()
+
+
+@pytest.mark.parametrize("kind", OURS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_products_are_those_of_eigenthings_where_batches_are_equal(eigenthings, network, kind):
     model, x, y = NETWORKS[network]()
@@ -104,6 +119,16 @@ def test_products_are_those_of_eigenthings_where_batches_are_equal(eigenthings, 
     block = torch.randn(ours.n, 3)
     theirs = columns(from_eigenthings(eigenthings, kind, model, nn.CrossEntropyLoss(), data), block)
     assert distance(ours @ block, theirs) < ROUNDING
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_an_operator_of_eigenthings_is_taken_as_it_is(eigenthings, kind):
+    model, x, y = network_mlp()
+    data = batches_of(x, y, *EQUAL)
+    theirs = from_eigenthings(eigenthings, kind, model, nn.CrossEntropyLoss(), data)
+    ours = OURS[kind](Task(model, nn.CrossEntropyLoss(), data))
+    expected, found = slq(ours, 20, 3, seed=1), slq(theirs, 20, 3, seed=1)
+    assert np.abs(found.nodes - expected.nodes).max() < 1e-9 * np.abs(expected.nodes).max()
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -1,0 +1,84 @@
+"""Autograd against differences of the loss, for losses that take derivatives of the network themselves.
+
+Their Hessian needs third derivatives of every layer, and their gradient second ones, which libraries seldom test.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from spectra.errors import TaskError
+from spectra.operators.function import LossFunction
+
+_CLOSE = 1e-3  # relative; truncation of the difference included
+_ROUNDINGS = 10  # of the loss or its gradient, that a difference of two may hold
+# Of the size of each tensor. One step that agrees suffices: longer ones may cross a kink, shorter ones are rounded.
+_STEPS, _COARSE_STEPS = (1e-3, 1e-4, 1e-5), (1e-1, 1e-2)
+
+
+def check_by_differences(function: LossFunction, twice: bool) -> None:
+    """Hold the gradient of the loss of the first batch, and a Hessian product, against central differences in float64.
+
+    Args:
+        function: not touched; where it cannot be computed in float64 nothing is checked.
+        twice: check a Hessian product too.
+
+    Raises:
+        TaskError: they differ.
+    """
+    task = function.task
+    twin = LossFunction(task, function.bn_mode, torch.float64, function.params)
+    twin.adopt(function)
+    with twin.evaluation():
+        batch = twin.place(next(batch for batch in task.batches() if task.weight_of(batch) > 0))
+        try:
+            loss, gradient = twin.gradient(batch, create_graph=twice)
+        except (RuntimeError, TypeError, TaskError):  # float32 tensors that are neither parameter nor buffer
+            return
+        centre = twin.flatten(twin.theta).detach().clone()
+        generator = torch.Generator().manual_seed(8)
+        direction = torch.randn(twin.n, generator=generator, dtype=torch.float64).to(centre) * twin.scale()
+        slope = twin.flatten(gradient)
+        along = slope.detach() @ direction
+        bent = twin.flatten(_derivative(twin, gradient, direction)) if twice else None
+        first, second = [], []  # (difference, how far it is from autograd's in units of what is allowed)
+        coarse = torch.finfo(function.carried).eps > torch.finfo(torch.float64).eps
+        for step in _COARSE_STEPS if coarse else _STEPS:
+            above, below = (_there(twin, batch, centre + sign * step * direction) for sign in (1, -1))
+            twin.move_to(centre)
+            rounding = _ROUNDINGS * torch.finfo(function.carried).eps / step
+            size = torch.stack([loss.detach(), above[0], below[0]]).abs().max()
+            first.append(_apart((above[0] - below[0]) / (2 * step), along, rounding * size))
+            if bent is not None:
+                change = (above[1] - below[1]) / (2 * step)
+                second.append(_apart(change, bent, rounding * slope.detach().norm()))
+    for apart, what, of in ((first, "gradient", "loss"), (second, "product with the Hessian", "gradient")):
+        if apart and not min(apart) <= 1:
+            raise TaskError(
+                f"the {what} by autograd is not the change of the {of} between two points: a derivative that the loss "
+                "takes of some layer cannot be differentiated further in this torch; write the layer out in plain "
+                "operations"
+            )
+
+
+def _there(twin: LossFunction, batch: object, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    twin.move_to(theta)
+    loss, gradient = twin.gradient(batch)
+    return loss.detach(), twin.flatten(gradient).detach()
+
+
+def _derivative(
+    twin: LossFunction, gradient: list[torch.Tensor | None], direction: torch.Tensor
+) -> list[torch.Tensor | None]:
+    pairs = [(g, v) for g, v in zip(gradient, twin.unflatten(direction)) if g is not None and g.requires_grad]
+    if not pairs:
+        return [None] * len(twin.theta)
+    found = torch.autograd.grad([g for g, _ in pairs], twin.theta, [v for _, v in pairs], allow_unused=True)
+    return list(found)
+
+
+def _apart(difference: torch.Tensor, expected: torch.Tensor, rounding: torch.Tensor) -> float:
+    """How far two vectors or numbers are from each other, in units of what is allowed; infinite for NaN."""
+    allowed = _CLOSE * (difference.norm() + expected.norm()) + rounding
+    ratio = float((difference - expected).norm()) / max(float(allowed), torch.finfo(torch.float64).tiny)
+    return ratio if ratio == ratio else float("inf")

@@ -1,0 +1,49 @@
+"""The autograd graph of a computed tensor: its nodes, the precision that was carried through it, its leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+
+def nodes_of(tensors: Iterable[torch.Tensor], before: Iterable[torch.Tensor] = ()) -> Iterator[Any]:
+    """Every node of the graphs behind these tensors, once; nothing that is met only through the tensors ``before``."""
+    seen = {tensor.grad_fn for tensor in before}
+    todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None and tensor.grad_fn not in seen]
+    seen |= set(todo)
+    while todo:
+        node = todo.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+def carried_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The least precise dtype on the way from the leaves to a tensor: the precision that its values have.
+
+    A float64 tensor that was cast to float32 on the way, and back, is as exact as float32 and no more.
+
+    Example:
+        >>> x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        >>> carried_dtype(x.square().sum()), carried_dtype(x.float().double().sum())
+        (torch.float64, torch.float32)
+    """
+    met = {tensor.dtype}
+    for node in nodes_of([tensor]):
+        # What autograd keeps of the outputs of the node's forward call.
+        met |= {about.dtype for about in getattr(node, "_input_metadata", ()) if about is not None}
+    return max((dtype for dtype in met if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def leaves_of(tensor: torch.Tensor, before: Iterable[torch.Tensor] = ()) -> list[torch.Tensor]:
+    """The leaves that a tensor depends on, otherwise than through the tensors ``before``."""
+    return [node.variable for node in nodes_of([tensor], before) if hasattr(node, "variable")]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
