@@ -19,18 +19,19 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 FLOORS = """
     checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
         sharing sharpness.blocks sharpness.draws version
-    association batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers \
+    association batches checkpoints.adapters checkpoints.rawfile checkpoints.sidecars columns eigenpairs exact.layers \
         exact.normalized exact.result krylov.probes operators.base operators.modes operators.selftest \
         overlap presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
         sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
         storage.replacing storage.sealing training_state tridiagonal zoo.data zoo.networks.building
-    checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
+    checkpoints.fitting checkpoints.shards estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
-    budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
+    budget checkpoints.folders checkpoints.loading counts deflation density \
         extremes krylov.eigsh krylov.hutchpp outliers resuming survey
-    degeneracy determinants distribution exact.ggn_result ranks records task
-    differences operators.function plots.moments sharpness.per_layer zoo.tasks
+    checkpoints.discovery degeneracy determinants distribution exact.ggn_result ranks records task
+    checkpoints.checkpoint checkpoints.selection checkpoints.watching differences operators.function plots.moments \
+        sharpness.per_layer zoo.tasks
     operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
     crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
         sharpness.float64_copy zoo.__main__

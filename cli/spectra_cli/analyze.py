@@ -76,7 +76,9 @@ def command(
     out = asked.out
     if shard_text is None:
         check_output(out)  # before the checkpoints are read
-    found = select(in_training_order(find_checkpoints(checkpoints)), every=every, epochs=epochs, last=last)
+    words: list[str] = []
+    there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
+    found = select(in_training_order(there), every=every, epochs=epochs, last=last)
     if shard_text is not None:
         found, number, shards = shard(found, shard_text)
         out = part_path(out, number, shards)
@@ -84,6 +86,8 @@ def command(
     paths = [one.path for one in found]
     try:
         with display_of(options["progress"], len(paths) * len(asked.settings.pairs()), quiet=asked.quiet) as display:
+            for one in words:
+                display.note(one)
             outcome = analyze_run(paths, out=out, listener=display, **asked.for_run(display.say))
     except KeyboardInterrupt:
         interrupted(out)
