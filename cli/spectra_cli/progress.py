@@ -102,12 +102,13 @@ class RunDisplay(Listener):
         self._line(f"{operator}, BN {bn_mode}: in the file already")
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
-        self._passed_over(path, f"has the content of {of.name}: passed over", records)
+        self._passed_over("content", path, of, records)
 
     def twin(self, path: Path, of: Path, records: int) -> None:
-        self._passed_over(path, f"has the weights of {of.name}: passed over", records)
+        self._passed_over("weights", path, of, records)
 
-    def _passed_over(self, path: Path, words: str, records: int) -> None:
+    def _passed_over(self, what: str, path: Path, of: Path, records: int) -> None:
+        words = f"has the {what} of {of if of.name == path.name else of.name}: passed over"
         self._line(words, records)
         if self.drawn:  # no table will tell
             self.note(f"{path.name}: {words}")

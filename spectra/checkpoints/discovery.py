@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectra.checkpoints.dialects import find_weights, metadata_of, name_key, position_in_folder, position_in_name
+from spectra.checkpoints.dialects import find_weights, metadata_of, name_key, position_in_name
 from spectra.checkpoints.folders import (
     SUFFIXES,
     contents_if_readable,
@@ -23,6 +23,7 @@ from spectra.checkpoints.folders import (
 )
 from spectra.checkpoints.rawfile import read_raw
 from spectra.checkpoints.shards import index_of
+from spectra.checkpoints.sidecars import says_its_moment
 from spectra.errors import CheckpointError
 
 Say = Callable[[str], None]
@@ -65,7 +66,7 @@ def find_checkpoints(
 def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
     """The checkpoints of a folder: those directly in it, and its sub-folders that are checkpoints."""
     there = contents_of(folder)
-    if is_checkpoint_folder(folder) and position_in_folder(folder.name) != (None, None):
+    if is_checkpoint_folder(folder) and says_its_moment(folder):
         return [folder]  # of a run; what its sub-folders hold is of the same moment
     one_alone = there.usual is not None and not there.others
     inside, several = sub_folders(folder)
@@ -85,7 +86,7 @@ def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
 
 def _elsewhere(folder: Path) -> str:
     """Where one level further down there are some, in words."""
-    inside = sorted((path for path in folder.iterdir() if path.is_dir()), key=name_key)
+    inside = sorted((path for path in folder.iterdir() if os.path.isdir(path)), key=name_key)
     holding = [path for path in inside if (there := contents_if_readable(path)) and there.checkpoints]
     return f"; there are some in {_in_short(holding)}" if holding else ""
 

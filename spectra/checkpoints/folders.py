@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectra.checkpoints.dialects import name_key, position_in_folder, position_in_name, position_of
+from spectra.checkpoints.dialects import name_key, position_in_name, position_of
 from spectra.checkpoints.shards import index_of, is_index, shards_of
-from spectra.checkpoints.sidecars import Position, trainer_position
+from spectra.checkpoints.sidecars import Position, says_its_moment, trainer_position
 from spectra.errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".t7", ".bin", ".safetensors")
@@ -31,6 +32,7 @@ _NOT_WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 _FURTHER_MODEL = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")  # of several, in a state of accelerate
+_STATE_OF_ACCELERATE = "random_states_"
 _UNFINISHED = ("tmp-", ".")  # folders that a trainer renames when they are whole, and hidden ones
 
 
@@ -75,7 +77,7 @@ def contents_of(folder: Path) -> Contents:
         CheckpointError: the folder cannot be read.
     """
     try:
-        there = {file.name: file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file()}
+        there = {file.name: file for file in folder.iterdir() if _concerns(file) and file.is_file()}
     except OSError as error:
         raise CheckpointError(f"{folder}: {error.strerror or error}") from error
     files = [there[name] for name in sorted(there, key=lambda name: name_key(Path(name)))]
@@ -88,10 +90,17 @@ def contents_of(folder: Path) -> Contents:
     whole = [file for file in weights if index_of(file) is None]
     usual = [there[name] for name in USUAL if name in there]
     unused = usual[1:]
-    if usual and any(name.startswith("random_states_") for name in there):
+    if usual and any(name.startswith(_STATE_OF_ACCELERATE) for name in there):
         unused += [file for file in whole if _FURTHER_MODEL.fullmatch(file.name)]
     others = [*(file for file in [*whole, *indices] if file not in usual and file not in unused), *loose.values()]
     return Contents(usual[0] if usual else None, tuple(others), tuple(unused))
+
+
+def _concerns(file: Path) -> bool:
+    """Whether the name of a file says that it has to do with checkpoints; a folder may hold a data set, too."""
+    if file.name.startswith("."):
+        return False
+    return file.suffix.lower() in SUFFIXES or is_index(file) or file.name.startswith(_STATE_OF_ACCELERATE)
 
 
 def files_of(path: Path) -> Files:
@@ -126,21 +135,24 @@ def sub_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     seen = {folder.resolve()}
     taken, several = [], []
-    inside = [path for path in folder.iterdir() if not path.name.startswith(_UNFINISHED) and path.is_dir()]
+    inside = [path for path in folder.iterdir() if not path.name.startswith(_UNFINISHED) and os.path.isdir(path)]
     for path in sorted(inside, key=lambda path: (path.is_symlink(), name_key(path))):
         if (real := path.resolve()) in seen:
             continue
         seen.add(real)
         if is_checkpoint_folder(path):
             taken.append(path)
-        elif position_in_folder(path.name) != (None, None) and len(contents_of(path).others) > 1:
+        elif says_its_moment(path) and len(contents_of(path).others) > 1:
             several.append(path)
     return sorted(taken, key=name_key), several
 
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a folder is one checkpoint, by the rule of :func:`sub_folders`."""
-    found, named = contents_if_readable(path), position_in_folder(path.name) != (None, None)
+    named = says_its_moment(path)
+    if not named and not any(os.path.isfile(path / name) for name in USUAL):  # the others are not looked through
+        return False
+    found = contents_of(path) if named else contents_if_readable(path)
     return found is not None and (found.usual is not None or (named and len(found.others) == 1))
 
 
@@ -160,7 +172,11 @@ def is_beside_weights(file: Path) -> bool:
 def position(path: Path, files: Files, metadata: Mapping[str, Any]) -> tuple[Position, str]:
     """Epoch and step: of the trainer's own file, else of the checkpoint itself, else by its name; and a note."""
     found, note = (None, "") if files.folder is None else trainer_position(files.folder)
-    return found or position_of(metadata, path if path == files.entry else path / files.entry.name), note
+    return found or position_of(metadata, path if path == files.entry else _named(path) / files.entry.name), note
+
+
+def _named(folder: Path) -> Path:
+    return folder if folder.name else folder.resolve()
 
 
 def position_without_reading(path: Path, files: Files) -> Position | None:

@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
+            raise CheckpointError(f"{path}: not a regular file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -77,13 +77,18 @@ def trainer_position(folder: Path) -> tuple[Position | None, str]:
     epoch, step = found.get("epoch"), found.get("global_step")
     if isinstance(step, float):
         return None, f"{path}: global_step is not a whole number; it is not used"
-    if isinstance(state.get("best_model_checkpoint"), str) and position_in_folder(folder.name) == (None, None):
+    if isinstance(state.get("best_model_checkpoint"), str) and not says_its_moment(folder):
         # At the end of training the trainer saves the last or the best model there, and does not say which.
         return (
             None,
             f"{path}: names a best checkpoint, so these weights are not known to be of its step; it is not used",
         )
     return (None if epoch is None and step is None else (epoch, step)), ""
+
+
+def says_its_moment(folder: Path) -> bool:
+    """Whether the name of a folder says of which epoch or step it is."""
+    return position_in_folder(folder.name or folder.resolve().name) != (None, None)
 
 
 def adapter_config(folder: Path) -> dict[str, Any] | None:

@@ -238,6 +238,35 @@ def test_patterns_over_all_levels_meet_what_they_met(tmp_path, pattern, expected
     assert names(find_checkpoints([f"{tmp_path}/{pattern}"]), tmp_path) == expected
 
 
+def test_the_working_directory_may_be_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(trainer(tmp_path / "checkpoint-8", 8, state=None))
+    assert find_checkpoints(["."]) == [Path()]
+    assert load_checkpoint(".").step == 8
+    monkeypatch.chdir(trainer(tmp_path / "checkpoint-9", 9, {"global_step": 9, "best_model_checkpoint": "x"}))
+    assert load_checkpoint(".").step == 9
+
+
+def test_files_that_are_links_into_a_store_of_contents_are_read(tmp_path):
+    folder = sharded(tmp_path / "snapshot" / "checkpoint-8", 8)
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        file.rename(tmp_path / "blobs" / f"{number:064x}")
+        file.symlink_to(Path("../../blobs") / f"{number:064x}")
+    assert find_checkpoints([tmp_path / "snapshot"]) == [folder]
+    assert same(load_checkpoint(folder), 8)
+
+
+def test_a_data_set_beside_the_checkpoints_is_not_looked_through(tmp_path, monkeypatch):
+    trainer(tmp_path / "checkpoint-8", 8)
+    (tmp_path / "images").mkdir()
+    listed = []
+    before = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path.name) or before(path))
+    find_checkpoints([tmp_path])
+    assert "checkpoint-8" in listed
+    assert "images" not in listed
+
+
 def test_a_folder_that_cannot_be_read_is_an_error_if_it_could_be_a_checkpoint(tmp_path, monkeypatch):
     trainer(tmp_path / "checkpoint-8", 8)
     (tmp_path / "lost+found").mkdir()
