@@ -97,8 +97,11 @@ class Store:
             if self.file.replaced:
                 self.tell.note(f"{self.out}: is begun anew: {'; '.join(self.file.replaced)}")
             self.settings = settings
-            for record in self.waiting:
-                self._append(replace(record, settings=settings))
+            for record in (replace(one, settings=settings) for one in self.waiting):
+                if self.file.has(record.identity):
+                    self.tell.note(f"{record.reason}; what the file has of it already is kept")
+                else:
+                    self._append(record)
             self.waiting = []
         elif settings != self.settings:
             differs = [key for key in settings if settings[key] != self.settings.get(key)]

@@ -89,6 +89,11 @@ class Identity:
             time=(epoch, step),
         )
 
+    def is_of_file(self, other: Identity) -> bool:
+        """Whether this is of a part of the weights, from the file of the other, whose weights are not known."""
+        same = other.weights is None and self.subject == f"{other.subject} {self.weights}"
+        return same and self._question == other._question
+
     def twin_of(self, other: Identity) -> bool:
         """Whether both are of the same weights from two files, at no two moments of training, and the same question."""
         same = self.weights is not None and self.weights == other.weights
@@ -233,12 +238,12 @@ class Record:
         """The record as JSON has it: a number that could not be computed is None, with its reason, never 0 or NaN.
 
         Returns:
-            checkpoint, checkpoint_sha256, weights_sha256 and own_tensors (where they are known), epoch, step, operator,
-            bn_mode, status, reason, loss, n_parameters, n_samples, estimates {name: {value, stderr, lower, upper,
-            ...}}, tensor_traces {tensor: the same}, facts,
+            checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, status, reason, loss, n_parameters,
+            n_samples, estimates {name: {value, stderr, lower, upper, ...}}, tensor_traces {tensor: the same}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
             ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
-            sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}.
+            sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}; and weights_sha256 and
+            own_tensors, where some of the weights are the task's own.
         """
         facts = to_jsonable(self.facts)
         pairs = None if self.spectrum is None else self.spectrum.eigenpairs
@@ -258,8 +263,7 @@ class Record:
         return {
             "checkpoint": to_jsonable(self.checkpoint),
             "checkpoint_sha256": self.checkpoint_sha256,
-            **({} if self.weights_sha256 is None else {"weights_sha256": self.weights_sha256}),
-            **({} if self.own_tensors is None else {"own_tensors": self.own_tensors}),
+            **({} if self.own_tensors is None else self._parts_json()),
             "epoch": to_jsonable(self.epoch),
             "step": self.step,
             "operator": self.operator,
@@ -281,6 +285,9 @@ class Record:
             **found,
             **({} if self.test_spectrum is None else {"test": self._test_json(facts)}),
         }
+
+    def _parts_json(self) -> dict[str, Any]:
+        return {"weights_sha256": self.weights_sha256, "own_tensors": self.own_tensors}
 
     def _test_json(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {

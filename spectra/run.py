@@ -121,7 +121,7 @@ def _analyze_all(
                 shares = found.shares
                 tell.note(f"{path}: {shares}")
             place = replace(place, weights=weights_sha256(task.model), own_tensors=len(found.own) or None)
-            if (first := seen.weights(place, task.model)) is not None:
+            if (first := seen.weights(place, task.model, one_task=store.twins)) is not None:
                 tell.twin(path, Path(first.words), len(settings.pairs()))
                 store.count(settings.pairs(), first)
                 continue
@@ -149,11 +149,19 @@ class Seen:
         first = self._places.setdefault(str(place.sha256), place)
         return None if first.checkpoint == place.checkpoint else first
 
-    def weights(self, place: Place, model: torch.nn.Module) -> Place | None:
-        """The earlier checkpoint that gave the same network these weights, at no other moment of training."""
+    def weights(self, place: Place, model: torch.nn.Module, *, one_task: bool) -> Place | None:
+        """The earlier checkpoint that gave the same network these weights, at no other moment of training.
+
+        Where the task is made for each checkpoint, both must say that they are of the same moment.
+        """
         earlier = self._by_weights.setdefault((place.weights, hash(repr(model))), [])
-        same = (one for one in earlier if not apart((one.epoch, one.step), (place.epoch, place.step)))
-        first = next(same, None)
+        now = place.epoch, place.step
+
+        def same(one: Place) -> bool:
+            then = one.epoch, one.step
+            return not apart(then, now) if one_task else then == now != (None, None)
+
+        first = next(filter(same, earlier), None)
         earlier.append(place)
         self._places[str(place.sha256)] = first or place
         return first
@@ -197,11 +205,13 @@ def analyze_into(
 def record_failure(store: Store, place: Place, settings: Settings, tell: Listener, error: Exception) -> None:
     """Record what is missing of a checkpoint as failed, with the reason."""
     store.unfinished.fail()
-    for pair in settings.pairs():
-        if not store.knows(pair, place):
-            record = failed_record(*pair, str(error), store.settings, place)
-            store.add(record)
-            tell.record(record)
+    missing = [pair for pair in settings.pairs() if not store.knows(pair, place)]
+    if not missing:
+        tell.note(f"{error}; what the file has of it already is kept")
+    for pair in missing:
+        record = failed_record(*pair, str(error), store.settings, place)
+        store.add(record)
+        tell.record(record)
 
 
 def check_output(out: Path) -> None:

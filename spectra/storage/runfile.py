@@ -175,7 +175,7 @@ class RunFile:
             StorageError: a record of the same checkpoint file is there, and the file's content was another one.
         """
         complete = [known for known in self._known.values() if known.complete]
-        if any(known.identity == identity for known in complete):
+        if any(known.identity == identity or known.identity.is_of_file(identity) for known in complete):
             return True
         for known in complete:
             hashed = known.hashed and identity.subject != identity.checkpoint

@@ -443,6 +443,19 @@ def test_the_same_adapter_on_other_weights_of_the_task_is_not_the_same_record(tm
     assert (len(outcome.new), len(load_trajectory(out))) == (1, 1)
 
 
+def test_a_part_that_does_not_fit_any_more_leaves_its_record_as_that_of_a_whole_checkpoint_does(tmp_path):
+    steps = (2, 8, 16, 24)
+    paths = [peft_folder(tmp_path / f"checkpoint-{n}", in_file(adapted(n)), lora_alpha=n) for n in steps]
+    out, ear, other = tmp_path / "run.h5", Ear(), adapted(0)
+    analyze_run(paths, maker(adapted(0)), QUICK, out=out)
+    other.peft_config = {"default": SimpleNamespace(lora_alpha=8)}
+    outcome = analyze_run(paths, maker(other), QUICK, out=out, listener=ear)
+    kept = [line.partition(":")[0] for line in ear.lines if line.endswith("; what the file has of it already is kept")]
+    assert kept == [str(paths[0]), str(paths[2]), str(paths[3])]  # also the one before the file was opened
+    assert (outcome.new, outcome.kept) == (frozenset(), 1)
+    assert [record.status for record in load_trajectory(out)] == ["complete"] * 4
+
+
 def test_a_part_is_analysed_with_the_option_and_fails_without(tmp_path):
     path, out = head(1, tmp_path / "head.pt"), tmp_path / "run.h5"
     with pytest.raises(CheckpointError, match="--partial"):

@@ -104,7 +104,7 @@ def test_the_file_of_an_earlier_version_goes_on_without_a_product(run, tmp_path,
     paths = order_checkpoints(find_checkpoints([run]))
     with monkeypatch.context() as patch:
         patch.setattr(module, "weights_sha256", lambda model: None)
-        patch.setattr(module.Seen, "weights", lambda self, place, model: None)
+        patch.setattr(module.Seen, "weights", lambda self, place, model, one_task: None)
         analyzed(paths, out)
     assert len(load_trajectory(out)) == 5
     assert Place().weights is None
@@ -169,6 +169,20 @@ def test_the_same_weights_in_another_network_are_another_checkpoint(tmp_path):
 
     outcome, heard = analyzed(paths, tmp_path / "run.h5", make)
     assert (len(outcome.new), heard) == (2, [])
+
+
+def test_copies_are_known_for_a_task_that_is_made_for_each_checkpoint_where_they_say_the_same_moment(tmp_path):
+    paths = [lightning(tmp_path / f"{name}.ckpt", 3, 0) for name in ("epoch=0", "epoch=0-v1")]
+    for name in ("bare_a.pt", "bare_b.pt"):
+        torch.save(network(4).state_dict(), tmp_path / name)
+    bare = [tmp_path / "bare_a.pt", tmp_path / "bare_b.pt"]
+    data = maker()(None).data
+    outcome, heard = analyzed(
+        [*paths, *bare],
+        tmp_path / "run.h5",
+        lambda checkpoint: Task(network(0), nn.CrossEntropyLoss(), data, name="net"),
+    )
+    assert (len(outcome.new), heard) == (3, [("epoch=0-v1.ckpt", "epoch=0.ckpt", "weights")])
 
 
 def test_what_follows_a_copy_is_compared_with_what_was_copied(tmp_path):
