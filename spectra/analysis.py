@@ -257,6 +257,8 @@ def _analyze_one(
     return Record(
         checkpoint=place.checkpoint,
         checkpoint_sha256=place.sha256,
+        weights_sha256=place.weights,
+        own_tensors=place.own_tensors,
         epoch=place.epoch,
         step=place.step,
         operator=operator.kind,
@@ -296,6 +298,8 @@ def failed_record(operator: str, bn_mode: str, reason: str, settings: dict[str, 
     return Record(
         checkpoint=place.checkpoint,
         checkpoint_sha256=place.sha256,
+        weights_sha256=place.weights,
+        own_tensors=place.own_tensors,
         epoch=place.epoch,
         step=place.step,
         operator=operator,

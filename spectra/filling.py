@@ -51,6 +51,10 @@ class Listener:
     def duplicate(self, path: Path, of: Path, records: int) -> None:
         """A checkpoint has the content of one before it, and is passed over, with so many records."""
 
+    def twin(self, path: Path, of: Path, records: int) -> None:
+        """The same of a checkpoint that has the weights of one before it, in another file."""
+        self.duplicate(path, of, records)
+
     def note(self, words: str) -> None:
         """Something about the run as a whole, in a line."""
 
@@ -82,6 +86,7 @@ class Store:
         self.settings: dict[str, Any] = {}
         self.waiting: list[Record] = []  # failures, until a checkpoint says what the run is
         self.eigenspaces = Eigenspaces(out, tell.note)
+        self.twins = True  # a record of the same weights from another file counts as one of this checkpoint
         self.added: set[Identity] = set()  # the records themselves are in the file
         self.kept = 0
 
@@ -92,8 +97,11 @@ class Store:
             if self.file.replaced:
                 self.tell.note(f"{self.out}: is begun anew: {'; '.join(self.file.replaced)}")
             self.settings = settings
-            for record in self.waiting:
-                self._append(replace(record, settings=settings))
+            for record in (replace(one, settings=settings) for one in self.waiting):
+                if self.file.has(record.identity):
+                    self.tell.note(f"{record.reason}; what the file has of it already is kept")
+                else:
+                    self._append(record)
             self.waiting = []
         elif settings != self.settings:
             differs = [key for key in settings if settings[key] != self.settings.get(key)]
@@ -104,7 +112,8 @@ class Store:
 
     def has(self, pair: tuple[str, str], place: Place) -> bool:
         assert self.file is not None
-        found = self.file.has(self._identity(pair, place))
+        identity = self._identity(pair, place)
+        found = (self.twins and self.file.has_twin(identity)) or self.file.has(identity)
         self.kept += found
         if found:
             self.eigenspaces.passed(pair, place)
@@ -119,6 +128,8 @@ class Store:
             checkpoint_sha256=place.sha256,
             epoch=place.epoch,
             step=place.step,
+            weights_sha256=place.weights,
+            own_tensors=place.own_tensors,
         )
 
     def knows(self, pair: tuple[str, str], place: Place) -> bool:

@@ -39,11 +39,12 @@ class Identity:
     """What makes two records the same record: which weights, which matrix, which probes, which data.
 
     The weights are known by the SHA-256 of their file; where there is none, by the file's name; where there is no
-    file, by epoch and step, and the SHA-256 of the weights if that is known. Two identities are equal when all but the
-    name of a hashed file is equal.
+    file, by epoch and step, and the SHA-256 of the weights if that is known. Where the file holds only a part of the
+    weights, the SHA-256 of all of them counts too. Two identities are equal when all but the name of a hashed file is
+    equal.
     """
 
-    subject: str  # the checkpoint's SHA-256, else its path, else (the weights' SHA-256 and) epoch and step
+    subject: str  # the file's SHA-256 (and that of the weights), else its path, else (the latter and) epoch and step
     operator: str
     bn_mode: str
     params: str | None = None  # the pattern that selects parameters; None: all
@@ -51,6 +52,8 @@ class Identity:
     seed: int | None = None  # of the probes
     data_seed: int | None = None  # of the subset of the data
     checkpoint: str | None = field(default=None, compare=False)  # the path, else epoch and step of hashed weights
+    weights: str | None = field(default=None, compare=False)  # the SHA-256 of those that came from a file, if known
+    time: tuple[float | None, int | None] = field(default=(None, None), compare=False)  # epoch and step
 
     @classmethod
     def of(
@@ -63,6 +66,8 @@ class Identity:
         checkpoint_sha256: str | None = None,
         epoch: float | None = None,
         step: int | None = None,
+        weights_sha256: str | None = None,
+        own_tensors: int | None = None,
     ) -> Identity:
         """The identity of the record that these would lead to; `settings` are those of the record."""
         time = _time(epoch, step)
@@ -71,6 +76,8 @@ class Identity:
             subject = time if checkpoint_sha256 is None else f"{checkpoint_sha256} {time}"
         else:
             place, subject = checkpoint, checkpoint_sha256 or checkpoint
+            if own_tensors:
+                subject = f"{subject} {weights_sha256}"
         params = settings.get("params")
         return cls(
             subject=subject,
@@ -81,16 +88,32 @@ class Identity:
             seed=settings.get("seed"),
             data_seed=settings.get("data_seed"),
             checkpoint=place,
+            weights=weights_sha256,
+            time=(epoch, step),
         )
+
+    def is_of_file(self, other: Identity) -> bool:
+        """Whether this is of a part of the weights, from the file of the other, whose weights are not known."""
+        same = other.weights is None and self.subject == f"{other.subject} {self.weights}"
+        return same and self._question == other._question
+
+    def twin_of(self, other: Identity) -> bool:
+        """Whether both are of the same weights from two files, at no two moments of training, and the same question."""
+        same = self.weights is not None and self.weights == other.weights
+        return same and not apart(self.time, other.time) and self._question == other._question
+
+    @property
+    def _question(self) -> tuple[object, ...]:
+        return self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed
 
     def same_place(self, other: Identity) -> bool:
         """Whether both are of the same file by name, or the same epoch, whatever the weights, and the same question."""
-        return (
-            self.checkpoint is not None
-            and self.checkpoint == other.checkpoint
-            and (self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed)
-            == (other.operator, other.bn_mode, other.params, other.l2, other.seed, other.data_seed)
-        )
+        return self.checkpoint is not None and self.checkpoint == other.checkpoint and self._question == other._question
+
+
+def apart(one: tuple[float | None, int | None], other: tuple[float | None, int | None]) -> bool:
+    """Whether two moments, as epoch and step, are known to be different ones."""
+    return any(a is not None and b is not None and a != b for a, b in zip(one, other))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +125,8 @@ class Place:
     epoch: float | None = None
     step: int | None = None
     notes: tuple[str, ...] = ()  # what was not literal in reading them
+    weights: str | None = None  # the SHA-256 of the weights and buffers that came from a file, once they are loaded
+    own_tensors: int | None = None  # so many of them are the task's own; None: all are from the file
 
     @property
     def words(self) -> str:
@@ -121,6 +146,8 @@ class Record:
     bn_mode: str  # "eval" | "train"
     checkpoint: str | None = None  # path as it was given; None: the weights were in memory
     checkpoint_sha256: str | None = None
+    weights_sha256: str | None = None  # of the weights and buffers as they were loaded from it
+    own_tensors: int | None = None  # so many of them are the task's own, since the checkpoint lacks them; None: none
     epoch: float | None = None
     step: int | None = None
     status: str = "complete"  # "complete" | "failed"
@@ -213,11 +240,20 @@ class Record:
             checkpoint_sha256=self.checkpoint_sha256,
             epoch=self.epoch,
             step=self.step,
+            weights_sha256=self.weights_sha256,
+            own_tensors=self.own_tensors,
         )
 
     @property
     def place(self) -> Place:
-        return Place(checkpoint=self.checkpoint, sha256=self.checkpoint_sha256, epoch=self.epoch, step=self.step)
+        return Place(
+            checkpoint=self.checkpoint,
+            sha256=self.checkpoint_sha256,
+            epoch=self.epoch,
+            step=self.step,
+            weights=self.weights_sha256,
+            own_tensors=self.own_tensors,
+        )
 
     @property
     def where(self) -> str:
@@ -241,7 +277,8 @@ class Record:
             number to quote, and its source, "exact" or "probes"}, tensor_traces {tensor: the estimate}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
             ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
-            sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}.
+            sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}; and weights_sha256 and
+            own_tensors, where some of the weights are the task's own.
         """
         facts = to_jsonable(self.facts)
         pairs = None if self.spectrum is None else self.spectrum.eigenpairs
@@ -261,6 +298,7 @@ class Record:
         return {
             "checkpoint": to_jsonable(self.checkpoint),
             "checkpoint_sha256": self.checkpoint_sha256,
+            **({} if self.own_tensors is None else self._parts_json()),
             "epoch": to_jsonable(self.epoch),
             "step": self.step,
             "operator": self.operator,
@@ -285,6 +323,9 @@ class Record:
             **found,
             **({} if self.test_spectrum is None else {"test": self._test_json(facts)}),
         }
+
+    def _parts_json(self) -> dict[str, Any]:
+        return {"weights_sha256": self.weights_sha256, "own_tensors": self.own_tensors}
 
     def _test_json(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -14,10 +14,11 @@ import torch
 
 from spectra.analysis import failed_record, iter_analyze, place_of
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from spectra.checkpoints.loading import Recipient
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError
 from spectra.filling import DataChoice, Listener, Outcome, Store
-from spectra.records import Place
-from spectra.resuming import SameThreads, Unfinished
+from spectra.records import Place, apart
+from spectra.resuming import SameThreads, Unfinished, weights_sha256
 from spectra.settings import Settings, run_settings, sampled
 from spectra.storage.locking import only_writer
 from spectra.storage.replacing import check_writable
@@ -39,6 +40,7 @@ def analyze_run(
     device: str | None = None,
     unsafe: bool = False,
     weights: str | None = None,
+    partial: bool = False,
     listener: Listener | None = None,
     strict: bool = False,
     force: bool = False,
@@ -54,6 +56,7 @@ def analyze_run(
         device: where to compute; by default where the task's model is.
         unsafe: load checkpoints that hold code, and run it.
         weights: which weights of a checkpoint that has several.
+        partial: checkpoints may lack keys, for which the task's model keeps what it has.
         listener: is told what happens.
         strict: a checkpoint that fails stops the run, rather than being recorded as failed.
         force: what the file has of other settings, or of checkpoints whose content was another, is replaced rather
@@ -74,7 +77,7 @@ def analyze_run(
         unfinished = Unfinished(out, tell.note)
         store = Store(out, data or DataChoice(), unfinished, force, tell)
         with SameThreads(unfinished.threads or store.threads(), tell.note):
-            _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, tell, strict)
+            _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, partial, tell, strict)
         unfinished.end()
         store.eigenspaces.close()
         return store.close()
@@ -89,10 +92,13 @@ def _analyze_all(
     where: torch.device | None,
     unsafe: bool,
     weights: str | None,
+    partial: bool,
     tell: Listener,
     strict: bool,
 ) -> None:
-    seen: dict[str, Path] = {}  # checkpoints by their content
+    seen = Seen()
+    recipient = Recipient(partial)
+    shares: str | None = None  # how many tensors are the task's own, as it was said last
     chosen = Chosen(store.choice, with_test=settings.test_data)
     for index, path in enumerate(paths):
         tell.checkpoint(index, total, path)
@@ -100,19 +106,28 @@ def _analyze_all(
         try:
             checkpoint = load_checkpoint(path, unsafe=unsafe, weights=weights)
             place = place_of(checkpoint)
-            if (first := seen.setdefault(checkpoint.sha256, path)) != path:
-                tell.duplicate(path, first, len(settings.pairs()))
-                store.count(settings.pairs(), place)
+            if (first := seen.content(place)) is not None:
+                tell.duplicate(path, Path(first.words), len(settings.pairs()))
+                store.count(settings.pairs(), first)
                 continue
             try:
                 made = make_task(checkpoint)
             except SpectraError as error:
                 raise _NoTask(error) from error
             task = chosen.task(made)
-            notes = checkpoint.load_into(task.model)
+            store.twins = not (chosen.varies or getattr(make_task, "per_checkpoint", False))
+            found = recipient.load(checkpoint, task.model)
+            if found.own and found.shares != shares:
+                shares = found.shares
+                tell.note(f"{path}: {shares}")
+            place = replace(place, weights=weights_sha256(task.model), own_tensors=len(found.own) or None)
+            if (first := seen.weights(place, task.model, one_task=store.twins)) is not None:
+                tell.twin(path, Path(first.words), len(settings.pairs()))
+                store.count(settings.pairs(), first)
+                continue
             if where is not None:
                 task.model.to(where)
-            analyze_into(store, task, place, settings, tell, notes=notes)
+            analyze_into(store, task, place, settings, tell, notes=found.notes)
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
@@ -120,6 +135,36 @@ def _analyze_all(
                 store.unfinished.fail()
                 raise
             record_failure(store, place, settings, tell, error)
+
+
+class Seen:
+    """The checkpoints of a run by their content, and by the weights that came from them."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, Place] = {}
+        self._by_weights: dict[tuple[str | None, int], list[Place]] = {}
+
+    def content(self, place: Place) -> Place | None:
+        """The earlier checkpoint that is the same file under another name; None: this is the first."""
+        first = self._places.setdefault(str(place.sha256), place)
+        return None if first.checkpoint == place.checkpoint else first
+
+    def weights(self, place: Place, model: torch.nn.Module, *, one_task: bool) -> Place | None:
+        """The earlier checkpoint that gave the same network these weights, at no other moment of training.
+
+        Where the task is made for each checkpoint, both must say that they are of the same moment.
+        """
+        earlier = self._by_weights.setdefault((place.weights, hash(repr(model))), [])
+        now = place.epoch, place.step
+
+        def same(one: Place) -> bool:
+            then = one.epoch, one.step
+            return not apart(then, now) if one_task else then == now != (None, None)
+
+        first = next(filter(same, earlier), None)
+        earlier.append(place)
+        self._places[str(place.sha256)] = first or place
+        return first
 
 
 def analyze_into(
@@ -160,11 +205,13 @@ def analyze_into(
 def record_failure(store: Store, place: Place, settings: Settings, tell: Listener, error: Exception) -> None:
     """Record what is missing of a checkpoint as failed, with the reason."""
     store.unfinished.fail()
-    for pair in settings.pairs():
-        if not store.knows(pair, place):
-            record = failed_record(*pair, str(error), store.settings, place)
-            store.add(record)
-            tell.record(record)
+    missing = [pair for pair in settings.pairs() if not store.knows(pair, place)]
+    if not missing:
+        tell.note(f"{error}; what the file has of it already is kept")
+    for pair in missing:
+        record = failed_record(*pair, str(error), store.settings, place)
+        store.add(record)
+        tell.record(record)
 
 
 def check_output(out: Path) -> None:
@@ -193,11 +240,13 @@ class Chosen:
     def __init__(self, choice: DataChoice, *, with_test: bool) -> None:
         self.choice = choice
         self.with_test = with_test
+        self.varies = False  # the task has not been the same object for every checkpoint
         self._last: tuple[Task, Task] | None = None  # as it was made, and on the chosen data
         self._frozen: tuple[Task, Task] | None = None  # the task of the last snapshot, and the same with it
 
     def task(self, made: Task) -> Task:
         if self._last is None or self._last[0] is not made:
+            self.varies = self._last is not None
             self._last = None  # its data are not kept beside the new ones
             choice = self.choice
             chosen = sampled(

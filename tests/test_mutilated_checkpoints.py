@@ -6,6 +6,7 @@ safetensors have none: there a flipped bit of a weight cannot be noticed, and wh
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -84,6 +85,38 @@ def attempt(folder: Path, kind: str, seed: int) -> str | None:
 def test_a_mutilated_checkpoint_is_refused_in_one_line_or_has_its_weights(tmp_path, kind):
     refused = [attempt(tmp_path, kind, seed) for seed in range(30)]
     assert any(refused)
+
+
+def folder_with(path: Path) -> Path:
+    """Weights in two shards with their index, the state of a trainer beside them."""
+    path.mkdir(exist_ok=True)
+    weights = network().state_dict()
+    names = {key: f"pytorch_model-0000{1 + number % 2}-of-00002.bin" for number, key in enumerate(weights)}
+    for name in sorted(set(names.values())):
+        torch.save({key: value for key, value in weights.items() if names[key] == name}, path / name)
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}))
+    (path / "trainer_state.json").write_text(json.dumps({"epoch": 0.5, "global_step": 8, "log_history": [{"loss": 1}]}))
+    return path
+
+
+def attempt_on_folder(folder: Path, name: str, seed: int) -> bool:
+    """Whether the folder was refused with one of its JSON files mutilated; if it was read, its weights are compared."""
+    path = folder_with(folder) / name
+    path.write_bytes(mutilated(path.read_bytes(), random.Random(seed)))
+    found = outcome(folder)
+    if isinstance(found, str):
+        assert found.startswith(str(folder)), found
+        assert len(found.splitlines()) == 1, found
+        assert len(found) < 500, found
+        return True
+    assert all(torch.equal(found[key], tensor) for key, tensor in network().state_dict().items())
+    return False
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin.index.json", "trainer_state.json"])
+def test_a_mutilated_json_file_is_refused_in_one_line_or_changes_no_weight(tmp_path, name):
+    refused = [attempt_on_folder(tmp_path / "checkpoint-8", name, seed) for seed in range(30)]
+    assert any(refused) == name.endswith("index.json")  # epoch and step are not worth an analysis
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,112 @@ def test_safetensors_that_are_cut_off_are_noticed(tmp_path):
     assert not ends_well(path)
     path.write_bytes(path.read_bytes()[:20])
     assert not ends_well(path)
+
+
+# -- folders that are checkpoints
+
+
+def folder(path: Path, step: int = 8, *, without: str = "", cut: int | None = None) -> Path:
+    """A folder in two shards as transformers writes it; without one of its files, or with its last shard cut off."""
+    path.mkdir(parents=True, exist_ok=True)
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    for number, name in enumerate(names):
+        save(path / name, number)
+        torch.save({f"weight{number}": torch.full((100,), float(step))}, path / name)
+    if cut is not None:
+        (path / names[1]).write_bytes((path / names[1]).read_bytes()[:cut])
+    torch.save({"state": torch.ones(3)}, path / "optimizer.pt")
+    index = {"weight_map": {f"weight{number}": name for number, name in enumerate(names)}}
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step, "epoch": step / 8}))
+    if without:
+        (path / without).unlink()
+    return path
+
+
+def later(*steps: Callable[[], object]) -> Callable[[], None]:
+    def happen() -> None:
+        for step in steps:
+            step()
+
+    return happen
+
+
+def test_a_new_folder_is_found_and_those_of_one_look_come_in_the_order_of_steps(tmp_path):
+    clock = Clock({10: later(*(lambda step=step: folder(tmp_path / f"checkpoint-{step}", step) for step in (100, 16)))})
+    folder(tmp_path / "checkpoint-8")
+    assert watched(tmp_path, clock, settle=2, idle=9) == [
+        ("checkpoint-8", 2.0), ("checkpoint-16", 12.0), ("checkpoint-100", 12.0)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "unfinished",
+    [
+        {"without": "pytorch_model-00002-of-00002.bin"},
+        {"without": "pytorch_model.bin.index.json"},
+        {"cut": 300},
+    ],
+)
+def test_a_folder_is_waited_for_until_its_index_and_all_shards_are_whole(tmp_path, unfinished):
+    clock = Clock({20: lambda: folder(tmp_path / "checkpoint-8")})
+    folder(tmp_path / "checkpoint-8", **unfinished)
+    assert watched(tmp_path, clock, settle=2, idle=3) == [("checkpoint-8", 22.0)]
+    left = folder(tmp_path / "checkpoint-9", **unfinished)
+    assert watched(left, Clock(), settle=2, patience=30, idle=3) == [("checkpoint-9", 30.0)]
+
+
+def test_an_index_that_is_half_written_is_waited_for(tmp_path):
+    path = folder(tmp_path / "checkpoint-8")
+    index = path / "pytorch_model.bin.index.json"
+    whole = index.read_text()
+    index.write_text(whole[:20])
+    clock = Clock({20: lambda: index.write_text(whole)})
+    assert watched(tmp_path, clock, settle=2, idle=3) == [("checkpoint-8", 22.0)]
+
+
+def test_a_folder_has_settled_when_every_file_in_it_has(tmp_path):
+    """The state of the trainer, which says the epoch, is written after the weights and the optimizer."""
+    path = folder(tmp_path / "checkpoint-8", without="trainer_state.json")
+    grown = {at: lambda: (path / "optimizer.pt").open("ab").write(b"x") for at in range(1, 12)}
+    clock = Clock({**grown, 13: lambda: (path / "trainer_state.json").write_text('{"epoch": 1, "global_step": 8}')})
+    assert watched(tmp_path, clock, settle=2, idle=3) == [("checkpoint-8", 15.0)]
+
+
+def test_a_folder_whose_weights_change_afterwards_is_told_and_one_that_gains_other_files_is_not(tmp_path):
+    path = folder(tmp_path / "checkpoint-8")
+    notes: list[str] = []
+    clock = Clock({6: lambda: (path / "README.md").write_text("x"), 12: lambda: (path / "optimizer.pt").unlink()})
+    assert watched(tmp_path, clock, notes, settle=2, idle=20) == [("checkpoint-8", 2.0)]
+    assert notes == []
+    clock = Clock({6: lambda: folder(path, 9)})
+    assert watched(tmp_path, clock, notes, settle=2, idle=20) == [("checkpoint-8", 2.0)]
+    assert [note.partition(":")[0] for note in notes] == [f"{path} has changed since it was taken up"]
+
+
+def test_a_folder_that_is_renamed_when_it_is_whole_is_found_by_its_name(tmp_path):
+    clock = Clock({10: lambda: (tmp_path / "tmp-checkpoint-8").rename(tmp_path / "checkpoint-8")})
+    folder(tmp_path / "tmp-checkpoint-8")
+    (tmp_path / "checkpoint-4").mkdir()  # as yet empty
+    assert watched(tmp_path, clock, settle=2, idle=20) == [("checkpoint-8", 12.0)]
+
+
+def test_what_goes_before_it_has_settled_is_not_waited_for(tmp_path):
+    clock = Clock({1: lambda: (tmp_path / "a.pt").unlink()})
+    save(tmp_path / "a.pt")
+    save(tmp_path / "b.pt")
+    assert watched(tmp_path, clock, settle=2, idle=5) == [("b.pt", 2.0)]
+
+
+def test_a_folder_that_is_passed_over_is_told_once(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        save(folder_of(tmp_path / "step_3") / name)
+    save(folder_of(tmp_path / "step_4") / "a.pt")
+    notes: list[str] = []
+    assert watched(tmp_path, Clock(), notes, settle=2, idle=9) == [("step_4", 2.0)]
+    assert [note.partition(",")[0] for note in notes] == [f"{tmp_path}: passed over step_3"]
+
+
+def folder_of(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path

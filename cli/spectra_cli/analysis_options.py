@@ -42,6 +42,12 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "--task-arg", "task_args", multiple=True, metavar="KEY=VALUE", help="For the task function; repeatable."
         ),
         _option("--weights", metavar="KEY", help="Which weights of a checkpoint that holds several, such as ema."),
+        _option(
+            "--partial",
+            is_flag=True,
+            help="Checkpoints may lack keys: the task's model keeps what it has for them, and it is said how many. "
+            "Without it only frozen parameters may be missing, as they are in an adapter's file.",
+        ),
         _option("--unsafe-load", is_flag=True, help="Load a checkpoint that holds code, and run that code."),
         _option("--device", help="cpu, cuda or cuda:1. Default: where the task puts its model."),
     ),
@@ -245,6 +251,7 @@ class Request:
             "device": options["device"],
             "unsafe": options["unsafe_load"],
             "weights": options["weights"],
+            "partial": options["partial"],
             "strict": options["strict"],
             "force": options["force"],
         }
@@ -260,6 +267,11 @@ class TaskMaker:
     def __init__(self, option: str | None, args: tuple[str, ...], seed: int, say: Callable[[str], None]) -> None:
         self.option, self.args, self.seed, self.say = option, args, seed, say
         self.source: TaskSource | None = None
+
+    @property
+    def per_checkpoint(self) -> bool:
+        """Whether the function asks for the checkpoint, and so may make another network of the same weights."""
+        return self.source is not None and self.source.per_checkpoint
 
     def __call__(self, checkpoint: Checkpoint) -> Task:
         if self.source is None:

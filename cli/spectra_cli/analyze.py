@@ -61,6 +61,9 @@ def command(
     The task says which model, loss and data: --task, else what the checkpoint says of itself (built-in tasks only),
     else spectra.toml in the working directory or above it in the repository.
 
+    CKPT is a file; a folder with checkpoints, as files or as folders like checkpoint-500/; such a folder itself; or a
+    pattern. A checkpoint whose weights were there before, in another file, is passed over.
+
     A run that was stopped, killed or has grown goes on with the same command: what is in --out is kept, also the
     finished probes of a record that was under way.
 
@@ -71,12 +74,16 @@ def command(
       spectra analyze run/ckpt_*.pt --task mnist-lenet-bn --task-arg data=MNIST/raw --samples 2000
       spectra analyze run/ --task task.py:task --epochs 0:100:10 --last
       spectra analyze run/ --task task.py:task --shard 2/8
+      spectra analyze out/ --task task.py:task
+      spectra analyze adapter/ --task task.py:with_adapter
     """
     asked = Request.of(options)
     out = asked.out
     if shard_text is None:
         check_output(out)  # before the checkpoints are read
-    found = select(in_training_order(find_checkpoints(checkpoints)), every=every, epochs=epochs, last=last)
+    words: list[str] = []
+    there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
+    found = select(in_training_order(there), every=every, epochs=epochs, last=last)
     if shard_text is not None:
         found, number, shards = shard(found, shard_text)
         out = part_path(out, number, shards)
@@ -84,6 +91,8 @@ def command(
     paths = [one.path for one in found]
     try:
         with display_of(options["progress"], len(paths) * len(asked.settings.pairs()), quiet=asked.quiet) as display:
+            for one in words:
+                display.note(one)
             outcome = analyze_run(paths, out=out, listener=display, **asked.for_run(display.say))
     except KeyboardInterrupt:
         interrupted(out)

@@ -1,4 +1,4 @@
-"""``spectra inspect``: what is in a checkpoint file. No task is needed, and no code of the file is run."""
+"""``spectra inspect``: what is in a checkpoint, or in a folder. No task is needed, and no code of a file is run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from spectra.checkpoints.checkpoint import Checkpoint, all_finite, find_checkpoints, load_checkpoint
+from spectra.checkpoints.discovery import in_training_order
+from spectra.checkpoints.folders import files_of
 from spectra.errors import SpectraError
-from spectra_cli.main import ERROR, print_error
+from spectra_cli.main import ERROR, one_line, print_error
 
 FIRST = 20  # tensors shown unless all are asked for
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -30,11 +33,19 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def command(checkpoints: Sequence[str], show_all: bool, as_json: bool, weights: str | None, unsafe_load: bool) -> None:
     """Show what is in checkpoint files: dialect, epoch, task, tensors with their norms, NaN, metadata.
 
-    CKPT is a file, a folder or a pattern. The exit code is 1 if any file cannot be read.
+    CKPT is a file, a folder or a pattern. Of a folder it is shown first which checkpoints are in it, in the order of
+    training. The exit code is 1 if any file cannot be read.
     """
     entries: list[dict[str, Any]] = []
     failed = False
-    for path in find_checkpoints(checkpoints):
+    words: list[str] = []
+    there = find_checkpoints(checkpoints, passed=words.append)
+    for line in words:
+        click.echo(f"spectra: {line}", err=True)
+    for folder in checkpoints:
+        if not as_json and Path(folder).expanduser().is_dir():
+            _print_folder(Path(folder).expanduser())
+    for path in there:
         try:
             entry = describe(load_checkpoint(path, unsafe=unsafe_load, weights=weights))
         except SpectraError as error:
@@ -60,7 +71,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "checkpoint": str(checkpoint.path),
         "sha256": checkpoint.sha256,
-        "bytes": checkpoint.path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in checkpoint.files),
+        "files": [file.name for file in checkpoint.files],
         "dialect": checkpoint.dialect,
         "weights": checkpoint.key,
         "other_weights": list(checkpoint.others),
@@ -104,10 +116,46 @@ def _first_of_each_storage(state_dict: dict[str, torch.Tensor]) -> set[str]:
     return set(seen.values())
 
 
-def _print(entry: dict[str, Any], show_all: bool) -> None:
+def _console() -> Console:
     # A terminal has a width to keep to; elsewhere nothing is cut off.
     width = None if sys.stdout.isatty() else 4000
-    console = Console(width=width, highlight=False, markup=False, soft_wrap=True)
+    return Console(width=width, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_folder(folder: Path) -> None:
+    """The checkpoints of a folder in the order of training, with the files of each and what else is beside them."""
+    console = _console()
+    found = in_training_order(find_checkpoints([folder]))
+    console.print(f"{folder}: {len(found)} checkpoint{'' if len(found) == 1 else 's'}", style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for heading in ("  checkpoint", "epoch", "step", "weights in", "beside them"):
+        table.add_column(heading, justify="right" if heading in ("epoch", "step") else "left")
+    for one in found:
+        name = "  " + ("." if one.path == folder else str(one.path.relative_to(folder)))
+        weights, others = _in_words(one.path)
+        table.add_row(name, _known(one.epoch), _known(one.step), weights, others)
+    console.print(table)
+    console.print()
+
+
+def _in_words(path: Path) -> tuple[str, str]:
+    """The files of the weights of a checkpoint, and the other files of a folder that is one."""
+    try:
+        files = files_of(path)
+        names = [file.name for file in files.weights]
+        others = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
+    except (SpectraError, OSError) as error:
+        return one_line(error), ""
+    words = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} shards"
+    return words, ", ".join(name for name in others if name not in names)
+
+
+def _known(value: Any) -> str:
+    return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _print(entry: dict[str, Any], show_all: bool) -> None:
+    console = _console()
     console.print(entry["checkpoint"], style="bold")
     for name, value in _facts(entry):
         console.print(f"  {name:<11} {value}")
@@ -127,26 +175,25 @@ def _print(entry: dict[str, Any], show_all: bool) -> None:
 
 def _facts(entry: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines above the table."""
-
-    def known(value: Any) -> str:
-        return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
     statistics = f", and {entry['n_statistics']} of batch-norm statistics" if entry["n_statistics"] else ""
     shared = f"; {entry['n_shared']} tensors share theirs with another" if entry["n_shared"] else ""
     options = ", ".join(f"{key}={value!r}" for key, value in entry["task_args"].items())
     bad = entry["not_finite"]
     facts = [
         ("dialect", entry["dialect"]),
-        ("epoch", known(entry["epoch"])),
-        ("step", known(entry["step"])),
+        ("epoch", _known(entry["epoch"])),
+        ("step", _known(entry["step"])),
         ("task", f"{entry['task']} ({options})" if entry["task"] else "not named in the file"),
         ("tensors", f"{entry['n_tensors']} ({', '.join(entry['dtypes'])})"),
         ("weights", f"{entry['n_weights']}{statistics}{shared}"),
-        ("norm", known(entry["norm"]) + (" (not finite)" if entry["norm"] is None and bad else "")),
+        ("norm", _known(entry["norm"]) + (" (not finite)" if entry["norm"] is None and bad else "")),
         ("finite", f"NO: NaN or infinity in {', '.join(bad[:5])}" if bad else "yes"),
         ("metadata", ", ".join(entry["metadata"]) or "none"),
         ("sha256", entry["sha256"]),
     ]
+    if len(entry["files"]) > 1 or entry["files"] != [Path(entry["checkpoint"]).name]:
+        facts.insert(1, ("files", ", ".join(entry["files"])))
+    facts += [("note", note) for note in entry["notes"]]
     if entry["other_weights"]:
         facts.insert(1, ("others", f"weights also under {', '.join(entry['other_weights'])} (--weights KEY)"))
     return facts

@@ -30,7 +30,7 @@ COMMANDS = {
     "plot": ("spectra_cli.plot", "Draw the figures of a results file."),
     "compare": ("spectra_cli.compare", "Compare two or more runs, with what the noise of probes and of runs explains."),
     "metrics": ("spectra_cli.metrics", "List the sharpness measures, their cost and what leaves them unchanged."),
-    "inspect": ("spectra_cli.inspect", "Show what is in a checkpoint file."),
+    "inspect": ("spectra_cli.inspect", "Show what is in a checkpoint file or folder."),
 }
 
 USAGE, ERROR, INTERRUPTED = 2, 1, 130

@@ -102,7 +102,16 @@ class RunDisplay(Listener):
         self._line(f"{operator}, BN {bn_mode}: in the file already")
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
-        self._line(f"has the content of {of.name}: passed over", records)
+        self._passed_over("content", path, of, records)
+
+    def twin(self, path: Path, of: Path, records: int) -> None:
+        self._passed_over("weights", path, of, records)
+
+    def _passed_over(self, what: str, path: Path, of: Path, records: int) -> None:
+        words = f"has the {what} of {of if of.name == path.name else of.name}: passed over"
+        self._line(words, records)
+        if self.drawn:  # no table will tell
+            self.note(f"{path.name}: {words}")
 
     def _line(self, words: str, records: int = 1) -> None:
         self.finished += records
@@ -166,7 +175,11 @@ class JsonDisplay(RunDisplay):
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
         super().duplicate(path, of, records)
-        self._event("duplicate", checkpoint=str(path), of=str(of))
+        self._event("duplicate", checkpoint=str(path), of=str(of), same="content")
+
+    def twin(self, path: Path, of: Path, records: int) -> None:
+        super().twin(path, of, records)
+        self._event("duplicate", checkpoint=str(path), of=str(of), same="weights")
 
     def _line(self, words: str, records: int = 1) -> None:
         self.finished += records

@@ -34,11 +34,14 @@ from spectra_cli.progress import display_of
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="A file is taken for whole when nothing has written to it for so long, and it ends as its format says.",
+    help="A checkpoint is taken for whole when nothing has written to it for so long, and it ends as its format says.",
 )
 @analysis_options
 def command(places: tuple[Path, ...], idle: float | None, settle: float, **options: Any) -> None:
     """Analyse the checkpoints in a folder, and new ones as training writes them, until told to stop.
+
+    Checkpoints are files, or folders like checkpoint-500/. A folder is waited for until all that is in it has settled
+    and no shard is missing.
 
     Ctrl-C (or SIGTERM) while it waits ends it, and prints the table. One that comes in the middle of a record keeps
     the finished probes; the same command goes on from there. A checkpoint that fails is recorded with its reason.

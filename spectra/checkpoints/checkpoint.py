@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.checkpoints.dialects import clean, find_weights, metadata_of, position_of
+from spectra.checkpoints.dialects import clean, find_weights, metadata_of
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
-from spectra.checkpoints.fitting import fit
+from spectra.checkpoints.folders import files_of, position
+from spectra.checkpoints.loading import all_finite, check_finite, fitted, put
 from spectra.checkpoints.rawfile import read_hashed
-from spectra.errors import ArgumentError, CheckpointError, NumericsError
+from spectra.checkpoints.shards import is_index, read_shards
+from spectra.checkpoints.sidecars import ADAPTER_CONFIG, adapter_config
+from spectra.errors import ArgumentError, CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "all_finite",
     "check_finite",
     "find_checkpoints",
     "load_checkpoint",
@@ -37,10 +41,10 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What is in a checkpoint file."""
+    """What is in a checkpoint: a file, a file with its shards, or a folder that a trainer wrote."""
 
     path: Path
-    sha256: str  # of the file's bytes
+    sha256: str  # of the file's bytes; of shards, of the lines "NAME SHA256" of the index and its shards by name
     state_dict: dict[str, torch.Tensor]  # on the CPU, without wrappers' prefixes
     epoch: float | None
     step: int | None
@@ -53,34 +57,34 @@ class Checkpoint:
     key: str | None = None  # of the weights in the file; None for a bare state dict
     others: tuple[str, ...] = ()  # keys of other weights in the file, which weights= chooses
     notes: tuple[str, ...] = field(default=())  # to print
+    files: tuple[Path, ...] = ()  # with the weights: one, or an index and its shards
+    adapter_config: dict[str, Any] | None = None  # of an adapter by peft
 
-    def load_into(self, model: nn.Module) -> list[str]:
+    def load_into(self, model: nn.Module, *, partial: bool = False) -> list[str]:
         """Copy the weights into a model, every one of them, or raise and leave the model as it was.
 
         Prefixes that wrappers leave (``module.``, ``_orig_mod.``, Lightning's ``model.``) are taken off where the
-        keys fit the model better without. Tied weights may be saved once or twice; a missing
-        ``num_batches_tracked`` is harmless. Narrower weights are widened to the model's dtype; for wider ones the
-        whole model is converted to their dtype, so that nothing is rounded.
+        keys fit the model better without, and the name of an adapter is put in where peft leaves it out. Tied weights
+        may be saved once or twice; a missing ``num_batches_tracked`` is harmless. Narrower weights are widened to the
+        model's dtype; for wider ones the whole model is converted to their dtype, so that nothing is rounded.
+
+        Args:
+            model: to receive them.
+            partial: the checkpoint may lack keys, for which the model keeps what it has. Frozen parameters
+                (``requires_grad=False``) may always be missing, and buffers where the checkpoint is an adapter of
+                peft. None of the model's keys is never enough.
 
         Returns:
-            Notes on what was not literal, to print.
+            Notes on what was not literal, to print; among them how many tensors are not from the checkpoint.
 
         Raises:
-            CheckpointError: keys missing, unexpected or of another shape: the first few, and how many.
+            CheckpointError: keys missing, unexpected or of another shape: the first few, and how many; or an adapter
+                whose configuration is not that of the model's.
             NumericsError: NaN or infinite weights.
         """
-        found = fit(self.state_dict, model)
-        if found.mismatch:
-            hint = f"; the file also holds weights under {', '.join(map(repr, self.others))}" if self.others else ""
-            raise CheckpointError(f"{self.path}: does not fit the model: {found.mismatch}{hint}")
+        found = fitted(self, model, partial)
         check_finite(found.state_dict, self.path)
-        if found.convert_to is not None:
-            model.to(found.convert_to)
-        try:
-            model.load_state_dict(found.state_dict, strict=True)
-        except RuntimeError as error:  # a model with rules of its own
-            first = " ".join(str(error).split())
-            raise CheckpointError(f"{self.path}: does not fit the model: {first}") from error
+        put(found, self.path, model)
         return list(found.notes)
 
 
@@ -88,7 +92,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, unsafe: bool = False, weigh
     """Read a checkpoint in any of the usual dialects.
 
     Args:
-        path: a file by ``torch.save``, or ``.safetensors``.
+        path: a file by ``torch.save``, or ``.safetensors``; a folder that transformers, accelerate or peft wrote, or
+            the index of shards in it.
         unsafe: run the code that the file names where it cannot be read without, for a pickled model; warns.
         weights: which weights, if the file has several: a key of its dictionary, or ``"ema"`` / ``"model"`` for the
             averaged / the plain ones under whatever key. By default as timm does: averaged weights first, and a note.
@@ -109,18 +114,26 @@ def load_checkpoint(path: str | os.PathLike[str], *, unsafe: bool = False, weigh
         "dictionary, weights under 'state_dict', prefix module. removed"
     """
     path = Path(path)
-    content, sha256 = read_hashed(path, unsafe)
+    files = files_of(path)
+    pieces = files.weights
+    content, sha256 = read_shards(files.entry, unsafe) if is_index(files.entry) else read_hashed(files.entry, unsafe)
     found = find_weights(content, weights)
     if found is None:
         raise CheckpointError(f"{path}: {_nothing_found(content, weights)}")
     tensors, prefix = clean(found.tensors)
     metadata = metadata_of(content, found)
-    epoch, step = position_of(metadata, path)
+    (epoch, step), note = position(path, files, metadata)
     task, task_args, notes = _task_of(content)
-    words = "safetensors" if path.suffix == ".safetensors" else found.words
+    notes += [note] if note else []
     if weights is None and found.others:
         others = ", ".join(map(repr, found.others))
         notes.append(f"weights taken from {found.key!r}; the file also holds {others}, which --weights KEY takes")
+    if files.unused:
+        unused = ", ".join(file.name for file in files.unused)
+        notes.append(f"weights taken from {files.entry.name}; the folder also holds {unused}")
+    config = adapter_config(files.folder) if files.folder is not None and files.is_adapter else None
+    if config is not None:
+        metadata[ADAPTER_CONFIG.removesuffix(".json")] = config
     return Checkpoint(
         path=path,
         sha256=sha256,
@@ -130,10 +143,12 @@ def load_checkpoint(path: str | os.PathLike[str], *, unsafe: bool = False, weigh
         task=task,
         task_args=task_args,
         metadata={key: value for key, value in metadata.items() if key != "spectra"},
-        dialect=words + (f", prefix {prefix} removed" if prefix else ""),
+        dialect=_words(pieces, found.words, config) + (f", prefix {prefix} removed" if prefix else ""),
         key=found.key,
         others=found.others,
         notes=tuple(notes),
+        files=tuple(pieces),
+        adapter_config=config,
     )
 
 
@@ -184,25 +199,12 @@ def save_checkpoint(
     _write_whole(Path(path), content)
 
 
-def check_finite(state_dict: Mapping[str, torch.Tensor], path: str | os.PathLike[str] | None = None) -> None:
-    """Raise if any weight is NaN or infinite.
-
-    Raises:
-        NumericsError: with the names of the first such tensors, and how many there are.
-    """
-    bad = [name for name, tensor in state_dict.items() if not all_finite(tensor)]
-    if bad:
-        where = f"{path}: " if path is not None else ""
-        names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise NumericsError(f"{where}NaN or infinite weights in {len(bad)} of {len(state_dict)} tensors: {names}")
-
-
-def all_finite(tensor: Any) -> bool:
-    """Whether every number is finite; what holds no floating numbers is."""
-    if not isinstance(tensor, torch.Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    wide = tensor if tensor.element_size() > 1 else tensor.float()  # torch.isfinite knows no 8-bit floats
-    return bool(torch.isfinite(wide).all())
+def _words(pieces: Sequence[Path], inside: str, config: Mapping[str, Any] | None) -> str:
+    """The dialect in words: what kind of file, in how many pieces, and whether it is an adapter."""
+    words = "safetensors" if ".safetensors" in pieces[0].suffixes else inside
+    if len(pieces) > 1:
+        words += f" in {len(pieces) - 1} shards"
+    return words if config is None else f"{words}, an adapter of peft (type {config.get('peft_type')!r})"
 
 
 def _nothing_found(content: Any, weights: str | None) -> str:

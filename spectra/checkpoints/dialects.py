@@ -31,6 +31,10 @@ _EPOCH_WORD = re.compile(r"(?<![a-z])(?:epochs?|ep|e)[-_=. ]*(\d+(?:\.\d+)?)(?![
 _STEP_WORD = re.compile(
     r"(?<![a-z])(?:global[-_]?step|steps?|iterations?|iters?|it)[-_=. ]*(\d+)(?!\d*[a-z])", re.IGNORECASE
 )
+_FOLDER = re.compile(
+    r"(?:(?:checkpoint|ckpt|global[-_]?step|step|iteration|iter|it|epoch|ep)s?[-_= ]*\d+(?:\.\d+)?(?:[-_, ]+|$))+",
+    re.IGNORECASE,
+)
 _BARE = re.compile(
     r"(?:^|.*[^a-z])?(?:ckpts?|checkpoints?|chkpts?|cp|models?|nets?|networks?|weights|params|states?|snapshots?)"
     r"[-_=. ]*(\d+)|(\d+)",
@@ -146,7 +150,7 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
 
     ``epoch``, ``ep``, ``e`` mark an epoch; ``step``, ``iter``, ``iteration``, ``it`` a step. A bare number counts as
     the epoch if it is the whole name, or ends it after a word like ``ckpt``, ``checkpoint``, ``model``, ``weights``;
-    ``resnet18.pt`` has none. A folder ``checkpoint-500`` names a step, as in Hugging Face's trainer.
+    ``resnet18.pt`` has none. A name without is asked for that of its folder, if that says nothing else.
 
     Example:
         >>> position_in_name(Path("epoch=3-step=1200.ckpt"))
@@ -154,21 +158,46 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
         >>> position_in_name(Path("checkpoint-00100.pt")), position_in_name(Path("resnet18.pt"))
         ((100, None), (None, None))
     """
-    stem = path.name
-    for _ in range(2):  # model_12.pth.tar
-        stem = _SUFFIX.sub("", stem)
+    stem = _stem(path.name)
     epoch, step = _EPOCH_WORD.search(stem), _STEP_WORD.search(stem)
     if epoch or step:
         return _number(epoch.group(1)) if epoch else None, int(step.group(1)) if step else None
     if bare := _BARE.fullmatch(stem):
         return int(bare.group(1) or bare.group(2)), None
-    folder = re.fullmatch(r"checkpoint-(\d+)", path.parent.name)
-    return None, int(folder.group(1)) if folder else None
+    return position_in_folder(path.parent.name)
+
+
+def position_in_folder(name: str) -> tuple[float | None, int | None]:
+    """Epoch and step from the name of a folder, where it says nothing else: ``lr1e-3`` is not of epoch 3.
+
+    ``checkpoint-500`` is a step, as in the trainer of transformers.
+
+    Example:
+        >>> position_in_folder("checkpoint-500"), position_in_folder("epoch_3"), position_in_folder("lr1e-3")
+        ((None, 500), (3, None), (None, None))
+    """
+    if not _FOLDER.fullmatch(name):
+        return None, None
+    if of_trainer := re.fullmatch(r"checkpoint-(\d+)", name):
+        return None, int(of_trainer.group(1))
+    return position_in_name(Path("/") / name)
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
     """A sorting key under which ``ckpt10`` comes after ``ckpt9``."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def name_key(path: Path) -> list[list[tuple[int, int | str]]]:
+    """A sorting key in natural order under which ``ckpt10.pt`` comes after ``ckpt9.pt``, and ``ckpt9-v1.pt`` too."""
+    stem = _stem(path.name)
+    return [natural_key(str(path.parent)), natural_key(stem), natural_key(path.name[len(stem) :])]
+
+
+def _stem(name: str) -> str:
+    for _ in range(2):  # model_12.pth.tar
+        name = _SUFFIX.sub("", name)
+    return name
 
 
 def _tensors(value: Any) -> dict[str, Any] | None:

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectra.checkpoints.dialects import find_weights, metadata_of, natural_key, position_in_name, position_of
+from spectra.checkpoints.dialects import find_weights, metadata_of, name_key, position_in_name
+from spectra.checkpoints.folders import (
+    SUFFIXES,
+    contents_if_readable,
+    contents_of,
+    files_of,
+    is_beside_weights,
+    is_checkpoint_folder,
+    position,
+    position_without_reading,
+    sub_folders,
+)
 from spectra.checkpoints.rawfile import read_raw
+from spectra.checkpoints.shards import index_of
+from spectra.checkpoints.sidecars import says_its_moment
 from spectra.errors import CheckpointError
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".t7", ".bin", ".safetensors")
-# What trainers leave beside the weights.
-_OTHER_FILES = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+Say = Callable[[str], None]
 
 
-def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that paths, folders and patterns stand for, each once; those of a folder or pattern in natural order.
+def find_checkpoints(
+    paths: Sequence[str | Path], *, taken: Say = lambda words: None, passed: Say = lambda words: None
+) -> list[Path]:
+    """The checkpoints that paths, folders and patterns stand for, each once; those of one argument in natural order.
 
     Args:
-        paths: files as they are; folders (the files in them with a checkpoint's suffix, not in their subfolders);
-            patterns with ``*``, ``?`` or ``[...]``, for shells that leave them alone.
+        paths: files; folders that are a checkpoint, or that hold checkpoints, as files or as folders of their own (one
+            level deep); patterns with ``*``, ``?`` or ``[...]``, for shells that leave them alone.
+        taken: is told in a line what is taken of a folder that holds both files and folders.
+        passed: is told in a line which folders are passed over.
+
+    Returns:
+        Files and folders, as :func:`load_checkpoint` takes them. The shards of an index are one checkpoint.
 
     Raises:
         CheckpointError: no such path, or a folder or pattern without checkpoints.
@@ -31,25 +50,94 @@ def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
     for given in paths:
         path = Path(given).expanduser()
         if path.is_dir():
-            files = [file for file in path.iterdir() if _looks_like_one(file)]
-            if not files:
-                raise CheckpointError(f"{path}: no checkpoints in this folder ({', '.join('*' + s for s in SUFFIXES)})")
+            files = _in_folder(path, taken, passed)
         elif not os.path.lexists(path) and glob.has_magic(str(path)):
-            files = [Path(name) for name in glob.glob(str(path), recursive=True)]
-            files = [file for file in files if file.is_file()]
+            files = [file for file in _matching(str(path)) if _is_one(file)]
             if not files:
                 raise CheckpointError(f"{path}: no file matches this pattern")
         else:
             if not path.exists():
                 raise CheckpointError(f"{path}: no such file")
             files = [path]
-        found.update(dict.fromkeys(sorted(files, key=lambda file: natural_key(str(file)))))
+        found.update(dict.fromkeys(sorted(map(_whole, files), key=name_key)))
     return list(found)
+
+
+def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
+    """The checkpoints of a folder: those directly in it, and its sub-folders that are checkpoints."""
+    there = contents_of(folder)
+    if is_checkpoint_folder(folder) and says_its_moment(folder):
+        return [folder]  # of a run; what its sub-folders hold is of the same moment
+    one_alone = there.usual is not None and not there.others
+    inside, several = sub_folders(folder)
+    if several:
+        first = contents_of(several[0]).others[0].name
+        passed(
+            f"{folder}: passed over {_in_short(several)}, with several files of weights: "
+            f"a pattern names those that are meant, as in '{folder}/*/{first}'"
+        )
+    if there.checkpoints and inside:
+        taken(f"{folder}: taken are {_in_short(there.checkpoints)} in it, and its folders {_in_short(inside)}")
+    if not there.checkpoints and not inside:
+        suffixes = ", ".join("*" + suffix for suffix in SUFFIXES)
+        raise CheckpointError(f"{folder}: no checkpoints in this folder ({suffixes}){_elsewhere(folder)}")
+    return [folder] if one_alone and not inside else [*there.checkpoints, *inside]
+
+
+def _elsewhere(folder: Path) -> str:
+    """Where one level further down there are some, in words."""
+    inside = sorted((path for path in folder.iterdir() if os.path.isdir(path)), key=name_key)
+    holding = [path for path in inside if (there := contents_if_readable(path)) and there.checkpoints]
+    return f"; there are some in {_in_short(holding)}" if holding else ""
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a path that a pattern meets is a checkpoint, as far as names tell."""
+    if path.is_dir():
+        return is_checkpoint_folder(path)
+    return path.is_file() and not is_beside_weights(path)
+
+
+def _whole(path: Path) -> Path:
+    """The path, or the index that stands for it and the other shards."""
+    index = index_of(path)
+    return index if index is not None and index.is_file() else path
+
+
+def _matching(pattern: str) -> Iterator[Path]:
+    """The paths that a pattern meets; ``**`` follows no links, which may lead back to where they are."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(pattern))
+        return
+    first = parts.index("**")
+    wanted = (*parts[first:], "*") if parts[-1] == "**" else parts[first:]
+    for root in glob.glob(str(Path(*parts[:first]))):
+        for folder, inside, names in os.walk(root):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            for name in [*inside, *(name for name in names if not name.startswith("."))]:
+                path = Path(folder, name)
+                if _fits(path.relative_to(root).parts, wanted):
+                    yield path
+
+
+def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the parts of a path fit those of a pattern, of which ``**`` is any number of folders."""
+    if not wanted:
+        return not parts
+    if wanted[0] == "**":
+        return any(_fits(parts[skipped:], wanted[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
+
+
+def _in_short(paths: Sequence[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)})"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint file, and when in training it is from, as far as that is known."""
+    """A checkpoint, and when in training it is from, as far as that is known."""
 
     path: Path
     epoch: float | None
@@ -59,16 +147,22 @@ class Found:
 def in_training_order(paths: Sequence[str | Path]) -> list[Found]:
     """Checkpoints in the order of training: by epoch, or by step where not all have an epoch; then by natural name.
 
-    Epoch and step are those that ``load_checkpoint`` reports. If some checkpoints have neither, all are ordered by
-    name. No code of a file is run here: one that cannot be read without is placed by its name, and so is one that
-    cannot be read at all, whose error belongs to whoever loads it.
+    Epoch and step are those that ``load_checkpoint`` reports. If some checkpoints have an epoch and others a step
+    alone, they are ordered by name; those with neither come last, by name. No code of a file is run here: one that
+    cannot be read without is placed by its name, and so is one that cannot be read at all, whose error belongs to
+    whoever loads it.
     """
     found = [Found(Path(path), *_peek(Path(path))) for path in paths]
-    if all(one.epoch is not None for one in found):
-        return sorted(found, key=lambda one: (one.epoch or 0, one.step or 0, natural_key(str(one.path))))
-    if all(one.step is not None for one in found):
-        return sorted(found, key=lambda one: (one.step or 0, natural_key(str(one.path))))
-    return sorted(found, key=lambda one: natural_key(str(one.path)))
+    placed = [one for one in found if one.epoch is not None or one.step is not None]
+    by_epoch = all(one.epoch is not None for one in placed)
+    by_step = all(one.step is not None for one in placed)
+
+    def key(one: Found) -> tuple[bool, float, int, list[list[tuple[int, int | str]]]]:
+        epoch = one.epoch if by_epoch else None
+        step = one.step if by_epoch or by_step else None
+        return one not in placed, epoch or 0, step or 0, name_key(one.path)
+
+    return sorted(found, key=key)
 
 
 def order_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
@@ -78,13 +172,12 @@ def order_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
 
 def _peek(path: Path) -> tuple[float | None, int | None]:
     try:
-        content = read_raw(path)
+        files = files_of(path)
+        known = position_without_reading(path, files)
+        content = None if known is not None else read_raw(files.entry)
     except (CheckpointError, ImportError):
-        return position_in_name(path)
+        return position_in_name(path / "model" if path.is_dir() else path)
+    if known is not None:
+        return known
     weights = find_weights(content)
-    return position_of(metadata_of(content, weights), path) if weights else position_in_name(path)
-
-
-def _looks_like_one(file: Path) -> bool:
-    name = file.name
-    return file.suffix.lower() in SUFFIXES and not name.startswith((".", *_OTHER_FILES)) and file.is_file()
+    return position(path, files, metadata_of(content, weights) if weights else {})[0]

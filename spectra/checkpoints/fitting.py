@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectra.checkpoints.adapters import with_adapter_name
 from spectra.checkpoints.dialects import strip_wrappers
 
 _SHOWN = 3  # keys of each kind in a message
+_UNINITIALIZED = (nn.UninitializedParameter, nn.UninitializedBuffer)
 
 
 @dataclass(frozen=True)
@@ -22,27 +24,48 @@ class Fit:
     mismatch: str  # empty if it fits
     convert_to: torch.dtype | None  # the model must be converted to this first, so that no weight is rounded
     notes: tuple[str, ...]
+    own: tuple[str, ...] = ()  # keys that the checkpoint lacks, and for which the model keeps what it has
+    shares: str = ""  # how many tensors are from the checkpoint and how many are the model's own, if some are
+    adapter: str | None = None  # the name, in the model, of the adapter that the checkpoint is of
 
 
-def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fit:
-    """Match weights with the entries of a model, by key."""
+def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool = False, of_peft: bool = False) -> Fit:
+    """Match weights with the entries of a model, by key.
+
+    Keys that are missing are a mismatch, but for frozen parameters (``requires_grad=False``): a checkpoint that holds
+    what was trained leaves those out.
+
+    Args:
+        weights: of the checkpoint.
+        model: that is to receive them.
+        partial: any keys but all may be missing.
+        of_peft: the weights are those of an adapter; buffers of the model may be missing too.
+
+    Raises:
+        CheckpointError: it cannot be told which of the model's adapters is meant.
+    """
     entries = model.state_dict(keep_vars=True)
     plain = _plain_names(entries)  # model's key -> key without wrappers
     wanted = set(plain.values())
-    best, note = _best_naming(weights, wanted)
+    best, note, adapter = _best_naming(weights, wanted, of_peft)
     by_key = {key: best[name] for key, name in plain.items() if name in best}
     missing = [key for key in entries if key not in by_key]
     unexpected = [name for name in best if name not in wanted and not _harmless(name)]
     notes = [note] if note else []
+    nothing_fits = all(map(_harmless, by_key))
 
     loaded: dict[str, Any] = dict(by_key)
-    still_missing = []
+    still_missing, own, beside = [], [], []
     for key in missing:
         twin = next((k for k in by_key if entries[k] is entries[key]), None)
         if twin is not None:  # tied in the model, saved once
             loaded[key] = by_key[twin]
         elif _harmless(key) or key.endswith("_extra_state"):
             loaded[key] = entries[key].clone() if isinstance(entries[key], torch.Tensor) else entries[key]
+            beside += [key] if isinstance(entries[key], torch.Tensor) else []
+        elif not nothing_fits and _may_stay(entries[key], partial, of_peft):
+            loaded[key] = entries[key]
+            own.append(key)
         else:
             still_missing.append(key)
     other_shape = [
@@ -50,15 +73,39 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fit:
         for key in by_key
         if not _same_form(key, loaded[key], entries[key])
     ]
-    parts = [
-        _listed(still_missing, f"of {len(entries)} keys missing"),
+    others = [
         _listed(unexpected, f"of {len(best)} keys in the file unexpected"),
         _listed(other_shape, "of another shape or kind"),
         _listed(list(_torn_ties(entries, by_key)), "pairs that the model ties differ in the file"),
     ]
-    mismatch = "; ".join(part for part in parts if part)
+    could_stay = not any(others) and not nothing_fits and all(_may_stay(entries[k], True, True) for k in still_missing)
+    hint = "; --partial (partial=True) leaves them as the task made them" if could_stay else ""
+    parts = [_listed(still_missing, f"of {len(entries)} keys missing"), *others]
+    mismatch = "; ".join(part for part in parts if part) + (hint if still_missing else "")
     convert_to, cast_notes = (None, []) if mismatch else _dtypes(entries, by_key)
-    return Fit(loaded, mismatch, convert_to, (*notes, *cast_notes))
+    own += beside if own else []
+    shares = _shares(entries, own) if own else ""
+    notes += [*cast_notes, *([shares] if own else [])]
+    return Fit(loaded, mismatch, convert_to, tuple(notes), tuple(own), shares, adapter)
+
+
+def _may_stay(entry: Any, partial: bool, of_peft: bool) -> bool:
+    """Whether a checkpoint may lack this entry of the model."""
+    if not isinstance(entry, torch.Tensor) or entry.is_meta or isinstance(entry, _UNINITIALIZED):
+        return False
+    frozen = isinstance(entry, nn.Parameter) and not entry.requires_grad
+    return partial or frozen or (of_peft and not isinstance(entry, nn.Parameter))
+
+
+def _shares(entries: Mapping[str, Any], own: Sequence[str]) -> str:
+    """How many tensors are from the checkpoint, and how many are the task's own, in words."""
+    kept = [entries[key] for key in own]
+    buffers = sum(not isinstance(entry, nn.Parameter) for entry in kept)
+    trained = sum(isinstance(entry, nn.Parameter) and entry.requires_grad for entry in kept)
+    kinds = {"frozen": len(kept) - buffers - trained, "trainable": trained, "buffers": buffers}
+    words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    whole = len(entries)
+    return f"{whole - len(own)} of {whole} tensors are from the checkpoint, {len(own)} are the task's own ({words})"
 
 
 def _plain_names(entries: Mapping[str, Any]) -> dict[str, str]:
@@ -68,8 +115,13 @@ def _plain_names(entries: Mapping[str, Any]) -> dict[str, str]:
     return {key: name[len(prefix) :] for key, name in zip(entries, names)}
 
 
-def _best_naming(weights: Mapping[str, torch.Tensor], wanted: set[str]) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights under the names that fit best: as they are, less a common prefix, or with one that the model has."""
+def _best_naming(
+    weights: Mapping[str, torch.Tensor], wanted: set[str], of_peft: bool
+) -> tuple[dict[str, torch.Tensor], str, str | None]:
+    """The weights under the names that fit best, a note, and the name of an adapter that was put into them.
+
+    They are taken as they are, less a common prefix, or with one that the model has.
+    """
     as_is = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     candidates: list[tuple[dict[str, torch.Tensor], str]] = [(as_is, "")]
     current, removed = as_is, ""
@@ -84,10 +136,14 @@ def _best_naming(weights: Mapping[str, torch.Tensor], wanted: set[str]) -> tuple
         put = {prefix + key: value for key, value in as_is.items()}
         candidates.append((put, f"prefix {prefix} put before the keys of the file: they fit the model better so"))
 
-    def misfits(candidate: tuple[dict[str, torch.Tensor], str]) -> int:
+    def misfits(candidate: tuple[dict[str, torch.Tensor], str, str | None]) -> int:
         return sum(not _harmless(key) for key in wanted.symmetric_difference(candidate[0]))
 
-    return min(candidates, key=misfits)  # the first of equals
+    named = []
+    for keys, note in candidates:
+        with_name, adapter = with_adapter_name(keys, wanted, any_key=of_peft)
+        named.append((with_name, note, adapter))
+    return min(named, key=misfits)  # the first of equals
 
 
 def _common_segment(keys: Iterable[str]) -> str:
@@ -111,7 +167,7 @@ def _form(value: Any) -> str:
 def _same_form(key: str, found: Any, wanted: Any) -> bool:
     if not isinstance(wanted, torch.Tensor):
         return True
-    if isinstance(wanted, nn.UninitializedParameter | nn.UninitializedBuffer):
+    if isinstance(wanted, _UNINITIALIZED):
         return True
     same_kind = found.is_floating_point() == wanted.is_floating_point() and found.is_complex() == wanted.is_complex()
     return bool(found.shape == wanted.shape and (same_kind or _harmless(key)) and not found.is_quantized)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
+from spectra.checkpoints.folders import files_of
+from spectra.checkpoints.shards import index_of, is_index, shards_of
 from spectra.errors import ArgumentError, CheckpointError
 
-Mark = tuple[int, int, int]  # changes whenever a file is written to or replaced
+Mark = tuple[tuple[str, int, int, int], ...]  # changes whenever a file is written to, replaced, added or removed
 
 
 @dataclass
 class _Seen:
-    """A file as it was at the last look, and since when it has been so."""
+    """A checkpoint as it was at the last look, and since when it has been so."""
 
     mark: Mark
     since: float
-    given: bool = False
+    given: Mark | None = None  # of the weights alone, when it was given out
 
 
 def arriving(
@@ -36,9 +38,10 @@ def arriving(
 ) -> Iterator[Path]:
     """The checkpoints in folders, or of patterns, now and from now on; those of one look in training order.
 
-    A file is taken for whole when nothing has written to it for `settle` seconds and its format ends as it should. One
-    that does not is given out all the same after `patience` seconds without a change: loading it says what is wrong.
-    A file that changes after it was given out is not given out again, which `note` is told.
+    A file is taken for whole when nothing has written to it for `settle` seconds and its format ends as it should; a
+    folder when that is so of every file in it, and all shards are there. One that is not is given out all the same
+    after `patience` seconds without a change: loading it says what is wrong. A checkpoint whose weights change after it
+    was given out is not given out again, which `note` is told.
 
     Args:
         places: folders, patterns or files, as :func:`find_checkpoints` takes them; what is not there yet may come.
@@ -47,7 +50,7 @@ def arriving(
         idle: stop when nothing new has come for this many seconds; None: go on until an interrupt while waiting, which
             ends the iteration.
         interval: seconds between two looks.
-        note: is told in a line what is passed over.
+        note: is told in a line, once, what is passed over.
         clock: seconds that pass.
         sleep: waits.
 
@@ -58,27 +61,40 @@ def arriving(
         if value is not None and value < 0:
             raise ArgumentError(f"{name}={value:g}: seconds, at least 0")
     seen: dict[Path, _Seen] = {}
+    passed: dict[str, None] = {}
     latest = clock()
     while True:
         ready = []
-        for path in _there(places):
-            mark = _mark(path)
-            if mark is None:  # gone between two steps
+        there, words = _there(places)
+        for one in words.keys() - passed.keys():
+            note(one)
+        passed |= words
+        for path in there:
+            mark = _mark(_all_of(path))
+            if not mark:  # gone between two steps
                 continue
             before = seen.get(path)
-            if before is None or before.mark != mark:
-                if before is not None and before.given:
+            if before is None:
+                before = seen[path] = _Seen(mark, clock())
+            elif before.mark != mark:
+                before.mark, before.since = mark, clock()
+                weights = _mark(_weights_of(path))
+                if before.given not in (None, weights):
+                    before.given = weights
                     note(f"{path} has changed since it was taken up: passed over; a name for each epoch avoids this")
-                seen[path] = before = _Seen(mark, clock(), given=before is not None and before.given)
             waited = clock() - before.since
-            if not before.given and waited >= settle and (waited >= patience or ends_well(path)):
-                before.given = True
+            if before.given is None and waited >= settle and (waited >= patience or ends_well(path)):
+                before.given = _mark(_weights_of(path))
                 ready.append(path)
         if ready:
             yield from order_checkpoints(ready)
             latest = clock()
             continue
-        if idle is not None and clock() - latest >= idle and all(one.given for one in seen.values()):
+        if (
+            idle is not None
+            and clock() - latest >= idle
+            and all(seen[path].given is not None for path in there if path in seen)
+        ):
             return
         try:
             sleep(interval)
@@ -87,21 +103,28 @@ def arriving(
 
 
 def ends_well(path: Path) -> bool:
-    """Whether a file ends as its format says: the directory of a zip archive, the last tensor of safetensors.
+    """Whether a checkpoint ends as its format says: the directory of a zip archive, the last tensor of safetensors.
 
-    Other formats do not say where they end: True.
+    Other formats do not say where they end: True. A folder, or an index, ends well when all its shards do.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            size = path.stat().st_size
-        if not start:
-            return False
-        if path.suffix == ".safetensors":
-            return _safetensors_ends(path, size)
-        return zipfile.is_zipfile(path) if start.startswith(b"PK") else True
-    except OSError:
+        entry = files_of(path).entry
+        if is_index(entry):
+            return all(map(_file_ends, shards_of(entry)))
+        return index_of(entry) is None and _file_ends(entry)
+    except (CheckpointError, OSError):
         return False
+
+
+def _file_ends(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = path.stat().st_size
+    if not start:
+        return False
+    if path.suffix == ".safetensors":
+        return _safetensors_ends(path, size)
+    return zipfile.is_zipfile(path) if start.startswith(b"PK") else True
 
 
 def _safetensors_ends(path: Path, size: int) -> bool:
@@ -119,19 +142,40 @@ def _safetensors_ends(path: Path, size: int) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def _there(places: Sequence[str | Path]) -> list[Path]:
+def _there(places: Sequence[str | Path]) -> tuple[list[Path], dict[str, None]]:
+    """The checkpoints that are there now, and in words what is passed over."""
     found: dict[Path, None] = {}
+    words: dict[str, None] = {}
     for place in places:
         try:
-            found.update(dict.fromkeys(find_checkpoints([place])))
+            found.update(dict.fromkeys(find_checkpoints([place], passed=lambda one: words.update({one: None}))))
         except CheckpointError:  # not yet
             continue
-    return list(found)
+    return list(found), words
 
 
-def _mark(path: Path) -> Mark | None:
+def _all_of(path: Path) -> list[Path]:
+    """Every file that must have settled: the weights, or all of a folder, whose last one may be the trainer's state."""
     try:
-        status = path.stat()
+        return sorted(path.iterdir()) if path.is_dir() else _weights_of(path)
     except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+        return []
+
+
+def _weights_of(path: Path) -> list[Path]:
+    try:
+        return files_of(path).weights
+    except CheckpointError:  # an index that is not whole yet
+        return [path]
+
+
+def _mark(paths: Iterable[Path]) -> Mark:
+    """Of the files that are there."""
+    found = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        found.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
+    return tuple(found)

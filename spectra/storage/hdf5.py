@@ -30,6 +30,8 @@ def write_record(group: h5py.Group, record: Record) -> None:
     identity = record.identity
     set_attribute(group, "checkpoint", record.checkpoint)
     set_attribute(group, "checkpoint_sha256", record.checkpoint_sha256)
+    set_attribute(group, "weights_sha256", record.weights_sha256)
+    set_attribute(group, "own_tensors", record.own_tensors)
     set_attribute(group, "epoch", None if record.epoch is None else float(record.epoch))
     set_attribute(group, "step", record.step)
     set_attribute(group, "operator", record.operator)
@@ -77,6 +79,8 @@ def read_record(group: h5py.Group) -> Record:
         bn_mode=str(group.attrs["bn_mode"]),
         checkpoint=get_attribute(group, "checkpoint"),
         checkpoint_sha256=get_attribute(group, "checkpoint_sha256"),
+        weights_sha256=get_attribute(group, "weights_sha256"),
+        own_tensors=get_attribute(group, "own_tensors"),
         epoch=get_attribute(group, "epoch"),
         step=get_attribute(group, "step"),
         status=str(group.attrs["status"]),

@@ -148,6 +148,8 @@ def _same(kept: Sequence[_Found], one: _Found) -> tuple[int | None, bool]:
                     "decide which is right, and leave the other part out"
                 )
             return place, True
+        if whole and a.twin_of(b) and other.results() == one.results():
+            return place, True
         if whole and a.same_place(b):
             raise StorageError(
                 f"{one.part}: {one.record.checkpoint} was another file than in {other.part}: its SHA-256 was "

@@ -5,9 +5,10 @@ The tree; docs/format.md says the same at length, with the types, and how to get
     /                        encoding-type "spectra-run", encoding-version 1, spectra-version, created (ISO 8601, UTC),
                              settings (JSON: what all records share), checksum
     /records/000000          one checkpoint x operator x batch-norm mode, numbered in the order of arrival
-        attributes           identity: checkpoint, checkpoint_sha256, epoch, step, operator, bn_mode, params, l2,
-                             seed, data_seed; status ("complete" | "failed"), reason; settings, provenance, notes
-                             (JSON); checksum; complete (1, written last: without it a record is not whole)
+        attributes           identity: checkpoint, checkpoint_sha256, weights_sha256, own_tensors, epoch, step,
+                             operator, bn_mode, params, l2, seed, data_seed; status ("complete" | "failed"), reason;
+                             settings, provenance, notes (JSON); checksum; complete (1, written last: without it a
+                             record is not whole)
     /records/000000/facts    attributes: loss, accuracy, gradient_norm, ... (NaN: could not be computed)
     /records/000000/spectrum the truth: attributes n, noise, seed, distribution
         alphas, betas        (k, m) float64, NaN behind the shorter rows; betas[i, lengths[i]-1] is the last residual
@@ -176,18 +177,25 @@ class RunFile:
             StorageError: a record of the same checkpoint file is there, and the file's content was another one.
         """
         complete = [known for known in self._known.values() if known.complete]
-        if any(known.identity == identity for known in complete):
+        if any(known.identity == identity or known.identity.is_of_file(identity) for known in complete):
             return True
         for known in complete:
             hashed = known.hashed and identity.subject != identity.checkpoint
             if hashed and not self._force and known.identity.same_place(identity):
-                before, now = known.identity.subject[:12], identity.subject[:12]
+                before, now = known.identity.subject, identity.subject
                 was, remedy = ("was another file", "--force") if known.of_file else ("had other weights", "force=True")
+                if before[:64] == now[:64]:  # the same file, and the task's own weights beside it
+                    before, now = before[65:], now[65:]
+                    was = "was completed by other weights of the task"
                 raise StorageError(
-                    f"{self.shown}: {identity.checkpoint} {was} when it was analysed: its SHA-256 was {before}..., "
-                    f"now it is {now}...; choose another results file for what replaced it, or {remedy}"
+                    f"{self.shown}: {identity.checkpoint} {was} when it was analysed: its SHA-256 was {before[:12]}"
+                    f"..., now it is {now[:12]}...; choose another results file for what replaced it, or {remedy}"
                 )
         return False
+
+    def has_twin(self, identity: Identity) -> bool:
+        """Whether a complete record of the same weights is in the file, from a checkpoint in another file."""
+        return any(known.complete and known.identity.twin_of(identity) for known in self._known.values())
 
     def append(self, record: Record) -> Record:
         """Add a record. A failed one of the same checkpoint, operator and mode is replaced.

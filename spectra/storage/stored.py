@@ -13,8 +13,8 @@ from spectra.storage.cells import get_attribute
 from spectra.storage.hdf5 import read_record
 
 #: What is read at once: what a run is ordered, listed and continued by.
-_TEXTS = ("checkpoint", "checkpoint_sha256", "reason")
-_AT_ONCE = (*_TEXTS, "epoch", "step", "operator", "bn_mode", "status", "settings")
+_TEXTS = ("checkpoint", "checkpoint_sha256", "weights_sha256", "reason")
+_AT_ONCE = (*_TEXTS, "own_tensors", "epoch", "step", "operator", "bn_mode", "status", "settings")
 
 
 class _OnDemand:

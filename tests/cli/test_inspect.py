@@ -141,3 +141,61 @@ def test_a_missing_file_is_one_line(tmp_path):
     result = run(tmp_path / "no.pt")
     assert result.exit_code == 1
     assert result.stderr == f"spectra: error: {tmp_path}/no.pt: no such file\n"
+
+
+def test_a_folder_is_shown_with_its_checkpoints_in_the_order_of_training(tmp_path):
+    state = {"weight": torch.ones(2, 2)}
+    for step in (100, 8):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        torch.save(state, folder / "pytorch_model.bin")
+        torch.save({"state": {}, "param_groups": []}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text(json.dumps({"epoch": step / 8, "global_step": step}))
+    result = run(tmp_path)
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()[:4]]
+    assert lines == [
+        [f"{tmp_path}:", "2", "checkpoints"],
+        ["checkpoint", "epoch", "step", "weights", "in", "beside", "them"],
+        ["checkpoint-8", "1", "8", "pytorch_model.bin", "optimizer.pt,", "trainer_state.json"],
+        ["checkpoint-100", "12.5", "100", "pytorch_model.bin", "optimizer.pt,", "trainer_state.json"],
+    ]
+    entries = json.loads(run(tmp_path, "--json").stdout)
+    assert [(entry["step"], entry["files"]) for entry in entries] == [
+        (8, ["pytorch_model.bin"]),
+        (100, ["pytorch_model.bin"]),
+    ]
+    assert entries[0]["bytes"] == (folder / "pytorch_model.bin").stat().st_size
+
+
+def test_a_folder_of_shards_is_one_checkpoint_and_a_broken_one_is_a_line(tmp_path):
+    folder = tmp_path / "checkpoint-8"
+    folder.mkdir()
+    mapping = {}
+    for number in (1, 2):
+        name = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({f"w{number}": torch.ones(number)}, folder / name)
+        mapping[f"w{number}"] = name
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": mapping}))
+    result = run(folder)
+    assert "pytorch_model.bin.index.json and 2 shards" in result.stdout
+    assert f"files       {index.name}, {', '.join(sorted(mapping.values()))}" in result.stdout
+    (entry,) = json.loads(run(folder, "--json").stdout)
+    assert (entry["n_weights"], entry["step"], len(entry["files"])) == (3, 8, 3)
+    index.write_text(json.dumps({"weight_map": {"w1": "../../x"}}))
+    broken = run(folder)
+    assert broken.exit_code == 1
+    assert "the file of 'w1' is '../../x': the name of a file beside it is needed" in broken.stdout
+    assert broken.stderr.count("\n") == 1
+
+
+def test_what_is_not_used_of_a_folder_is_noted(tmp_path):
+    folder = tmp_path / "checkpoint-8"
+    folder.mkdir()
+    torch.save({"weight": torch.ones(2)}, folder / "pytorch_model.bin")
+    (folder / "trainer_state.json").write_text("[]")
+    assert (
+        f"note        {folder}/trainer_state.json: holds a list, not a JSON object; it is not used"
+        in run(folder).stdout
+    )

@@ -149,6 +149,69 @@ def test_a_checkpoint_that_is_there_twice_is_analysed_once(here):
     assert epochs_in("run.h5") == [0, 1, 2, 3, 4]
 
 
+def test_a_copy_of_the_weights_in_another_file_is_passed_over_in_a_line(here):
+    content = torch.load("run/ckpt_4.pt")
+    torch.save({**content, "callbacks": {"a": 1}}, "run/ckpt_4-v1.pt")
+    result = succeeds("analyze", "run", *QUICK, "--progress", "lines")
+    assert "[6/6] ckpt_4-v1.pt (6/6): has the weights of ckpt_4.pt: passed over\n" in result.stderr
+    assert epochs_in("run.h5") == [0, 1, 2, 3, 4]
+    events = succeeds("analyze", "run", *QUICK, "--progress", "json").stderr.splitlines()
+    (event,) = [json.loads(line) for line in events if '"duplicate"' in line]
+    assert (event["checkpoint"], event["of"], event["same"]) == ("run/ckpt_4-v1.pt", "run/ckpt_4.pt", "weights")
+    drawn = succeeds("analyze", "run", *QUICK, "--progress", "bar")
+    assert "ckpt_4-v1.pt: has the weights of ckpt_4.pt: passed over" in drawn.stderr
+
+
+def test_a_copy_is_passed_over_in_a_later_call_unless_the_task_is_made_for_each_checkpoint(here):
+    torch.save({**torch.load("run/ckpt_4.pt"), "extra": 1}, "run/last.pt")
+    Path("run/epoch_9.pt").write_bytes(Path("run/last.pt").read_bytes())  # the epoch in it is that of ckpt_4
+    succeeds("analyze", "run/ckpt_4.pt", *QUICK)
+    assert "in the file already" in succeeds("analyze", "run/last.pt", *QUICK).stderr
+    Path("each.py").write_text(TASK.replace("def task():", "def task(checkpoint):"))
+    options = ("--task", "each.py:task", *QUICK[2:], "--out", "each.h5")
+    succeeds("analyze", "run/ckpt_4.pt", *options)
+    assert "in the file already" not in succeeds("analyze", "run/last.pt", *options).stderr
+    assert epochs_in("each.h5") == [4, 4]
+
+
+def test_folders_of_a_trainer_are_a_run_and_a_line_says_what_was_taken(here):
+    for step in (8, 16):
+        folder = here / "out" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        torch.save(torch.load(f"run/ckpt_{step // 8}.pt")["model"], folder / "pytorch_model.bin")
+        torch.save({"state": {}, "param_groups": []}, folder / "optimizer.pt")
+        (folder / "trainer_state.json").write_text(json.dumps({"epoch": step / 16, "global_step": step}))
+    shutil.copy(folder / "pytorch_model.bin", here / "out" / "pytorch_model.bin")
+    result = succeeds("analyze", "out", *QUICK)
+    said = "spectra: out: taken are pytorch_model.bin in it, and its folders checkpoint-8, checkpoint-16"
+    assert result.stderr.splitlines()[0] == said
+    assert "pytorch_model.bin (3/3): has the content of checkpoint-16: passed over" in result.stderr
+    records = list(load_trajectory("run.h5"))
+    assert [(record.checkpoint, record.epoch, record.step) for record in records] == [
+        ("out/checkpoint-8", 0.5, 8), ("out/checkpoint-16", 1, 16)
+    ]  # fmt: skip
+    single = succeeds("analyze", "out/checkpoint-8", *QUICK)
+    assert "in the file already" in single.stderr
+
+
+@pytest.mark.parametrize("command", [("analyze",), ("watch", "--settle", "0", "--idle", "0")])
+def test_a_part_of_the_weights_is_analysed_with_the_option_alone(here, command):
+    name, *options = command
+    head = {key: value for key, value in torch.load("run/ckpt_1.pt")["model"].items() if key.startswith("2.")}
+    (here / "part").mkdir()
+    torch.save(head, "part/head.pt")
+    refused = spectra(name, "part", *options, *QUICK)
+    assert refused.exit_code == 1
+    last = refused.stderr.splitlines()[-1]
+    assert "2 of 4 keys missing (0.weight, 0.bias); --partial (partial=True) leaves them as the task made them" in last
+    assert not Path("run.h5").exists()
+    result = succeeds(name, "part", *options, *QUICK, "--partial")
+    words = "2 of 4 tensors are from the checkpoint, 2 are the task's own (2 trainable)"
+    assert f"spectra: part/head.pt: {words}\n" in result.stderr
+    assert words in result.stdout
+    assert words in succeeds("show", "run.h5").stdout
+
+
 def test_strict_stops_at_the_first_checkpoint_that_fails(here):
     Path("run/ckpt_2.pt").write_bytes(b"PK not a checkpoint")
     result = spectra("analyze", "run", *QUICK, "--strict")

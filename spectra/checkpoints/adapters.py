@@ -1,0 +1,67 @@
+"""Adapters as peft saves them: their keys in a file lack the name that the adapter has in the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from spectra.errors import CheckpointError
+
+Value = TypeVar("Value")
+#: Of peft, in the keys of a model: the name of the adapter follows.
+_BEFORE_NAME = re.compile(r"lora_\w+|ia3_\w+|vera_\w+|modules_to_save")
+
+
+def with_adapter_name(
+    weights: Mapping[str, Value], wanted: set[str], *, any_key: bool
+) -> tuple[dict[str, Value], str | None]:
+    """The weights of an adapter under the keys of a model.
+
+    ``base_model.model.fc.lora_A.weight`` in the file is ``base_model.model.fc.lora_A.default.weight`` in the model.
+
+    Args:
+        weights: by the keys of the file.
+        wanted: the keys of the model.
+        any_key: the file is known to be of peft. Otherwise the name is put behind a parameter of an adapter alone.
+
+    Returns:
+        The weights, and the adapter's name in the model; None where no key of the file lacks one. Of several that fit
+        as well it is ``default``.
+
+    Raises:
+        CheckpointError: several fit as well, and none is called ``default``.
+
+    Example:
+        >>> with_adapter_name({"fc.lora_A.weight": 1}, {"fc.lora_A.default.weight", "fc.bias"}, any_key=False)
+        ({'fc.lora_A.default.weight': 1}, 'default')
+    """
+    found: dict[str, dict[str, str]] = {}  # name of an adapter -> key of the file -> key of the model
+    for key in sorted(wanted):
+        for name, short in _shortened(key, any_key):
+            if short in weights and short not in wanted:
+                found.setdefault(name, {})[short] = key
+    if not found:
+        return dict(weights), None
+    most = max(map(len, found.values()))
+    names = [name for name, keys in found.items() if len(keys) == most]
+    if len(names) > 1 and "default" not in names:
+        raise CheckpointError(f"the model has several adapters that it fits ({', '.join(names)}): leave one of them")
+    name = "default" if "default" in names else names[0]
+    return {found[name].get(key, key): value for key, value in weights.items()}, name
+
+
+def _shortened(key: str, any_key: bool) -> Iterator[tuple[str, str]]:
+    """The names that an adapter could have by a key of the model, and the keys that a file then has for it."""
+    parts = key.split(".")
+    for place in range(1, len(parts)):
+        before, name, after = parts[:place], parts[place], parts[place + 1 :]
+        if not (any_key or _BEFORE_NAME.fullmatch(before[-1])):
+            continue
+        yield name, ".".join(before + after)
+        if before[-1] == "modules_to_save":  # a copy of a module, which is trained whole
+            yield name, ".".join(before[:-1] + after)
+        if before[-1] == "lora_magnitude_vector":  # of DoRA: a module in the model, a parameter in the file
+            yield name, ".".join(before)
+        if before == ["prompt_encoder"] and after == ["embedding", "weight"]:
+            yield name, "prompt_embeddings"

@@ -1,0 +1,185 @@
+"""Which files make up a checkpoint: one file, the shards of an index, or those that a trainer leaves in a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spectra.checkpoints.dialects import name_key, position_in_name, position_of
+from spectra.checkpoints.shards import index_of, is_index, shards_of
+from spectra.checkpoints.sidecars import Position, says_its_moment, trainer_position
+from spectra.errors import CheckpointError
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".t7", ".bin", ".safetensors")
+#: The names under which transformers, accelerate and peft save the weights of a folder; the first that is there counts.
+USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+# What trainers leave beside the weights.
+_NOT_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|rng_state|training_args|scaler).*"
+    r"|(lr_scheduler|sampler|dl_state_dict|random_states|custom_checkpoint)(_\d+)*\.\w+"
+    r"|.*_optim_states\.\w+",
+    re.IGNORECASE,
+)
+_FURTHER_MODEL = re.compile(r"(model|pytorch_model)_\d+\.(safetensors|bin)")  # of several, in a state of accelerate
+_STATE_OF_ACCELERATE = "random_states_"
+_UNFINISHED = ("tmp-", ".")  # folders that a trainer renames when they are whole, and hidden ones
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is directly in a folder, in natural order."""
+
+    usual: Path | None  # the file, or the index of shards, that makes the folder a checkpoint
+    others: tuple[Path, ...]  # further files with the suffix of a checkpoint
+    unused: tuple[Path, ...]  # the same weights in another format, weights of another model, an adapter beside a model
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return [*([] if self.usual is None else [self.usual]), *self.others]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one checkpoint."""
+
+    entry: Path  # the weights, or the index of their shards
+    folder: Path | None  # that is the checkpoint, with what the trainer left beside the weights
+    unused: tuple[Path, ...] = ()  # weights that are there too, if the folder was named and not the file
+
+    @property
+    def weights(self) -> list[Path]:
+        """
+        Raises:
+            CheckpointError: the index cannot be read.
+        """
+        return [self.entry, *sorted(shards_of(self.entry))] if is_index(self.entry) else [self.entry]
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.entry.name.startswith("adapter_model.")
+
+
+def contents_of(folder: Path) -> Contents:
+    """The checkpoints directly in a folder; what trainers save beside the weights is left out.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    try:
+        there = {file.name: file for file in folder.iterdir() if _concerns(file) and file.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror or error}") from error
+    files = [there[name] for name in sorted(there, key=lambda name: name_key(Path(name)))]
+    indices = [file for file in files if is_index(file)]
+    weights = [file for file in files if file.suffix.lower() in SUFFIXES and not is_beside_weights(file)]
+    loose: dict[Path, Path] = {}  # the first shard of each checkpoint whose index is not there
+    for file in weights:
+        if (index := index_of(file)) is not None and index not in indices:
+            loose.setdefault(index, file)
+    whole = [file for file in weights if index_of(file) is None]
+    usual = [there[name] for name in USUAL if name in there]
+    unused = usual[1:]
+    if usual and any(name.startswith(_STATE_OF_ACCELERATE) for name in there):
+        unused += [file for file in whole if _FURTHER_MODEL.fullmatch(file.name)]
+    others = [*(file for file in [*whole, *indices] if file not in usual and file not in unused), *loose.values()]
+    return Contents(usual[0] if usual else None, tuple(others), tuple(unused))
+
+
+def _concerns(file: Path) -> bool:
+    """Whether the name of a file says that it has to do with checkpoints; a folder may hold a data set, too."""
+    if file.name.startswith("."):
+        return False
+    return file.suffix.lower() in SUFFIXES or is_index(file) or file.name.startswith(_STATE_OF_ACCELERATE)
+
+
+def files_of(path: Path) -> Files:
+    """The files of the checkpoint that a path names.
+
+    Args:
+        path: a file, an index of shards, or a folder that is a checkpoint.
+
+    Raises:
+        CheckpointError: a folder without weights, or with several of which none has a usual name.
+    """
+    if not path.is_dir():
+        return Files(path, path.parent if path.name in USUAL or is_index(path) else None)
+    found = contents_of(path)
+    if not found.checkpoints:
+        raise CheckpointError(f"{path}: a folder without the weights of a model: {', '.join(USUAL[::2])}, ...")
+    if found.usual is None and len(found.others) > 1:
+        names = ", ".join(file.name for file in found.others[:3])
+        raise CheckpointError(f"{path}: a folder with {len(found.others)} checkpoints ({names}, ...): name the file")
+    entry, *others = found.checkpoints
+    return Files(entry, path, (*found.unused, *others))
+
+
+def sub_folders(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders directly in a folder that are checkpoints, and those that could be but hold several, by name.
+
+    A folder is one if it holds weights under a usual name; or if its own name says of which epoch or step it is, and it
+    holds one file of weights. Each is taken once, however many links lead to it.
+
+    Raises:
+        CheckpointError: a folder with such a name cannot be read.
+    """
+    seen = {folder.resolve()}
+    taken, several = [], []
+    inside = [path for path in folder.iterdir() if not path.name.startswith(_UNFINISHED) and os.path.isdir(path)]
+    for path in sorted(inside, key=lambda path: (path.is_symlink(), name_key(path))):
+        if (real := path.resolve()) in seen:
+            continue
+        seen.add(real)
+        if is_checkpoint_folder(path):
+            taken.append(path)
+        elif says_its_moment(path) and len(contents_of(path).others) > 1:
+            several.append(path)
+    return sorted(taken, key=name_key), several
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a folder is one checkpoint, by the rule of :func:`sub_folders`."""
+    named = says_its_moment(path)
+    if not named and not any(os.path.isfile(path / name) for name in USUAL):  # the others are not looked through
+        return False
+    found = contents_of(path) if named else contents_if_readable(path)
+    return found is not None and (found.usual is not None or (named and len(found.others) == 1))
+
+
+def contents_if_readable(folder: Path) -> Contents | None:
+    """The same as :func:`contents_of`, and None for a folder that cannot be read."""
+    try:
+        return contents_of(folder)
+    except CheckpointError:
+        return None
+
+
+def is_beside_weights(file: Path) -> bool:
+    """Whether a file is, by its name, what a trainer saves beside the weights: an optimizer, a scheduler, ..."""
+    return _NOT_WEIGHTS.fullmatch(file.name) is not None
+
+
+def position(path: Path, files: Files, metadata: Mapping[str, Any]) -> tuple[Position, str]:
+    """Epoch and step: of the trainer's own file, else of the checkpoint itself, else by its name; and a note."""
+    found, note = (None, "") if files.folder is None else trainer_position(files.folder)
+    return found or position_of(metadata, path if path == files.entry else _named(path) / files.entry.name), note
+
+
+def _named(folder: Path) -> Path:
+    return folder if folder.name else folder.resolve()
+
+
+def position_without_reading(path: Path, files: Files) -> Position | None:
+    """Epoch and step where the weights need not be read for them: of the trainer's file, and of shards by name."""
+    found = None if files.folder is None else trainer_position(files.folder)[0]
+    return found or (position_in_name(files.entry) if is_index(files.entry) else None)

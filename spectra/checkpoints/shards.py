@@ -1,0 +1,102 @@
+"""Checkpoints in several files: the shards that an index lists, read as one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectra.checkpoints.dialects import find_weights
+from spectra.checkpoints.rawfile import read_hashed
+from spectra.checkpoints.sidecars import read_json
+from spectra.errors import CheckpointError
+
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.safetensors|\.bin)")
+_INDEX = re.compile(r".+\.(?:safetensors|bin)\.index\.json")
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is, by its name, the index of shards: `model.safetensors.index.json`."""
+    return _INDEX.fullmatch(path.name) is not None
+
+
+def index_of(path: Path) -> Path | None:
+    """Where the index of a shard would be; None for a file that is no shard by its name.
+
+    Example:
+        >>> index_of(Path("run/model-00001-of-00004.safetensors"))
+        PosixPath('run/model.safetensors.index.json')
+    """
+    found = _SHARD.fullmatch(path.name)
+    if found is None or int(found.group(3)) < 2:
+        return None
+    return path.with_name(f"{found.group(1)}{found.group(4)}.index.json")
+
+
+def shards_of(index: Path) -> dict[Path, list[str]]:
+    """The shards that an index lists, each with the keys that it says are in it.
+
+    Raises:
+        CheckpointError: it cannot be read, is not of the form that transformers writes, or names a file that is not in
+            its own folder.
+    """
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise CheckpointError(f"{index}: no weight_map in it: keys of tensors, each with the name of its file")
+    found: dict[Path, list[str]] = {}
+    for key, name in mapping.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{index}: the file of {key!r} is a {type(name).__name__}, not a text")
+        if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+            raise CheckpointError(f"{index}: the file of {key!r} is {name!r}: the name of a file beside it is needed")
+        found.setdefault(index.with_name(name), []).append(key)
+    return found
+
+
+def read_shards(index: Path, unsafe: bool) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of all shards, and the SHA-256 of the lines `NAME SHA256` of the index and the shards, by name.
+
+    Raises:
+        CheckpointError: a shard is missing, cannot be read, or does not hold what the index says; or one of the files
+            was written to meanwhile.
+    """
+    listed = shards_of(index)
+    if absent := [path.name for path in listed if not path.exists()]:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise CheckpointError(f"{index}: its shard {absent[0]!r}{more} is not there: {len(absent)} of {len(listed)}")
+    before = _marks([index, *listed])
+    sums = {index.name: hashlib.sha256(index.read_bytes()).hexdigest()}
+    tensors: dict[str, torch.Tensor] = {}
+    for path, keys in sorted(listed.items()):
+        content, sums[path.name] = read_hashed(path, unsafe)
+        tensors |= _of_shard(content, keys, path, index)
+    if _marks([index, *listed]) != before:
+        raise CheckpointError(f"{index}: a shard was written to while they were read; run again when they are whole")
+    lines = "".join(f"{name} {sums[name]}\n" for name in sorted(sums))
+    return tensors, hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _of_shard(content: Any, keys: list[str], path: Path, index: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one shard, which are exactly those that the index says."""
+    weights = find_weights(content)
+    there = {} if weights is None else {k: v for k, v in weights.tensors.items() if isinstance(v, torch.Tensor)}
+    if absent := sorted(set(keys) - there.keys()):
+        raise CheckpointError(
+            f"{path}: {index.name} puts {absent[0]!r} in it, and it is not there: {len(absent)} such keys"
+        )
+    if others := sorted(there.keys() - set(keys)):
+        raise CheckpointError(
+            f"{path}: holds {others[0]!r}, which {index.name} does not put in it: {len(others)} such keys"
+        )
+    return there
+
+
+def _marks(paths: list[Path]) -> list[tuple[int, int, int]]:
+    try:
+        found = [path.stat() for path in paths]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror or error}") from error
+    return [(one.st_mtime_ns, one.st_size, one.st_ino) for one in found]
