@@ -71,8 +71,8 @@ class Checkpoint:
         Args:
             model: to receive them.
             partial: the checkpoint may lack keys, for which the model keeps what it has. Frozen parameters
-                (``requires_grad=False``) may always be missing, and buffers where the checkpoint is an adapter of
-                peft. None of the model's keys is never enough.
+                (``requires_grad=False``) may always be missing, and all that is not the adapter's where the checkpoint
+                is one of peft. None of the model's keys is never enough.
 
         Returns:
             Notes on what was not literal, to print; among them how many tensors are not from the checkpoint.

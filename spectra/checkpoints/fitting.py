@@ -32,14 +32,14 @@ class Fit:
 def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool = False, of_peft: bool = False) -> Fit:
     """Match weights with the entries of a model, by key.
 
-    Keys that are missing are a mismatch, but for frozen parameters (``requires_grad=False``): a checkpoint that holds
-    what was trained leaves those out.
+    Keys that are missing are a mismatch, but for frozen parameters (``requires_grad=False``), which a checkpoint of
+    what was trained leaves out; and for those that an adapter is put around.
 
     Args:
         weights: of the checkpoint.
         model: that is to receive them.
         partial: any keys but all may be missing.
-        of_peft: the weights are those of an adapter; buffers of the model may be missing too.
+        of_peft: the weights are those of an adapter; all may be missing but the trained parameters of that adapter.
 
     Raises:
         CheckpointError: it cannot be told which of the model's adapters is meant.
@@ -63,7 +63,7 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
         elif _harmless(key) or key.endswith("_extra_state"):
             loaded[key] = entries[key].clone() if isinstance(entries[key], torch.Tensor) else entries[key]
             beside += [key] if isinstance(entries[key], torch.Tensor) else []
-        elif not nothing_fits and _may_stay(entries[key], partial, of_peft):
+        elif not nothing_fits and _may_stay(entries[key], partial or (of_peft and adapter not in key.split("."))):
             loaded[key] = entries[key]
             own.append(key)
         else:
@@ -78,7 +78,7 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
         _listed(other_shape, "of another shape or kind"),
         _listed(list(_torn_ties(entries, by_key)), "pairs that the model ties differ in the file"),
     ]
-    could_stay = not any(others) and not nothing_fits and all(_may_stay(entries[k], True, True) for k in still_missing)
+    could_stay = not any(others) and not nothing_fits and all(_may_stay(entries[k], True) for k in still_missing)
     hint = "; --partial (partial=True) leaves them as the task made them" if could_stay else ""
     parts = [_listed(still_missing, f"of {len(entries)} keys missing"), *others]
     mismatch = "; ".join(part for part in parts if part) + (hint if still_missing else "")
@@ -89,12 +89,11 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
     return Fit(loaded, mismatch, convert_to, tuple(notes), tuple(own), shares, adapter)
 
 
-def _may_stay(entry: Any, partial: bool, of_peft: bool) -> bool:
-    """Whether a checkpoint may lack this entry of the model."""
+def _may_stay(entry: Any, any_kind: bool) -> bool:
+    """Whether a checkpoint may lack this entry of the model: any that has numbers, or only a frozen parameter."""
     if not isinstance(entry, torch.Tensor) or entry.is_meta or isinstance(entry, _UNINITIALIZED):
         return False
-    frozen = isinstance(entry, nn.Parameter) and not entry.requires_grad
-    return partial or frozen or (of_peft and not isinstance(entry, nn.Parameter))
+    return any_kind or (isinstance(entry, nn.Parameter) and not entry.requires_grad)
 
 
 def _shares(entries: Mapping[str, Any], own: Sequence[str]) -> str:

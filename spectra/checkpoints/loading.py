@@ -91,7 +91,8 @@ def fitted(checkpoint: Checkpoint, model: nn.Module, partial: bool) -> Fit:
         hint = f"; the file also holds weights under {', '.join(map(repr, checkpoint.others))}"
     elif config is not None and found.adapter is None:
         hint = "; it is an adapter of peft: the task makes the model with that adapter in it"
-    raise CheckpointError(f"{checkpoint.path}: does not fit the model: {mismatch}{hint}")
+    in_one_line = " ".join(f"{mismatch}{hint}".split())  # keys may hold anything
+    raise CheckpointError(f"{checkpoint.path}: does not fit the model: {in_one_line}")
 
 
 def put(found: Fit, path: Path, model: nn.Module) -> None:

@@ -129,6 +129,6 @@ def compare_adapter(config: Mapping[str, Any], modules: Any, name: str | None) -
             there, here = config.get(key), getattr(theirs, key, None)
             here = getattr(here, "value", here)  # of an enumeration
             if there is not None and here is not None and there != here:
-                return f"{ADAPTER_CONFIG} has {key}={there!r}, the adapter of the task's model {here!r}"
+                return f"{ADAPTER_CONFIG} has {key}={there!r:.60}, the adapter of the task's model {here!r:.60}"
         return ""
     return ""

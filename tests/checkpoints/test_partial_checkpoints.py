@@ -182,6 +182,18 @@ def test_a_trained_parameter_that_the_adapter_lacks_is_an_error_that_names_the_o
     ]
 
 
+def test_what_an_adapter_is_put_around_is_the_tasks_own_also_where_it_is_not_frozen(tmp_path):
+    """It is said that it would be trained: an adapter's file has nothing of it."""
+    folder = peft_folder(tmp_path / "adapter", in_file(adapted(1)))
+    notes = load_checkpoint(folder).load_into(adapted(2).requires_grad_(True))
+    assert notes == ["2 of 11 tensors are from the checkpoint, 9 are the task's own (6 trainable, 3 buffers)"]
+
+
+def test_keys_that_hold_anything_are_told_in_one_line(tmp_path):
+    folder = peft_folder(tmp_path / "adapter", {**in_file(adapted(1)), "a\nb": torch.ones(1)})
+    assert "unexpected (a b)" in refusal(folder, adapted(2))
+
+
 def test_a_key_of_the_adapter_that_the_model_lacks_is_an_error_also_with_partial(tmp_path):
     weights = {**in_file(adapted(1)), "base_model.model.9.lora_A.weight": torch.ones(2, 2)}
     folder = peft_folder(tmp_path / "adapter", weights)
