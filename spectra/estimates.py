@@ -264,7 +264,9 @@ def trace_function(q: Quadrature, f: Function) -> Estimate:
 def tensor_traces(
     forms: np.ndarray, sizes: Mapping[str, int], q: Quadrature, known: np.ndarray | None = None
 ) -> dict[str, Estimate]:
-    """The trace of each tensor's diagonal block, estimated by ``n mean_i q_i[t]' (H q_i)[t]``; they sum to the trace.
+    """The trace of each tensor's diagonal block, estimated by ``n mean_i q_i[t]' (H q_i)[t]``.
+
+    They sum to ``n mean_i q_i' H q_i``, the estimate of the whole trace with no eigenvalue taken as known.
 
     Args:
         forms: (k, t), the per-tensor quadratic forms of the first product.
@@ -330,14 +332,14 @@ def dominance(q: Quadrature, power: int = 1) -> str | None:
     """
     if q.distribution == "sphere":
         return None
-    note = _dominance_note(q.scale**2, q.n * float(np.mean(q.product_norms**2)), "|H|_F^2", _DOMINANT)
+    note = dominance_note(q.scale**2, q.n * float(np.mean(q.product_norms**2)), "|H|_F^2")
     if note is None and power > 1 and all(power <= t.steps or t.exhausted for t in q.tridiagonals):
         total = q.n * float(np.mean([t.moment(2 * power) for t in q.tridiagonals]))
-        note = _dominance_note(q.scale ** (2 * power), total, f"|H^{power}|_F^2", _DOMINANT_POWER)
+        note = dominance_note(q.scale ** (2 * power), total, f"|H^{power}|_F^2", _DOMINANT_POWER)
     return note
 
 
-def _dominance_note(top: float, total: float, of: str, bound: float) -> str | None:
+def dominance_note(top: float, total: float, of: str, bound: float = _DOMINANT) -> str | None:
     """A warning where the largest of a sum of squares has more than this part of it, else None."""
     if total <= 0 or top <= bound * total:
         return None

@@ -249,7 +249,7 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     complete = [moment for moment in moments if moment.complete]
     exact = any(trace.exact for column in found.values() for traces in column for trace in traces.values())
     caption = (
-        f"Bars: {band_of(*complete)}. The traces of all tensors sum to the trace of the {matrix_at(complete[0])}. Each "
+        f"Bars: {band_of(*complete)}. Traces of the tensors' blocks of the {matrix_at(complete[0])}. Each "
         "panel has its own scale. The probes are the same at every checkpoint, so neighbouring errors are correlated."
         + " A trace without a bar is exact." * exact
         + f" {CLIPPED}" * clipped

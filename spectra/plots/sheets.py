@@ -146,7 +146,7 @@ def layer_figure(moment: Moment) -> Figure:
     clipped = clip_intervals(ax, parts, along="x")
     low, high = ax.get_xlim()
     ax.set_xlim(min(low, 0.0), max(high, 0.0))  # where bars begin
-    ax.set_xlabel(f"trace of the tensor's block of the {matrix_at(moment)} (they sum to the trace)")
+    ax.set_xlabel(f"trace of the tensor's block of the {matrix_at(moment)}")
     diamonds = "Diamonds: exact traces. " if any(exact.values()) else ""
     caption = (
         f"{diamonds}Coloured bars: estimates; black bars: {band_of(moment)}. The tensors are in the order of the "
