@@ -126,7 +126,7 @@ class Series:
     def by_layer(self) -> dict[str, Values]:
         """The trace of each parameter tensor's diagonal block over training, by the tensor's name.
 
-        They sum to the mean over the probes without known eigenvalues. Empty where the forms of the tensors were not kept.
+        They sum to the mean over the probes without known eigenvalues. Empty where the tensors' forms were not kept.
         """
         found = [{} if record.spectrum is None else record.spectrum.tensor_traces() for record in self.records]
         names = dict.fromkeys(name for traces in found for name in traces)
