@@ -31,8 +31,8 @@ FLOORS = """
         extremes operators.foreign operators.shapes outliers resuming survey
     degeneracy determinants distribution exact.ggn_result krylov.eigsh krylov.hutchpp ranks records task
     differences operators.function plots.moments sharpness.per_layer zoo.tasks
-    operators.finite_differences operators.jacobian operators.passes operators.recalibration spectrum \
-        zoo.training
+    operators.additivity operators.finite_differences operators.jacobian operators.passes \
+        operators.recalibration spectrum zoo.training
     operators.checks
     crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
         sharpness.float64_copy zoo.__main__

@@ -326,6 +326,20 @@ def test_a_penalty_on_the_weights_within_the_criterion_is_in_the_hessian_and_no_
         GGNOperator(task) @ torch.ones(8)
 
 
+def test_weights_that_are_outputs_are_no_other_way():
+    """A penalty on what the forward pass returns beside the outputs is part of the criterion, and of the GGN."""
+    model, (x, y) = nn.Linear(3, 2), (torch.randn(7, 3), torch.randn(7, 2))
+
+    def criterion(output, target):
+        return nn.functional.mse_loss(output[0], target) + 0.5 * output[1].square().sum()
+
+    task = Task(model, criterion, [(x, y)], forward=lambda m, b: (m(b[0]), m.weight))
+    plain = HessianOperator(Task(model, nn.MSELoss(), [(x, y)])) @ torch.eye(8)
+    expected = plain + torch.diag(torch.tensor([1.0] * 6 + [0.0] * 2))
+    products_are(HessianOperator(task), expected)
+    products_are(GGNOperator(task), expected)
+
+
 def test_parameters_taken_out_of_the_model_before_are_refused():
     """They are constants to the loss of spectra: the penalty on them would be missing from every number."""
     model = nn.Linear(3, 2)
