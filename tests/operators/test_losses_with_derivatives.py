@@ -266,6 +266,22 @@ def test_the_hessian_of_a_gradient_penalty_with_batch_norm(bn_mode):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_gradient_penalty_of_a_network_with_kinks():
+    """The loss jumps where a unit switches, which neither autograd nor a short difference sees."""
+    model = nn.Sequential(nn.Linear(3, 40), nn.LeakyReLU(0.2), nn.Linear(40, 40), nn.LeakyReLU(0.2), nn.Linear(40, 1))
+    x, y = torch.randn(3000, 3), torch.randn(3000, 1)
+    first = nn.Sequential(nn.Linear(3, 6), nn.LeakyReLU(0.2), nn.Linear(6, 1))
+    assert bool((HessianOperator(Task.from_loss(model, penalty, [(x, y)])) @ torch.ones(1841)).any())
+
+    task = Task.from_loss(first, penalty, [(x[:50], y[:50])])
+    (w1, b1), (w2, b2) = ((layer.weight, layer.bias) for layer in (first[0], first[2]))
+    slopes = torch.where(x[:50] @ w1.T + b1 > 0, 1.0, 0.2)
+    score = (slopes * (x[:50] @ w1.T + b1)) @ w2.T + b2
+    slope = (slopes * w2) @ w1
+    loss = (score * y[:50]).mean() + 10 * (slope.norm(dim=1) - 1).square().mean()
+    products_are(HessianOperator(task), dense_hessian(loss, parameters(task)))
+
+
 def test_statistics_are_recalibrated_through_a_loss_that_differentiates():
     model = Critic()
     x, y = torch.randn(9, 3), torch.randn(9, 1)
