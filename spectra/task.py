@@ -38,9 +38,10 @@ class Task:
         model: the network. Nothing of it is ever changed: not a buffer, mode, gradient or random state.
         criterion: ``criterion(output, target) -> scalar``; losses of ``torch.nn`` and ``torch.nn.functional`` are
             known with what they average over; any other is tested on split batches and refused if it is not a mean
-            over the rows of its target, unless ``weight`` says what it averages over.
+            over the rows of its target, unless ``weight`` says what it averages over. Those of ``torch.nn`` are given
+            one tensor of what the model returns: its ``logits``, its only tensor, or the first entry of a tuple.
         data: re-iterable batches, the same on every pass: a list, or a ``DataLoader`` that does not shuffle.
-        forward: ``forward(model, batch) -> output``, for batches that are not ``(x, y)``.
+        forward: ``forward(model, batch) -> output``, for batches that are not ``(x, y)``, ``[x]`` or a tensor ``x``.
         target: ``target(batch)``, likewise.
         weight: ``weight(batch) -> float``: the weight of the batch in the mean, where it is not the criterion's own.
         l2: the coefficient of ``(l2 / 2) |theta|^2``, added analytically. SGD's ``weight_decay`` is exactly this;

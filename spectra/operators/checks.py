@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from spectra.batches import choose_rows, map_tensors, rows_of
+from spectra.batches import map_tensors
 from spectra.errors import DataError, NumericsError, TaskError
+from spectra.operators.additivity import whole_and_parts
 from spectra.operators.finite_differences import check_by_differences
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype, dtype_name, leaves_of, nodes_of
@@ -251,25 +251,19 @@ def _as_leaf(leaves: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
 
 def _check_additive(function: LossFunction, batch: Any, weight: float, index: int, first: _Look) -> bool:
     """Whether a batch could be split; a split that does not add up to the whole is refused."""
-    apart = function.task.splits and not first.inseparable
-    pieces = _split(function, batch, apart)
-    if pieces is None:
+    sums = whole_and_parts(function, batch, weight, apart=function.task.splits and not first.inseparable)
+    if sums is None:
         return False
-    task = function.task
-    parts = [task.total_factor(w) * float(loss().detach()) if w else 0.0 for loss, w in pieces]
-    whole = task.total_factor(weight) * function.value(batch)
+    whole, parts = sums
     if abs(whole - sum(parts)) <= _ADDITIVE.get(function.carried, 1e-2) * (abs(whole) + sum(map(abs, parts))):
         return True
+    averaging = function.task.averaging
     cast = f" (rounding to {dtype_name(function.carried)} within the loss is allowed for)" if function.casts else ""
     in_all, in_parts = _told_apart(whole, sum(parts))
-    advice = (
-        f"It is given {first.broadcast}"
-        if first.broadcast
-        else ("Pass weight=, a function of the batch that returns what the criterion averages over")
-    )
+    advice = "Pass weight=, a function of the batch that returns what the criterion averages over"
     raise TaskError(
-        f"the loss is not a {task.averaging.reduction} over {task.averaging.over}: batch {index} gives {in_all} as "
-        f"a whole and {in_parts} in two parts{cast}. {advice}"
+        f"the loss is not a {averaging.reduction} over {averaging.over}: batch {index} gives {in_all} as a whole and "
+        f"{in_parts} in two parts{cast}. {f'It is given {first.broadcast}' if first.broadcast else advice}"
     )
 
 
@@ -277,36 +271,6 @@ def _told_apart(a: float, b: float) -> tuple[str, str]:
     """Two numbers with as many digits as show by how much they differ, six at least."""
     digits = next((d for d in range(4, 15) if f"{a:.{d}g}" != f"{b:.{d}g}"), 15) + 2
     return f"{a:.{digits}g}", f"{b:.{digits}g}"
-
-
-def _split(function: LossFunction, batch: Any, apart: bool) -> list[tuple[Callable[[], torch.Tensor], float]] | None:
-    """Two uneven parts of a batch as (loss, weight), or None where it has no rows to split by.
-
-    With ``apart`` the criterion alone is taken, on parts of the output: the network need not run again.
-    """
-    task = function.task
-    whole: Any = batch
-    if apart:
-        output = map_tensors(function.output(batch), torch.Tensor.detach)
-        whole = [output, task.target_of(batch)]
-    rows = rows_of([whole, batch] if task.weight is not None else whole)
-    if rows is None or rows < 2:
-        return None
-    pieces: list[tuple[Callable[[], torch.Tensor], float]] = []
-    for chosen in _uneven(rows):
-        part = choose_rows(whole, chosen)
-        if task.weight is not None or not apart:
-            weight = task.weight_of(choose_rows(batch, chosen))
-        else:
-            weight = float(task.averaging.weight(part[1]))
-        pieces.append((partial(function.criterion, *part) if apart else partial(function.loss, part), weight))
-    return pieces
-
-
-def _uneven(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    cut = max(1, rows // 3)
-    order = torch.arange(rows)
-    return order[:cut], order[cut:]
 
 
 def first_line(error: BaseException) -> str:

@@ -34,8 +34,11 @@ def carried_dtype(tensor: torch.Tensor) -> torch.dtype:
     """
     met = {tensor.dtype}
     for node in nodes_of([tensor]):
-        # What autograd keeps of the outputs of the node's forward call.
-        met |= {about.dtype for about in getattr(node, "_input_metadata", ()) if about is not None}
+        for following, output in node.next_functions:
+            # What autograd keeps of the outputs of a forward call; those that nothing was made of have no dtype.
+            about = getattr(following, "_input_metadata", ())
+            if output < len(about) and about[output] is not None:
+                met.add(about[output].dtype)
     return max((dtype for dtype in met if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
 
 

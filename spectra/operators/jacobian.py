@@ -99,7 +99,7 @@ def why_inseparable(function: LossFunction, loss: torch.Tensor, output: Any, tar
         loss, output: of one and the same pass (:meth:`LossFunction.evaluate`).
         target: of the batch.
     """
-    leaves = {id(leaf) for leaf in leaves_of(loss, tensors_of(output))}
+    leaves = {id(leaf) for leaf in leaves_of(loss, tensors_of(output))} - {id(tensor) for tensor in tensors_of(output)}
     beside = [name for name, p in zip(function.names, function.theta) if id(p) in leaves]
     if beside:
         some = ", ".join(beside[:3]) + (", ..." if len(beside) > 3 else "")

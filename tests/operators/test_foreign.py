@@ -270,6 +270,7 @@ def test_a_slightly_noisy_matrix_says_how_noisy_it_is():
     assert slq(operator, N, 2).lambda_max().value == pytest.approx(9.0, rel=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tensors_stay_on_their_device():
     a = T.cuda()

@@ -266,6 +266,22 @@ def test_the_hessian_of_a_gradient_penalty_with_batch_norm(bn_mode):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_gradient_penalty_of_a_network_with_kinks():
+    """The loss jumps where a unit switches, which neither autograd nor a short difference sees."""
+    model = nn.Sequential(nn.Linear(3, 40), nn.LeakyReLU(0.2), nn.Linear(40, 40), nn.LeakyReLU(0.2), nn.Linear(40, 1))
+    x, y = torch.randn(3000, 3), torch.randn(3000, 1)
+    first = nn.Sequential(nn.Linear(3, 6), nn.LeakyReLU(0.2), nn.Linear(6, 1))
+    assert bool((HessianOperator(Task.from_loss(model, penalty, [(x, y)])) @ torch.ones(1841)).any())
+
+    task = Task.from_loss(first, penalty, [(x[:50], y[:50])])
+    (w1, b1), (w2, b2) = ((layer.weight, layer.bias) for layer in (first[0], first[2]))
+    slopes = torch.where(x[:50] @ w1.T + b1 > 0, 1.0, 0.2)
+    score = (slopes * (x[:50] @ w1.T + b1)) @ w2.T + b2
+    slope = (slopes * w2) @ w1
+    loss = (score * y[:50]).mean() + 10 * (slope.norm(dim=1) - 1).square().mean()
+    products_are(HessianOperator(task), dense_hessian(loss, parameters(task)))
+
+
 def test_statistics_are_recalibrated_through_a_loss_that_differentiates():
     model = Critic()
     x, y = torch.randn(9, 3), torch.randn(9, 1)
@@ -324,6 +340,20 @@ def test_a_penalty_on_the_weights_within_the_criterion_is_in_the_hessian_and_no_
     products_are(HessianOperator(task), plain + torch.eye(8))
     with pytest.raises(TaskError, match="depends on weight, bias in another way"):
         GGNOperator(task) @ torch.ones(8)
+
+
+def test_weights_that_are_outputs_are_no_other_way():
+    """A penalty on what the forward pass returns beside the outputs is part of the criterion, and of the GGN."""
+    model, (x, y) = nn.Linear(3, 2), (torch.randn(7, 3), torch.randn(7, 2))
+
+    def criterion(output, target):
+        return nn.functional.mse_loss(output[0], target) + 0.5 * output[1].square().sum()
+
+    task = Task(model, criterion, [(x, y)], forward=lambda m, b: (m(b[0]), m.weight))
+    plain = HessianOperator(Task(model, nn.MSELoss(), [(x, y)])) @ torch.eye(8)
+    expected = plain + torch.diag(torch.tensor([1.0] * 6 + [0.0] * 2))
+    products_are(HessianOperator(task), expected)
+    products_are(GGNOperator(task), expected)
 
 
 def test_parameters_taken_out_of_the_model_before_are_refused():

@@ -127,6 +127,33 @@ def test_a_cast_within_the_loss_is_accepted_named_and_counted_as_noise(low, wher
     assert not pure.self_test.notes
 
 
+def test_nothing_is_taken_for_a_cast_where_there_is_none():
+    """Also by layers with several outputs, of which some are not used, and where the default dtype is another."""
+    torch.set_default_dtype(torch.float32)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    recurrent, x, y = nn.LSTM(4, 3, batch_first=True), torch.randn(9, 4), torch.randint(3, (9,))
+
+    def slope(model, batch):
+        x = batch[0].requires_grad_()
+        return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0].square().sum(1).mean()
+
+    def chosen(model, batch):
+        best, where = model(batch[0]).sort(1)
+        return (best[:, -1] * torch.linalg.svdvals(best).sum() * (where[:, :1] + 1)).mean()
+
+    data = [(x, y)]
+    for task in (
+        Task(model, nn.CrossEntropyLoss(), data),
+        Task.from_loss(model, slope, data),
+        Task.from_loss(model, chosen, data),
+        Task(recurrent, nn.CrossEntropyLoss(), data, forward=lambda m, b: m(b[0][:, None])[0][:, 0]),
+    ):
+        operator = HessianOperator(task, dtype="float64")
+        assert operator.self_test.notes == ()
+        assert operator.function.carried == torch.float64
+        assert operator.noise < 1e-11
+
+
 def test_float32_products_of_a_model_that_casts_to_less_have_the_noise_of_that():
     operator, exact = HessianOperator(task_of(torch.bfloat16), dtype="float32"), exact_hessian()
     noise = measured_noise(operator, exact)

@@ -1,0 +1,52 @@
+"""A batch as a whole and in two parts: what a loss must add up to if it averages over what is assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from spectra.batches import choose_rows, map_tensors, rows_of
+from spectra.operators.function import LossFunction
+
+
+def whole_and_parts(
+    function: LossFunction, batch: Any, weight: float, *, apart: bool
+) -> tuple[float, list[float]] | None:
+    """What a batch and two uneven parts of it have of the sum over all data; None where it has no rows to split by.
+
+    Args:
+        function: used within its evaluation.
+        batch: placed where the function is computed.
+        weight: of the batch.
+        apart: split the output and the target, for the criterion alone: the network need not run again.
+    """
+    pieces = _split(function, batch, apart)
+    if pieces is None:
+        return None
+    task = function.task
+    parts = [task.total_factor(part) * float(loss().detach()) if part else 0.0 for loss, part in pieces]
+    return task.total_factor(weight) * function.value(batch), parts
+
+
+def _split(function: LossFunction, batch: Any, apart: bool) -> list[tuple[Callable[[], torch.Tensor], float]] | None:
+    """Two uneven parts of a batch as (loss, weight)."""
+    task = function.task
+    whole: Any = batch
+    if apart:
+        whole = [map_tensors(function.output(batch), torch.Tensor.detach), task.target_of(batch)]
+    rows = rows_of([whole, batch] if task.weight is not None else whole)
+    if rows is None or rows < 2:
+        return None
+    pieces: list[tuple[Callable[[], torch.Tensor], float]] = []
+    cut, order = max(1, rows // 3), torch.arange(rows)
+    for chosen in (order[:cut], order[cut:]):
+        part = choose_rows(whole, chosen)
+        if task.weight is not None or not apart:
+            weight = task.weight_of(choose_rows(batch, chosen))
+        else:
+            weight = float(task.averaging.weight(part[1]))
+        pieces.append((partial(function.criterion, *part) if apart else partial(function.loss, part), weight))
+    return pieces
