@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectra import Task
 from spectra_cli.main import main
@@ -141,18 +142,21 @@ def llama_scores(p, x):
 BY_HAND = {"gpt2": gpt2_scores, "llama": llama_scores}
 
 
-def reference(model, name, labels=None):
-    """The mean loss over all data at once in float64, and the tensors it is a function of."""
-    _, x, y = data_of(name)
-    y = y if labels is None else labels
+def reference_scores(model, name):
+    """Scores (rows, classes) of all data at once in float64, and the tensors that they are a function of."""
+    _, x, _ = data_of(name)
     if name in BY_HAND:
         p = {key: tensor.detach().double().requires_grad_() for key, tensor in model.named_parameters()}
-        scores = BY_HAND[name](p, x)[:, :-1].flatten(0, 1)
-        return F.cross_entropy(scores, y), list(p.values())
+        return BY_HAND[name](p, x)[:, :-1].flatten(0, 1), list(p.values())
     twice = copy.deepcopy(model).double().eval()
-    twice.set_attn_implementation("eager")
-    x = x.double() if x.is_floating_point() else x
-    return F.cross_entropy(twice(x).logits, y), list(twice.parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # the attention that transformers writes out itself has a softmax in float32
+        return twice(x.double() if x.is_floating_point() else x).logits, list(twice.parameters())
+
+
+def reference(model, name, labels=None):
+    """The mean loss over all data at once in float64, and the tensors it is a function of."""
+    scores, tensors = reference_scores(model, name)
+    return F.cross_entropy(scores, data_of(name)[2] if labels is None else labels), tensors
 
 
 RANK, ALPHA = 2, 6

@@ -218,8 +218,9 @@ def test_products_traces_and_ends_are_those_of_the_dense_hessian(make):
         )
     }
     if make is graph:  # its rows cannot be taken one by one, so there is no exact trace, and a note says so
-        assert record.exact is None
-        assert any("could not be checked" in note for note in record.notes)
+        assert record.exact is None or record.exact.total is None
+        assert not record.checks
+        assert record.notes or record.exact.reasons
     else:
         certified = [name for name, holds in record.exact.certified.items() if holds]
         assert len(certified) == CERTIFIED[make]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from cases import dense_hessian
 from click.testing import CliRunner
-from foreign_networks import analysed, data_of, library, network, reference, task_of, write_task
+from foreign_networks import analysed, data_of, library, network, reference, reference_scores, task_of, write_task
 
-from spectra import HessianOperator, Task, analyze
+from spectra import GGNOperator, HessianOperator, Task, analyze
 from spectra.crosscheck import DISAGREES
 from spectra.errors import TaskError
 from spectra_cli.main import main
@@ -25,6 +25,10 @@ ROUNDING = {"gpt2": 1e-12, "llama": 1e-6, "bert": 1e-12, "vit": 1e-12}
 @pytest.fixture(scope="module")
 def transformers():
     return library("transformers")
+
+
+def flat(pieces):
+    return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 @pytest.mark.usefixtures("float64")
@@ -49,6 +53,21 @@ def test_products_traces_and_ends_are_those_of_the_dense_hessian(name):
         assert record.estimates[end].lower - 1e-5 * scale <= truth <= record.estimates[end].upper + 1e-5 * scale
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ROUNDING)
+def test_gauss_newton_products_are_those_of_the_dense_matrix(name):
+    """G v = J' A J v with A = diag(p) - p p' for each row of scores, J one row at a time."""
+    model = network(name).float()
+    scores, tensors = reference_scores(model, name)
+    jacobian = torch.stack([flat(torch.autograd.grad(z, tensors, retain_graph=True)) for z in scores.reshape(-1)])
+    operator = GGNOperator(task_of(model, name), dtype="float64")
+    v = torch.randn(operator.n)
+    u, p = (jacobian @ v).view_as(scores), scores.softmax(1).detach()
+    truth = jacobian.T @ (p * u - p * (p * u).sum(1, keepdim=True)).reshape(-1) / len(scores)
+    assert float(truth.norm()) > 1e-2
+    assert float((operator @ v - truth).norm()) <= ROUNDING[name] * float(truth.norm())
+
+
 def returned(model, batch):
     """The loss that a model of transformers computes itself, given the labels."""
     return model(**batch).loss
@@ -64,10 +83,10 @@ def test_the_loss_that_the_model_returns_itself_gives_the_same_products(name, dt
     pairs = [(b, b) for b in batches] if name == "gpt2" else batches
     task = Task.from_loss(model, returned, [{"input_ids": x, "labels": y} for x, y in pairs])
     loss, tensors = reference(model, name)
-    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, tensors, create_graph=True)])
+    gradient = flat(torch.autograd.grad(loss, tensors, create_graph=True))
     operator = HessianOperator(task, dtype=dtype)
     v = torch.randn(operator.n)
-    truth = torch.cat([piece.reshape(-1) for piece in torch.autograd.grad(gradient @ v, tensors)])
+    truth = flat(torch.autograd.grad(gradient @ v, tensors))
     product = (operator @ v.to(operator.torch_dtype)).double()
     assert float((product - truth).norm()) <= 1e-5 * float(truth.norm())
 
@@ -88,9 +107,9 @@ def test_a_returned_loss_over_rows_with_unequal_padding_needs_the_number_of_toke
 
     operator = HessianOperator(Task.from_loss(model, returned, batches, weight=counted))
     loss, tensors = reference(model, "gpt2", labels[:, 1:].flatten())
-    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, tensors, create_graph=True)])
+    gradient = flat(torch.autograd.grad(loss, tensors, create_graph=True))
     v = torch.randn(operator.n)
-    truth = torch.cat([piece.reshape(-1) for piece in torch.autograd.grad(gradient @ v, tensors)])
+    truth = flat(torch.autograd.grad(gradient @ v, tensors))
     assert float(((operator @ v.float()).double() - truth).norm()) <= 1e-5 * float(truth.norm())
 
 
