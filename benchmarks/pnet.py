@@ -217,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = analyze(task, operators=("hessian", "ggn"), metrics="none", **options)
     for record, matrix in zip(records, (dense.hessian(), dense.ggn())):
         assert record.spectrum is not None
-        print(f"\n{record.operator}, {record.facts['n_parameters']} parameters, loss {record.facts['loss']:.5f}\n")
+        assert record.exact is not None
+        print(f"\n{record.operator}, {record.facts['n_parameters']} parameters, loss {record.facts['loss']:.5f}")
+        print(f"exact trace {record.exact.total:.8g}, of the dense matrix {float(matrix.trace()):.8g}\n")
         print("\n".join(table(list(rows_of(np.linalg.eigvalsh(matrix.numpy()), record.spectrum)))), flush=True)
 
 

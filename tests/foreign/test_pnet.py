@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from spectra import GGNOperator, HessianOperator, Task, slq
+from spectra import GGNOperator, HessianOperator, Task, exact_trace, slq
 from spectra_cli.main import main
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "pnet.py"
@@ -69,6 +69,10 @@ def test_with_the_published_weights_every_interval_holds_the_number_of_the_dense
     operator = KINDS[kind](task, params=FREE, dtype="float64")
     v = torch.randn(operator.n, 3, dtype=torch.float64)
     assert float((operator @ v - matrix @ v).norm()) <= 1e-12 * float((matrix @ v).norm())
+    exact = exact_trace(task)
+    assert exact.applies  # PReLU and maxima: the outputs are affine in every tensor, slopes included
+    named = (exact.by_layer[name] for name in operator.function.names)
+    assert sum(named) == pytest.approx(float(matrix.trace()), rel=1e-5)
     spectrum = slq(KINDS[kind](task, params=FREE), lanczos_steps=60, num_probes=8)  # float32, as by default
     rows = list(pnet.rows_of(np.linalg.eigvalsh(matrix.numpy()), spectrum))
     assert len(rows) == 4 + 2 * len(pnet.TAUS) + 3
