@@ -4,17 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/peers
+FOREIGN := $(VENV)/foreign
 
 # A process per core, up to four: each imports torch.
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 
-.PHONY: help demo test slow peers check format build clean
+.PHONY: help demo test slow peers foreign check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
 	@echo "make test    run the tests (about three minutes on two cores)"
 	@echo "make slow    run those that take long: what is too much for every day"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
+	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
 	@echo "make check   lint, format and types"
 	@echo "make format  rewrite the sources in the project's format"
 
@@ -40,6 +42,13 @@ $(PEERS)/.ready: tests/peers/requirements.txt $(READY)
 
 peers: $(PEERS)/.ready
 	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest -m peers
+
+$(FOREIGN)/.ready: tests/foreign/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(FOREIGN) -r $<
+	@touch $@
+
+foreign: $(FOREIGN)/.ready
+	PYTHONPATH=$(FOREIGN) $(BIN)/python -m pytest -m foreign tests/foreign
 
 check: $(READY)
 	$(BIN)/ruff check .
