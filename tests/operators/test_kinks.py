@@ -1,4 +1,4 @@
-"""Float32 can put a unit on the other side of its kink; the noise of an operator must say so, in whichever batch it is."""
+"""Float32 can put a unit on the other side of its kink: the noise of an operator must say so, whatever the batch."""
 
 from __future__ import annotations
 
