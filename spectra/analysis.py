@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectra import presets
+from spectra.allowance import Allowance, limited
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
 from spectra.eigenspaces import Eigenspaces
@@ -198,16 +199,33 @@ class _Findings:
 
 
 def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> _Findings:
+    allowance = _allowance(operator, spectrum, asked)
+    verified, eigenvalues, compared = Verification(), None, Verification()
     with operator.prepared(), shared_results():
         task = task_of(operator)
-        verified = verify(operator, spectrum, task) if asked.check else Verification()
-        eigenvalues, compared = None, Verification()
+        if asked.check is not False:
+            with limited(None if asked.check else allowance):
+                verified = verify(operator, spectrum, task)
         if asked.exact_spectrum:
             eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
-        measures = measure_all(task, asked.metrics or "none", operator.bn_mode)
+        with limited(allowance):
+            measures = measure_all(task, asked.metrics or "none", operator.bn_mode)
         if asked.bounds:
             measures |= bounds_of(task, operator.bn_mode)
         return _Findings(verified, compared, eigenvalues, measures)
+
+
+def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> Allowance:
+    """What is not asked for by name may cost as much as the spectrum, which it is beside."""
+    products = asked.num_probes * min(asked.lanczos_steps, operator.n)
+    if spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
+        products += asked.eigenpairs if asked.warm_start else spectrum.eigenpairs.products
+    return Allowance.of_products(
+        products,
+        parameters=operator.n,
+        targets=operator.task.survey().total_weight,
+        dtype=operator.dtype.name,
+    )
 
 
 def _analyze_one(

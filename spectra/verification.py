@@ -8,6 +8,7 @@ from math import sqrt
 
 import numpy as np
 
+from spectra.allowance import PRODUCT, OverBudget, cost, spend
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
 from spectra.errors import in_one_line
 from spectra.estimates import Estimate, mean_estimate, spectral_scale
@@ -88,7 +89,8 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
     of the Gauss-Newton matrix with the same probes are made, compared in all tensors, and give the remainder
     ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A disagreement is
     confirmed by fresh probes, :data:`spectra.crosscheck.FRESH_PROBES` or as many as the run's, before it is reported.
-    Where a part of this cannot be computed the run's own numbers stand, and ``failure`` says what it was.
+    Where a part of this cannot be computed the run's own numbers stand, and ``failure`` says what it was. Within a
+    block that limits the cost (:mod:`spectra.allowance`) what does not fit is left out, with the reason.
 
     Args:
         operator: the run's.
@@ -99,6 +101,11 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
         return Verification()
     try:
         return _verify(operator, spectrum, task or operator.task)
+    except OverBudget as error:
+        why = f"left out: {error}; --check (check=True in Python) computes it"
+        return Verification(
+            ExactTrace(total=None, reasons=(why,), bn_mode=operator.bn_mode, l2=operator.task.l2, method="none")
+        )
     except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
         return Verification(failure=f"the traces of this record could not be checked: {in_one_line(error)}")
 
@@ -114,6 +121,10 @@ def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Veri
     checks = _compared(operator, spectrum, exact, mine, scale)
     if exact.applies:
         return Verification(exact, checks)
+    try:
+        spend(cost(PRODUCT * spectrum.num_probes, operator.torch_dtype), what="a product with each probe")
+    except OverBudget as error:
+        return Verification(exact, checks, failure=f"the Gauss-Newton matrix was not compared: left out: {error}")
     twin = GGNOperator(operator.task, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
     twin.function.adopt(operator.function)
     paired = _first_products(twin, spectrum.num_probes, spectrum, spectrum.seed)
@@ -132,8 +143,8 @@ def _compared(
     operator: CurvatureOperator, spectrum: Spectrum, exact: ExactTrace, traces: Mapping[str, float], scale: float
 ) -> tuple[Check, ...]:
     def compare(by_these: Spectrum) -> list[Check]:
-        errors = exact.stderr_by_layer
-        return check_traces(by_these, traces, exact_errors=errors, of=operator.kind, scale=scale)
+        errors, draws = exact.stderr_by_layer, exact.draws
+        return check_traces(by_these, traces, exact_errors=errors, exact_draws=draws, of=operator.kind, scale=scale)
 
     checks = compare(spectrum)
     if any(check.failed for check in checks):

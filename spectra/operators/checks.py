@@ -11,6 +11,7 @@ from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.errors import DataError, NumericsError, TaskError
 from spectra.operators.function import LossFunction
 from spectra.operators.modes import batch_norm_layers, couples_samples
+from spectra.sharing import remembered
 from spectra.survey import Survey
 from spectra.task import Task
 
@@ -75,6 +76,16 @@ def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = Fal
             "what the loss averages over is not known, and its batches cannot be split to find out: pass weight=, a "
             "function of the batch that returns it (samples, tokens, elements)"
         )
+
+
+def check_loss_once(function: LossFunction, survey: Survey, *, per_sample: bool = False, twice: bool = True) -> None:
+    """As :func:`check_loss`; in a block of :func:`spectra.sharing.shared_results` once for a network and its loss."""
+    task = function.task
+    objects = (task.model, task.criterion, task.loss_fn, task.data, task.forward, task.target, task.weight)
+    recalibrated = function.bn_mode == "recalibrated"
+    settings = (recalibrated, task.reduction, str(function.dtype), tuple(function.names), per_sample, twice)
+    check = partial(check_loss, function, survey, per_sample=per_sample, twice=twice)
+    remembered("loss check", objects, settings, check)
 
 
 def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int, per_sample: bool, twice: bool) -> None:
