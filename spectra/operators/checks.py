@@ -78,14 +78,22 @@ def check_loss(function: LossFunction, survey: Survey, *, per_sample: bool = Fal
         )
 
 
-def check_loss_once(function: LossFunction, survey: Survey, *, per_sample: bool = False, twice: bool = True) -> None:
-    """As :func:`check_loss`; in a block of :func:`spectra.sharing.shared_results` once for a network and its loss."""
+def check_loss_once(function: LossFunction, survey: Survey, **what: bool) -> None:
+    """As :func:`check_loss`; in a block of :func:`spectra.sharing.shared_results` once for a network and its loss.
+
+    What the check notes on one function is noted on the next as well.
+    """
     task = function.task
+
+    def checked() -> dict[str, Any]:
+        before = dict(vars(function))
+        check_loss(function, survey, **what)
+        return {name: value for name, value in vars(function).items() if before.get(name) is not value}
+
     objects = (task.model, task.criterion, task.loss_fn, task.data, task.forward, task.target, task.weight)
     recalibrated = function.bn_mode == "recalibrated"
-    settings = (recalibrated, task.reduction, str(function.dtype), tuple(function.names), per_sample, twice)
-    check = partial(check_loss, function, survey, per_sample=per_sample, twice=twice)
-    remembered("loss check", objects, settings, check)
+    settings = (recalibrated, task.reduction, str(function.dtype), tuple(function.names), *sorted(what.items()))
+    vars(function).update(remembered("loss check", objects, settings, checked))
 
 
 def _check_first(function: LossFunction, batch: Any, survey: Survey, index: int, per_sample: bool, twice: bool) -> None:
