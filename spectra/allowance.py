@@ -103,18 +103,19 @@ def spend(gradients: float, *, what: str = "") -> None:
     if allowance is None:
         return
     if gradients > allowance.left:
-        words = f"about {in_words(gradients)} gradients, and {in_words(allowance.left)} of a budget of "
-        raise OverBudget(f"{what}: {words}{in_words(allowance.total)} are left" if what else words)
+        words = f"about {in_words(gradients)} gradients, and {in_words(allowance.left, floor=True)} of a budget of"
+        words = f"{words} {in_words(allowance.total)} are left"
+        raise OverBudget(f"{what}: {words}" if what else words)
     allowance.spent += gradients
 
 
-def in_words(count: float) -> str:
-    """A number of gradients, to two digits.
+def in_words(count: float, *, floor: bool = False) -> str:
+    """A number of gradients, to two digits; rounded down with ``floor``.
 
-    >>> in_words(4123.0), in_words(7.4), in_words(0.3)
-    ('4,100', '7', '0.3')
+    >>> in_words(4163.0), in_words(4163.0, floor=True), in_words(7.6), in_words(0.3)
+    ('4,200', '4,100', '8', '0.3')
     """
     if count < 1:
         return f"{count:.1g}"
     size = 10 ** max(0, math.floor(math.log10(count)) - 1)
-    return f"{round(count / size) * size:,}"
+    return f"{(math.floor if floor else round)(count / size) * size:,}"

@@ -16,6 +16,7 @@ from spectra.analysis import failed_record, iter_analyze, place_of
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError
 from spectra.filling import DataChoice, Listener, Outcome, Store
+from spectra.phases import phase, reported
 from spectra.records import Place
 from spectra.resuming import SameThreads, Unfinished
 from spectra.settings import Settings, run_settings, sampled
@@ -73,7 +74,7 @@ def analyze_run(
     with only_writer(out):
         unfinished = Unfinished(out, tell.note)
         store = Store(out, data or DataChoice(), unfinished, force, tell)
-        with SameThreads(unfinished.threads or store.threads(), tell.note):
+        with SameThreads(unfinished.threads or store.threads(), tell.note), reported(tell.phase):
             _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, tell, strict)
         unfinished.end()
         store.eigenspaces.close()
@@ -98,6 +99,7 @@ def _analyze_all(
         tell.checkpoint(index, total, path)
         place = Place(checkpoint=str(path))
         try:
+            phase("reading")
             checkpoint = load_checkpoint(path, unsafe=unsafe, weights=weights)
             place = place_of(checkpoint)
             if (first := seen.setdefault(checkpoint.sha256, path)) != path:
@@ -112,6 +114,7 @@ def _analyze_all(
             notes = checkpoint.load_into(task.model)
             if where is not None:
                 task.model.to(where)
+            phase("checking")
             analyze_into(store, task, place, settings, tell, notes=notes)
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__

@@ -17,14 +17,14 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 # From the ground up. A module may import from the floors below its own, and from nowhere else: not even from its own.
 # `cli.main` is the frame of the command line: it knows the commands by name, and imports one when it is called.
 FLOORS = """
-    checkpoints.dialects errors exact.capture jsonable krylov.basis memory plots.style population randomness \
+    checkpoints.dialects errors exact.capture jsonable krylov.basis memory phases plots.style population randomness \
         sharing sharpness.blocks sharpness.draws version
-    association batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers \
-        exact.normalized exact.result krylov.probes operators.base operators.modes operators.selftest \
+    allowance association batches checkpoints.fitting checkpoints.rawfile columns eigenpairs exact.layers \
+        exact.normalized exact.result krylov.probes operators.base operators.modes \
         overlap presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
         sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
         storage.replacing storage.sealing training_state tridiagonal zoo.data zoo.networks.building
-    checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
+    checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense operators.selftest \
         reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
         trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
@@ -48,8 +48,8 @@ FLOORS = """
     analysis filling
     run
     tracker
-    cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.progress cli.user_code
-    cli.inspect cli.layout cli.task_source
+    cli.grouped_help cli.main cli.merge cli.numbers cli.on_request cli.phase_clock cli.user_code
+    cli.inspect cli.layout cli.progress cli.task_source
     cli.analysis_options cli.budget_table cli.comparison_table cli.findings_table cli.metrics \
         cli.preset_table
     cli.compare cli.record_table
@@ -59,7 +59,7 @@ FLOORS = """
 """.strip().splitlines()
 
 NUMPY_WING = """
-    errors jsonable plots.style population sharing version association columns eigenpairs exact.result
+    errors jsonable phases plots.style population sharing version allowance association columns eigenpairs exact.result
         krylov.probes overlap presets sharpness.balancing sharpness.catalogue sharpness.measure
         sharpness.rescaling storage.cells storage.locking storage.replacing storage.sealing tridiagonal
         estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes

@@ -76,14 +76,16 @@ def command(
     out = asked.out
     if shard_text is None:
         check_output(out)  # before the checkpoints are read
-    found = select(in_training_order(find_checkpoints(checkpoints)), every=every, epochs=epochs, last=last)
-    if shard_text is not None:
-        found, number, shards = shard(found, shard_text)
-        out = part_path(out, number, shards)
-        check_output(out)
-    paths = [one.path for one in found]
     try:
-        with display_of(options["progress"], len(paths) * len(asked.settings.pairs()), quiet=asked.quiet) as display:
+        with display_of(options["progress"], None, quiet=asked.quiet) as display:
+            display.phase("reading", 0, 0, "which checkpoints there are")
+            found = select(in_training_order(find_checkpoints(checkpoints)), every=every, epochs=epochs, last=last)
+            if shard_text is not None:
+                found, number, shards = shard(found, shard_text)
+                out = part_path(out, number, shards)
+                check_output(out)
+            paths = [one.path for one in found]
+            display.expect(len(paths) * len(asked.settings.pairs()))
             outcome = analyze_run(paths, out=out, listener=display, **asked.for_run(display.say))
     except KeyboardInterrupt:
         interrupted(out)
