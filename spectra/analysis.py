@@ -182,7 +182,10 @@ def _measure(
                 nearby=nearby,
                 progress=_told("eigenpairs", progress, 0, ahead),
             )
-        phase("probes", 0, ahead)
+        done = [] if unfinished is None else unfinished.done(part)
+        under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
+        already = sum(r.tridiagonal.steps for r in done) + sum(len(h.alphas) for h in under_way)
+        phase("probes", already, ahead)
         spectrum = slq(
             operator,
             asked.lanczos_steps,
@@ -192,8 +195,10 @@ def _measure(
             width=width,
             progress=_told("probes", progress, 0 if pairs is None else pairs.products, 0),
             eigenpairs=pairs,
-            done=() if unfinished is None else unfinished.done(part),
+            done=done,
             group_done=None if unfinished is None else partial(unfinished.keep, part),
+            under_way=under_way,
+            step_done=None if unfinished is None else partial(unfinished.step, part),
         )
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()

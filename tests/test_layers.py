@@ -24,12 +24,12 @@ FLOORS = """
         overlap presets sharpness.ascent sharpness.balancing sharpness.bn_neurons sharpness.catalogue \
         sharpness.interval sharpness.measure sharpness.rescaling storage.cells storage.locking \
         storage.replacing storage.sealing training_state tridiagonal zoo.data zoo.networks.building
-    checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense operators.selftest \
-        reduction sharpness.layouts sharpness.normalized sharpness.training snapshot storage.partial \
-        trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
+    checkpoints.discovery estimates exact.gradients krylov.lanczos operators.algebra operators.dense \
+        operators.selftest reduction sharpness.layouts sharpness.normalized sharpness.training snapshot \
+        storage.vectors trajectory zoo.networks.residual zoo.networks.small zoo.networks.vgg
     budget checkpoints.checkpoint checkpoints.selection checkpoints.watching counts deflation density \
-        extremes krylov.eigsh krylov.hutchpp outliers resuming survey
-    degeneracy determinants distribution exact.ggn_result ranks records task
+        extremes krylov.eigsh krylov.hutchpp outliers storage.partial survey
+    degeneracy determinants distribution exact.ggn_result ranks records resuming task
     differences operators.function plots.moments sharpness.per_layer zoo.tasks
     operators.checks operators.jacobian operators.passes operators.recalibration spectrum zoo.training
     crosscheck distance exact.factors krylov.slq operators.curvature plots.curves plots.draw \
@@ -62,8 +62,8 @@ NUMPY_WING = """
     errors jsonable phases plots.style population sharing version allowance association columns eigenpairs exact.result
         krylov.probes overlap presets sharpness.balancing sharpness.catalogue sharpness.measure
         sharpness.rescaling storage.cells storage.locking storage.replacing storage.sealing tridiagonal
-        estimates sharpness.normalized storage.partial trajectory budget counts deflation density extremes
-        outliers degeneracy determinants distribution exact.ggn_result ranks records differences
+        estimates sharpness.normalized storage.vectors storage.partial trajectory budget counts deflation density
+        extremes outliers degeneracy determinants distribution exact.ggn_result ranks records differences
         plots.moments spectrum crosscheck distance plots.curves plots.draw comparison plots.sheets
         spectrum_check storage.findings plots.compared plots.curve_sheets plots.findings plots.over_training
         storage.hdf5 plots.figures storage.stored storage.loading storage.runfile eigenspaces

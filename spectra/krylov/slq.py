@@ -8,7 +8,7 @@ import numpy as np
 
 from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, OutOfMemory
-from spectra.krylov.lanczos import Recurrence, tridiagonalize
+from spectra.krylov.lanczos import Halfway, Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
@@ -27,6 +27,8 @@ def slq(
     eigenpairs: Eigenpairs | None = None,
     done: Sequence[Recurrence] = (),
     group_done: Callable[[Sequence[Recurrence]], None] | None = None,
+    under_way: Sequence[Halfway] = (),
+    step_done: Callable[[Callable[[], list[Halfway]]], None] | None = None,
 ) -> Spectrum:
     """The spectrum of an operator by stochastic Lanczos quadrature.
 
@@ -48,6 +50,8 @@ def slq(
             from these probes.
         done: what is finished already of the same probes of the same operator, from the first on.
         group_done: called after each lockstep group with all that is finished: what `done` takes another time.
+        under_way: how far the group after those has come already; not used for a group of another width.
+        step_done: called after each step of a group, with a function that gives what `under_way` takes another time.
 
     Returns:
         The spectrum, with everything that is derived from it.
@@ -84,7 +88,10 @@ def slq(
     sharing = lockstep_width(operator, steps, num_probes) if width is None else min(width, num_probes)
     recurrences = list(done)
     overlaps = []
+    if len(under_way) != min(sharing, num_probes - len(done)):
+        under_way = ()
     products_done = sum(recurrence.tridiagonal.steps for recurrence in done)
+    products_done += sum(len(halfway.alphas) for halfway in under_way)
 
     def tick(products: int) -> None:
         nonlocal products_done
@@ -98,7 +105,15 @@ def slq(
     with operator.prepared():
         for first in range(len(done), num_probes, sharing):
             starts = [start_of(index) for index in range(first, min(first + sharing, num_probes))]
-            recurrences += tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick)
+            recurrences += tridiagonalize(
+                operator,
+                starts,
+                steps,
+                tolerance=tolerance,
+                tick=tick,
+                under_way=under_way if first == len(done) else (),
+                step_done=step_done,
+            )
             if group_done is not None:
                 group_done(recurrences)
         if eigenpairs is not None:
