@@ -8,7 +8,7 @@ from math import sqrt
 
 import numpy as np
 
-from spectra.allowance import PRODUCT, OverBudget, cost, spend
+from spectra.allowance import PRODUCT, OverBudget, affordable, cost, in_words, spend
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
 from spectra.errors import in_one_line
 from spectra.estimates import Estimate, mean_estimate, spectral_scale
@@ -111,6 +111,11 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
 
 
 def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Verification:
+    # A product with each probe is needed where the exact trace turns out not to be the Hessian's.
+    paired_cost = cost(PRODUCT * spectrum.num_probes, operator.torch_dtype) if operator.kind == "hessian" else 0.0
+    kept_for_pairs = affordable(1.0) >= paired_cost
+    if kept_for_pairs:
+        spend(paired_cost)
     exact = exact_trace(task, operator.bn_mode, params=operator.params)
     if exact.total is None:
         return Verification(exact)
@@ -120,11 +125,12 @@ def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Veri
     mine = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}
     checks = _compared(operator, spectrum, exact, mine, scale)
     if exact.applies:
+        if kept_for_pairs:
+            spend(-paired_cost)
         return Verification(exact, checks)
-    try:
-        spend(cost(PRODUCT * spectrum.num_probes, operator.torch_dtype), what="a product with each probe")
-    except OverBudget as error:
-        return Verification(exact, checks, failure=f"the Gauss-Newton matrix was not compared: left out: {error}")
+    if not kept_for_pairs:
+        why = f"a product with each probe costs about {in_words(paired_cost)} gradients, more than the budget"
+        return Verification(exact, checks, failure=f"the Gauss-Newton matrix was not compared: {why}")
     twin = GGNOperator(operator.task, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
     twin.function.adopt(operator.function)
     paired = _first_products(twin, spectrum.num_probes, spectrum, spectrum.seed)
