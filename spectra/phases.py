@@ -41,22 +41,31 @@ def phase(name: str, done: float = 0, of: float = 0, what: str = "") -> None:
 
 @contextmanager
 def part(name: str, index: float, of: float, what: str = "") -> Iterator[None]:
-    """Within the block every phase is a part of this one: the one after ``index`` of ``of``.
+    """Within the block every phase is a part of this one: of what is between ``index`` and the next of ``of``.
+
+    How many phases there will be is not known, so each has half of what is left.
 
     Example:
         >>> with reported(print), part("measures", 2, 5, "fisher_rao"):
+        ...     phase("certificate", 3, 4)
         ...     phase("exact diagonal", 3, 4)
         measures 2 5 fisher_rao
-        measures 2.75 5 fisher_rao: exact diagonal
+        measures 2.375 5 fisher_rao: certificate
+        measures 2.6875 5 fisher_rao: exact diagonal
     """
     outer = _listening.get()
     if outer is None:
         yield
         return
+    last, begun = "", 0.0
 
     def inner(name_within: str, done: float, of_within: float, _: str) -> None:
-        words = f"{what}: {name_within}" if what else name_within
-        outer(name, index + (done / of_within if of_within else 0.0), of, words)
+        nonlocal last, begun
+        if last and name_within != last:
+            begun = (1 + begun) / 2
+        last = name_within
+        share = done / of_within if of_within else 0.0
+        outer(name, index + begun + share * (1 - begun) / 2, of, f"{what}: {name_within}" if what else name_within)
 
     outer(name, index, of, what)
     token = _listening.set(inner)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 #: A phase is shown when it has lasted so long, and then again at this interval, in seconds.
 FIRST, AGAIN = 1.0, 10.0
+TICK = 0.2  #: how often it is looked at, in seconds
 _COUNTED = ("probes", "eigenpairs")  # in products, where the others are parts of a whole
 
 
@@ -89,7 +90,7 @@ class PhaseClock:
             self.phase = None
 
     def _run(self) -> None:
-        while not self._stop.wait(0.2):
+        while not self._stop.wait(TICK):
             with self._lock:
                 phase, now = self.phase, time.perf_counter()
                 due = phase is not None and (now - self._shown >= AGAIN if self._shown else now - phase.begun >= FIRST)
