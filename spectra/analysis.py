@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectra import presets
+from spectra.allowance import Allowance, limited
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.degeneracy import rank_bound_ff
 from spectra.eigenspaces import Eigenspaces
@@ -21,6 +22,7 @@ from spectra.krylov.eigsh import eigsh
 from spectra.krylov.slq import lockstep_width, slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import measure_point, widths_of
+from spectra.phases import part, phase
 from spectra.provenance import origin, provenance_of
 from spectra.records import Place, Record
 from spectra.remarks import notes_of, notes_of_pairs, notes_of_rank
@@ -122,11 +124,13 @@ def _records(
 
     A sharpness measure is one of the network, not of an operator: `measured` are the modes whose records have them.
     """
-    for training, *held_out in operators:
-        for operator in (training, *held_out):
-            with told_of(operator, training):
-                _width(operator, asked)
-                _ = operator.self_test
+    with shared_results():  # the operators have the same loss and data
+        for training, *held_out in operators:
+            for operator in (training, *held_out):
+                with told_of(operator, training):
+                    _width(operator, asked)
+                    phase("checking")
+                    _ = operator.self_test
     for twins in operators:
         mode = twins[0].bn_mode
         without = mode in measured or asked.params is not None
@@ -141,9 +145,17 @@ def _width(operator: CurvatureOperator, asked: Settings) -> int:
     return fits if asked.width is None else min(asked.width, asked.num_probes)
 
 
-def _after(before: int, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """The progress of the probes, with the products that came before them."""
-    return lambda done, total: progress(before + done, before + total)
+def _told(
+    name: str, progress: Callable[[int, int], None] | None, before: int, after: int
+) -> Callable[[int, int], None]:
+    """What is told of a phase, and of all products: those of the phase, with the ones before and after it."""
+
+    def tell(done: int, total: int) -> None:
+        phase(name, done, total)
+        if progress is not None:
+            progress(before + done, before + total + after)
+
+    return tell
 
 
 def _measure(
@@ -157,19 +169,23 @@ def _measure(
 ) -> tuple[dict[str, float | int | None], Spectrum, np.ndarray | None]:
     """What holds at the point, and the spectrum, with its eigenpairs where they are asked for."""
     with operator.prepared():
+        phase("loss and gradient")
         facts = measure_point(operator)
-        pairs, shown = None, progress
+        pairs, ahead = None, asked.num_probes * min(asked.lanczos_steps, operator.n)
         if asked.eigenpairs:
-            ahead = asked.num_probes * min(asked.lanczos_steps, operator.n)
+            phase("eigenpairs")
             pairs = eigsh(
                 operator,
                 min(asked.eigenpairs, operator.n),
                 "LM",
                 seed=asked.seed,
                 nearby=nearby,
-                progress=None if progress is None else lambda done, most: progress(done, most + ahead),
+                progress=_told("eigenpairs", progress, 0, ahead),
             )
-            shown = None if progress is None else _after(pairs.products, progress)
+        done = [] if unfinished is None else unfinished.done(part)
+        under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
+        already = sum(r.tridiagonal.steps for r in done) + sum(len(h.alphas) for h in under_way)
+        phase("probes", already, ahead)
         spectrum = slq(
             operator,
             asked.lanczos_steps,
@@ -177,10 +193,12 @@ def _measure(
             asked.seed,
             distribution=asked.distribution,
             width=width,
-            progress=shown,
+            progress=_told("probes", progress, 0 if pairs is None else pairs.products, 0),
             eigenpairs=pairs,
-            done=() if unfinished is None else unfinished.done(part),
+            done=done,
             group_done=None if unfinished is None else partial(unfinished.keep, part),
+            under_way=under_way,
+            step_done=None if unfinished is None else partial(unfinished.step, part),
         )
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
@@ -198,16 +216,35 @@ class _Findings:
 
 
 def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> _Findings:
+    allowance = _allowance(operator, spectrum, asked)
+    verified, eigenvalues, compared = Verification(), None, Verification()
     with operator.prepared(), shared_results():
         task = task_of(operator)
-        verified = verify(operator, spectrum, task) if asked.check else Verification()
-        eigenvalues, compared = None, Verification()
+        if asked.check is not False:
+            with limited(None if asked.check else allowance):
+                verified = verify(operator, spectrum, task)
         if asked.exact_spectrum:
+            phase("exact spectrum")
             eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
-        measures = measure_all(task, asked.metrics or "none", operator.bn_mode)
+        with limited(allowance):
+            measures = measure_all(task, asked.metrics or "none", operator.bn_mode)
         if asked.bounds:
-            measures |= bounds_of(task, operator.bn_mode)
+            with part("bounds", 0, 1):
+                measures |= bounds_of(task, operator.bn_mode)
         return _Findings(verified, compared, eigenvalues, measures)
+
+
+def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> Allowance:
+    """What is not asked for by name may cost as much as the spectrum, which it is beside."""
+    products = asked.num_probes * min(asked.lanczos_steps, operator.n)
+    if spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
+        products += asked.eigenpairs if asked.warm_start else spectrum.eigenpairs.products
+    return Allowance.of_products(
+        products,
+        parameters=operator.n,
+        targets=operator.task.survey().total_weight,
+        dtype=operator.dtype.name,
+    )
 
 
 def _analyze_one(
@@ -249,7 +286,8 @@ def _analyze_one(
     test_spectrum: Spectrum | None = None
     cost: dict[str, int] = {}
     for twin, again in zip(held_out, others):
-        test_facts, test_spectrum, _ = _measure(twin, asked, again, width, unfinished, 1)
+        with part("held-out", 0, 1):
+            test_facts, test_spectrum, _ = _measure(twin, asked, again, width, unfinished, 1)
         facts |= beside(facts, test_facts, twin.task.reduces_to)
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
         said += held_out_notes(twin, operator.self_test.notes)

@@ -121,6 +121,7 @@ def check_traces(
     exact: Mapping[str, float],
     *,
     exact_errors: Mapping[str, float] | None = None,
+    exact_draws: int | None = None,
     of: str = "hessian",
     level: float = LEVEL,
     scale: float | None = None,
@@ -131,6 +132,7 @@ def check_traces(
         spectrum: with the per-tensor forms of its first products, from at least two probes.
         exact: tensor name -> exact trace of its diagonal block; tensors that have none are left out.
         exact_errors: the standard errors of those that are themselves estimates.
+        exact_draws: how many draws these are from.
         of: which matrix both are of.
         level: the chance of a false alarm among all comparisons.
         scale: ``|H|_2``, the unit of the noise, where these few steps do not know it; else the largest Ritz value.
@@ -150,6 +152,7 @@ def check_traces(
     if not exact:
         return []
     errors = exact_errors or {}
+    fewest = min(spectrum.num_probes, exact_draws or spectrum.num_probes)
     unit = max(scale or 0.0, spectrum.quadrature.scale)
     whole = set(exact) == set(sizes)
     each = 1 - (1 - level) ** (1 / (len(exact) + whole))
@@ -159,14 +162,16 @@ def check_traces(
         known = sqrt(sum(error**2 for error in errors.values()))
         samples = spectrum.n * spectrum.tensor_forms.sum(axis=1)
         noise, model = sqrt(spectrum.n) * spectrum.noise * unit, _law(spectrum, total)
-        checks.append(compare("trace", samples, total, exact_error=known, noise=noise, model=model, level=each, of=of))
+        how = {"noise": noise, "model": model, "level": each}
+        checks.append(compare("trace", samples, total, exact_error=known, dof=fewest - 1, of=of, **how))
     for column, (name, size) in enumerate(sizes.items()):
         if name in exact:
             samples = spectrum.n * spectrum.tensor_forms[:, column]
             noise = sqrt(size) * spectrum.noise * unit
             known = errors.get(name, 0.0)
+            how = {"noise": noise, "level": each}
             checks.append(
-                compare(f"trace of {name}", samples, exact[name], exact_error=known, noise=noise, level=each, of=of)
+                compare(f"trace of {name}", samples, exact[name], exact_error=known, dof=fewest - 1, of=of, **how)
             )
     return checks
 
@@ -177,6 +182,7 @@ def compare(
     exact: float,
     *,
     exact_error: float = 0.0,
+    dof: int | None = None,
     noise: float = 0.0,
     model: float = 0.0,
     level: float = LEVEL,
@@ -188,6 +194,7 @@ def compare(
         samples: (k,), one per probe, at least two.
         exact: what their mean should be.
         exact_error: its standard error, where it is itself an estimate.
+        dof: degrees of freedom of the error; those of the samples by default, and never more.
         noise: the error of the arithmetic.
         model: the error of the mean by the law of the probes, where it is known.
         level: the chance of a false alarm.
@@ -199,10 +206,11 @@ def compare(
     error = hypot(max(float(samples.std(ddof=1)) / sqrt(k), noise, model), exact_error)
     difference = mean - exact
     z = 0.0 if difference == 0 else difference / error if error > 0 else float(np.copysign(np.inf, difference))
-    critical = float(stdtrit(k - 1, 1 - level / 2))
-    detectable = (critical + float(stdtrit(k - 1, POWER))) * error
-    verdict = verdict_of(z, k - 1, level, 0.0 if error <= noise else detectable, exact)
-    return Check(name, mean, float(exact), error, z, k - 1, detectable, verdict, of)
+    degrees = k - 1 if dof is None else min(dof, k - 1)
+    critical = float(stdtrit(degrees, 1 - level / 2))
+    detectable = (critical + float(stdtrit(degrees, POWER))) * error
+    verdict = verdict_of(z, degrees, level, 0.0 if error <= noise else detectable, exact)
+    return Check(name, mean, float(exact), error, z, degrees, detectable, verdict, of)
 
 
 def verdict_of(z: float, dof: int, level: float, detectable: float, exact: float) -> str:

@@ -42,6 +42,9 @@ class Listener:
     def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
         """Products done, of those of one record."""
 
+    def phase(self, name: str, done: float, of: float, what: str) -> None:
+        """What is being done, how much of it is done already, of how much (0: not known), and what in it."""
+
     def record(self, record: Record) -> None:
         """A record is complete and stored, or has failed."""
 

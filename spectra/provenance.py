@@ -34,6 +34,7 @@ def provenance_of(operator: CurvatureOperator, spectrum: Spectrum, seconds: floa
         "asymmetry": test.asymmetry,
         "repeatability": test.repeatability,
         "roundoff": test.roundoff,
+        "self_test": test.on,
         "orthogonality": float(max(t.orthogonality for t in spectrum.tridiagonals)),
         "data_order": operator.task.survey().order,
     } | origin()

@@ -17,6 +17,7 @@ from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError
 from spectra.filling import DataChoice, Listener, Outcome, Store
+from spectra.phases import phase, reported
 from spectra.records import Place, apart
 from spectra.resuming import SameThreads, Unfinished, weights_sha256
 from spectra.settings import Settings, run_settings, sampled
@@ -76,7 +77,7 @@ def analyze_run(
     with only_writer(out):
         unfinished = Unfinished(out, tell.note)
         store = Store(out, data or DataChoice(), unfinished, force, tell)
-        with SameThreads(unfinished.threads or store.threads(), tell.note):
+        with SameThreads(unfinished.threads or store.threads(), tell.note), reported(tell.phase):
             _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, partial, tell, strict)
         unfinished.end()
         store.eigenspaces.close()
@@ -104,6 +105,7 @@ def _analyze_all(
         tell.checkpoint(index, total, path)
         place = Place(checkpoint=str(path))
         try:
+            phase("reading")
             checkpoint = load_checkpoint(path, unsafe=unsafe, weights=weights)
             place = place_of(checkpoint)
             if (first := seen.content(place)) is not None:
@@ -127,6 +129,7 @@ def _analyze_all(
                 continue
             if where is not None:
                 task.model.to(where)
+            phase("checking")
             analyze_into(store, task, place, settings, tell, notes=found.notes)
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__

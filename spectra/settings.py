@@ -41,10 +41,13 @@ class Settings:
     distribution: str = "sphere"
     params: str | Sequence[str] | None = None
     dtype: str | None = None
-    metrics: str | Sequence[str] = "cheap"  # sharpness measures: all, none, cheap, or names; not of chosen parameters
+    # Sharpness measures: all, none, names, or cheap, which are computed as far as the budget goes; not of chosen
+    # parameters.
+    metrics: str | Sequence[str] = "cheap"
     bounds: bool = False  # the PAC-Bayes bounds behind normalized sharpness, among the measures
     exact_spectrum: int = 0  # all eigenvalues of the Gauss-Newton matrix on at most so many samples
-    check: bool = True  # the traces against exact ones, where there are such
+    # The traces against exact ones, where there are such: True whatever it costs, None as far as the budget goes.
+    check: bool | None = None
     test_data: bool = False  # the same numbers on the task's test data, in the same records
     preset: str | None = None  # in words, for the record; `presets.filled` gives the options that it stands for
     width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
@@ -83,7 +86,7 @@ class Settings:
         if self.save_eigenvectors and not self.eigenpairs:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
         torch_dtype_of(self.dtype)
-        object.__setattr__(self, "metrics", chosen_measures(self.metrics))
+        chosen_measures(self.metrics)  # the names are checked
 
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""

@@ -23,6 +23,7 @@ from spectra.batches import Rebatched, choose_samples, rows_of
 from spectra.errors import ArgumentError, DataError, TaskError
 from spectra.model_io import check_data, described, input_of, scalar, target_in, tensor_of, unwrapped
 from spectra.randomness import random_state_kept
+from spectra.sharing import remembered
 from spectra.snapshot import take_snapshot
 from spectra.user_errors import batches_of, calling
 
@@ -281,11 +282,18 @@ class Task:
         return self._held_out[0]
 
     def survey(self) -> Survey:
-        """What the data are: batches, rows, weights, fingerprint. One pass, made once per task and kept."""
-        if not self._survey:
+        """What the data are: batches, rows, weights, fingerprint. Two passes, made once per task and kept."""
+
+        def take() -> Survey:
             from spectra.survey import take_survey
 
-            self._survey.append(take_survey(self))
+            return self._survey[0] if self._survey else take_survey(self)
+
+        # The same data under another l2 are another task; what is measured for one record is measured once.
+        objects = (self.data, self.criterion, self.target, self.weight)
+        found = remembered("survey", objects, (self.reduction,), take)
+        if not self._survey:
+            self._survey.append(found)
         return self._survey[0]
 
     def describe(self) -> str:

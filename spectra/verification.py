@@ -8,6 +8,7 @@ from math import sqrt
 
 import numpy as np
 
+from spectra.allowance import PRODUCT, OverBudget, affordable, cost, in_words, spend
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
 from spectra.errors import in_one_line
 from spectra.estimates import Estimate, mean_estimate
@@ -88,7 +89,8 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
     of the Gauss-Newton matrix with the same probes are made, compared in all tensors, and give the remainder
     ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A disagreement is
     confirmed by fresh probes, :data:`spectra.crosscheck.FRESH_PROBES` or as many as the run's, before it is reported.
-    Where a part of this cannot be computed the run's own numbers stand, and ``failure`` says what it was.
+    Where a part of this cannot be computed the run's own numbers stand, and ``failure`` says what it was. Within a
+    block that limits the cost (:mod:`spectra.allowance`) what does not fit is left out, with the reason.
 
     Args:
         operator: the run's.
@@ -99,11 +101,21 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
         return Verification()
     try:
         return _verify(operator, spectrum, task or operator.task)
+    except OverBudget as error:
+        why = f"left out: {error}; --check (check=True in Python) computes it"
+        return Verification(
+            ExactTrace(total=None, reasons=(why,), bn_mode=operator.bn_mode, l2=operator.task.l2, method="none")
+        )
     except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
         return Verification(failure=f"the traces of this record could not be checked: {in_one_line(error)}")
 
 
 def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Verification:
+    # A product with each probe is needed where the exact trace turns out not to be the Hessian's.
+    paired_cost = cost(PRODUCT * spectrum.num_probes, operator.torch_dtype) if operator.kind == "hessian" else 0.0
+    kept_for_pairs = affordable(1.0) >= paired_cost
+    if kept_for_pairs:
+        spend(paired_cost)
     exact = exact_trace(task, operator.bn_mode, params=operator.params)
     if exact.total is None:
         return Verification(exact)
@@ -113,7 +125,12 @@ def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Veri
     mine = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}
     checks = _compared(operator, spectrum, exact, mine, scale)
     if exact.applies:
+        if kept_for_pairs:
+            spend(-paired_cost)
         return Verification(exact, checks)
+    if not kept_for_pairs:
+        why = f"a product with each probe costs about {in_words(paired_cost)} gradients, more than the budget"
+        return Verification(exact, checks, failure=f"the Gauss-Newton matrix was not compared: {why}")
     twin = GGNOperator(operator.task, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
     twin.function.adopt(operator.function)
     paired = _first_products(twin, spectrum.num_probes, spectrum, spectrum.seed)
@@ -132,8 +149,8 @@ def _compared(
     operator: CurvatureOperator, spectrum: Spectrum, exact: ExactTrace, traces: Mapping[str, float], scale: float
 ) -> tuple[Check, ...]:
     def compare(by_these: Spectrum) -> list[Check]:
-        errors = exact.stderr_by_layer
-        return check_traces(by_these, traces, exact_errors=errors, of=operator.kind, scale=scale)
+        errors, draws = exact.stderr_by_layer, exact.draws
+        return check_traces(by_these, traces, exact_errors=errors, exact_draws=draws, of=operator.kind, scale=scale)
 
     checks = compare(spectrum)
     if any(check.failed for check in checks):

@@ -1,6 +1,6 @@
 """A run that is killed, or finds the disk full, at a chosen instant, and then goes on: once per instant, in children.
 
-    python fault_injection.py FOLDER --writer numpy|torch --fault kill|full --at 1,2,3|all|random:200 [--seed S]
+    python fault_injection.py FOLDER --writer numpy|torch|steps --fault kill|full --at 1,2,3|all|random:200 [--seed S]
 
 The children are forks of one process, so that no time goes into imports. After each fault: the file opens and holds
 every record whose writing was reported as done, at most one more, and nothing of a record is in it in part; the run
@@ -72,6 +72,28 @@ def numpy_run(out: Path, done: Done) -> None:
 
 def torch_run(out: Path, done: Done) -> None:
     """`analyze_run` itself: three checkpoints, two operators, held-out data, eigenpairs, one probe in a group."""
+    _analyses(
+        out,
+        done,
+        checkpoints=3,
+        operators=("hessian", "ggn"),
+        lanczos_steps=6,
+        num_probes=4,
+        width=1,
+        eigenpairs=2,
+        test_data=True,
+    )
+
+
+def steps_run(out: Path, done: Done) -> None:
+    """The same of one record, with two probes in a group, which are kept after each of their steps."""
+    from spectra import resuming
+
+    resuming.INTERVAL = 0.0
+    _analyses(out, done, checkpoints=1, lanczos_steps=4, num_probes=4, width=2)
+
+
+def _analyses(out: Path, done: Done, *, checkpoints: int, **settings: Any) -> None:
     import torch
     from torch import nn
 
@@ -84,7 +106,7 @@ def torch_run(out: Path, done: Done) -> None:
             done()
 
     torch.set_num_threads(1)
-    paths = [out.parent / f"net_{epoch}.pt" for epoch in range(3)]
+    paths = [out.parent / f"net_{epoch}.pt" for epoch in range(checkpoints)]
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
     for epoch, path in enumerate(paths):
         if not path.exists():
@@ -95,20 +117,11 @@ def torch_run(out: Path, done: Done) -> None:
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 4, generator=draw), torch.randint(3, (12,), generator=draw)
     task = Task(model, nn.CrossEntropyLoss(), [(x[:7], y[:7]), (x[7:], y[7:])], test_data=[(x[3:], y[3:])])
-    settings = Settings(
-        operators=("hessian", "ggn"),
-        lanczos_steps=6,
-        num_probes=4,
-        width=1,
-        eigenpairs=2,
-        test_data=True,
-        check=False,
-        metrics="squared_norm",
-    )
-    analyze_run(paths, lambda checkpoint: task, settings, out=out, listener=Ear())
+    asked = Settings(**settings, check=False, metrics="squared_norm")
+    analyze_run(paths, lambda checkpoint: task, asked, out=out, listener=Ear())
 
 
-RUNS = {"numpy": numpy_run, "torch": torch_run}
+RUNS = {"numpy": numpy_run, "torch": torch_run, "steps": steps_run}
 
 
 # -- faults
@@ -260,8 +273,8 @@ def check(folder: Path, run: Any, whole: dict[str, Any], fault: str, at: int | N
     if code == 3:
         left = [path.name for path in folder.iterdir() if path.name.endswith((".part", ".lock"))]
         assert not left, f"left behind: {left}"
-    partial = PartialFile(out)
-    probes = 0 if (kept := partial.read()) is None else sum(map(len, kept.parts))
+    kept = PartialFile(out).read()
+    probes = 0 if kept is None else sum(map(len, kept.parts)) + (kept.under_way is not None)
     again, _ = child(run, out, Faults(fault, None))
     assert again == 0, f"it could not go on: exit code {again}"
     assert not (unlike := differences(content(out), whole)), f"other numbers: {unlike[:5]}"

@@ -41,6 +41,19 @@ def test_an_analysis_that_is_killed_at_some_writes_goes_on_bit_for_bit(tmp_path)
     assert any("some probes there" in seen for seen in found["seen"])
 
 
+@pytest.mark.parametrize(("fault", "words"), [("kill", "killed"), ("full", "refused in a line")])
+def test_an_analysis_that_keeps_every_step_meets_a_fault_at_some_writes_and_goes_on_bit_for_bit(tmp_path, fault, words):
+    found = inject(tmp_path, "steps", fault, "some:5")
+    assert sum(count for seen, count in found["seen"].items() if seen.startswith(words)) >= 3
+
+
+@pytest.mark.slow
+def test_an_analysis_that_keeps_every_step_is_killed_at_every_write(tmp_path):
+    found = inject(tmp_path, "steps", "kill", "all")
+    assert found["instants"] == found["steps"] > 150
+    assert sum(count for seen, count in found["seen"].items() if "some probes there" in seen) > 100
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["kill", "full"])
 def test_a_writer_that_meets_a_fault_at_every_write(tmp_path, fault):

@@ -11,9 +11,11 @@ from cases import dense_hessian
 from torch import nn
 from torch.nn import functional as F
 
-from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, analyze, iter_analyze, slq
+from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, analyze, exact_trace, iter_analyze, slq
+from spectra.allowance import Allowance, limited
 from spectra.crosscheck import DISAGREES
 from spectra.errors import NumericsError
+from spectra.sharing import shared_results
 from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.verification import verify
 
@@ -213,3 +215,106 @@ def test_few_probes_claim_nothing():
     assert "disagrees" not in verdicts
     assert "inconclusive" in verdicts
     assert np.isfinite([check.z for check in verify(operator, slq(operator, 2, 2)).checks]).all()
+
+
+# -- what it may cost
+
+
+def many_outputs(activation: nn.Module | None = None, classes: int = 80) -> Task:
+    """More columns than are taken one by one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), activation or nn.ReLU(), nn.Linear(6, classes)).double()
+    x, y = torch.randn(60, 5, dtype=torch.float64), torch.randint(classes, (60,))
+    return Task(model, nn.CrossEntropyLoss(), [(x[:40], y[:40]), (x[40:], y[40:])])
+
+
+def checked(task: Task, gradients: float, probes: int = 4, kind=HessianOperator):
+    allowance = Allowance(gradients, "float64")
+    operator = kind(task)
+    spectrum = slq(operator, 3, probes)
+    with limited(allowance), shared_results():
+        found = verify(operator, spectrum)
+    assert allowance.spent <= gradients
+    return found, allowance
+
+
+def test_the_exact_trace_is_drawn_as_often_as_the_budget_allows_and_says_so():
+    task = many_outputs()
+    whole, _ = checked(task, 1000)
+    assert whole.exact.method == "Monte-Carlo: 32 draws for 79 columns"
+    assert (whole.exact.draws, whole.exact.kind) == (32, "hessian")
+    fewer, allowance = checked(task, 40)
+    assert fewer.exact.method == "Monte-Carlo: 21 draws for 79 columns, as many as the budget allows"
+    assert fewer.exact.draws == 21
+    assert 10 <= allowance.left < 11  # the products for a comparison that was not needed are there again
+    truth = exact_trace(task, method="exact")
+    for found in (whole.exact, fewer.exact):
+        assert abs(found.total - truth.total) < 4 * found.stderr
+        assert found.to_json()["draws"] == found.draws
+
+
+def test_few_columns_are_taken_one_by_one_or_drawn_if_there_is_no_more():
+    task = many_outputs(classes=40)
+    assert checked(task, 1000)[0].exact.method == "exact: 39 columns"
+    drawn = checked(task, 40)[0].exact
+    words = "21 draws for 39 columns, as many as the budget allows, since all of them would cost more than the budget"
+    assert drawn.method == f"Monte-Carlo: {words}"
+    assert drawn.stderr > 0
+
+
+def test_a_check_of_drawn_traces_knows_how_little_their_error_is_known_by():
+    found, _ = checked(many_outputs(), 30, probes=40, kind=GGNOperator)
+    assert {check.dof for check in found.checks} == {found.exact.draws - 1}
+    exact, _ = checked(many_outputs(classes=3), 1000, probes=40, kind=GGNOperator)
+    assert {check.dof for check in exact.checks} == {39}
+
+
+def test_a_certificate_that_costs_too_much_is_left_out_and_the_trace_is_called_the_gauss_newton_matrix_s():
+    found, _ = checked(many_outputs(), 25)  # the certificate costs 9, 8 draws 8, a product with each probe 10
+    assert found.exact.kind == "ggn"
+    (reason,) = found.exact.reasons
+    assert reason.startswith("Whether it is the Hessian's was not measured (left out, with the fewest draws: about 17 ")
+    assert reason.endswith(" of a budget of 25 are left), so this is said to be the Gauss-Newton matrix's.")
+    assert {check.of for check in found.checks} == {"ggn"}
+    assert found.remainder is not None
+
+
+def test_a_check_that_costs_too_much_is_left_out_with_the_reason():
+    found, allowance = checked(many_outputs(nn.Tanh()), 12)
+    assert found.exact.total is None
+    assert found.exact.reasons[0].startswith("left out: 8 draws: about 8 gradients, and 2 of a budget of 12 are left")
+    assert found.exact.reasons[0].endswith("; --check (check=True in Python) computes it")
+    assert (found.checks, found.remainder, found.warnings) == ((), None, [])
+    assert allowance.spent <= 12
+
+
+def test_the_gauss_newton_matrix_is_not_compared_where_its_products_cost_too_much():
+    found, _ = checked(many_outputs(nn.Tanh()), 30, probes=16)
+    assert found.exact.total is not None
+    assert found.remainder is None
+    (warning,) = found.warnings
+    assert warning.startswith("the Gauss-Newton matrix was not compared: a product with each probe costs about 40 ")
+
+
+def test_a_check_that_is_asked_for_is_made_whatever_it_costs(monkeypatch):
+    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+    options = {"lanczos_steps": 1, "num_probes": 2, "metrics": "none"}
+    (left_out,) = analyze(many_outputs(), **options)
+    assert "left out" in left_out.exact.reasons[0]
+    (asked,) = analyze(many_outputs(), **options, check=True)
+    assert asked.exact.method == "Monte-Carlo: 32 draws for 79 columns"
+    (none,) = analyze(many_outputs(), **options, check=False)
+    assert none.exact is None
+
+
+def test_a_check_that_was_left_out_comes_back_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+    records = [analyze(many_outputs(), lanczos_steps=m, num_probes=2, metrics="none")[0] for m in (1, 20)]
+    with RunFile.open(tmp_path / "run.h5", {"seed": 0}) as run:
+        run.append(records[0])
+    with RunFile.open(tmp_path / "other.h5", {"seed": 0}) as run:
+        run.append(records[1])
+    for record, name in zip(records, ("run.h5", "other.h5")):
+        (back,) = load_trajectory(tmp_path / name)
+        assert back.exact == record.exact
+    assert records[1].exact.draws == 32

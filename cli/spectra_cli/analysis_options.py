@@ -99,9 +99,9 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
     "What it is checked against, and measured beside it": (
         _option(
             "--check/--no-check",
-            default=True,
-            show_default=True,
-            help="Compare the traces with exact ones, where there are such.",
+            default=None,
+            help="Compare the traces with exact ones, where there are such. Default: as far as that costs no more than "
+            "the spectrum.",
         ),
         _option(
             "--exact-spectrum",
@@ -116,7 +116,8 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             default="cheap",
             show_default=True,
             metavar="all|none|cheap|NAME,...",
-            help="Sharpness measures; `spectra metrics` lists them.",
+            help="Sharpness measures; `spectra metrics` lists them. Those of cheap are drawn or left out where they "
+            "would cost more than the spectrum; those that are named, and all, are computed whatever they cost.",
         ),
         _option(
             "--bounds",
@@ -158,8 +159,8 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             type=click.Choice(DISPLAYS),
             default="auto",
             show_default=True,
-            help="On standard error: a bar, a line per record, or a JSON object per line. auto: a bar on a "
-            "terminal, else lines.",
+            help="On standard error: a bar, a line per record and for what takes long, or a JSON object per line. "
+            "auto: a bar on a terminal, else lines.",
         ),
         _option("--quiet", is_flag=True, help="No progress, no notes."),
         _option("--all", "everything", is_flag=True, help="Print a single record in full, and every note."),

@@ -82,15 +82,17 @@ def command(
     if shard_text is None:
         check_output(out)  # before the checkpoints are read
     words: list[str] = []
-    there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
-    found = select(in_training_order(there), every=every, epochs=epochs, last=last)
-    if shard_text is not None:
-        found, number, shards = shard(found, shard_text)
-        out = part_path(out, number, shards)
-        check_output(out)
-    paths = [one.path for one in found]
     try:
-        with display_of(options["progress"], len(paths) * len(asked.settings.pairs()), quiet=asked.quiet) as display:
+        with display_of(options["progress"], None, quiet=asked.quiet) as display:
+            display.phase("reading", 0, 0, "which checkpoints there are")
+            there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
+            found = select(in_training_order(there), every=every, epochs=epochs, last=last)
+            if shard_text is not None:
+                found, number, shards = shard(found, shard_text)
+                out = part_path(out, number, shards)
+                check_output(out)
+            paths = [one.path for one in found]
+            display.expect(len(paths) * len(asked.settings.pairs()))
             for one in words:
                 display.note(one)
             outcome = analyze_run(paths, out=out, listener=display, **asked.for_run(display.say))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from spectra.jsonable import dumps
 from spectra.records import Place, Record
 from spectra.run import Listener
+from spectra_cli.phase_clock import Phase, PhaseClock
 
 DISPLAYS = ("auto", "bar", "lines", "json", "none")
 
@@ -34,7 +36,9 @@ def display_of(kind: str, records: int | None, *, quiet: bool) -> RunDisplay:
 
 
 class RunDisplay(Listener):
-    """A bar over all records of a run, with the products per second; or a plain line per record.
+    """A bar over all records of a run, with the phase and the products per second; or plain lines.
+
+    Without a bar there is a line per record, and one for every phase that lasts a second, again every ten seconds.
 
     Args:
         records: how many records are asked for in all; None: nobody knows.
@@ -49,6 +53,7 @@ class RunDisplay(Listener):
         self.records = records
         self.finished = 0
         self.path = ""
+        self.clock = PhaseClock(None if self.drawn or quiet else self._show)
         self.started = time.perf_counter()
         self.bar = Progress(
             SpinnerColumn(),
@@ -66,12 +71,31 @@ class RunDisplay(Listener):
 
     def __enter__(self) -> Self:
         self.bar.start()
+        self.clock.start()
         return self
+
+    def expect(self, records: int) -> None:
+        """So many records are asked for in all."""
+        self.records = records
+        self.bar.update(self.row, total=float(records))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.clock.stop()
         self.bar.stop()
+
+    def phase(self, name: str, done: float, of: float, what: str) -> None:
+        self.clock.set(name, done, of, what)
+        if self.drawn and self.clock.phase is not None and name != "probes":  # which has the products
+            self.bar.update(self.row, description=self._described(self.clock.phase), rate="")
+
+    def _described(self, phase: Phase) -> str:
+        words = phase.words(time.perf_counter())
+        return f"{self.path}: {words}" if self.path else words
+
+    def _show(self, phase: Phase) -> None:
+        self.say(f"spectra: {self._described(phase)}")
 
     def say(self, words: str) -> None:
         """A line above the bar."""
@@ -83,7 +107,7 @@ class RunDisplay(Listener):
 
     def checkpoint(self, index: int, total: int | None, path: Path) -> None:
         self.path = path.name if total == 1 else f"{path.name} ({index + 1}{'' if total is None else f'/{total}'})"
-        self.bar.update(self.row, description=f"{self.path}: reading and checking")
+        self.bar.update(self.row, description=f"{self.path}: reading")
         self.started = time.perf_counter()
 
     def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
@@ -115,6 +139,7 @@ class RunDisplay(Listener):
 
     def _line(self, words: str, records: int = 1) -> None:
         self.finished += records
+        self.clock.clear()
         self.started = time.perf_counter()
         self.bar.update(self.row, completed=float(self.finished))
         if not self.drawn:
@@ -123,14 +148,21 @@ class RunDisplay(Listener):
 
 
 class JsonDisplay(RunDisplay):
-    """An event per line, for programs: checkpoint, progress (at most one a second), record, kept, duplicate, note."""
+    """An event per line, for programs: checkpoint, phase, progress, record, kept, duplicate, note.
+
+    A phase has one event when it begins, and others as it goes on: at most one a second, and one every ten seconds
+    where a step is long. Progress is that of the probes, in products, at most one event a second.
+    """
 
     def __init__(self, records: int | None) -> None:
         super().__init__(records, quiet=True)
         self._shown = -math.inf
+        self._writing = threading.Lock()
+        self.clock = PhaseClock(self._show)
 
     def _event(self, event: str, **fields: Any) -> None:
-        print(dumps({"event": event, **fields}), file=sys.stderr, flush=True)
+        with self._writing:
+            print(dumps({"event": event, **fields}), file=sys.stderr, flush=True)
 
     def say(self, words: str) -> None:
         self._event("note", words=words.removeprefix("spectra: "))
@@ -138,6 +170,16 @@ class JsonDisplay(RunDisplay):
     def checkpoint(self, index: int, total: int | None, path: Path) -> None:
         super().checkpoint(index, total, path)
         self._event("checkpoint", index=index, total=total, path=str(path))
+
+    def phase(self, name: str, done: float, of: float, what: str) -> None:
+        new, now = self.clock.set(name, done, of, what), time.perf_counter()
+        if new or (name != "probes" and now - self._shown >= 1):
+            self._shown = -math.inf if new else now
+            if self.clock.phase is not None:
+                self._show(self.clock.phase)
+
+    def _show(self, phase: Phase) -> None:
+        self._event("phase", **_fields(phase), what=phase.what or None)
 
     def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
         now = time.perf_counter()
@@ -150,7 +192,7 @@ class JsonDisplay(RunDisplay):
             operator=operator,
             bn_mode=bn_mode,
             products=done,
-            of=total,
+            **(_fields(self.clock.phase) | {"done": done, "of": total}),
             products_per_second=done / spent,
             records=self.finished,
             of_records=self.records,
@@ -183,7 +225,15 @@ class JsonDisplay(RunDisplay):
 
     def _line(self, words: str, records: int = 1) -> None:
         self.finished += records
+        self.clock.clear()
         self.started = time.perf_counter()
+
+
+def _fields(phase: Phase | None) -> dict[str, Any]:
+    if phase is None:
+        return {"phase": None, "done": None, "of": None, "seconds_left": None}
+    left = phase.seconds_left(time.perf_counter())
+    return {"phase": phase.name, "done": phase.done, "of": phase.of or None, "seconds_left": left}
 
 
 def _in_short(record: Record) -> str:

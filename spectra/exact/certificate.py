@@ -31,6 +31,7 @@ from spectra.exact.factors import outputs_of
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype
 from spectra.operators.jacobian import slope_of
+from spectra.phases import part, phase
 
 # Rows looked at: fewer where there are many tensors, since each of them costs a few passes over these rows.
 ROWS, FEWEST_ROWS, ROWS_TIMES_TENSORS = 16, 4, 256
@@ -65,6 +66,20 @@ class Certificate:
     def kind(self) -> str:
         """``"hessian"`` where every tensor passed, else ``"ggn"``."""
         return "hessian" if self.passed and all(self.passed.values()) else "ggn"
+
+
+def passes_of(function: LossFunction) -> float:
+    """What a certificate costs, in forward and backward passes in float64 over all data: eight for each tensor."""
+    survey = function.task.survey()
+    batches = min(4, survey.num_batches)
+    share = batches / survey.num_batches  # where the rows of a batch cannot be chosen
+    if survey.num_samples:
+        share = min(1.0, max(_rows_wanted(function), batches) / survey.num_samples)
+    return 8 * len(function.theta) * share
+
+
+def _rows_wanted(function: LossFunction) -> int:
+    return min(ROWS, max(FEWEST_ROWS, ROWS_TIMES_TENSORS // len(function.theta)))
 
 
 def certify(function: LossFunction, params: str | Sequence[str] | None = None, seed: int = 3) -> Certificate:
@@ -112,7 +127,7 @@ def _few_rows(function: LossFunction) -> Any:
         rows = rows_of(batch)
         if rows is None:
             return function.place(batch)
-        wanted = min(ROWS, max(FEWEST_ROWS, ROWS_TIMES_TENSORS // len(function.theta)))
+        wanted = _rows_wanted(function)
         # Rounded down, since the cost is in proportion to the rows, and no fewer than the fewest.
         each = max(wanted // len(places), -(-FEWEST_ROWS // len(places)))
         chosen = torch.linspace(0, rows - 1, min(rows, each)).round().to(torch.int64)
@@ -132,15 +147,19 @@ def _look(function: LossFunction, batch: Any, generator: torch.Generator, met: s
     def directions() -> list[torch.Tensor]:
         return [_direction(p, generator) for p in function.theta]
 
-    _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
-    _gradients_between_points(function, batch, directions(), generator, wrong)
-    _loss_forms(function, batch, directions(), wrong)
+    with part("certificate", 0, 4):
+        _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
+    with part("certificate", 1, 4):
+        _gradients_between_points(function, batch, directions(), generator, wrong)
+    with part("certificate", 2, 4):
+        _loss_forms(function, batch, directions(), wrong)
     here = [p.detach().clone() for p in function.theta]
     try:
         with torch.no_grad():
             for p, v in zip(function.theta, directions()):
                 p.add_(v, alpha=0.1)
-        _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
+        with part("certificate", 3, 4):
+            _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
     finally:
         with torch.no_grad():
             for p, value in zip(function.theta, here):
@@ -181,6 +200,7 @@ def _curvature_of_outputs(
         return
     slope = torch.autograd.grad(value, function.theta, create_graph=True, allow_unused=True)
     for index, (g, v, p) in enumerate(zip(slope, vectors, function.theta)):
+        phase("", index, len(slope))
         if g is not None and bool((g != 0).any()):
             met.add(index)
         if g is None or not g.requires_grad or wrong[index]:
@@ -206,6 +226,7 @@ def _gradients_between_points(
         return
     slope = torch.autograd.grad(value, function.theta, allow_unused=True)
     for index, (g, v, p) in enumerate(zip(slope, vectors, function.theta)):
+        phase("", index, len(slope))
         if g is None or wrong[index]:
             continue
         size = float(g.norm() * v.norm()) / math.sqrt(p.numel())
@@ -239,6 +260,7 @@ def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor],
     gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
     equal = max(_EQUAL, _ROUNDINGS * torch.finfo(carried_dtype(value)).eps)
     for index, (v, p) in enumerate(zip(vectors, theta)):
+        phase("", index, len(theta))
         g, back = gradient[index], pulled[index]
         if wrong[index] or g is None or back is None:
             continue

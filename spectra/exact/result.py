@@ -33,6 +33,7 @@ class ExactTrace:
     certified: Mapping[str, bool] = field(default_factory=dict)  # by tensor: its block is that of the Hessian
     stderr: float | None = None  # of the total, over draws; None where nothing is drawn
     stderr_by_layer: Mapping[str, float] | None = None
+    draws: int | None = None  # None where nothing is drawn
     method: str = "exact"  # in words: how many columns or draws, and how the gradients of samples were had
     bn_mode: str = "eval"
     l2: float = 0.0  # its part, l2 times the number of entries, is in the numbers
@@ -46,6 +47,11 @@ class ExactTrace:
     def drawn(self) -> bool:
         """Whether the numbers are Monte-Carlo means over draws, with standard errors, and not exact."""
         return self.stderr is not None
+
+    @property
+    def how(self) -> list[str]:
+        """What must be said beside a quantity that rests on drawn numbers; empty where nothing is drawn."""
+        return _how(self.method, self.stderr)
 
     @property
     def by_module(self) -> dict[str, float]:
@@ -100,3 +106,12 @@ class ExactDiagonal(dict[str, "torch.Tensor"]):
     def applies(self) -> bool:
         """Whether the entries are those of the Hessian."""
         return bool(self) and self.kind == "hessian"
+
+    @property
+    def how(self) -> list[str]:
+        """As that of :class:`ExactTrace`."""
+        return _how(self.method, self.stderr)
+
+
+def _how(method: str, stderr: object) -> list[str]:
+    return [] if stderr is None else [f"not exact ({method}); the standard error is at most the one given"]

@@ -12,20 +12,23 @@ and ``gbar_n = sum_l p_nl g_nl``: squared, where the paper prints norms that are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from spectra.allowance import FEWEST_DRAWS, OverBudget, affordable, cost, spend
 from spectra.errors import ArgumentError, NumericsError, TaskError
-from spectra.exact.certificate import Certificate, certify
+from spectra.exact.certificate import Certificate, certify, passes_of
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.result import ExactDiagonal, ExactTrace
-from spectra.operators.checks import check_loss, check_partition
+from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
 from spectra.operators.recalibration import recalibrate
+from spectra.phases import phase
 from spectra.sharing import remembered
 from spectra.task import Task
 
@@ -50,7 +53,8 @@ def exact_trace(
     at the network as it is (:mod:`spectra.exact.certificate`), never by the types of its layers.
 
     Cost: one forward pass and ``C - 1`` back-propagations over the data for ``C`` classes, none of which forms the
-    gradient of a single sample for a linear layer; no variance.
+    gradient of a single sample for a linear layer; no variance. In an analysis that limits what optional work may cost
+    (:mod:`spectra.allowance`), fewer draws are taken, or draws in place of all columns, where the rest does not fit.
 
     Args:
         task: the task. Its ``l2`` is included: ``l2`` times the number of entries.
@@ -69,6 +73,7 @@ def exact_trace(
         ArgumentError: an argument outside its range.
         TaskError: no trainable parameters.
         DataError, NumericsError: data that no operator can be made of; NaN or infinity.
+        OverBudget: within a block that limits the cost: not even the fewest draws fit.
 
     References:
         Ibayashi et al., Minimum sharpness (2021), Proposition 1 and appendices A and H.
@@ -94,6 +99,7 @@ def exact_trace(
         certified=found.certificate.passed,
         stderr=_standard_error(torch.stack(found.traces).sum(0)) if found.drawn else None,
         stderr_by_layer=errors if found.drawn else None,
+        draws=len(found.traces[0]) if found.drawn else None,
         method=found.method,
         bn_mode=bn_mode,
         l2=task.l2,
@@ -203,15 +209,18 @@ def _measure(
     chosen = params if params is None or isinstance(params, str) else tuple(params)
     settings = (bn_mode, task.reduction, str(function.dtype), chosen)
     try:
-        check_loss(function, survey, split=True)
+        check_loss_once(function, survey, split=True)
         with function.evaluation():
-            certificate = remembered("certificate", objects, settings, lambda: certify(function, params))
+            certificate = _certificate(function, params, objects, settings)
+            options = (draws, seed, diagonal)
             sums = remembered(
                 "squares",
                 objects,
-                (*settings, method, draws, seed, diagonal),
+                (*settings, method, *options),
                 lambda: _add_up(operator, certificate, method, draws, seed, diagonal),
             )
+            if not sums.drawn:  # whoever asks for "exact" next is answered by "auto"
+                remembered("squares", objects, (*settings, "exact", *options), lambda: sums)
     except TaskError as error:  # no second derivative, no sample with a curvature of its own, or too many outputs
         return str(error)
     sizes = {name: float(trace.abs().sum()) for name, trace in zip(sums.names, sums.traces)}
@@ -228,6 +237,24 @@ def _measure(
     return found
 
 
+def _certificate(function: LossFunction, params: Any, objects: Sequence[Any], settings: Sequence[Any]) -> Certificate:
+    """The certificate, measured once; where that would cost too much, nothing is certified."""
+
+    def measured() -> Certificate:
+        fewest = cost(FEWEST_DRAWS, function.dtype)  # a number without a certificate before a certificate without one
+        spend(cost(passes_of(function), torch.float64) + fewest, what="left out, with the fewest draws")
+        spend(-fewest)
+        return certify(function, params)
+
+    try:
+        return remembered("certificate", objects, settings, measured)
+    except OverBudget as error:
+        why = (
+            f"Whether it is the Hessian's was not measured ({error}), so this is said to be the Gauss-Newton matrix's."
+        )
+        return Certificate(dict.fromkeys(function.names, False), (why,))
+
+
 def _add_up(
     operator: GGNOperator, certificate: Certificate, method: str, draws: int, seed: int, diagonal: bool
 ) -> _Found:
@@ -235,16 +262,18 @@ def _add_up(
     generator = torch.Generator().manual_seed(seed)
     found: _Found | None = None
     plans: Plans = {}
-    for batch, weight in operator.batches():
+    name, batches = "exact diagonal" if diagonal else "exact trace", task.survey().num_batches
+    for place, (batch, weight) in enumerate(operator.batches()):
+        phase(name, place, batches)
         linear = linearise(function, batch, plans)
         if found is None:
-            drawn = method == "monte-carlo" or (method == "auto" and linear.factor.columns > MANY_COLUMNS)
-            found = _nothing(function, certificate, draws if drawn else 1, diagonal, linear, drawn)
+            found = _nothing(function, certificate, _way(linear, method, draws), diagonal, linear)
         factor = task.total_factor(weight)
         if found.drawn:
-            _draw(found, linear, factor, generator, draws, diagonal)
+            _draw(found, linear, factor, generator, lambda share: phase(name, place + share, batches))  # noqa: B023
             continue
         for group in linear.groups(range(linear.factor.columns)):
+            phase(name, place + group.start / linear.factor.columns, batches)
             columns = torch.stack([linear.factor.column(index) for index in group])
             signs = linear.factor.signs
             sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
@@ -257,35 +286,68 @@ def _add_up(
     return found
 
 
-def _nothing(
-    function: LossFunction, certificate: Certificate, length: int, diagonal: bool, linear: Linearised, drawn: bool
-) -> _Found:
+@dataclass(frozen=True)
+class _Way:
+    """How the sums over the columns are had."""
+
+    drawn: bool
+    draws: int  # 1 where they are not drawn
+    words: str
+
+
+def _way(linear: Linearised, method: str, draws: int) -> _Way:
+    """All columns, or draws: as asked, as many as are usual, and no more than may be spent. The cost is taken.
+
+    Raises:
+        OverBudget: neither may be spent.
+    """
+    columns = linear.factor.columns
+    # A back-propagation of all data for each column; a few more where gradients of single samples have to be formed.
+    each = cost(3.0 if linear.others else 1.0, linear.function.dtype)
+    few = columns <= MANY_COLUMNS
+    if method == "exact" or (method == "auto" and few and columns <= affordable(each)):
+        spend(columns * each, what="all columns")
+        return _Way(False, 1, f"exact: {columns} columns")
+    each *= 1 if linear.factor.signs is None else 2
+    count = int(min(draws, max(FEWEST_DRAWS, affordable(each))))
+    spend(count * each, what=f"{count} draws")
+    why = ", as many as the budget allows" if count < draws else ""
+    why += ", since all of them would cost more than the budget" if method == "auto" and few else ""
+    return _Way(True, count, f"Monte-Carlo: {count} draws for {columns} columns{why}")
+
+
+def _nothing(function: LossFunction, certificate: Certificate, way: _Way, diagonal: bool, linear: Linearised) -> _Found:
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=function.device)
 
     whole = [zeros(*p.shape) for p in function.theta] if diagonal else []
-    columns = linear.factor.columns
-    how = f"Monte-Carlo: {length} draws for {columns} columns" if drawn else f"exact: {columns} columns"
+    how = way.words
     if linear.others:
         how += f"; gradients of single samples formed for {len(linear.others)} of {len(function.theta)} tensors"
     return _Found(
         function.names,
         certificate,
-        [zeros(length) for _ in function.theta],
+        [zeros(way.draws) for _ in function.theta],
         whole,
         [torch.zeros_like(entries) for entries in whole],
-        drawn,
+        way.drawn,
         how,
     )
 
 
 def _draw(
-    found: _Found, linear: Linearised, factor: float, generator: torch.Generator, draws: int, diagonal: bool
+    found: _Found,
+    linear: Linearised,
+    factor: float,
+    generator: torch.Generator,
+    report: Callable[[float], None],
 ) -> None:
     """Every draw of a batch on its own, so that the scatter over draws is known by entry. Batches are independent."""
     first: dict[int, torch.Tensor] = {}
     second: dict[int, torch.Tensor] = {}
+    draws, diagonal = len(found.traces[0]), bool(found.entries)
     for draw in range(draws):
+        report(draw / draws)
         pairs = linear.factor.drawn(generator)
         columns = torch.stack([column for _, column in pairs])
         signs = torch.tensor([sign for sign, _ in pairs]).to(columns)[:, None].expand(-1, columns.shape[1])

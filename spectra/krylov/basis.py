@@ -40,6 +40,11 @@ class Basis:
         self._rows[self.size] = vector
         self.size += 1
 
+    def restore(self, rows: torch.Tensor) -> None:
+        """Begin with these vectors, ``(any number, n)``, as they were stored before."""
+        self._rows[: len(rows)] = rows.to(self._rows.device)
+        self.size = len(rows)
+
     def dot_last(self, vector: torch.Tensor) -> float:
         """The scalar product of the newest vector with a float64 one."""
         return float(torch.dot(self.last.to(torch.float64), vector))

@@ -30,6 +30,18 @@ class Recurrence:
     basis: Basis | None = None  # the Krylov basis, where it was asked for; one vector more if it was stopped
 
 
+@dataclass(frozen=True)
+class Halfway:
+    """A recurrence in the middle of its steps: what goes on from it has the bits of one that was not interrupted."""
+
+    alphas: np.ndarray  # (j,) float64
+    betas: np.ndarray  # (j,) float64
+    exhausted: bool
+    forms: np.ndarray  # as of a Recurrence, empty before the first step
+    parts: Parts | None
+    vectors: torch.Tensor  # (j + 1, n), or (j, n) where it is over, as the basis stores them
+
+
 def tridiagonalize(
     operator: SymmetricOperator,
     starts: Sequence[np.ndarray],
@@ -40,6 +52,8 @@ def tridiagonalize(
     tick: Callable[[int], None] | None = None,
     stop: Callable[[Tridiagonal], bool] | None = None,
     away_from: Basis | None = None,
+    under_way: Sequence[Halfway] = (),
+    step_done: Callable[[Callable[[], list[Halfway]]], None] | None = None,
 ) -> list[Recurrence]:
     """``lanczos_steps`` steps of Lanczos from each start, in lockstep.
 
@@ -54,6 +68,9 @@ def tridiagonalize(
         stop: asked after each step of a recurrence, with what it has left so far; True ends it there.
         away_from: orthonormal vectors that the starts are orthogonal to. The recurrences are kept orthogonal to them:
             they are then those of ``P A P``, with ``P`` the projection away from them.
+        under_way: as far as the same recurrences have come before, one for each start.
+        step_done: called after each shared step with a function that says how far they have come; their vectors are
+            views that later steps do not write to.
 
     Returns:
         A recurrence per start, with ``A Q = Q T + beta_m q_{m+1} e_m'`` up to the noise of the products.
@@ -64,7 +81,9 @@ def tridiagonalize(
     """
     steps = min(lanczos_steps, operator.n)
     runs = [_Run(operator, start, steps, away_from) for start in starts]
-    for step in range(steps):
+    for run, halfway in zip(runs, under_way, strict=bool(under_way)):
+        run.take_up(halfway)
+    for step in range(max(len(run.alphas) for run in runs), steps):
         live = [run for run in runs if not run.done]
         if not live:
             break
@@ -83,6 +102,8 @@ def tridiagonalize(
                 run.stopped = stop(Tridiagonal(np.array(run.alphas), np.array(run.betas), run.exhausted))
         if tick is not None:
             tick(len(live))
+        if step_done is not None:
+            step_done(lambda: [run.halfway() for run in runs])
     return [run.result(keep_basis) for run in runs]
 
 
@@ -104,6 +125,16 @@ class _Run:
     @property
     def done(self) -> bool:
         return self.exhausted or self.stopped or len(self.alphas) == self.steps
+
+    def take_up(self, halfway: Halfway) -> None:
+        """Go on from there."""
+        self.alphas, self.betas = halfway.alphas.tolist(), halfway.betas.tolist()
+        self.exhausted, self.forms, self.parts = halfway.exhausted, halfway.forms, halfway.parts
+        self.basis.restore(halfway.vectors)
+
+    def halfway(self) -> Halfway:
+        alphas, betas = np.array(self.alphas), np.array(self.betas)
+        return Halfway(alphas, betas, self.exhausted, self.forms, self.parts, self.basis.rows)
 
     def advance(self, residual: torch.Tensor, tolerance: float) -> None:
         """One step, from the product with the newest vector; ``residual`` is overwritten."""

@@ -11,7 +11,7 @@ import torch
 
 from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, OutOfMemory
-from spectra.krylov.lanczos import Recurrence, tridiagonalize
+from spectra.krylov.lanczos import Halfway, Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
@@ -31,6 +31,8 @@ def slq(
     eigenpairs: Eigenpairs | None = None,
     done: Sequence[Recurrence] = (),
     group_done: Callable[[Sequence[Recurrence]], None] | None = None,
+    under_way: Sequence[Halfway] = (),
+    step_done: Callable[[Callable[[], list[Halfway]]], None] | None = None,
 ) -> Spectrum:
     """The spectrum of an operator by stochastic Lanczos quadrature.
 
@@ -53,6 +55,8 @@ def slq(
             from these probes.
         done: what is finished already of the same probes of the same operator, from the first on.
         group_done: called after each lockstep group with all that is finished: what `done` takes another time.
+        under_way: how far the group after those has come already; not used for a group of another width.
+        step_done: called after each step of a group, with a function that gives what `under_way` takes another time.
 
     Returns:
         The spectrum, with everything that is derived from it.
@@ -90,7 +94,10 @@ def slq(
     sharing = lockstep_width(operator, steps, num_probes) if width is None else min(width, num_probes)
     recurrences = list(done)
     overlaps = []
+    if len(under_way) != min(sharing, num_probes - len(done)):
+        under_way = ()
     products_done = sum(recurrence.tridiagonal.steps for recurrence in done)
+    products_done += sum(len(halfway.alphas) for halfway in under_way)
 
     def tick(products: int) -> None:
         nonlocal products_done
@@ -104,7 +111,16 @@ def slq(
     with operator.prepared():
         for first in range(len(done), num_probes, sharing):
             starts = [start_of(index) for index in range(first, min(first + sharing, num_probes))]
-            group = tridiagonalize(operator, starts, steps, tolerance=tolerance, tick=tick, keep_basis=first == 0)
+            group = tridiagonalize(
+                operator,
+                starts,
+                steps,
+                tolerance=tolerance,
+                tick=tick,
+                keep_basis=first == 0,
+                under_way=under_way if first == len(done) else (),
+                step_done=step_done,
+            )
             if first == 0:
                 group[0] = replace(group[0], start_overlaps=_start_overlaps(group[0], operator, start_of, num_probes))
             recurrences += [replace(recurrence, basis=None) for recurrence in group]

@@ -17,6 +17,7 @@ from spectra.operators.graph import carried_dtype, dtype_name, leaves_of, nodes_
 from spectra.operators.jacobian import why_inseparable
 from spectra.operators.modes import batch_norm_layers, couples_samples
 from spectra.operators.shapes import NO_BACKWARD, WatchedCalls, check_shapes, make_pairs, shapes_in_words
+from spectra.sharing import remembered
 from spectra.survey import Survey
 from spectra.task import Task
 
@@ -115,6 +116,24 @@ class _Look:
     gradient: list[torch.Tensor]  # of the parameters that have a part, with a graph
     inseparable: str | None  # why the loss is not a criterion of the output alone; None too for a task without a split
     broadcast: str  # the shapes of output and target in words, where they would broadcast to pairs; else empty
+
+
+def check_loss_once(function: LossFunction, survey: Survey, **what: bool) -> None:
+    """As :func:`check_loss`; in a block of :func:`spectra.sharing.shared_results` once for a network and its loss.
+
+    What the check notes on one function is noted on the next as well.
+    """
+    task = function.task
+
+    def checked() -> dict[str, Any]:
+        before = dict(vars(function))
+        check_loss(function, survey, **what)
+        return {name: value for name, value in vars(function).items() if before.get(name) is not value}
+
+    objects = (task.model, task.criterion, task.loss_fn, task.data, task.forward, task.target, task.weight)
+    recalibrated = function.bn_mode == "recalibrated"
+    settings = (recalibrated, task.reduction, str(function.dtype), tuple(function.names), *sorted(what.items()))
+    vars(function).update(remembered("loss check", objects, settings, checked))
 
 
 def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twice: bool) -> _Look:

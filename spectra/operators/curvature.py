@@ -17,7 +17,7 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError
 from spectra.operators.base import Parts, SymmetricOperator
-from spectra.operators.checks import check_loss, check_partition
+from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.modes import batch_norm_layers
 from spectra.operators.passes import Passes
@@ -99,7 +99,7 @@ class CurvatureOperator(SymmetricOperator):
                 if (source := self.task.calibration) is not None:
                     check_partition(source, self.bn_mode, source.survey())
                 recalibrate(self.function)
-            check_loss(self.function, survey, per_sample=self.per_sample, split=self.split)
+            check_loss_once(self.function, survey, per_sample=self.per_sample, split=self.split)
             self._test = self_test(self, note)
         return self._test
 

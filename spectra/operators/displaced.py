@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
-from spectra.operators.checks import check_loss, check_partition
+from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.curvature import torch_dtype_of
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import dtype_name
@@ -56,7 +56,7 @@ class DisplacedLoss:
         self.note = check_partition(task, bn_mode, survey)
         if bn_mode == "recalibrated":
             recalibrate(function)
-        check_loss(function, survey, twice=False)
+        check_loss_once(function, survey, twice=False)
         self.theta = function.flatten(function.theta).detach().to(torch.float64)  # (n,)
         self.losses = 0  # how many were computed, those with a gradient not counted
         self.gradients = 0

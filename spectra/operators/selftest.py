@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from spectra.batches import choose_rows, rows_of
 from spectra.errors import NumericsError, TaskError
 from spectra.operators.graph import dtype_name
+from spectra.operators.modes import couples_samples
+from spectra.phases import phase
 
 if TYPE_CHECKING:
     from spectra.operators.curvature import CurvatureOperator
@@ -24,6 +27,7 @@ class SelfTest:
     roundoff: float | None  # against float64, relative to |H|_2 |v|; for float32 operators where that can be computed
     noise: float  # eta: the largest of the three relative to |H|_2 |v|, and at least the unit roundoff
     notes: tuple[str, ...] = ()
+    on: str = "the first batch"  # what the products were made on
 
 
 # Above this, products are not merely rounded: they are random, or not symmetric. By the precision that the loss has.
@@ -31,10 +35,22 @@ _FAULT = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.f
 # Steps between the points at which rounding is compared, in units of it: far enough for it to fall out anew.
 _APART = 4
 _FOURTH = {-2: 1, -1: -4, 0: 6, 1: -4, 2: 1}  # the weights of a fourth difference; their squares add up to 70
+# A first batch of more than this (parameters times targets) is not tried whole, if it is much of the data: this part
+# of the data is enough, with at least so many targets. The float64 products alone would cost as much as ten others.
+_SMALL = 2e7
+_PART, _TARGETS = 32, 32
+_COUPLED_PART = 8  # of a batch whose samples are coupled
 
 
-def self_test(operator: CurvatureOperator, note: str | None = None) -> SelfTest:
+def self_test(operator: CurvatureOperator, note: str | None = None, *, whole: bool = False) -> SelfTest:
     """Products with random vectors on the first batch: repeated, transposed, and in float64 where that can be.
+
+    Of a large batch that is much of the data a few rows are taken. Sums over more rows are rounded more often: what
+    that adds is measured, by the product of a longer part of the batch at once against the sum over pieces of it. Where
+    batch norm couples the samples, pieces are another function, and rounding is taken to grow in proportion to the
+    number of rows, as sums of one sign do at worst.
+
+    With ``whole`` the products are of the first batch whatever its size.
 
     The noise is an error relative to ``|H|_2 |v|``, by which it moves eigenvalues (Weyl). A random vector has hardly a
     part in the leading eigenvectors, so its own product is much shorter than that: the scale is taken from the product
@@ -48,10 +64,13 @@ def self_test(operator: CurvatureOperator, note: str | None = None) -> SelfTest:
     vectors /= vectors.norm(dim=1, keepdim=True)
     with operator.function.evaluation():  # one batch for all, since a loader may shuffle
         batch = next(batch for batch in operator.task.batches() if operator.task.weight_of(batch) > 0)
+    everything, batch = batch, batch if whole else _few_rows(operator, batch, vectors)
+    phase("self-test", 0, 4)
     first = _products(operator, batch, vectors, seed=3)
     length = float(first[0].norm())
     if length == 0:
         return SelfTest(0.0, 0.0, None, _unit(operator), (note,) if note else ())
+    phase("self-test", 1, 4)
     again = _products(operator, batch, vectors[:1], seed=4)
     change = float((again[0] - first[0]).norm())
     crossed = abs(float(vectors[1] @ first[0] - vectors[0] @ first[1]))
@@ -70,8 +89,16 @@ def self_test(operator: CurvatureOperator, note: str | None = None) -> SelfTest:
     second = _products(operator, batch, leading, seed=3)
     scale = max(float(second.norm()), length)
     tried, found = torch.cat([vectors[:1], leading]), torch.cat([first[:1], second])
+    phase("self-test", 2, 4, "in float64")
     errors = _roundoff(operator, batch, tried, found)
     roundoff = None if errors is None else errors / scale
+    on = SelfTest.on
+    if batch is not everything:
+        phase("self-test", 3, 4, "in pieces")
+        growth, on = _growth(operator, everything, batch, leading)
+        if growth is None:  # the rows of a batch have no losses of their own
+            return self_test(operator, note, whole=True)
+        roundoff = None if roundoff is None else roundoff * growth.factor + growth.added
     notes = [note] if note else []
     if operator.function.casts:
         roundoff = max(roundoff or 0.0, _rounding_within(operator, batch, tried, found) / scale)
@@ -84,7 +111,68 @@ def self_test(operator: CurvatureOperator, note: str | None = None) -> SelfTest:
             f"the model or its loss casts to {carried} on the way: {dtype} products are as exact as {carried} ones "
             f"(noise {noise:.1e} of the spectral norm)"
         )
-    return SelfTest(change / length, crossed / length, roundoff, noise, tuple(notes))
+    return SelfTest(change / length, crossed / length, roundoff, noise, tuple(notes), on)
+
+
+def _few_rows(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor) -> Any:
+    """Some rows of a batch from all over it; the batch where it is small, or where they would say less than it does."""
+    task, rows, survey = operator.task, rows_of(batch), operator.task.survey()
+    targets = task.weight_of(batch)
+    if not rows or operator.n * targets <= _SMALL:
+        return batch
+    wanted = max(2, -(-(survey.num_samples or rows) // _PART), math.ceil(_TARGETS * rows / targets))
+    if couples_samples(task.model, operator.bn_mode):
+        wanted = max(wanted, rows // _COUPLED_PART)
+    if 2 * wanted > rows:
+        return batch
+    try:
+        few = choose_rows(batch, torch.linspace(0, rows - 1, wanted).round().to(torch.int64))
+        found = bool(_products(operator, few, vectors[:1], seed=3).any()) if task.weight_of(few) > 0 else False
+    except Exception:  # these rows are no batch to this model; what is wrong with the batch itself is said of it
+        return batch
+    return few if found else batch
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """What rounding is on a whole batch, from what it is on a few of its rows."""
+
+    factor: float  # of the error on these rows
+    added: float  # to it
+
+
+def _growth(operator: CurvatureOperator, batch: Any, few: Any, vector: torch.Tensor) -> tuple[_Growth | None, str]:
+    """How rounding grows from a few rows to the batch, and what was looked at; None where the rows are no parts of it.
+
+    Args:
+        vector: ``(1, n)``, one whose product is long.
+    """
+    task, rows, each = operator.task, rows_of(batch), rows_of(few)
+    assert rows is not None
+    assert each is not None
+    on = f"{each} of the {rows} rows of the first batch"
+    if couples_samples(task.model, operator.bn_mode):
+        return _Growth(rows / each, 0.0), on
+    if operator.torch_dtype != torch.float32:
+        return _Growth(1.0, 0.0), on
+    part = max(2 * each, min(rows, (task.survey().num_samples or rows) // 2))
+    longer = choose_rows(batch, torch.arange(part))
+
+    def summed(piece: Any, seed: int) -> torch.Tensor:
+        weight = task.weight_of(piece)
+        product = _products(operator, piece, vector, seed) if weight > 0 else torch.zeros_like(vector)
+        return task.total_factor(weight) * product
+
+    try:
+        at_once = summed(longer, seed=3)
+        starts = range(0, part, each)
+        pieces = [summed(choose_rows(batch, torch.arange(s, min(part, s + each))), seed=4) for s in starts]
+    except Exception:  # as above
+        return None, on
+    error = float((at_once - torch.stack(pieces).sum(0)).norm() / at_once.norm()) if bool(at_once.any()) else math.inf
+    if error > _FAULT[operator.torch_dtype]:
+        return None, on
+    return _Growth(1.0, error * rows / part), f"{on}, and {part} rows at once against pieces of them"
 
 
 def _unit(operator: CurvatureOperator) -> float:

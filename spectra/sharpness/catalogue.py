@@ -32,6 +32,8 @@ class Entry:
     home: str  # module:function
     options: Mapping[str, Any] = field(default_factory=dict)
     cheap: bool = True
+    passes: float = 0.0  # in float64 over all data, that it makes beside the exact trace or diagonal
+    drawn: Mapping[str, Any] = field(default_factory=dict)  # the options of its Monte-Carlo form, if it has one
     train_mode: bool = False  # whether it exists with batch norm by the statistics of each batch
     always_train: bool = False  # it is defined in that mode only, whatever the mode of the record
     lacks: tuple[str, ...] = ()  # the CHANGES whose networks it is not defined for, beside those of train mode
@@ -49,6 +51,7 @@ class Entry:
 
 _EXACT = "about C/2 (linear layers) to C"  # that of the exact trace or diagonal
 _MEASURES = "spectra.sharpness.measures"
+_DRAWN = {"method": "monte-carlo"}
 
 CATALOGUE: dict[str, Entry] = {
     "minimum_sharpness": Entry(
@@ -56,6 +59,7 @@ CATALOGUE: dict[str, Entry] = {
         _EXACT,
         ("layers", "order", "shift", "bn_eval"),
         f"{_MEASURES}:minimum_sharpness",
+        drawn=_DRAWN,
     ),
     "node_minimum_sharpness": Entry(
         "least trace over rescalings of single units; chains of layers only",
@@ -69,6 +73,7 @@ CATALOGUE: dict[str, Entry] = {
         _EXACT,
         ("layers", "units", "order", "shift", "bn_eval", "split"),
         f"{_MEASURES}:normalized_sharpness",
+        drawn={"diagonal": "monte-carlo"},
     ),
     "normalized_sharpness_of_normalized_loss": Entry(
         "the same with the cross-entropy of normalised logits; three classes and more",
@@ -76,6 +81,7 @@ CATALOGUE: dict[str, Entry] = {
         ("layers", "units", "order", "shift", "logits", "bn_eval"),
         f"{_MEASURES}:normalized_sharpness",
         {"loss": "normalized"},
+        drawn={"diagonal": "monte-carlo"},
         lacks=("split",),
     ),
     "ns_direct": Entry(
@@ -98,12 +104,14 @@ CATALOGUE: dict[str, Entry] = {
         _EXACT,
         ("layers", "order", "shift", "split"),
         f"{_MEASURES}:matrix_normalized_sharpness",
+        drawn=_DRAWN,
     ),
     "fisher_rao_diagonal": Entry(
         "sum_i w_i^2 mean_n (dl_n/dw_i)^2 (Tsuzuku et al. 2019, equation 25)",
         "2 to 3",
         ("layers", "units", "order", "bn_eval"),
         "spectra.sharpness.fisher_rao:fisher_rao_norm",
+        passes=3,
     ),
     "fisher_rao_liang": Entry(
         "mean_n <w, grad l_n>^2 (Liang et al. 2019)",
@@ -111,6 +119,7 @@ CATALOGUE: dict[str, Entry] = {
         ("layers", "units", "order", "shift", "bn_eval", "split"),
         "spectra.sharpness.fisher_rao:fisher_rao_norm",
         {"form": "liang"},
+        passes=3,
     ),
     "fisher_rao_hessian": Entry(
         "sum_i w_i^2 H_ii (Tsuzuku et al. 2020, equation 16)",
@@ -118,6 +127,7 @@ CATALOGUE: dict[str, Entry] = {
         ("layers", "units", "order", "bn_eval"),
         "spectra.sharpness.fisher_rao:fisher_rao_norm",
         {"form": "hessian"},
+        drawn=_DRAWN,
     ),
     "squared_norm": Entry(
         "sum of squared weights; a baseline",
@@ -131,6 +141,7 @@ CATALOGUE: dict[str, Entry] = {
         "1",
         ("order", "shift"),
         "spectra.sharpness.norms:gradient_norm",
+        passes=1,
         train_mode=True,
     ),
     "bn_sharpness": Entry(
@@ -189,7 +200,7 @@ def chosen_measures(asked: str | Sequence[str]) -> tuple[str, ...]:
         >>> chosen_measures("gradient_norm, squared_norm")
         ('squared_norm', 'gradient_norm')
     """
-    names = [name.strip() for name in asked.split(",")] if isinstance(asked, str) else list(asked)
+    names = _names(asked)
     if names == ["none"]:
         return ()
     if names == ["all"]:
@@ -204,6 +215,21 @@ def chosen_measures(asked: str | Sequence[str]) -> tuple[str, ...]:
             )
         meant.add(name)
     return tuple(name for name in CATALOGUE if name in meant)
+
+
+def named_measures(asked: str | Sequence[str]) -> frozenset[str]:
+    """Those of them that are asked for by name, or by ``"all"``: they are computed whatever they cost.
+
+    Example:
+        >>> sorted(named_measures("cheap, gradient_norm")), sorted(named_measures("cheap"))
+        (['gradient_norm'], [])
+    """
+    names = _names(asked)
+    return frozenset(chosen_measures([name for name in names if name != "cheap"] or "none"))
+
+
+def _names(asked: str | Sequence[str]) -> list[str]:
+    return [name.strip() for name in asked.split(",")] if isinstance(asked, str) else list(asked)
 
 
 def invariance_table() -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.linearised import Plans, linearise
+from spectra.exact.result import ExactDiagonal
 from spectra.exact.trace import exact_diagonal
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.jacobian import slope_of
@@ -19,7 +22,14 @@ FORMS = ("diagonal", "liang", "hessian")
 
 
 def fisher_rao_norm(
-    task: Task, form: str = "diagonal", bn_mode: str = "eval", *, dtype: str | None = "float64"
+    task: Task,
+    form: str = "diagonal",
+    bn_mode: str = "eval",
+    *,
+    dtype: str | None = "float64",
+    method: str = "exact",
+    draws: int = 32,
+    seed: int = 0,
 ) -> Measure:
     """The Fisher-Rao norm: how strongly the loss of single samples, or all of it, changes with the weights' own scale.
 
@@ -36,6 +46,9 @@ def fisher_rao_norm(
         form: one of the three.
         bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode no sample has a loss of its own.
         dtype: to compute in; the parameters' own with None.
+        method: of the diagonal of ``"hessian"``, as in :func:`spectra.exact_diagonal`, as are
+        draws: and
+        seed: ``stderr`` is the most that the errors of the entries make of the sum, however they go together.
 
     Returns:
         The measure; NaN with the reason where samples have no loss of their own.
@@ -63,7 +76,9 @@ def fisher_rao_norm(
     try:
         plain = replace(task, l2=0.0)
         if form == "hessian":
-            return _of_curvature(plain, bn_mode, dtype)
+            return _of_curvature(
+                plain, exact_diagonal(plain, bn_mode, dtype=dtype, method=method, draws=draws, seed=seed)
+            )
         operator = EmpiricalFisherOperator(plain, bn_mode, dtype=dtype)
         _ = operator.self_test  # what cannot be right is refused here
         value = _full(operator) if form == "liang" else _diagonal(operator)
@@ -72,21 +87,25 @@ def fisher_rao_norm(
     return Measure(value=value, form=form, bn_mode=bn_mode, curvature=curvature)
 
 
-def _of_curvature(task: Task, bn_mode: str, dtype: str | None) -> Measure:
-    diagonal = exact_diagonal(task, bn_mode, dtype=dtype, method="exact")
+def _of_curvature(task: Task, diagonal: ExactDiagonal) -> Measure:
+    conditions: dict[str, Any] = {"form": "hessian", "bn_mode": diagonal.bn_mode}
     if diagonal.kind is None:
-        return not_measured("; ".join(diagonal.reasons), form="hessian", bn_mode=bn_mode)
+        return not_measured("; ".join(diagonal.reasons), **conditions)
     weights = dict(task.model.named_parameters())
-    parts = {
-        name: float((entries * weights[name].detach().to(entries).square()).sum()) for name, entries in diagonal.items()
-    }
+
+    def total(by_tensor: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        return {
+            name: float((part * weights[name].detach().to(part).square()).sum()) for name, part in by_tensor.items()
+        }
+
+    parts = total(diagonal)
     return Measure(
         value=sum(parts.values()),
-        form="hessian",
-        bn_mode=bn_mode,
+        stderr=None if diagonal.stderr is None else sum(total(diagonal.stderr).values()),
         curvature=diagonal.kind,
-        reason="; ".join(diagonal.reasons) or None,
+        reason="; ".join([*diagonal.how, *diagonal.reasons]) or None,
         details={"by_tensor": parts},
+        **conditions,
     )
 
 

@@ -39,6 +39,7 @@ from spectra.sharpness.train_part import train_mode_part
 from spectra.task import Task
 
 LOSSES = ("task", "normalized")
+_SUMS = ("exact", "monte-carlo")  # ways of having a diagonal from the criterion's Hessian in the outputs
 
 
 def minimum_sharpness(
@@ -48,6 +49,8 @@ def minimum_sharpness(
     scale_groups: Mapping[str, Sequence[float] | float] | None = None,
     zero_tolerance: float = 0.0,
     train_draws: int = 0,
+    method: str = "exact",
+    draws: int = 32,
     seed: int = 0,
 ) -> Measure:
     """Minimum sharpness: the smallest trace of the Hessian over rescalings that leave the network's function alone.
@@ -70,7 +73,9 @@ def minimum_sharpness(
             by default; 1e-14 is the usual choice where a layer is dead.
         train_draws: random products for ``details["train_mode_part"]``, what filters before batch norm have in train
             mode (:mod:`spectra.sharpness.train_part`), beside the value and never added to it. None by default.
-        seed: of these.
+        method: of the traces: ``"exact"``, or ``"monte-carlo"`` with a standard error, see :func:`spectra.exact_trace`.
+        draws: how many, for Monte-Carlo.
+        seed: of either.
 
     Returns:
         The measure: ``form`` "bias-free" or "with biases", ``attained``, ``certificate`` (the gradient at the minimum
@@ -94,14 +99,15 @@ def minimum_sharpness(
 
     def measured() -> Measure:
         network = prepare_rescaling(task, bn_mode, scale_groups)
-        trace = exact_trace(network.task, method="exact")
+        trace = exact_trace(network.task, method=method, draws=draws, seed=seed)
         if trace.kind is None:
             return not_measured("; ".join(trace.reasons), **conditions)
-        found = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance)
+        errors = trace.stderr_by_layer
+        found = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance, errors)
         if train_draws and network.folded.folded:
             part = _train_part(task, network, train_draws, seed)
             found = replace(found, details={**found.details, "train_mode_part": part})
-        return _with_reasons(found, trace.reasons)
+        return _with_reasons(found, [*trace.how, *trace.reasons])
 
     return _refused(measured, conditions)
 
@@ -166,8 +172,9 @@ def normalized_sharpness(
         loss: ``"task"``, or ``"normalized"`` for the cross-entropy of the logits over their standard deviation (three
             classes and more), with the task's targets but without class weights or label smoothing.
         bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode there is no exact diagonal.
-        diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled; or of the
-            Hessian from draws, whose scatter biases the measure: ``"probes"``, ``"na"``, ``"ni"``, see
+        diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled;
+            ``"monte-carlo"``: the same from draws, with a standard error; or of the Hessian from draws, whose scatter
+            biases the measure: ``"probes"``, ``"na"``, ``"ni"``, see
             :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`, also for ``draws``, ``radius``, ``eps``, ``seed``.
 
     Returns:
@@ -179,8 +186,8 @@ def normalized_sharpness(
         DataError: the data cannot be used.
     """
     check_options(form, lam, side)
-    if diagonal not in ("exact", *METHODS):
-        raise ArgumentError(f"diagonal={diagonal!r}: 'exact', {', '.join(map(repr, METHODS))} is needed")
+    if diagonal not in (*_SUMS, *METHODS):
+        raise ArgumentError(f"diagonal={diagonal!r}: {', '.join(map(repr, (*_SUMS, *METHODS)))} is needed")
     conditions = {"form": form, "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
 
     def drawn() -> Measure:
@@ -197,20 +204,22 @@ def normalized_sharpness(
         return _with_reasons(found, [words])
 
     def measured() -> Measure:
-        if diagonal != "exact":
+        if diagonal not in _SUMS:
             return drawn()
-        exact = exact_diagonal(_with_loss(task, loss), bn_mode, method="exact")
+        exact = exact_diagonal(_with_loss(task, loss), bn_mode, method=diagonal, draws=draws, seed=seed)
         if exact.kind is None:
             return not_measured("; ".join(exact.reasons), **conditions)
         found = normalized_of_diagonals(
-            task, exact, exact.kind, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
+            task, exact, exact.kind, errors=exact.stderr, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
         )
-        return _with_reasons(found, exact.reasons)
+        return _with_reasons(found, [*exact.how, *exact.reasons])
 
     return _refused(measured, conditions)
 
 
-def matrix_normalized_sharpness(task: Task, *, loss: str = "task", bn_mode: str = "eval") -> Measure:
+def matrix_normalized_sharpness(
+    task: Task, *, loss: str = "task", bn_mode: str = "eval", method: str = "exact", draws: int = 32, seed: int = 0
+) -> Measure:
     """Matrix-normalized sharpness, ``sum_l sqrt(|W_l|_F^2 Tr H_l)`` over the weight matrices.
 
     Invariant under layer-wise rescaling only. An upper bound of half the normalized sharpness.
@@ -219,6 +228,9 @@ def matrix_normalized_sharpness(task: Task, *, loss: str = "task", bn_mode: str 
         task: the task.
         loss: ``"task"`` or ``"normalized"``.
         bn_mode: ``"eval"`` or ``"recalibrated"``.
+        method: of the traces: ``"exact"``, or ``"monte-carlo"`` with a standard error, see :func:`spectra.exact_trace`.
+        draws: how many, for Monte-Carlo.
+        seed: of these.
 
     Returns:
         The measure; NaN with the reason if the trace of a matrix is negative: it is never cut off.
@@ -230,11 +242,12 @@ def matrix_normalized_sharpness(task: Task, *, loss: str = "task", bn_mode: str 
     conditions = {"form": "matrix", "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
 
     def measured() -> Measure:
-        trace = exact_trace(_with_loss(task, loss), bn_mode, method="exact")
+        trace = exact_trace(_with_loss(task, loss), bn_mode, method=method, draws=draws, seed=seed)
         if trace.kind is None:
             return not_measured("; ".join(trace.reasons), **conditions)
-        found = matrix_normalized_of_traces(task, trace.by_layer, trace.kind, loss=loss, bn_mode=bn_mode)
-        return _with_reasons(found, trace.reasons)
+        errors = trace.stderr_by_layer
+        found = matrix_normalized_of_traces(task, trace.by_layer, trace.kind, errors=errors, loss=loss, bn_mode=bn_mode)
+        return _with_reasons(found, [*trace.how, *trace.reasons])
 
     return _refused(measured, conditions)
 

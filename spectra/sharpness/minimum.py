@@ -88,6 +88,7 @@ def minimum_of_traces(
     curvature: str,
     bn_mode: str = "eval",
     zero_tolerance: float = 0.0,
+    errors: Mapping[str, float] | None = None,
 ) -> Measure:
     """``inf_u sum_g T_g exp(-2 a_g . u)`` over the free scales of a network, from the traces of its tensors.
 
@@ -97,6 +98,8 @@ def minimum_of_traces(
         curvature: ``"hessian"`` or ``"ggn"``, whose blocks they are.
         bn_mode: as given to :func:`prepare_rescaling`.
         zero_tolerance: as in :func:`spectra.sharpness.rescaling.minimise_rescaled`.
+        errors: the standard errors of the traces, where they are drawn: ``stderr`` is then the most that they make of
+            the minimum, to first order, however they go together.
 
     Returns:
         The measure, with ``form`` "bias-free" or "with biases"; NaN with the reason if a block is negative.
@@ -122,8 +125,16 @@ def minimum_of_traces(
             )
     found = minimise_rescaled(blocks, groups.exponents, groups.names, zero_tolerance)
     factors = np.exp(groups.exponents @ found.log_scales)
+    stderr = None
+    if errors is not None:  # the scales are at their best, so that to first order they do not change
+        stderr = sum(
+            after / before * errors[name]
+            for name, before, after in zip(groups.names, blocks, found.blocks)
+            if before > 0
+        )
     return Measure(
         value=found.value,
+        stderr=stderr,
         attained=found.attained,
         certificate=found.certificate,
         reason=found.note,

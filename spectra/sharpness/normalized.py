@@ -36,6 +36,16 @@ class MatrixSharpness:
     attained: bool
     certificate: float  # the largest difference between the two sums of a row or column, relative to the value
     log_scales: tuple[Array, Array]  # x (h1,) and y (h2,): the scale of entry (i, j) is exp(x_i + y_j)
+    factor: float = 1.0  # of the sum that is minimised
+
+    def slope(self, change: npt.ArrayLike) -> float:
+        """The change of the value with the entries of the diagonal, to first order; not that of the printed (35).
+
+        The scales are at their best, so that to first order they do not change.
+        """
+        change, (x, y) = np.asarray(change, float), self.log_scales
+        moved = change != 0  # where an entry and its change are 0 the scale may be anything
+        return self.factor * float(np.sum(change[moved] * np.exp(x[:, None] + y[None, :])[moved]))
 
 
 def normalized_matrix(
@@ -78,7 +88,7 @@ def normalized_matrix(
     check_between(h, u, found.value / 2)
     factor = (2 * lam) ** -0.5 * (0.5 if form == "pacbayes" else 1.0)
     scales = (found.potentials[0], -found.potentials[1])
-    return MatrixSharpness(factor * found.value, found.attained, found.certificate, scales)
+    return MatrixSharpness(factor * found.value, found.attained, found.certificate, scales, factor)
 
 
 def check_options(form: str, lam: float, side: str) -> None:

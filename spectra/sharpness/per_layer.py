@@ -32,6 +32,7 @@ def normalized_of_diagonals(
     diagonal: Mapping[str, torch.Tensor],
     curvature: str,
     *,
+    errors: Mapping[str, torch.Tensor] | None = None,
     form: str = "arxiv",
     lam: float = 0.5,
     side: str = "output",
@@ -48,6 +49,8 @@ def normalized_of_diagonals(
         task: the task whose model has the weights.
         diagonal: by trainable tensor, in its shape, without ``l2``.
         curvature: ``"hessian"`` or ``"ggn"``, whose diagonal it is.
+        errors: the standard errors of the entries, where they are drawn. ``stderr`` is then the most that they make of
+            the sum, to first order, however they go together; None for ``"icml"``.
         form: ``"arxiv"``, ``"pacbayes"`` or ``"icml"``.
         lam: the weight of the noise's entropy.
         side: of ``"icml"``.
@@ -64,7 +67,7 @@ def normalized_of_diagonals(
     weights = _weights(task, diagonal, list(layouts))
     by_layer: dict[str, float] = {}
     attained, certificate, cut, kept = True, 0.0, 0.0, 0.0
-    parameters, rao = 0.0, 0.0
+    parameters, rao, error = 0.0, 0.0, 0.0
     for name, layout in layouts.items():
         entries, square = diagonal[name].detach().to("cpu", torch.float64), weights[name].square()
         cut += float(-entries.clamp(max=0).sum())
@@ -73,14 +76,17 @@ def normalized_of_diagonals(
         flat = entries.numpy().ravel(), square.numpy().ravel()
         parameters, rao = parameters + parameter_wise(*flat), rao + fisher_rao_from_diagonal(*flat)
         total = 0.0
-        for h, u in zip(layout.blocks(entries), layout.blocks(square)):
+        known = layout.blocks(torch.zeros_like(entries) if errors is None else errors[name].to("cpu", torch.float64))
+        for h, u, e in zip(layout.blocks(entries), layout.blocks(square), known):
             found = normalized_matrix(h.entries, u.entries, form, lam, side)
+            error += found.slope(e.entries)
             total += found.value**2 if form == "icml" else found.value  # one radical for the whole matrix
             attained &= found.attained
             certificate = max(certificate, found.certificate)
         by_layer[name] = math.sqrt(total) if form == "icml" else total
     return Measure(
         value=float(sum(by_layer.values())),
+        stderr=None if errors is None or form == "icml" else error,
         form=form,
         loss=loss,
         bn_mode=bn_mode,
@@ -99,7 +105,13 @@ def normalized_of_diagonals(
 
 
 def matrix_normalized_of_traces(
-    task: Task, traces: Mapping[str, float], curvature: str, *, loss: str = "task", bn_mode: str = "eval"
+    task: Task,
+    traces: Mapping[str, float],
+    curvature: str,
+    *,
+    errors: Mapping[str, float] | None = None,
+    loss: str = "task",
+    bn_mode: str = "eval",
 ) -> Measure:
     """Matrix-normalized sharpness, ``sum_l sqrt(|W_l|_F^2 T_l)`` over the weight matrices, [NA] (13).
 
@@ -107,6 +119,8 @@ def matrix_normalized_of_traces(
         task: the task whose model has the weights.
         traces: of the curvature blocks of its trainable tensors, without ``l2``.
         curvature: ``"hessian"`` or ``"ggn"``, whose blocks they are.
+        errors: the standard errors of the traces, where they are drawn: ``stderr`` is then the most that they make of
+            the sum, to first order, however they go together.
         loss: what the traces are of: ``"task"`` or ``"normalized"``.
         bn_mode: likewise.
 
@@ -127,8 +141,11 @@ def matrix_normalized_of_traces(
                 **conditions,
             )
     by_layer = {name: matrix_normalized(float(traces[name]), float(w.square().sum())) for name, w in weights.items()}
+    stderr = None
+    if errors is not None:  # the root of a trace has a slope of half the root over the trace
+        stderr = sum(value / (2 * traces[name]) * errors[name] for name, value in by_layer.items() if traces[name] > 0)
     details = {"by_layer": by_layer, "excluded": list(excluded)}
-    return Measure(value=float(np.sum(list(by_layer.values()))), details=details, **conditions)
+    return Measure(value=float(np.sum(list(by_layer.values()))), stderr=stderr, details=details, **conditions)
 
 
 def _weights(task: Task, given: Mapping[str, object], names: list[str]) -> dict[str, torch.Tensor]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
+from spectra.allowance import OverBudget, cost, limited, spend
 from spectra.errors import in_one_line
 from spectra.operators.curvature import CurvatureOperator
+from spectra.phases import part
 from spectra.sharpness.bounds import NAMES, pac_bayes_bounds
-from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
+from spectra.sharpness.catalogue import CATALOGUE, chosen_measures, named_measures
 from spectra.sharpness.measure import Measure, not_measured
 from spectra.task import Task
 
 
 def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str = "eval") -> dict[str, Measure]:
     """The measures of these names; one that does not exist here is NaN with its reason.
+
+    Within a block that limits the cost (:mod:`spectra.allowance`) those that are not asked for by name are drawn where
+    they would cost more than is left, and left out where even that does: NaN with what they would cost.
 
     Args:
         task: the task.
@@ -33,18 +39,36 @@ def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str =
         ArgumentError: a name that is not there.
     """
     found: dict[str, Measure] = {}
-    for name in chosen_measures(names):
+    chosen, named = chosen_measures(names), named_measures(names)
+    for index, name in enumerate(chosen):
         entry = CATALOGUE[name]
         if bn_mode == "train" and not entry.train_mode:
             continue
-        module, _, function = entry.home.partition(":")
-        measure = getattr(importlib.import_module(module), function)
         mode = {} if name == "squared_norm" else {"bn_mode": "train" if entry.always_train else bn_mode}
-        try:
-            found[name] = measure(task, **mode, **entry.options)
-        except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
-            found[name] = not_measured(in_one_line(error), form=str(entry.options.get("form", "default")), **mode)
+        with part("measures", index, len(chosen), name), limited(None) if name in named else nullcontext():
+            try:
+                found[name] = _affordable(name, task, mode)
+            except Exception as error:  # what goes wrong here must not lose the products of the run that are behind it
+                form = str(entry.options.get("form", "default"))
+                found[name] = not_measured(in_one_line(error), form=form, **mode)
     return found
+
+
+def _affordable(name: str, task: Task, mode: dict[str, str]) -> Measure:
+    """The measure, or its Monte-Carlo form where it costs too much, or the reason why it is left out."""
+    entry = CATALOGUE[name]
+    module, _, function = entry.home.partition(":")
+    measure = getattr(importlib.import_module(module), function)
+    reasons = []
+    for drawn in ({}, entry.drawn) if entry.drawn else ({},):
+        try:
+            spend(cost(entry.passes, torch.float64))
+            result: Measure = measure(task, **mode, **entry.options, **drawn)
+            return result
+        except OverBudget as error:
+            reasons.append(str(error))
+    why = f"left out: {'; '.join(reasons)}; --metrics {name} computes it"
+    return not_measured(why, form=str(entry.options.get("form", "default")), **mode)
 
 
 def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:

@@ -20,7 +20,7 @@ from spectra.records import Record
 from spectra.sharpness.measure import Measure
 from spectra.storage.cells import get_attribute, read_texts, seal, set_attribute, write_texts
 
-_EXACT = ("total", "kind", "method", "bn_mode", "l2", "stderr")  # attributes of `exact`
+_EXACT = ("total", "kind", "method", "bn_mode", "l2", "stderr", "draws")  # attributes of `exact`
 _GGN = ("n", "num_samples", "rank_bound", "l2", "noise", "bn_mode", "data")  # attributes of `exact_spectrum`
 _CHECK_NUMBERS = ("estimate", "exact", "error", "z", "detectable")
 _MEASURE_TEXTS = ("form", "loss", "bn_mode", "curvature", "reason")

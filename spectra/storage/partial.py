@@ -1,9 +1,11 @@
-"""What is finished of a record that is not: a file beside the results file, which goes when the record is complete.
+"""What there is of a record that is not finished: a file beside the results file, which goes when it is complete.
 
 The tree of `run.h5.partial`; it ends with its SHA-256, as the results file does, and is replaced in one step::
 
     /                    encoding-type "spectra-partial", encoding-version 1, key and how (JSON)
     /parts/0/000000      a probe of part 0 of the record: its arrays, by name
+    /under-way/000000    a recurrence that is not finished, likewise; attributes: part, vectors (JSON), the latter what
+                         counts of `run.h5.basis` (:mod:`spectra.storage.vectors`)
 
 The key says whose probes these are, so that no others are taken for them. `how` says in which way they were computed,
 where there is a choice: what goes on with them does the same.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,21 @@ from spectra.errors import StorageError
 from spectra.jsonable import dumps
 from spectra.storage.replacing import remove_leftovers, replace_file
 from spectra.storage.sealing import read_bytes, sealed, unsealed
+from spectra.storage.vectors import Written
 
 ENCODING_TYPE = "spectra-partial"
 ENCODING_VERSION = 1
 
 Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """Recurrences in the middle of their steps."""
+
+    part: int  # of the record
+    recurrences: Sequence[Arrays]  # without their vectors
+    written: Written  # which these are
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Partial:
     key: Mapping[str, Any]  # JSON-able: equal keys are equal numbers
     how: Mapping[str, Any]  # JSON-able
     parts: Sequence[Sequence[Arrays]]  # the parts of the record, the probes of each from the first on
+    under_way: UnderWay | None = None  # the next of the last part, or the first of the one after it
 
     def differs(self, key: Mapping[str, Any]) -> list[str]:
         """The names of what is not as in another key."""
@@ -70,11 +83,9 @@ class PartialFile:
             with h5py.File(io.BytesIO(image), "r") as file:
                 if (file.attrs["encoding-type"], file.attrs["encoding-version"]) != (ENCODING_TYPE, ENCODING_VERSION):
                     raise StorageError(f"{self.shown}: is not one that this version of spectra wrote")
-                parts = [
-                    [{name: cell[()] for name, cell in probe.items()} for _, probe in sorted(part.items())]
-                    for _, part in sorted(file["parts"].items())
-                ]
-                return Partial(json.loads(file.attrs["key"]), json.loads(file.attrs["how"]), parts)
+                parts = [_arrays_in(part) for _, part in sorted(file["parts"].items())] if "parts" in file else []
+                key, how = json.loads(file.attrs["key"]), json.loads(file.attrs["how"])
+                return Partial(key, how, parts, _under_way_in(file))
         except StorageError:
             raise
         except Exception as error:  # h5py raises nearly anything
@@ -92,11 +103,12 @@ class PartialFile:
             file.attrs["encoding-version"] = ENCODING_VERSION
             file.attrs["key"], file.attrs["how"] = dumps(partial.key), dumps(partial.how)
             for number, part in enumerate(partial.parts):
-                group = file.create_group(f"parts/{number}")
-                for row, probe in enumerate(part):
-                    cells = group.create_group(f"{row:06d}")
-                    for name, values in probe.items():
-                        cells[name] = values
+                _put(file.create_group(f"parts/{number}"), part)
+            if (under_way := partial.under_way) is not None:
+                group = file.create_group("under-way")
+                group.attrs["part"] = under_way.part
+                group.attrs["vectors"] = dumps(asdict(under_way.written))
+                _put(group, under_way.recurrences)
         replace_file(self.path, sealed(buffer.getvalue()), shown=self.shown)
 
     def remove(self) -> None:
@@ -110,3 +122,23 @@ class PartialFile:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"{self.shown}: cannot be removed: {error.strerror}; remove it by hand") from error
+
+
+def _put(group: h5py.Group, probes: Sequence[Arrays]) -> None:
+    for row, probe in enumerate(probes):
+        cells = group.create_group(f"{row:06d}")
+        for name, values in probe.items():
+            cells[name] = values
+
+
+def _arrays_in(group: h5py.Group) -> list[Arrays]:
+    return [{name: cell[()] for name, cell in probe.items()} for _, probe in sorted(group.items())]
+
+
+def _under_way_in(file: h5py.File) -> UnderWay | None:
+    if "under-way" not in file:
+        return None
+    group = file["under-way"]
+    told = json.loads(group.attrs["vectors"])
+    written = Written(**(told | {"chunks": tuple((int(which), int(count)) for which, count in told["chunks"])}))
+    return UnderWay(int(group.attrs["part"]), _arrays_in(group), written)

@@ -7,8 +7,9 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from spectra.errors import StorageError
 
@@ -72,6 +73,28 @@ def replace_file(path: Path, content: bytes, *, shown: str | None = None) -> Non
         _flush_folder(path.parent)
 
 
+def extend_file(path: Path, start: int, pieces: Sequence[memoryview], *, shown: str) -> None:
+    """Write behind the first `start` bytes of a file, and flush it to the disk. These bytes stay as they are.
+
+    Args:
+        path: of the file, which is made where there is none.
+        start: how much of it is kept; what is behind that goes.
+        pieces: what comes after it.
+        shown: its name for messages.
+
+    Raises:
+        StorageError: it could not be written; the first `start` bytes are what they were.
+    """
+    with _writing(shown):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        with open(descriptor, "wb", buffering=0) as file:
+            os.ftruncate(descriptor, start)
+            os.lseek(descriptor, start, os.SEEK_SET)
+            for piece in pieces:
+                _write_whole(file, piece)
+            os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """The name of a file beside `path` that no other process uses, removed at the end if it is still there."""
@@ -86,10 +109,13 @@ def _write(path: Path, content: bytes) -> None:
     # An earlier one of this name is from a process that is gone: its number is ours now.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
     with open(descriptor, "wb", buffering=0) as file:
-        rest = memoryview(content)
-        while rest:  # a disk that is nearly full takes a part; the next call says why
-            rest = rest[file.write(rest) :]
+        _write_whole(file, memoryview(content))
         os.fsync(file.fileno())
+
+
+def _write_whole(file: Any, rest: memoryview) -> None:
+    while rest:  # a disk that is nearly full takes a part; the next call says why
+        rest = rest[file.write(rest) :]
 
 
 def _flush_folder(folder: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ import spectra.exact.trace
 import spectra.sharpness.norms
 from spectra import Task, analyze, iter_analyze
 from spectra.errors import ArgumentError
+from spectra.exact.linearised import Linearised
 from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
 from spectra.sharpness.suite import measure_all
 from spectra.storage.runfile import RunFile, load_trajectory
@@ -153,3 +157,111 @@ def test_measures_come_back_from_a_file(tmp_path):
     assert list(back.sharpness) == list(record.sharpness)
     for name, measure in record.sharpness.items():
         assert back.sharpness[name].to_json() == measure.to_json(), name
+
+
+# -- what they may cost
+
+
+def language_model(vocabulary=40, positions=12, rows=10) -> Task:
+    """Sequences of tokens and a prediction at each: as many columns as positions times words, and layers that bend."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(vocabulary, 6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, vocabulary))
+    x, y = torch.randint(vocabulary, (2, rows, positions))
+
+    def forward(model, batch):
+        return model(batch[0]).transpose(1, 2)
+
+    return Task(model, nn.CrossEntropyLoss(), [(x[:6], y[:6]), (x[6:], y[6:])], forward=forward)
+
+
+@pytest.fixture
+def columns(monkeypatch):
+    """How many columns were pulled back through the data, a batch for its part of the rows."""
+    pulled = []
+    real = Linearised.squares
+
+    def counted(self, columns, signs, diagonal):
+        pulled.append(len(columns) * self.layout.samples / 10)
+        return real(self, columns, signs, diagonal)
+
+    monkeypatch.setattr(Linearised, "squares", counted)
+    return pulled
+
+
+@pytest.fixture
+def nothing_is_small(monkeypatch):
+    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+
+
+EXACT_COLUMNS = 39 * 12
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+def test_default_measures_of_a_language_model_are_drawn_and_cost_no_more_than_the_spectrum(columns):
+    (record,) = analyze(language_model(), lanczos_steps=100, num_probes=4)
+    assert 32 <= sum(columns) <= 2.5 * 400
+    found = record.sharpness["normalized_sharpness"]
+    assert found.reason.startswith("not exact (Monte-Carlo: 32 draws for 468 columns)")
+    truth = spectra.normalized_sharpness(language_model())
+    assert abs(found.value - truth.value) < 2 * found.stderr
+    assert found.stderr < 0.2 * found.value
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+@pytest.mark.parametrize(("steps", "probes"), [(1, 2), (3, 2), (4, 3)])
+def test_the_less_the_spectrum_costs_the_more_is_left_out_with_the_reason(steps, probes, columns):
+    (record,) = analyze(language_model(), lanczos_steps=steps, num_probes=probes)
+    budget = 2.5 * steps * probes
+    assert sum(columns) <= budget - 2.5 * probes + 1e-9  # beside a product with each probe for the check
+    assert list(record.sharpness) == CHEAP
+    assert record.sharpness["squared_norm"].value > 0  # which costs nothing
+    missing = record.sharpness["normalized_sharpness"]
+    assert math.isnan(missing.value)
+    assert re.fullmatch(
+        rf"left out: all columns: about 470 gradients, and \S+ of a budget of {budget:.2g} are left; 8 draws: about 8 "
+        rf"gradients, and \S+ of a budget of {budget:.2g} are left; --metrics normalized_sharpness computes it",
+        missing.reason,
+    )
+    assert record.to_json()["sharpness"]["normalized_sharpness"]["reason"] == missing.reason
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+@pytest.mark.parametrize("asked", ["normalized_sharpness", "cheap, normalized_sharpness", "all"])
+def test_a_measure_that_is_named_is_exact_whatever_it_costs(asked, columns):
+    (record,) = analyze(language_model(), lanczos_steps=1, num_probes=1, metrics=asked, check=False)
+    found = record.sharpness["normalized_sharpness"]
+    assert found.to_json() == spectra.normalized_sharpness(language_model()).to_json()
+    assert sum(columns) >= EXACT_COLUMNS
+    if asked == "cheap, normalized_sharpness":
+        assert "left out" in record.sharpness["matrix_normalized_sharpness"].reason
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+def test_why_a_measure_does_not_exist_is_said_rather_than_what_it_would_cost():
+    task = language_model()
+    task.model[2] = nn.Tanh()
+    (record,) = analyze(task, lanczos_steps=1, num_probes=2)
+    assert "not positively homogeneous" in record.sharpness["minimum_sharpness"].reason
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+def test_what_is_left_out_does_not_depend_on_the_clock(monkeypatch):
+    (record,) = analyze(language_model(), lanczos_steps=20, num_probes=2)
+    clock = itertools.count(0, 1000)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    (slow,) = analyze(language_model(), lanczos_steps=20, num_probes=2)
+    assert json.dumps([m.to_json() for m in slow.sharpness.values()]) == json.dumps(
+        [m.to_json() for m in record.sharpness.values()]
+    )
+
+
+def test_small_networks_have_all_their_measures_whatever_the_spectrum_costs():
+    (record,) = analyze(make_task(), lanczos_steps=1, num_probes=1)
+    assert all(math.isfinite(measure.value) for measure in record.sharpness.values())
+    assert all(measure.stderr is None for measure in record.sharpness.values())
+
+
+def test_the_bounds_that_are_asked_for_have_no_limit(monkeypatch):
+    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+    (record,) = analyze(make_task(), lanczos_steps=1, num_probes=1, metrics="none", check=False, bounds=True)
+    assert all(math.isfinite(measure.value) for measure in record.sharpness.values())

@@ -1,4 +1,4 @@
-"""A record that was interrupted goes on from its last group of probes, to the numbers of an uninterrupted one."""
+"""A record that was interrupted goes on from where its probes were, to the numbers of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import spectra.analysis
 import spectra.krylov.slq
 from spectra import Task, load_trajectory, save_checkpoint
 from spectra.errors import NumericsError
+from spectra.operators.curvature import CurvatureOperator
 from spectra.resuming import Unfinished
 from spectra.run import Listener, analyze_run
 from spectra.settings import Settings
 from spectra.storage.partial import PartialFile
+from spectra.storage.vectors import VectorFile
 
 STEPS, PROBES = 3, 4
 
@@ -143,6 +145,188 @@ def test_a_record_may_be_interrupted_after_each_group(paths, out, monkeypatch, c
     analyze_run(paths[:1], make_task, settings, out=out)
     assert computed == [1] * PROBES
     assert contents(out) == contents(whole)
+
+
+# -- in the middle of a group
+
+
+@pytest.fixture
+def at_each_step(monkeypatch):
+    """How far the probes are is kept after each of their steps."""
+    monkeypatch.setattr("spectra.resuming.INTERVAL", 0.0)
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """How many vectors were multiplied in each pass over the data, of probes alone."""
+    passes = []
+    real = CurvatureOperator._pass
+
+    def counted(self, block, seen):
+        passes.append(len(block))
+        return real(self, block, seen)
+
+    monkeypatch.setattr(CurvatureOperator, "_pass", counted)
+    return passes
+
+
+MIDST = {
+    "one probe at a time": asked(width=1),
+    "two at a time": asked(),
+    "an odd last group": asked(width=3),
+    "two operators": asked(operators=("hessian", "ggn")),
+    "in train mode": asked(bn_modes="train"),
+    "in the test data": asked(test_data=True, width=4),
+    "in float64": asked(dtype="float64"),
+    "recurrences that end early": asked(lanczos_steps=100, params="3.bias", num_probes=3),
+}
+
+
+@pytest.mark.parametrize("case", list(MIDST))
+def test_a_record_that_is_interrupted_after_every_step_loses_none(
+    case, paths, out, monkeypatch, at_each_step, products
+):
+    settings, whole = MIDST[case], out.parents[1] / "whole.h5"
+    analyze_run(paths[:1], make_task, settings, out=whole)
+    expected = sum(products)
+    products.clear()
+    interruptions = 0
+    while not out.exists() or len(load_trajectory(out)) < len(settings.pairs()):
+        try:
+            interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, settings, out=out))
+            interruptions += 1
+        except pytest.fail.Exception:  # it was not interrupted any more
+            break
+    assert interruptions >= 5
+    assert sum(products) == expected
+    assert contents(out) == contents(whole)
+    assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
+
+
+def test_it_is_said_how_many_probes_are_in_their_midst(paths, out, monkeypatch, at_each_step):
+    interrupt(monkeypatch, STEPS + 3, lambda: analyze_run(paths[:1], make_task, asked(), out=out))
+    ear = Notes()
+    analyze_run(paths[:1], make_task, asked(), out=out, listener=ear)
+    assert ear.said == [f"{out}.partial: 2 probes of an unfinished record are there already, and 2 in their midst"]
+
+
+def test_the_clock_says_when_they_are_kept(paths, out, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("spectra.resuming.time.perf_counter", lambda: now[0])
+    real = spectra.krylov.slq.tridiagonalize
+
+    def slow(operator, starts, *arguments, tick, **options):
+        def ticking(products):
+            now[0] += 11.0
+            tick(products)
+
+        return real(operator, starts, *arguments, tick=ticking, **options)
+
+    monkeypatch.setattr("spectra.krylov.slq.tridiagonalize", slow)
+    written = []
+
+    def write(self, partial):
+        written.append((now[0], partial.under_way is not None, len(partial.parts)))
+
+    monkeypatch.setattr(PartialFile, "write", write)
+    analyze_run(paths[:1], make_task, asked(lanczos_steps=8, width=4), out=out)
+    assert written == [(33.0, True, 0), (66.0, True, 0), (88.0, False, 1)]
+
+
+def test_vectors_are_added_and_not_written_again(paths, out, monkeypatch, at_each_step):
+    sizes = []
+    real = VectorFile.extend
+
+    def extend(self, rows):
+        sizes.append(sum(part.nbytes for part in rows))
+        return real(self, rows)
+
+    monkeypatch.setattr(VectorFile, "extend", extend)
+    analyze_run(paths[:1], make_task, asked(width=4, lanczos_steps=5), out=out)
+    vector = 4 * 4 * sum(p.numel() for p in network().parameters())
+    assert sizes == [2 * vector, vector, vector, vector, 0]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_damaged_vectors_are_told_and_the_finished_probes_are_used(
+    damage, paths, out, monkeypatch, at_each_step, computed
+):
+    whole = out.parents[1] / "whole.h5"
+    analyze_run(paths[:1], make_task, asked(), out=whole)
+    interrupt(monkeypatch, STEPS + 3, lambda: analyze_run(paths[:1], make_task, asked(), out=out))
+    vectors = out.with_name("run.h5.basis")
+    if damage == "flipped":
+        flip(vectors)
+    elif damage == "cut":
+        vectors.write_bytes(vectors.read_bytes()[:-1])
+    else:
+        vectors.unlink()
+    ear = Notes()
+    computed.clear()
+    analyze_run(paths[:1], make_task, asked(), out=out, listener=ear)
+    assert f"{out}.basis: " in ear.said[1]
+    assert ear.said[1].endswith("; it is not used")
+    assert computed == [2]
+    assert contents(out) == contents(whole)
+    assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
+
+
+def test_what_a_killed_write_left_behind_the_vectors_is_not_used(paths, out, monkeypatch, at_each_step):
+    whole = out.parents[1] / "whole.h5"
+    analyze_run(paths[:1], make_task, asked(), out=whole)
+    interrupt(monkeypatch, 2, lambda: analyze_run(paths[:1], make_task, asked(), out=out))
+    with out.with_name("run.h5.basis").open("ab") as file:
+        file.write(b"half a vector")
+    interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asked(), out=out))
+    analyze_run(paths[:1], make_task, asked(), out=out)
+    assert contents(out) == contents(whole)
+
+
+def test_vectors_that_would_take_too_much_are_not_kept_and_it_is_said(paths, out, monkeypatch, at_each_step):
+    vector = 4 * sum(p.numel() for p in network().parameters())
+    monkeypatch.setattr("spectra.resuming.LARGEST", 5 * vector)
+    kept = []
+    real = PartialFile.write
+    monkeypatch.setattr(PartialFile, "write", lambda self, partial: kept.append(partial) or real(self, partial))
+    ear = Notes()
+    analyze_run(paths[:1], make_task, asked(lanczos_steps=6, num_probes=2), out=out, listener=ear)
+    assert [partial.under_way is not None for partial in kept] == [True, False]  # two vectors of each, then the group
+    assert len(ear.said) == 1
+    assert "run.h5.basis: would take more than " in ear.said[0]
+    assert "probes are kept when they are finished" in ear.said[0]
+
+
+def test_probes_in_their_midst_are_of_their_width_weights_and_settings(paths, out, monkeypatch, at_each_step, computed):
+    interrupt(monkeypatch, 2, lambda: analyze_run(paths[:1], make_task, asked(), out=out))
+    left = out.with_name("run.h5.partial").read_bytes(), out.with_name("run.h5.basis").read_bytes()
+    for checkpoints, settings in ((paths[:1], asked(width=1)), (paths[1:], asked()), (paths[:1], asked(seed=1))):
+        whole = out.parents[1] / "whole.h5"
+        whole.unlink(missing_ok=True)
+        analyze_run(checkpoints, make_task, settings, out=whole)
+        out.unlink(missing_ok=True)
+        out.with_name("run.h5.partial").write_bytes(left[0])
+        out.with_name("run.h5.basis").write_bytes(left[1])
+        analyze_run(checkpoints, make_task, settings, out=out)
+        assert contents(out) == contents(whole)
+        assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
+
+
+def test_probes_in_their_midst_of_a_later_record_outlive_one_that_fails_again(paths, out, monkeypatch, at_each_step):
+    """The first checkpoint fails before its first step, each time it is tried."""
+    weights = torch.load(paths[0])["model"]["0.weight"]
+    real = spectra.krylov.slq.tridiagonalize
+
+    def failing(operator, *arguments, **options):
+        if torch.equal(operator.task.model[0].weight.detach(), weights):
+            raise NumericsError("a product holds NaN")
+        return real(operator, *arguments, **options)
+
+    monkeypatch.setattr("spectra.krylov.slq.tridiagonalize", failing)
+    interrupt(monkeypatch, 2, lambda: analyze_run(paths, make_task, asked(), out=out))
+    ear = Notes()
+    analyze_run(paths, make_task, asked(), out=out, listener=ear)
+    assert "0 probes of an unfinished record are there already, and 2 in their midst" in ear.said[1]
+    assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
 
 
 # -- what is not used
