@@ -88,11 +88,9 @@ def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twi
             placed = function.place(batch)
             if first is None:
                 first = _look_at(function, placed, survey, index, twice)
-                if first.inseparable and (split or per_sample):
-                    raise TaskError(
-                        f"the loss is not a criterion of the output alone, which this needs: {first.inseparable}. The "
-                        "Hessian works; the Gauss-Newton and empirical Fisher matrices and exact traces do not"
-                    )
+                function.inseparable = first.inseparable
+                if split or per_sample:
+                    _refuse_inseparable(function)
                 if twice:
                     _check_derivatives(function, placed, first, per_sample)
                 alone = counted == 1 and not per_sample and not first.broadcast
@@ -108,6 +106,14 @@ def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twi
         )
 
 
+def _refuse_inseparable(function: LossFunction) -> None:
+    if function.inseparable:
+        raise TaskError(
+            f"the loss is not a criterion of the output alone, which this needs: {function.inseparable}. The "
+            "Hessian works; the Gauss-Newton and empirical Fisher matrices and exact traces do not"
+        )
+
+
 @dataclass(frozen=True)
 class _Look:
     """What was found of the loss on its first batch."""
@@ -118,7 +124,7 @@ class _Look:
     broadcast: str  # the shapes of output and target in words, where they would broadcast to pairs; else empty
 
 
-def check_loss_once(function: LossFunction, survey: Survey, **what: bool) -> None:
+def check_loss_once(function: LossFunction, survey: Survey, *, split: bool = False, **what: bool) -> None:
     """As :func:`check_loss`; in a block of :func:`spectra.sharing.shared_results` once for a network and its loss.
 
     What the check notes on one function is noted on the next as well.
@@ -134,6 +140,8 @@ def check_loss_once(function: LossFunction, survey: Survey, **what: bool) -> Non
     recalibrated = function.bn_mode == "recalibrated"
     settings = (recalibrated, task.reduction, str(function.dtype), tuple(function.names), *sorted(what.items()))
     vars(function).update(remembered("loss check", objects, settings, checked))
+    if split:
+        _refuse_inseparable(function)
 
 
 def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twice: bool) -> _Look:

@@ -65,6 +65,7 @@ class LossFunction:
         # takes derivatives of layers whose further derivatives are wrong unless the layers are written out.
         self.carried = self.dtype
         self.written_out = False
+        self.inseparable: str | None = None  # why the loss is not a criterion of the output alone
         self.device = next(iter(chosen.values())).device
         with torch.inference_mode(False):
             self.theta = [self._cast(p.detach()).clone().requires_grad_() for p in chosen.values()]
