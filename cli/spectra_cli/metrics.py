@@ -15,7 +15,8 @@ from spectra_cli.layout import make_console, new_table, print_line
 def command(as_json: bool) -> None:
     """List the sharpness measures: what each is, what it costs, and which changes of the weights leave it as it is.
 
-    `spectra analyze --metrics NAME,...` computes them into the record; cheap ones are computed by default.
+    `spectra analyze --metrics NAME,...` computes them into the record. Cheap ones are computed by default, as far as
+    that costs no more than the spectrum.
     """
     if as_json:
         entries = {
