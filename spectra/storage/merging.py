@@ -15,6 +15,7 @@ from spectra.errors import ArgumentError, StorageError
 from spectra.records import Record
 from spectra.storage.loading import differences, load
 from spectra.storage.locking import only_writer, refuse_if_written
+from spectra.storage.regular import resolved
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
 from spectra.storage.runfile import LIBRARY, write_root
 from spectra.storage.sealing import read_bytes, sealed, unsealed
@@ -77,8 +78,8 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
     paths = list(dict.fromkeys(Path(part) for part in parts))
     if not paths:
         raise ArgumentError("no parts: name the files to join")
-    target = Path(out).resolve()
-    if target.exists() and target not in {path.resolve() for path in paths}:
+    target = resolved(out)
+    if target.exists() and target not in {resolved(path) for path in paths}:
         raise StorageError(f"{out}: is there already; name it among the parts as well to add to it, or another --out")
     for path in paths:
         if not path.exists():
