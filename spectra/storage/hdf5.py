@@ -65,7 +65,7 @@ def read_record(group: h5py.Group) -> Record:
     """The record of a group. Whatever does not fit raises; the caller names the file and the group.
 
     Args:
-        group: of an open file.
+        group: of an open file, of which `Contents.check` has seen all that is in it.
 
     Raises:
         ValueError: a checksum does not match what is there.

@@ -13,7 +13,8 @@ import h5py
 
 from spectra.errors import ArgumentError, StorageError
 from spectra.records import Record
-from spectra.storage.loading import differences, load
+from spectra.storage.contents import Contents
+from spectra.storage.loading import differences, load, reading
 from spectra.storage.locking import only_writer, refuse_if_written
 from spectra.storage.regular import resolved
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
@@ -127,8 +128,12 @@ def _groups(path: Path, records: Mapping[str, Record], stack: contextlib.ExitSta
     """The whole records of a part, as they lie in it."""
     image = unsealed(read_bytes(path, str(path)), str(path))
     file = stack.enter_context(h5py.File(io.BytesIO(image), "r"))
+    contents = Contents(file, image)
     for name, record in records.items():
-        yield _Found(str(path), record, file["records"][name])
+        with reading(str(path), f"record {name} is damaged"):
+            group = contents.group(contents.group(file, "records"), name)
+            contents.check(group)
+        yield _Found(str(path), record, group)
 
 
 def _same(kept: Sequence[_Found], one: _Found) -> tuple[int | None, bool]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from spectra.errors import StorageError
 from spectra.jsonable import dumps
+from spectra.storage.contents import Contents
 from spectra.storage.regular import resolved
 from spectra.storage.replacing import remove_leftovers, replace_file
 from spectra.storage.sealing import read_bytes, sealed, unsealed
@@ -70,6 +71,7 @@ class PartialFile:
             raise StorageError(f"{self.shown}: is damaged: its SHA-256 is missing")
         try:
             with h5py.File(io.BytesIO(image), "r") as file:
+                Contents(file, image).check(file)
                 if (file.attrs["encoding-type"], file.attrs["encoding-version"]) != (ENCODING_TYPE, ENCODING_VERSION):
                     raise StorageError(f"{self.shown}: is not one that this version of spectra wrote")
                 parts = [

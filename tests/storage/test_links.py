@@ -1,4 +1,4 @@
-"""Links, FIFOs, devices and folders under the names that a run reads and writes: nothing waits, nothing else changes."""
+"""Links, FIFOs, devices and folders under the names that a run uses: nothing waits, nothing else is changed."""
 
 from __future__ import annotations
 
