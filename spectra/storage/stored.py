@@ -50,7 +50,7 @@ class StoredRecord(Record):
             return read_record(group)
 
         record = cls.__new__(cls)
-        fields = dict.fromkeys(_AT_ONCE) | contents.attributes(group, _AT_ONCE)
+        fields: dict[str, Any] = {**dict.fromkeys(_AT_ONCE), **contents.attributes(group, _AT_ONCE)}
         record.__dict__.update(fields, settings=json.loads(fields["settings"]))
         record.__dict__["_source"] = lambda: reading(read)
         return record

@@ -343,6 +343,105 @@ def test_it_is_refused_without_a_seal_too(tmp_path, image, secret, kind):
     refused("read", path)
 
 
+def put(name, index, value, of=RECORD):
+    def change(file):
+        cell = file[f"{of}/{name}"]
+        if index is None:
+            cell.parent.attrs[name.rpartition("/")[2]] = value
+        else:
+            cell[index] = value
+
+    return change
+
+
+def set_n(value):
+    def change(file):
+        file[SPECTRUM].attrs["n"] = value
+
+    return change
+
+
+def cut(name, slices):
+    def change(file):
+        values = file[f"{RECORD}/{name}"][slices]
+        del file[f"{RECORD}/{name}"]
+        file[f"{RECORD}/{name}"] = values
+
+    return change
+
+
+def vectors_of_another_shape(file):
+    pairs = file[SPECTRUM].create_group("eigenpairs")
+    for name in ("values", "residuals"):
+        pairs[name] = np.ones(2)
+    pairs["converged"] = np.ones(2, "u1")
+    pairs["overlaps"] = np.ones((4, 2))
+    pairs.create_dataset("vectors", (2, 2**22), "f4", data=np.zeros((2, 2**22), "f4"), compression="gzip")
+
+
+IMPOSSIBLE = {
+    "more steps than columns": (put("spectrum/lengths", 2, 13), r"lengths\[2\] is 13: a probe has from 1 to 12 steps"),
+    "no steps": (put("spectrum/lengths", 0, 0), r"lengths\[0\] is 0: a probe has"),
+    "steps below zero": (put("spectrum/lengths", 0, -(2**62)), r"lengths\[0\] is -4611686018427387904"),
+    "fewer lengths than probes": (
+        cut("spectrum/lengths", slice(3)),
+        r"exhausted has shape \(4,\): 3 in place of 4 is needed, by spectrum/lengths",
+    ),
+    "fewer betas": (cut("spectrum/betas", np.s_[:, :5]), r"betas has shape \(4, 5\): 12 in place of 5 is needed"),
+    "a row": (cut("spectrum/betas", 0), "betas has 1 dimensions, not 2"),
+    "an alpha without a square": (put("spectrum/alphas", (0, 0), -1e300), "float64 does not hold its square"),
+    "a beta without a square": (put("spectrum/betas", (1, 3), np.inf), r"betas\[1, 3\] is inf: float64 does not hold"),
+    "a matrix of no rows": (set_n(0), "12 alphas of a matrix of 0 rows"),
+    "a matrix below zero": (set_n(-(2**62)), "of a matrix of -4611686018427387904 rows"),
+    "more rows than parameters": (set_n(2**62), "sizes sum to 200, not to the n=4611686018427387904 rows"),
+    "a tensor below zero": (put("spectrum/tensors/sizes", 0, -1), "sizes sum to 79, not to the n=200 rows"),
+    "a tensor without entries": (put("spectrum/tensors/sizes", 0, 0), "sizes sum to 80, not to"),
+    "two tensors of one name": (
+        put("spectrum/tensors/names", 1, "conv.weight"),
+        "spectrum/tensors/names has 'conv.weight' twice",
+    ),
+    "forms of other tensors": (cut("spectrum/tensors/forms", np.s_[:, :2]), "forms has shape"),
+    "vectors of another matrix": (
+        vectors_of_another_shape,
+        r"\(2, 4194304\): 200 in place of 4194304 is needed, by attribute n",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "change", [put("estimates/name", 1, "trace"), cut("estimates/value", slice(3)), cut("estimates/tau", np.s_[:0])]
+)
+def test_estimates_that_do_not_belong_together_are_computed_again(tmp_path, image, secret, change):
+    def change_and_seal(file, secret):
+        change(file)
+        sealed_anew(file[f"{RECORD}/estimates"])
+
+    path = tmp_path / "run.h5"
+    path.write_bytes(image)
+    right = {name: found.value for name, found in load_trajectory(path)[0].estimates.items()}
+    path.write_bytes(sealed(changed(image, change_and_seal, secret, libver=("v108", "v108"))))
+    record = load_trajectory(path)[0]
+    assert "the stored estimates were damaged: computed again from the tridiagonals" in record.notes
+    assert {name: found.value for name, found in record.estimates.items()} == pytest.approx(right, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_numbers_that_do_not_belong_together_are_refused_by_name(tmp_path, image, secret, kind):
+    change, words = IMPOSSIBLE[kind]
+
+    def change_and_seal(file, secret):
+        change(file)
+        for place in ("spectrum/tensors", "estimates", "spectrum/eigenpairs", "spectrum"):
+            if f"{RECORD}/{place}" in file:
+                sealed_anew(file[f"{RECORD}/{place}"])
+
+    path = tmp_path / "run.h5"
+    path.write_bytes(sealed(changed(image, change_and_seal, secret, libver=("v108", "v108"))))
+    said = refused("read", path)
+    assert "record 000000 is damaged" in said
+    assert re.search(words, said), said
+
+
 def texts_at_one_place(image, secret):
     """A file of which many texts are one megabyte of it."""
 
