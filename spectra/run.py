@@ -22,6 +22,7 @@ from spectra.records import Place, apart
 from spectra.resuming import SameThreads, Unfinished, weights_sha256
 from spectra.settings import Settings, run_settings, sampled
 from spectra.storage.locking import only_writer
+from spectra.storage.regular import resolved
 from spectra.storage.replacing import check_writable
 from spectra.storage.runfile import load_trajectory
 from spectra.task import Task
@@ -223,7 +224,7 @@ def check_output(out: Path) -> None:
     Raises:
         StorageError: it cannot, or it is not.
     """
-    target = out.resolve()  # a link stays a link: what it points to is replaced
+    target = resolved(out)  # a link stays a link: what it points to is replaced
     check_writable(target, shown=str(out))
     if target.exists():
         load_trajectory(out)

@@ -165,7 +165,7 @@ class Faults:
             return call
 
         system = System()
-        for name in ("open", "replace", "fsync", "chmod"):
+        for name in ("open", "replace", "fsync", "fchmod"):
             setattr(system, name, counted(getattr(real, name)))
 
         def opened(*arguments: Any, **options: Any) -> Any:

@@ -7,7 +7,6 @@ A checkpoint written by :func:`save_checkpoint` is a dictionary that ``torch.loa
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections import OrderedDict
@@ -27,6 +26,8 @@ from spectra.checkpoints.rawfile import read_hashed
 from spectra.checkpoints.shards import is_index, read_shards
 from spectra.checkpoints.sidecars import ADAPTER_CONFIG, adapter_config
 from spectra.errors import ArgumentError, CheckpointError
+from spectra.storage.regular import mode_of_regular
+from spectra.storage.replacing import temporary_file
 
 __all__ = [
     "Checkpoint",
@@ -253,17 +254,15 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def _write_whole(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        mode_of_regular(path)
+        with temporary_file(path) as (temporary, descriptor):
+            with open(descriptor, "wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         missing = "" if path.parent.is_dir() else f": there is no folder {path.parent}"
         raise CheckpointError(f"{path}: cannot be written: {why}{missing}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -19,6 +19,7 @@ from spectra.overlap import Overlap
 from spectra.records import Record
 from spectra.sharpness.measure import Measure
 from spectra.storage.cells import get_attribute, read_texts, seal, set_attribute, write_texts
+from spectra.storage.shapes import unique
 
 _EXACT = ("total", "kind", "method", "bn_mode", "l2", "stderr", "draws")  # attributes of `exact`
 _GGN = ("n", "num_samples", "rank_bound", "l2", "noise", "bn_mode", "data")  # attributes of `exact_spectrum`
@@ -86,7 +87,7 @@ def _write_exact(group: h5py.Group, exact: ExactTrace, remainder: Estimate | Non
 
 
 def _read_exact(group: h5py.Group) -> tuple[ExactTrace, Estimate | None]:
-    names = read_texts(group["names"])
+    names = unique(read_texts(group["names"]), "exact/names")
     stderrs = dict(zip(names, group["stderrs"][()].tolist())) if "stderrs" in group else None
     exact = ExactTrace(
         by_layer=dict(zip(names, group["traces"][()].tolist())),
@@ -164,5 +165,5 @@ def _read_sharpness(group: h5py.Group) -> dict[str, Measure]:
             reason=texts["reason"][row] or None,
             details=json.loads(texts["details"][row]),
         )
-        for row, name in enumerate(texts["name"])
+        for row, name in enumerate(unique(texts["name"], "sharpness/name"))
     }

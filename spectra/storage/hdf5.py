@@ -17,6 +17,7 @@ from spectra.records import Record
 from spectra.spectrum import ESTIMATES_EDITION, Spectrum
 from spectra.storage.cells import get_attribute, padded, read_texts, seal, set_attribute, verify, write_texts
 from spectra.storage.findings import read_findings, write_findings
+from spectra.storage.shapes import check_columns, check_numbers, check_shapes, unique
 from spectra.tridiagonal import Tridiagonal
 
 _PAIR_ATTRIBUTES = (
@@ -65,11 +66,12 @@ def read_record(group: h5py.Group) -> Record:
     """The record of a group. Whatever does not fit raises; the caller names the file and the group.
 
     Args:
-        group: of an open file.
+        group: of an open file, of which `Contents.check` has seen all that is in it.
 
     Raises:
-        ValueError: a checksum does not match what is there.
+        ValueError: its numbers do not belong together, or a checksum does not match what is there.
     """
+    check_shapes(group)
     verify(group)
     notes = list(json.loads(group.attrs["notes"]))
     test = group.get("test", {})
@@ -104,6 +106,7 @@ def _read_cache(group: h5py.Group | dict[str, Any], notes: list[str]) -> dict[st
     if get_attribute(group["estimates"], "edition") != ESTIMATES_EDITION:
         return None
     try:
+        check_columns(group["estimates"])
         verify(group["estimates"])
         return _read_estimates(group["estimates"])
     except ValueError:
@@ -145,6 +148,7 @@ def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
 
 
 def _read_spectrum(group: h5py.Group) -> Spectrum:
+    check_numbers(group)
     alphas, betas = group["alphas"][()], group["betas"][()]
     tridiagonals = [
         Tridiagonal(alphas[i, :steps], betas[i, :steps], exhausted=bool(exhausted), orthogonality=float(orthogonality))
@@ -153,7 +157,11 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
         )
     ]
     tensors = group.get("tensors")
-    sizes = None if tensors is None else dict(zip(read_texts(tensors["names"]), tensors["sizes"][()].tolist()))
+    sizes = (
+        None
+        if tensors is None
+        else dict(zip(unique(read_texts(tensors["names"]), "spectrum/tensors/names"), tensors["sizes"][()].tolist()))
+    )
     pairs = _read_eigenpairs(group["eigenpairs"]) if "eigenpairs" in group else None
     return Spectrum(
         tridiagonals,
@@ -248,7 +256,7 @@ def _read_estimates(group: h5py.Group) -> dict[str, Estimate]:
             resolved=None if resolved[row] < 0 else bool(resolved[row]),
             note=notes[row] or None,
         )
-        for row, name in enumerate(read_texts(group["name"]))
+        for row, name in enumerate(unique(read_texts(group["name"]), "estimates/name"))
     }
 
 

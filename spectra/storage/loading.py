@@ -16,6 +16,7 @@ from spectra.errors import SpectraError, StorageError
 from spectra.jsonable import dumps
 from spectra.records import Record, Trajectory
 from spectra.storage.cells import verify
+from spectra.storage.contents import Contents
 from spectra.storage.hdf5 import read_record
 from spectra.storage.sealing import read_bytes, unsealed
 from spectra.storage.stored import StoredRecord
@@ -36,23 +37,27 @@ def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dic
     image = unsealed(content, name)
     records: dict[str, Record] = {}
     notes: list[str] = []
-    with _reading(name, "is truncated or damaged: it cannot be read as HDF5"):
+    with reading(name, "is truncated or damaged: it cannot be read as HDF5"):
         file = h5py.File(io.BytesIO(image), "r")
     with contextlib.ExitStack() as stack:
         stack.callback(file.close)
-        with _reading(name, "is damaged"):
-            _check_is_ours(file, name)
+        with reading(name, "is damaged"):
+            contents = Contents(file, image)
+            _check_is_ours(contents, name)
+            every = contents.group(file, "records")
+            contents.check(file, without=("records",))
             verify(file)
             settings = json.loads(file.attrs["settings"])
-            keys = sorted(file["records"])
+            keys = sorted(every)
         for key in keys:
-            with _reading(name, f"record {key} is damaged"):
-                group = file["records"][key]
+            with reading(name, f"record {key} is damaged"):
+                group = contents.group(every, key)
                 if "complete" not in group.attrs:
                     notes.append(f"{name}: record {key} was not finished, and is left out")
                 elif len(image) < len(content):
-                    records[key] = StoredRecord.of(group, functools.partial(_read_later, name, key))
+                    records[key] = StoredRecord.of(group, contents, functools.partial(_read_later, name, key))
                 else:
+                    contents.check(group)
                     records[key] = read_record(group)
         if len(image) < len(content):
             stack.pop_all()  # the records hold the file open, which is in memory
@@ -60,26 +65,27 @@ def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dic
 
 
 def _read_later(name: str, key: str, read: Callable[[], Record]) -> Record:
-    with _reading(name, f"record {key} is damaged"):
+    with reading(name, f"record {key} is damaged"):
         return read()
 
 
-def _check_is_ours(file: h5py.File, name: str) -> None:
-    kind, version = file.attrs.get("encoding-type"), file.attrs.get("encoding-version")
+def _check_is_ours(contents: Contents, name: str) -> None:
+    says = contents.attributes(contents.file, ("encoding-type", "encoding-version", "spectra-version"))
+    kind, version = says.get("encoding-type"), says.get("encoding-version")
     if kind != ENCODING_TYPE or version is None:
         raise StorageError(
             f"{name}: is an HDF5 file, but not one that spectra wrote (no encoding-type {ENCODING_TYPE!r})"
         )
     if int(version) > ENCODING_VERSION:
         raise StorageError(
-            f"{name}: has format version {int(version)}, written by spectra {file.attrs.get('spectra-version')}; "
+            f"{name}: has format version {int(version)}, written by spectra {says.get('spectra-version')}; "
             f"this is spectra {__version__}, which reads up to version {ENCODING_VERSION}: "
             "upgrade with pip install -U hessian-spectra"
         )
 
 
 @contextlib.contextmanager
-def _reading(name: str, what: str) -> Iterator[None]:
+def reading(name: str, what: str) -> Iterator[None]:
     """A file that is not as it should be can make h5py raise nearly anything: one line, with the file and the part."""
     try:
         yield

@@ -2,6 +2,9 @@
 
 The lock is the system's, so it ends with the process that holds it, whatever ended that; the file `.run.h5.lock` only
 says who that is. What a dead process left of it stands in nobody's way. Readers need no lock.
+
+Whatever else has that name is neither written nor removed: a link of either kind, a FIFO, a folder. A lock file that
+another user left, and that cannot be written, is locked as it is.
 """
 
 from __future__ import annotations
@@ -17,8 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spectra.errors import StorageError
+from spectra.storage.regular import open_regular, resolved
 
 _MOST = 4096  # bytes of what a lock file says
+_BUSY = (errno.EACCES, errno.EAGAIN)
+_UNNAMED = "another process (whose number is not in the lock file, which is another user's)"
+_REMOVE = "remove it if no run is writing there, or name another --out"
 #: Locks of this kind are the process's own, so a second writer in the same process is noticed here.
 _HELD: set[Path] = set()
 
@@ -44,7 +51,7 @@ def only_writer(path: str | Path) -> Iterator[None]:
         >>> list(run.parent.iterdir())
         []
     """
-    target = Path(path).resolve()
+    target = resolved(path)
     lock = target.with_name(f".{target.name}.lock")
     if target in _HELD:
         raise StorageError(f"{path}: this process is writing it already; two runs cannot write one file")
@@ -70,21 +77,24 @@ def refuse_if_written(path: str | Path) -> None:
     Raises:
         StorageError: a process does: its number, its machine and its command.
     """
-    target = Path(path).resolve()
+    target = resolved(path)
     # To open and close its lock file would let go of a lock that this process holds, so that is asked first.
     if target in _HELD:
         raise StorageError(f"{path}: this process is writing it; what it has is not all of it yet")
     try:
         import fcntl
 
-        descriptor = os.open(target.with_name(f".{target.name}.lock"), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(target.with_name(f".{target.name}.lock"), os.O_RDONLY, follow=False)
     except (ImportError, OSError):  # no such locks, or none of this file
         return
+    holder = _holder(descriptor)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        holder = _UNNAMED
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise StorageError(f"{path}: {_holder(descriptor)} is writing it; wait for it") from error
+        if error.errno in _BUSY:
+            raise StorageError(f"{path}: {holder} is writing it; wait for it") from error
     finally:
         os.close(descriptor)
 
@@ -96,29 +106,68 @@ def _acquire(lock: Path, shown: str) -> int | None:
     except ImportError:  # a system without such locks
         return None
     while True:
+        descriptor, writable = _opened(lock, shown)
+        holder = _holder(descriptor)
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if writable:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                # One lock shuts out the owner of the file, the other whoever cannot write it either.
+                fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                holder = _UNNAMED
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StorageError(f"{shown}: its lock file {lock.name} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _holder(descriptor)
+            if writable and _only_shared(descriptor):
+                holder = _UNNAMED
             os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
+            if error.errno in _BUSY:
                 raise StorageError(
                     f"{shown}: {holder} is writing it; wait for it, or write parts with --shard I/N and another --out"
                 ) from error
+            if error.errno == errno.EBADF:  # a network file system, on which only a writable file can be locked
+                raise StorageError(f"{shown}: its lock file {lock.name} is another user's; {_REMOVE}") from error
             return None
         if _is_named(descriptor, lock):
-            _sign(descriptor)
+            if writable:
+                _sign(descriptor)
             return descriptor
         os.close(descriptor)  # its holder removed it between the two steps: once more, with the new one
 
 
+def _opened(lock: Path, shown: str) -> tuple[int, bool]:
+    """The open lock file, which is made if there is none, and whether it can be written."""
+    writable = True
+    try:
+        try:
+            descriptor = open_regular(lock, os.O_RDWR | os.O_CREAT, follow=False)
+        except PermissionError:
+            if not os.path.lexists(lock):
+                raise
+            writable = False
+            descriptor = open_regular(lock, os.O_RDONLY, follow=False)
+    except OSError as error:
+        what, remedy = ("used", f"; {_REMOVE}") if os.path.lexists(lock) else ("written", "")
+        raise StorageError(f"{shown}: its lock file {lock.name} cannot be {what}: {error.strerror}{remedy}") from error
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise StorageError(f"{shown}: its lock file {lock.name} is a file of another name too (a hard link); {_REMOVE}")
+    return descriptor, writable
+
+
+def _only_shared(descriptor: int) -> bool:
+    """Whether those who hold the lock cannot write its file, so that it does not say who they are."""
+    import fcntl
+
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _is_named(descriptor: int, lock: Path) -> bool:
     try:
-        found = lock.stat()
+        found = lock.lstat()
     except FileNotFoundError:
         return False
     mine = os.fstat(descriptor)
@@ -140,7 +189,12 @@ def _sign(descriptor: int) -> None:
 def _holder(descriptor: int) -> str:
     try:
         who = json.loads(os.pread(descriptor, _MOST, 0))
-        command = " ".join(str(who["command"]).split())
-        return f"process {int(who['process'])} on {who['machine']} ({command})"
+        process, machine, command = int(who["process"]), _plain(who["machine"]), _plain(who["command"])
+        return f"process {process} on {machine} ({command})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _plain(words: object) -> str:
+    """In one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(words).split()))[: _MOST // 8]

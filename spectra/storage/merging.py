@@ -13,8 +13,10 @@ import h5py
 
 from spectra.errors import ArgumentError, StorageError
 from spectra.records import Record
-from spectra.storage.loading import differences, load
+from spectra.storage.contents import Contents
+from spectra.storage.loading import differences, load, reading
 from spectra.storage.locking import only_writer, refuse_if_written
+from spectra.storage.regular import resolved
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
 from spectra.storage.runfile import LIBRARY, write_root
 from spectra.storage.sealing import read_bytes, sealed, unsealed
@@ -77,8 +79,8 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
     paths = list(dict.fromkeys(Path(part) for part in parts))
     if not paths:
         raise ArgumentError("no parts: name the files to join")
-    target = Path(out).resolve()
-    if target.exists() and target not in {path.resolve() for path in paths}:
+    target = resolved(out)
+    if target.exists() and target not in {resolved(path) for path in paths}:
         raise StorageError(f"{out}: is there already; name it among the parts as well to add to it, or another --out")
     for path in paths:
         if not path.exists():
@@ -126,8 +128,12 @@ def _groups(path: Path, records: Mapping[str, Record], stack: contextlib.ExitSta
     """The whole records of a part, as they lie in it."""
     image = unsealed(read_bytes(path, str(path)), str(path))
     file = stack.enter_context(h5py.File(io.BytesIO(image), "r"))
+    contents = Contents(file, image)
     for name, record in records.items():
-        yield _Found(str(path), record, file["records"][name])
+        with reading(str(path), f"record {name} is damaged"):
+            group = contents.group(contents.group(file, "records"), name)
+            contents.check(group)
+        yield _Found(str(path), record, group)
 
 
 def _same(kept: Sequence[_Found], one: _Found) -> tuple[int | None, bool]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ import numpy as np
 
 from spectra.errors import StorageError
 from spectra.jsonable import dumps
+from spectra.storage.contents import Contents
+from spectra.storage.regular import resolved
 from spectra.storage.replacing import remove_leftovers, replace_file
 from spectra.storage.sealing import read_bytes, sealed, unsealed
 from spectra.storage.vectors import Written
@@ -63,7 +66,7 @@ class PartialFile:
     """The file `run.h5.partial` of a results file `run.h5`, or one of another ending."""
 
     def __init__(self, out: str | Path, ending: str = "partial") -> None:
-        target = Path(out).resolve()
+        target = resolved(out)
         self.path = target.with_name(f"{target.name}.{ending}")
         self.shown = f"{out}.{ending}"
 
@@ -73,14 +76,15 @@ class PartialFile:
         Raises:
             StorageError: it is damaged, or not ours.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
-        content = read_bytes(self.path, self.shown)
+        content = read_bytes(self.path, self.shown, follow=False)
         image = unsealed(content, self.shown)
         if len(image) == len(content):  # HDF5 is not given what has no checksum
             raise StorageError(f"{self.shown}: is damaged: its SHA-256 is missing")
         try:
             with h5py.File(io.BytesIO(image), "r") as file:
+                Contents(file, image).check(file)
                 if (file.attrs["encoding-type"], file.attrs["encoding-version"]) != (ENCODING_TYPE, ENCODING_VERSION):
                     raise StorageError(f"{self.shown}: is not one that this version of spectra wrote")
                 parts = [_arrays_in(part) for _, part in sorted(file["parts"].items())] if "parts" in file else []

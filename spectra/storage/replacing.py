@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import secrets
 import socket
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from spectra.errors import StorageError
+from spectra.storage.regular import mode_of_regular, open_regular
 
 #: Bytes written and flushed to see that there is room for a first record, before hours are spent on it.
 ROOM = 256 * 1024
@@ -45,13 +47,12 @@ def check_writable(path: Path, *, shown: str) -> None:
         raise StorageError(f"{shown}: {Path(shown).parent} is not a folder")
     with _writing(shown):
         if path.exists():
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise StorageError(f"{shown}: is not a regular file")
+            mode_of_regular(path)
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "the file is read-only")
         remove_leftovers(path)
-        with _temporary(path) as temporary:
-            _write(temporary, bytes(ROOM))
+        with temporary_file(path) as (_, descriptor):
+            _write(descriptor, bytes(ROOM), None)
 
 
 def replace_file(path: Path, content: bytes, *, shown: str | None = None) -> None:
@@ -65,12 +66,12 @@ def replace_file(path: Path, content: bytes, *, shown: str | None = None) -> Non
     Raises:
         StorageError: it could not be written; `path` is what it was, and nothing is left beside it.
     """
-    with _writing(shown or str(path)), _temporary(path) as temporary:
-        _write(temporary, content)
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
+    with _writing(shown or str(path)):
+        mode = mode_of_regular(path)
+        with temporary_file(path) as (temporary, descriptor):
+            _write(descriptor, content, mode)
+            os.replace(temporary, path)
+            _flush_folder(path.parent)
 
 
 def extend_file(path: Path, start: int, pieces: Sequence[memoryview], *, shown: str) -> None:
@@ -86,7 +87,7 @@ def extend_file(path: Path, start: int, pieces: Sequence[memoryview], *, shown: 
         StorageError: it could not be written; the first `start` bytes are what they were.
     """
     with _writing(shown):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT, follow=False)
         with open(descriptor, "wb", buffering=0) as file:
             os.ftruncate(descriptor, start)
             os.lseek(descriptor, start, os.SEEK_SET)
@@ -96,20 +97,24 @@ def extend_file(path: Path, start: int, pieces: Sequence[memoryview], *, shown: 
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """The name of a file beside `path` that no other process uses, removed at the end if it is still there."""
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.part")
+def temporary_file(path: Path) -> Iterator[tuple[Path, int]]:
+    """A new file beside `path` under a name that nobody can know before; removed at the end if it is still there.
+
+    Returns:
+        Its name, and its descriptor, which the caller closes.
+    """
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(8)}.part")
     try:
-        yield temporary
+        yield temporary, open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, content: bytes) -> None:
-    # An earlier one of this name is from a process that is gone: its number is ours now.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+def _write(descriptor: int, content: bytes, mode: int | None) -> None:
     with open(descriptor, "wb", buffering=0) as file:
         _write_whole(file, memoryview(content))
+        if mode is not None and hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
 
 
@@ -137,11 +142,12 @@ def _prefix(path: Path) -> str:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that were killed while writing `path` left beside it."""
-    prefix = _prefix(path)
-    for leftover in path.parent.glob(f"{prefix}*.part"):
-        number = leftover.name.removeprefix(prefix).removesuffix(".part")
-        if number.isdigit() and not _is_running(int(number)):
-            leftover.unlink(missing_ok=True)
+    wanted = re.compile(re.escape(_prefix(path)) + r"(\d{1,9})(-[0-9a-f]+)?\.part")
+    for leftover in path.parent.iterdir():
+        named = wanted.fullmatch(leftover.name)
+        if named and not _is_running(int(named[1])):
+            with contextlib.suppress(IsADirectoryError, PermissionError):  # a folder is none of ours
+                leftover.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

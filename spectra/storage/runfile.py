@@ -52,6 +52,7 @@ from spectra.records import Identity, Record, Trajectory
 from spectra.storage.cells import seal
 from spectra.storage.hdf5 import write_record
 from spectra.storage.loading import ENCODING_TYPE, ENCODING_VERSION, differences, load, one_line
+from spectra.storage.regular import resolved
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
 from spectra.storage.sealing import sealed, unsealed
 from spectra.version import __version__
@@ -135,7 +136,7 @@ class RunFile:
                 damaged, or is of a run with other settings: the message lists them with both values.
         """
         # A link stays a link: what it points to is replaced.
-        target = Path(path).resolve()
+        target = resolved(path)
         check_writable(target, shown=str(path))
         wanted: dict[str, Any] = json.loads(dumps(settings))
         known: dict[str, _Known] = {}

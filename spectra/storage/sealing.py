@@ -7,9 +7,11 @@ so a line there disturbs no reader. A tool that edits the file removes the line,
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from spectra.errors import StorageError
+from spectra.storage.regular import open_regular
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MARK = b"\nspectra-run sha256 "
@@ -40,16 +42,21 @@ def unsealed(content: bytes, shown: str) -> bytes:
     return image
 
 
-def read_bytes(path: Path, shown: str) -> bytes:
+def read_bytes(path: Path, shown: str, *, follow: bool = True) -> bytes:
     """The whole of a file, if it begins as HDF5 does.
 
+    Args:
+        path: the file.
+        shown: its name, for messages.
+        follow: whether it may be a symbolic link.
+
     Raises:
-        StorageError: missing, a folder, empty, not to be read, or not HDF5.
+        StorageError: missing, not a regular file, empty, not to be read, or not HDF5.
     """
     try:
         if path.is_dir():
             raise StorageError(f"{shown}: is a folder, not a results file; name the file in it")
-        with path.open("rb") as file:
+        with open(open_regular(path, os.O_RDONLY, follow=follow), "rb") as file:
             start = file.read(len(_SIGNATURE))
             if not start:
                 raise StorageError(f"{shown}: is an empty file, not a results file of spectra")

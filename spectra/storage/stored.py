@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 
 from spectra.records import Record
-from spectra.storage.cells import get_attribute
+from spectra.storage.contents import Contents
 from spectra.storage.hdf5 import read_record
 
 #: What is read at once: what a run is ordered, listed and continued by.
@@ -36,17 +36,23 @@ class StoredRecord(Record):
     _source: Callable[[], Record]
 
     @classmethod
-    def of(cls, group: h5py.Group, reading: Callable[[Callable[[], Record]], Record]) -> Record:
+    def of(cls, group: h5py.Group, contents: Contents, reading: Callable[[Callable[[], Record]], Record]) -> Record:
         """The record of a group, of which the checksum of the whole file has been compared.
 
         Args:
             group: of a file that stays open. Its own checksums are compared when it is read.
+            contents: of that file.
             reading: calls what reads the group, and turns what goes wrong into an error with the name of the file.
         """
+
+        def read() -> Record:
+            contents.check(group)
+            return read_record(group)
+
         record = cls.__new__(cls)
-        fields: dict[str, Any] = {name: get_attribute(group, name) for name in _AT_ONCE}
+        fields: dict[str, Any] = {**dict.fromkeys(_AT_ONCE), **contents.attributes(group, _AT_ONCE)}
         record.__dict__.update(fields, settings=json.loads(fields["settings"]))
-        record.__dict__["_source"] = lambda: reading(lambda: read_record(group))
+        record.__dict__["_source"] = lambda: reading(read)
         return record
 
     def read(self) -> None:

@@ -7,6 +7,7 @@ of them count, with their SHA-256. They are written before it is, so that at eve
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from spectra.errors import StorageError
+from spectra.storage.regular import open_regular
 from spectra.storage.replacing import extend_file
 
 
@@ -77,7 +79,7 @@ class VectorFile:
         rows = [np.empty((count, written.n), dtype=written.dtype) for count in counts]
         filled = [0] * recurrences
         try:
-            with self.path.open("rb") as file:
+            with open(open_regular(self.path, os.O_RDONLY, follow=False), "rb") as file:
                 for index, count in written.chunks:
                     piece = rows[index][filled[index] : filled[index] + count].data.cast("B")
                     if file.readinto(piece) != len(piece):
