@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from spectra.checkpoints.numpy_values import PickledArray
+
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "module")
 STEP_KEYS = ("global_step", "iter_num", "step", "iteration")
@@ -242,6 +244,8 @@ def _plain(value: Any) -> tuple[bool, Any]:
         return True, value
     if isinstance(value, np.generic):
         return True, value.item()
+    if isinstance(value, PickledArray):
+        value = value.value
     if isinstance(value, (torch.Tensor, np.ndarray)):
         size = value.numel() if isinstance(value, torch.Tensor) else value.size
         if size > (1 if isinstance(value, torch.Tensor) else _MAX_ARRAY):
