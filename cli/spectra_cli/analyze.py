@@ -83,7 +83,7 @@ def command(
         check_output(out)  # before the checkpoints are read
     words: list[str] = []
     there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
-    found = select(in_training_order(there), every=every, epochs=epochs, last=last)
+    found = select(in_training_order(there, options["max_size"]), every=every, epochs=epochs, last=last)
     if shard_text is not None:
         found, number, shards = shard(found, shard_text)
         out = part_path(out, number, shards)

@@ -24,7 +24,7 @@ import torch
 
 from spectra.checkpoints.bounds import check_total, limits_of
 from spectra.checkpoints.unpickling import restricted
-from spectra.errors import CheckpointError, MissingDependency
+from spectra.errors import CheckpointError, MissingDependency, escaped
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +223,7 @@ def _wants_code(error: Exception, wanted: list[str]) -> str:
     name = named.group(1) if named else wanted[0] if wanted else None
     if name is None:
         return f"damaged: {_first_line(error)}"
+    name = escaped(name)[:100]
     return f"its pickle asks to run {name}, which was not done; --unsafe-load runs its code, if you trust the file"
 
 
@@ -253,4 +254,4 @@ def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((escaped(line.strip()) for line in str(error).splitlines() if line.strip()), type(error).__name__)
