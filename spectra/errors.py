@@ -1,9 +1,15 @@
-"""The errors that spectra raises. Each is also a builtin, so callers may catch either. This file imports nothing.
+"""The errors that spectra raises. Each is also a builtin, so callers may catch either. Nothing of ours is imported.
 
 A message names what was wrong, where, and what to do, in one line: the command line prints it as it stands.
 """
 
 from __future__ import annotations
+
+import re
+
+# Control characters of ASCII and C1, separators of lines, marks of the direction of text, characters without a width,
+# and halves of surrogate pairs.
+_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 class SpectraError(Exception):
@@ -51,3 +57,13 @@ def in_one_line(error: BaseException) -> str:
     """
     words = " ".join(str(error).split())
     return words if isinstance(error, SpectraError) else f"{type(error).__name__}: {words}".removesuffix(": ")
+
+
+def escaped(text: str) -> str:
+    """The text on one line, with characters that would act on a terminal written out.
+
+    Example:
+        >>> print(escaped("a\\x1b[2Kb\\nc"))
+        a\\x1b[2Kb\\nc
+    """
+    return _UNSHOWN.sub(lambda found: found.group().encode("unicode_escape").decode(), text)

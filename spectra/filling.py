@@ -12,6 +12,7 @@ from spectra.eigenspaces import Eigenspaces
 from spectra.errors import CheckpointError, TaskError
 from spectra.records import Identity, Place, Record
 from spectra.resuming import Unfinished
+from spectra.settings import check_at_most
 from spectra.storage.loading import load
 from spectra.storage.runfile import RunFile, load_trajectory
 
@@ -26,6 +27,10 @@ class DataChoice:
     l2: float | None = None
     reduction: str | None = None  # "mean" or "sum" over the data
     snapshot: bool = False  # one pass over the data, frozen and used for every product
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "data_seed", "batch_size"):
+            check_at_most(name, getattr(self, name))
 
     def as_settings(self) -> dict[str, Any]:
         seeded = self.snapshot or self.samples is not None

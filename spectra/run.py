@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial as partial_of
 from pathlib import Path
 
 import torch
 
 from spectra.analysis import failed_record, iter_analyze, place_of
+from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError
@@ -46,6 +48,7 @@ def analyze_run(
     listener: Listener | None = None,
     strict: bool = False,
     force: bool = False,
+    max_size: int | str | None = None,
 ) -> Outcome:
     """Analyse checkpoints one after the other into one file, which is continued if it is of the same run.
 
@@ -63,6 +66,7 @@ def analyze_run(
         strict: a checkpoint that fails stops the run, rather than being recorded as failed.
         force: what the file has of other settings, or of checkpoints whose content was another, is replaced rather
             than refused.
+        max_size: bytes that a checkpoint may take in memory, as of :func:`load_checkpoint`.
 
     Raises:
         SpectraError: a single checkpoint fails, the task cannot be made, or the file cannot be written or continued.
@@ -70,6 +74,7 @@ def analyze_run(
             were finished are kept beside it.
     """
     total = len(paths) if isinstance(paths, Sequence) else None
+    read = partial_of(load_checkpoint, unsafe=unsafe, weights=weights, max_size=parse_size(max_size))
     if total == 0:
         raise CheckpointError("no checkpoint to analyse")
     check_output(out)
@@ -79,7 +84,7 @@ def analyze_run(
         unfinished = Unfinished(out, tell.note)
         store = Store(out, data or DataChoice(), unfinished, force, tell)
         with SameThreads(unfinished.threads or store.threads(), tell.note), reported(tell.phase):
-            _analyze_all(paths, total, make_task, settings, store, where, unsafe, weights, partial, tell, strict)
+            _analyze_all(paths, total, make_task, settings, store, where, read, partial, tell, strict)
         unfinished.end()
         store.eigenspaces.close()
         return store.close()
@@ -92,8 +97,7 @@ def _analyze_all(
     settings: Settings,
     store: Store,
     where: torch.device | None,
-    unsafe: bool,
-    weights: str | None,
+    read: Callable[[Path], Checkpoint],
     partial: bool,
     tell: Listener,
     strict: bool,
@@ -107,7 +111,7 @@ def _analyze_all(
         place = Place(checkpoint=str(path))
         try:
             phase("reading")
-            checkpoint = load_checkpoint(path, unsafe=unsafe, weights=weights)
+            checkpoint = read(path)
             place = place_of(checkpoint)
             if (first := seen.content(place)) is not None:
                 tell.duplicate(path, Path(first.words), len(settings.pairs()))

@@ -25,6 +25,21 @@ OPERATORS: dict[str, type[CurvatureOperator]] = {
 }
 
 
+LARGEST = 2**63 - 1  # that a results file holds
+_MOST = {"lanczos_steps": 10**6, "num_probes": 10**6, "seed": LARGEST, "width": 10**6, "eigenpairs": 10**6}
+_MOST["exact_spectrum"] = 10**9
+
+
+def check_at_most(name: str, value: int | None, most: int = LARGEST) -> None:
+    """
+    Raises:
+        ArgumentError: the value is larger.
+    """
+    if value is not None and value > most:
+        words = str(value) if value < 10**20 else "a number of more than 20 digits"
+        raise ArgumentError(f"{name}={words}: at most {most} is possible")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is asked of an analysis, apart from the task itself. The defaults are those of the command line.
@@ -72,6 +87,8 @@ class Settings:
             raise ArgumentError(f"num_probes={self.num_probes}: at least 1 is needed; 8 is the default")
         if self.seed < 0:
             raise ArgumentError(f"seed={self.seed}: at least 0 is needed")
+        for name, most in _MOST.items():
+            check_at_most(name, getattr(self, name), most)
         if self.distribution not in DISTRIBUTIONS:
             known = ", ".join(map(repr, DISTRIBUTIONS))
             raise ArgumentError(f"distribution={self.distribution!r}: one of {known} is needed")

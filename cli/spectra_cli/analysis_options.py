@@ -33,6 +33,13 @@ def _option(*names: str, **options: Any) -> _Option:
     return names, options
 
 
+#: Also an option of `inspect`.
+MAX_SIZE: _Option = _option(
+    "--max-size",
+    metavar="SIZE",
+    help="How much memory a checkpoint may take, such as 8G. Default: 20 times its own size, and at least 256 MiB.",
+)
+
 _GROUPS: dict[str, tuple[_Option, ...]] = {
     "The task and its weights": (
         _option(
@@ -49,6 +56,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "Without it only frozen parameters may be missing, as they are in an adapter's file.",
         ),
         _option("--unsafe-load", is_flag=True, help="Load a checkpoint that holds code, and run that code."),
+        MAX_SIZE,
         _option("--device", help="cpu, cuda or cuda:1. Default: where the task puts its model."),
     ),
     "What is computed": (
@@ -255,6 +263,7 @@ class Request:
             "partial": options["partial"],
             "strict": options["strict"],
             "force": options["force"],
+            "max_size": options["max_size"],
         }
 
 

@@ -86,7 +86,7 @@ def command(
         with display_of(options["progress"], None, quiet=asked.quiet) as display:
             display.phase("reading", 0, 0, "which checkpoints there are")
             there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
-            found = select(in_training_order(there), every=every, epochs=epochs, last=last)
+            found = select(in_training_order(there, options["max_size"]), every=every, epochs=epochs, last=last)
             if shard_text is not None:
                 found, number, shards = shard(found, shard_text)
                 out = part_path(out, number, shards)

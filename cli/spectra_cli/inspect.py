@@ -18,6 +18,7 @@ from spectra.checkpoints.checkpoint import Checkpoint, all_finite, find_checkpoi
 from spectra.checkpoints.discovery import in_training_order
 from spectra.checkpoints.folders import files_of
 from spectra.errors import SpectraError
+from spectra_cli.analysis_options import MAX_SIZE
 from spectra_cli.main import ERROR, one_line, print_error
 
 FIRST = 20  # tensors shown unless all are asked for
@@ -30,7 +31,15 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one entry per checkpoint.")
 @click.option("--weights", metavar="KEY", help="Which weights, if the file has several: a key of it, or ema or model.")
 @click.option("--unsafe-load", is_flag=True, help="Run the code that a file names. Only for files you trust.")
-def command(checkpoints: Sequence[str], show_all: bool, as_json: bool, weights: str | None, unsafe_load: bool) -> None:
+@click.option(*MAX_SIZE[0], **MAX_SIZE[1])
+def command(
+    checkpoints: Sequence[str],
+    show_all: bool,
+    as_json: bool,
+    weights: str | None,
+    unsafe_load: bool,
+    max_size: str | None,
+) -> None:
     """Show what is in checkpoint files: dialect, epoch, task, tensors with their norms, NaN, metadata.
 
     CKPT is a file, a folder or a pattern. Of a folder it is shown first which checkpoints are in it, in the order of
@@ -44,10 +53,10 @@ def command(checkpoints: Sequence[str], show_all: bool, as_json: bool, weights: 
         click.echo(f"spectra: {line}", err=True)
     for folder in checkpoints:
         if not as_json and Path(folder).expanduser().is_dir():
-            _print_folder(Path(folder).expanduser())
+            _print_folder(Path(folder).expanduser(), max_size)
     for path in there:
         try:
-            entry = describe(load_checkpoint(path, unsafe=unsafe_load, weights=weights))
+            entry = describe(load_checkpoint(path, unsafe=unsafe_load, weights=weights, max_size=max_size))
         except SpectraError as error:
             print_error(error)
             failed = True
@@ -122,10 +131,10 @@ def _console() -> Console:
     return Console(width=width, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_folder(folder: Path) -> None:
+def _print_folder(folder: Path, max_size: str | None) -> None:
     """The checkpoints of a folder in the order of training, with the files of each and what else is beside them."""
     console = _console()
-    found = in_training_order(find_checkpoints([folder]))
+    found = in_training_order(find_checkpoints([folder]), max_size)
     console.print(f"{folder}: {len(found)} checkpoint{'' if len(found) == 1 else 's'}", style="bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for heading in ("  checkpoint", "epoch", "step", "weights in", "beside them"):

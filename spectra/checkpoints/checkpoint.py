@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectra.checkpoints.bounds import parse_size
+from spectra.checkpoints.contents import check_weights
 from spectra.checkpoints.dialects import clean, find_weights, metadata_of
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
 from spectra.checkpoints.folders import files_of, position
@@ -25,7 +27,7 @@ from spectra.checkpoints.loading import all_finite, check_finite, fitted, put
 from spectra.checkpoints.rawfile import read_hashed
 from spectra.checkpoints.shards import is_index, read_shards
 from spectra.checkpoints.sidecars import ADAPTER_CONFIG, adapter_config
-from spectra.errors import ArgumentError, CheckpointError
+from spectra.errors import ArgumentError, CheckpointError, escaped
 from spectra.storage.regular import mode_of_regular
 from spectra.storage.replacing import temporary_file
 
@@ -89,7 +91,13 @@ class Checkpoint:
         return list(found.notes)
 
 
-def load_checkpoint(path: str | os.PathLike[str], *, unsafe: bool = False, weights: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    unsafe: bool = False,
+    weights: str | None = None,
+    max_size: int | str | None = None,
+) -> Checkpoint:
     """Read a checkpoint in any of the usual dialects.
 
     Args:
@@ -98,6 +106,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, unsafe: bool = False, weigh
         unsafe: run the code that the file names where it cannot be read without, for a pickled model; warns.
         weights: which weights, if the file has several: a key of its dictionary, or ``"ema"`` / ``"model"`` for the
             averaged / the plain ones under whatever key. By default as timm does: averaged weights first, and a note.
+        max_size: bytes that a file may take in memory, or a text such as ``"8G"``. By default 20 times its own size or
+            256 MiB, whichever is larger: torch.save does not compress.
 
     Raises:
         CheckpointError: missing, empty, truncated, not a checkpoint, without weights, or only readable by running
@@ -117,13 +127,18 @@ def load_checkpoint(path: str | os.PathLike[str], *, unsafe: bool = False, weigh
     path = Path(path)
     files = files_of(path)
     pieces = files.weights
-    content, sha256 = read_shards(files.entry, unsafe) if is_index(files.entry) else read_hashed(files.entry, unsafe)
-    found = find_weights(content, weights)
-    if found is None:
-        raise CheckpointError(f"{path}: {_nothing_found(content, weights)}")
+    read = read_shards if is_index(files.entry) else read_hashed
+    content, sha256 = read(files.entry, unsafe, parse_size(max_size))
+    try:
+        found = find_weights(content, weights)
+        if found is None:
+            raise CheckpointError(_nothing_found(content, weights))
+        check_weights(found.tensors)
+        metadata = metadata_of(content, found)
+        (epoch, step), note = position(path, files, metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     tensors, prefix = clean(found.tensors)
-    metadata = metadata_of(content, found)
-    (epoch, step), note = position(path, files, metadata)
     task, task_args, notes = _task_of(content)
     notes += [note] if note else []
     if weights is None and found.others:
@@ -211,7 +226,7 @@ def _words(pieces: Sequence[Path], inside: str, config: Mapping[str, Any] | None
 def _nothing_found(content: Any, weights: str | None) -> str:
     if not isinstance(content, Mapping):
         return f"no weights in it: it holds a {type(content).__name__}, not a dictionary of tensors"
-    keys = ", ".join(str(key) for key in list(content)[:8]) + (", ..." if len(content) > 8 else "")
+    keys = ", ".join(escaped(str(key))[:80] for key in list(content)[:8]) + (", ..." if len(content) > 8 else "")
     if weights is not None and find_weights(content) is not None:
         return f"no weights under {weights!r}: it holds {keys}"
     if "param_groups" in content:
@@ -229,11 +244,17 @@ def _task_of(content: Any) -> tuple[str | None, dict[str, Any], list[str]]:
         isinstance(name, str) and isinstance(value, (str, int, float, bool, type(None)))
         for name, value in options.items()
     )
+    plain = plain and all(_is_text(word) for word in (task, *options, *options.values()) if isinstance(word, str))
     if isinstance(entry, Mapping) and task is None:
         return None, {}, []
     if not isinstance(entry, Mapping) or not isinstance(task, str) or not plain:
         return None, {}, ["its entry 'spectra' is not of the form that save_checkpoint writes, and is not used"]
     return task, dict(options), []
+
+
+def _is_text(word: str) -> bool:
+    """Whether it can be written: half of a surrogate pair cannot."""
+    return word.encode("utf-8", "replace").decode() == word
 
 
 def _check_plain(value: Any, where: str) -> None:

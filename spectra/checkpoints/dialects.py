@@ -6,17 +6,18 @@ The order in which weights are looked for is that of timm's ``load_state_dict``:
 
 from __future__ import annotations
 
-import argparse
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+
+from spectra.checkpoints.contents import Plain, number_of
+from spectra.checkpoints.rebuilding import Unusable
+from spectra.errors import CheckpointError
 
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "module")
@@ -24,7 +25,7 @@ STEP_KEYS = ("global_step", "iter_num", "step", "iteration")
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 # What training scripts save beside the weights and nobody can use to rebuild the model.
 _NOT_METADATA = re.compile(r"optim|scheduler|rng|scaler|callbacks|loops|^amp$", re.IGNORECASE)
-_MAX_ARRAY = 1000
+_MAX_WRAPPERS = 8
 _SUFFIX = re.compile(r"\.(pt|pth|ckpt|tar|bin|t7|pkl|pickle|safetensors|model|weights)$", re.IGNORECASE)
 
 _EPOCH_WORD = re.compile(r"(?<![a-z])(?:epochs?|ep|e)[-_=. ]*(\d+(?:\.\d+)?)(?![\d.]*[a-z])", re.IGNORECASE)
@@ -52,13 +53,19 @@ class Weights:
     others: tuple[str, ...]
 
 
-def find_weights(content: Any, choice: str | None = None) -> Weights | None:
+def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Weights | None:
     """The weights in what a checkpoint file holds; None if there are none (or none under the chosen key).
 
     Args:
         content: the object in the file.
         choice: a key of the dictionary, or ``"ema"`` / ``"model"`` for the averaged / the plain weights under any key.
+        depth: wrappers around it that were opened already.
+
+    Raises:
+        CheckpointError: too many wrappers, or one that contains itself.
     """
+    if depth > _MAX_WRAPPERS:
+        raise CheckpointError(f"weights under more than {_MAX_WRAPPERS} wrappers, or a dictionary that contains itself")
     if isinstance(content, nn.Module):
         return Weights(dict(content.state_dict()), None, f"pickled {type(content).__name__}", ())
     if not isinstance(content, Mapping):
@@ -83,7 +90,7 @@ def find_weights(content: Any, choice: str | None = None) -> Weights | None:
     if _has_tensor(content):
         return Weights({k: v for k, v in content.items() if isinstance(k, str)}, None, "bare state_dict", ())
     for key in (*EMA_KEYS, *PLAIN_KEYS):  # a wrapper within a wrapper
-        if isinstance(content.get(key), Mapping) and (inner := find_weights(content[key])):
+        if isinstance(content.get(key), Mapping) and (inner := find_weights(content[key], depth=depth + 1)):
             return Weights(inner.tensors, key, f"{_family(content)}, under {key!r}: {inner.words}", ())
     return None
 
@@ -116,7 +123,12 @@ def clean(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
-    """The plain values beside the weights (numbers, texts, lists and dictionaries of them), of any depth."""
+    """The plain values beside the weights: numbers, texts, lists and dictionaries of them.
+
+    Raises:
+        CheckpointError: nested too deeply, or too many.
+    """
+    plainly = Plain()
     if not isinstance(content, Mapping):
         return {}
     found: dict[str, Any] = {}
@@ -129,9 +141,9 @@ def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
         if weights.key is None and isinstance(value, torch.Tensor):
             continue
         machinery = _NOT_METADATA.search(key) and not isinstance(value, (str, int, float))
-        is_plain, plain = _plain(value)
+        is_plain, plain = plainly(value)
         if is_plain and not machinery:
-            found[key] = plain
+            found[plainly(key)[1]] = plain
     return found
 
 
@@ -139,9 +151,12 @@ def position_of(metadata: Mapping[str, Any], path: Path) -> tuple[float | None, 
     """Epoch and step: from the keys ``epoch``, ``global_step``, ``iter_num``, ``step``, ``iteration``, else by name.
 
     What the file says of itself comes first; its name is asked only if it has neither.
+
+    Raises:
+        CheckpointError: a number larger than any epoch or step.
     """
-    epoch = _number(metadata.get("epoch"))
-    step = next((int(n) for n in (_number(metadata.get(key)) for key in STEP_KEYS) if n is not None), None)
+    epoch = number_of(metadata.get("epoch"), "epoch")
+    step = next((int(n) for n in (number_of(metadata.get(key), "step") for key in STEP_KEYS) if n is not None), None)
     return (epoch, step) if epoch is not None or step is not None else position_in_name(path)
 
 
@@ -161,10 +176,19 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
     stem = _stem(path.name)
     epoch, step = _EPOCH_WORD.search(stem), _STEP_WORD.search(stem)
     if epoch or step:
-        return _number(epoch.group(1)) if epoch else None, int(step.group(1)) if step else None
+        return _in_name(epoch), _in_name(step)
     if bare := _BARE.fullmatch(stem):
-        return int(bare.group(1) or bare.group(2)), None
+        return _in_name(bare), None
     return position_in_folder(path.parent.name)
+
+
+def _in_name(found: re.Match[str] | None) -> Any:
+    """The number that was found; None for one that is larger than any epoch or step, such as a date with its time."""
+    digits = next((group for group in found.groups() if group), None) if found else None
+    try:
+        return number_of(digits, "number")
+    except CheckpointError:
+        return None
 
 
 def position_in_folder(name: str) -> tuple[float | None, int | None]:
@@ -179,7 +203,7 @@ def position_in_folder(name: str) -> tuple[float | None, int | None]:
     if not _FOLDER.fullmatch(name):
         return None, None
     if of_trainer := re.fullmatch(r"checkpoint-(\d+)", name):
-        return None, int(of_trainer.group(1))
+        return None, _in_name(of_trainer)
     return position_in_name(Path("/") / name)
 
 
@@ -210,7 +234,7 @@ def _tensors(value: Any) -> dict[str, Any] | None:
 
 
 def _has_tensor(value: Mapping[Any, Any]) -> bool:
-    return any(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items())
+    return any(isinstance(key, str) and isinstance(item, (torch.Tensor, Unusable)) for key, item in value.items())
 
 
 def _family(content: Mapping[Any, Any]) -> str:
@@ -225,34 +249,3 @@ def _family(content: Mapping[Any, Any]) -> str:
 
 def _ema_words(key: str) -> str:
     return " (a moving average)" if key in EMA_KEYS else ""
-
-
-def _number(value: Any) -> float | None:
-    """A finite number (whole ones as int), also from a text; None otherwise."""
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
-        value = float(value) if "." in value else int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return int(value) if value == int(value) else value
-
-
-def _plain(value: Any) -> tuple[bool, Any]:
-    """Whether a value is plain, and the value as Python's own types; what is not plain inside of it is left out."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return True, value
-    if isinstance(value, np.generic):
-        return True, value.item()
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        size = value.numel() if isinstance(value, torch.Tensor) else value.size
-        if size > (1 if isinstance(value, torch.Tensor) else _MAX_ARRAY):
-            return False, None
-        return True, value.item() if size == 1 else value.tolist()
-    if isinstance(value, argparse.Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        pairs = [(key, *_plain(item)) for key, item in value.items() if isinstance(key, (str, int, float))]
-        return True, {key: plain for key, is_plain, plain in pairs if is_plain}
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item) for item in value]
-        return True, [plain for is_plain, plain in items if is_plain]
-    return False, None

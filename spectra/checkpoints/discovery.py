@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.dialects import find_weights, metadata_of, name_key, position_in_name
 from spectra.checkpoints.folders import (
     SUFFIXES,
@@ -144,15 +145,16 @@ class Found:
     step: int | None
 
 
-def in_training_order(paths: Sequence[str | Path]) -> list[Found]:
+def in_training_order(paths: Sequence[str | Path], max_size: int | str | None = None) -> list[Found]:
     """Checkpoints in the order of training: by epoch, or by step where not all have an epoch; then by natural name.
 
     Epoch and step are those that ``load_checkpoint`` reports. If some checkpoints have an epoch and others a step
     alone, they are ordered by name; those with neither come last, by name. No code of a file is run here: one that
     cannot be read without is placed by its name, and so is one that cannot be read at all, whose error belongs to
-    whoever loads it.
+    whoever loads it. `max_size` is that of :func:`load_checkpoint`.
     """
-    found = [Found(Path(path), *_peek(Path(path))) for path in paths]
+    size = parse_size(max_size)
+    found = [Found(Path(path), *_peek(Path(path), size)) for path in paths]
     placed = [one for one in found if one.epoch is not None or one.step is not None]
     by_epoch = all(one.epoch is not None for one in placed)
     by_step = all(one.step is not None for one in placed)
@@ -170,14 +172,13 @@ def order_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
     return [one.path for one in in_training_order(paths)]
 
 
-def _peek(path: Path) -> tuple[float | None, int | None]:
+def _peek(path: Path, max_size: int | None) -> tuple[float | None, int | None]:
     try:
         files = files_of(path)
-        known = position_without_reading(path, files)
-        content = None if known is not None else read_raw(files.entry)
+        if (known := position_without_reading(path, files)) is not None:
+            return known
+        content = read_raw(files.entry, max_size=max_size)
+        weights = find_weights(content)
+        return position(path, files, metadata_of(content, weights) if weights else {})[0]
     except (CheckpointError, ImportError):
         return position_in_name(path / "model" if path.is_dir() else path)
-    if known is not None:
-        return known
-    weights = find_weights(content)
-    return position(path, files, metadata_of(content, weights) if weights else {})[0]

@@ -160,7 +160,14 @@ def _harmless(key: str) -> bool:
 
 def _form(value: Any) -> str:
     shape = tuple(value.shape)
+    if _is_scaled(value):
+        return f"{shape} {_name(value.dtype)}, which a scale belongs to: save it in float32"
     return str(shape) if value.is_floating_point() else f"{shape} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _is_scaled(value: Any) -> bool:
+    """Whether it is of a floating type of 8 bits or fewer, whose numbers mean nothing without their scale."""
+    return bool(value.is_floating_point() and value.element_size() < 2)
 
 
 def _same_form(key: str, found: Any, wanted: Any) -> bool:
@@ -168,6 +175,8 @@ def _same_form(key: str, found: Any, wanted: Any) -> bool:
         return True
     if isinstance(wanted, _UNINITIALIZED):
         return True
+    if _is_scaled(found) and found.dtype != wanted.dtype:
+        return False
     same_kind = found.is_floating_point() == wanted.is_floating_point() and found.is_complex() == wanted.is_complex()
     return bool(found.shape == wanted.shape and (same_kind or _harmless(key)) and not found.is_quantized)
 

@@ -2,12 +2,11 @@
 
 ``torch.load`` is called with ``weights_only=True``: tensors and plain containers are rebuilt, anything else is refused.
 NumPy's scalars and arrays and ``argparse.Namespace``, which training scripts leave beside the weights, count as plain.
+What a pickle may call is in `rebuilding`, what a file may expand to in `bounds`.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
 import logging
 import pickletools
@@ -17,14 +16,15 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 
-from spectra.errors import CheckpointError, MissingDependency
+from spectra.checkpoints.bounds import check_total, limits_of
+from spectra.checkpoints.unpickling import restricted
+from spectra.errors import CheckpointError, MissingDependency, escaped
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def check_file(path: Path) -> None:
         raise CheckpointError(f"{path}: an empty file, not a checkpoint")
 
 
-def read_hashed(path: Path, unsafe: bool) -> tuple[Any, str]:
+def read_hashed(path: Path, unsafe: bool, max_size: int | None = None) -> tuple[Any, str]:
     """What is in the file, and the SHA-256 of its bytes; the two belong together.
 
     Raises:
@@ -68,7 +68,7 @@ def read_hashed(path: Path, unsafe: bool) -> tuple[Any, str]:
         before = path.stat()
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        content = read_raw(path, unsafe)
+        content = read_raw(path, unsafe, max_size)
         check_sums(path)
         after = path.stat()
     except OSError as error:
@@ -114,19 +114,20 @@ def _first_that_differs(path: Path, sums: Mapping[str, int]) -> str | None:
     return None
 
 
-def read_raw(path: Path, unsafe: bool = False) -> Any:
+def read_raw(path: Path, unsafe: bool = False, max_size: int | None = None) -> Any:
     """The objects in a checkpoint file, tensors on the CPU (memory-mapped where the file is large).
 
     Args:
         path: a file by ``torch.save``, or ``.safetensors``.
         unsafe: run the code that the file names, where it cannot be read without; warns.
+        max_size: bytes that the file may take in memory; None: those of an honest file of its size.
 
     Raises:
         CheckpointError: the file cannot be read; the message is one line and says why.
     """
     check_file(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path, max_size)
     if unsafe:
         logger.warning("%s: unsafe load: code that this file names may be run; only for files you trust", path)
     try:
@@ -135,15 +136,23 @@ def read_raw(path: Path, unsafe: bool = False) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     try:
-        with _plain_types_allowed():
-            return _torch_load(path, head, weights_only=True)
+        limits, stored = limits_of(path, head, max_size)
+    except CheckpointError:
+        raise
+    except _OF_DAMAGED_ARCHIVES as error:
+        raise CheckpointError(f"{path}: {_reason(path, head, error)}") from error
+    mmap = stored and head.startswith(b"PK") and limits.file >= MMAP_FROM
+    try:
+        with restricted(limits):
+            return _torch_load(path, mmap=mmap, weights_only=True)
     except MemoryError:
         raise
     except Exception as error:
         if not unsafe:
-            raise CheckpointError(f"{path}: {_reason(path, head, error)}") from error
+            why = str(error) if isinstance(error, CheckpointError) else _reason(path, head, error)
+            raise CheckpointError(f"{path}: {why}") from error
     try:
-        return _torch_load(path, head, weights_only=False)
+        return _torch_load(path, mmap=mmap, weights_only=False)
     except MemoryError:
         raise
     except Exception as error:
@@ -153,30 +162,13 @@ def read_raw(path: Path, unsafe: bool = False) -> Any:
         raise CheckpointError(f"{path}: {_reason(path, head, error, refused=False)}") from error
 
 
-def _torch_load(path: Path, head: bytes, *, weights_only: bool) -> Any:
-    mmap = head.startswith(b"PK") and path.stat().st_size >= MMAP_FROM
+def _torch_load(path: Path, *, mmap: bool, weights_only: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols and archives; what fails is reported below
         return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
 
 
-@contextlib.contextmanager
-def _plain_types_allowed() -> Iterator[None]:
-    """Let NumPy's numbers and arrays and ``argparse.Namespace`` through: rebuilding them runs no code of the file."""
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):  # before torch 2.6: no names for globals
-        yield
-        return
-    multiarray = (np._core if hasattr(np, "_core") else np.core).multiarray
-    allowed: list[Any] = [np.ndarray, np.dtype, argparse.Namespace]
-    allowed += [getattr(np.dtypes, name) for name in np.dtypes.__all__]
-    for name in ("scalar", "_reconstruct"):  # NumPy 2 renamed the module; files of either version are read
-        function = getattr(multiarray, name)
-        allowed += [(function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
-    with torch.serialization.safe_globals(allowed):
-        yield
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path, max_size: int | None) -> dict[str, Any]:
     """The tensors of the file, and beside them the texts of its header under ``__metadata__``."""
     try:
         from safetensors import SafetensorError, safe_open
@@ -184,6 +176,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise MissingDependency(
             f"{path}: the package safetensors is not installed: pip install 'hessian-spectra[safetensors]'"
         ) from error
+    check_total(path, path.stat().st_size, max_size)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -230,6 +223,7 @@ def _wants_code(error: Exception, wanted: list[str]) -> str:
     name = named.group(1) if named else wanted[0] if wanted else None
     if name is None:
         return f"damaged: {_first_line(error)}"
+    name = escaped(name)[:100]
     return f"its pickle asks to run {name}, which was not done; --unsafe-load runs its code, if you trust the file"
 
 
@@ -260,4 +254,4 @@ def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((escaped(line.strip()) for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from spectra.checkpoints.discovery import Found
 from spectra.errors import ArgumentError, CheckpointError
 
-_NUMBER = r"\d+(?:\.\d+)?"
+_NUMBER = r"\d{1,15}(?:\.\d{1,15})?"
 _RANGE = re.compile(rf"({_NUMBER})?:({_NUMBER})?(?::({_NUMBER}))?")
 _CLOSE = 1e-9  # epochs may be fractions
 
@@ -109,7 +109,7 @@ def shard(found: Sequence[Found], text: str) -> tuple[list[Found], int, int]:
     Raises:
         ArgumentError: not of this form, or the job has no checkpoints.
     """
-    parsed = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    parsed = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     number, shards = (int(part) for part in parsed.groups()) if parsed else (0, 0)
     if not 1 <= number <= shards:
         raise ArgumentError(f"shard {text!r}: I/N is needed, I from 1 to N, as in 2/8")

@@ -56,7 +56,7 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     return found
 
 
-def read_shards(index: Path, unsafe: bool) -> tuple[dict[str, torch.Tensor], str]:
+def read_shards(index: Path, unsafe: bool, max_size: int | None = None) -> tuple[dict[str, torch.Tensor], str]:
     """The tensors of all shards, and the SHA-256 of the lines `NAME SHA256` of the index and the shards, by name.
 
     Raises:
@@ -71,7 +71,7 @@ def read_shards(index: Path, unsafe: bool) -> tuple[dict[str, torch.Tensor], str
     sums = {index.name: hashlib.sha256(index.read_bytes()).hexdigest()}
     tensors: dict[str, torch.Tensor] = {}
     for path, keys in sorted(listed.items()):
-        content, sums[path.name] = read_hashed(path, unsafe)
+        content, sums[path.name] = read_hashed(path, unsafe, max_size)
         tensors |= _of_shard(content, keys, path, index)
     if _marks([index, *listed]) != before:
         raise CheckpointError(f"{index}: a shard was written to while they were read; run again when they are whole")

@@ -137,7 +137,7 @@ def _safetensors_ends(path: Path, size: int) -> bool:
         try:
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return False
     return size == 8 + length + max(ends, default=0)
 

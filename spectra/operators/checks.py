@@ -242,16 +242,15 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
             ),
         )
 
+    constant = True
     for place in (output, random(1.0), map_tensors(random(1.0), lambda t: 0 * t if t.is_floating_point() else t)):
         points: list[torch.Tensor] = []
         value = function.criterion(map_tensors(place, partial(_as_leaf, points)), target)
         if not value.requires_grad:
             break
-        slope = [
-            s
-            for s in torch.autograd.grad(value, points, create_graph=True, allow_unused=True)
-            if s is not None and s.requires_grad
-        ]
+        slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True)
+        constant &= not any(s is not None and bool((s != 0).any()) for s in slopes)
+        slope = [s for s in slopes if s is not None and s.requires_grad]
         if not slope:
             continue
         directions = [torch.randn(s.shape, generator=generator, dtype=s.dtype).to(s.device) for s in slope]
@@ -261,6 +260,11 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
             raise TaskError(f"the criterion cannot be differentiated twice: {first_line(error)}") from error
         if any(b is not None and bool((b != 0).any()) for b in bent):
             return
+    if constant:
+        raise TaskError(
+            "the criterion does not change with the output, so that all its derivatives are 0: a cross-entropy over "
+            "one class is always 0; give the model an output for each class, or BCEWithLogitsLoss for one output"
+        )
     raise TaskError(
         "the criterion has no second derivative in the output (it is piecewise linear, like an absolute error or a "
         "hinge): the curvature of such a loss lies in its kinks, which derivatives do not see. A loss that is linear "

@@ -1,0 +1,57 @@
+"""Checkpoints that torch.save would never write: pickles with chosen calls and states, in an archive that is whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Call:
+    """Pickled as a call of a function, and a state for what it returns."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
+def saved(path: Path, cfg: Any = None, **beside: Any) -> Path:
+    torch.save({"model": {"weight": torch.ones(3, 4), "bias": torch.arange(4.0)}, "cfg": cfg, **beside}, path)
+    return path
+
+
+def edited(path: Path, change: Any) -> Path:
+    """The archive with its pickle changed, and the checksums of what it now holds."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, change(data) if name.endswith("/data.pkl") else data)
+    return path
+
+
+def in_child(code: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, so that a crash is an exit code."""
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, *arguments], capture_output=True, text=True, timeout=timeout
+    )
+
+
+READ = """
+import sys
+from pathlib import Path
+from spectra.checkpoints.checkpoint import load_checkpoint
+from spectra.errors import SpectraError
+for path in sys.argv[1:]:
+    try:
+        words = "read\\t" + repr(load_checkpoint(path).metadata)[:2000]
+    except SpectraError as error:
+        words = f"refused\\t{error}"
+    print(Path(path).stem, words, sep="\\t", flush=True)
+"""
