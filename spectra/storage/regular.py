@@ -23,11 +23,11 @@ def resolved(path: str | Path) -> Path:
     Raises:
         StorageError: the links form a loop.
     """
+    target = Path(os.path.realpath(path))
     try:
-        target = Path(path).resolve()
         os.stat(target)
-    except (RuntimeError, OSError) as error:  # a loop is a RuntimeError before Python 3.13
-        if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
             raise StorageError(
                 f"{path}: its symbolic links form a loop; remove the link, or name another file"
             ) from error

@@ -18,7 +18,7 @@ from programs import environment
 from run_files import SETTINGS, make_record
 
 from spectra.errors import CheckpointError, StorageError
-from spectra.storage import replacing
+from spectra.storage import locking, replacing
 from spectra.storage.locking import only_writer, refuse_if_written
 from spectra.storage.merging import merge
 from spectra.storage.partial import Partial, PartialFile
@@ -195,6 +195,57 @@ def test_two_live_writers_exclude_each_other_whoever_owns_the_lock(path, first, 
     again.communicate("")
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("mode", [0o1777, 0o777])
+@pytest.mark.parametrize("readable", [True, False])
+def test_another_user_in_a_shared_folder(tmp_path, mode, readable):
+    """Truly another one: in a folder like /tmp, where only the owner removes a file, and in one where anyone does."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o001 == 0:
+            if folder.name.startswith("pytest-") or folder == tmp_path or folder.parent.name.startswith("pytest-"):
+                folder.chmod(0o711)
+            else:
+                pytest.skip(f"{folder} is closed to others")
+    shared.chmod(mode)
+    lock = shared / ".run.h5.lock"
+    lock.write_text("{}")
+    lock.chmod(0o644 if readable else 0o600)
+
+    def as_nobody():
+        receive, send = os.pipe()
+        number = os.fork()
+        if number == 0:
+            words = "held"
+            try:
+                locking._HELD.clear()
+                os.setgid(65534)
+                os.setuid(65534)
+                with only_writer(shared / "run.h5"):
+                    pass
+            except BaseException as error:
+                words = str(error)
+            finally:
+                os.write(send, words.encode())
+                os._exit(0)
+        os.close(send)
+        os.waitpid(number, 0)
+        with open(receive) as pipe:
+            return pipe.read()
+
+    if not readable:
+        assert "cannot be used: Permission denied; remove it if no run is writing there" in as_nobody()
+        return
+    lock.unlink()
+    with only_writer(shared / "run.h5"):  # a live writer
+        lock.chmod(0o644)
+        assert f"process {os.getpid()} on" in as_nobody()
+    lock.write_text("{}")
+    assert as_nobody() == "held"
+    assert lock.exists() == (mode == 0o1777)
+
+
 def test_a_lock_that_cannot_be_opened_at_all_is_one_line(path, monkeypatch):
     path.with_name(".run.h5.lock").write_text("x")
 
@@ -286,7 +337,7 @@ def test_the_permissions_of_a_file_last_and_privileges_do_not(path):
 # -- the finished probes
 
 
-@pytest.mark.parametrize("kind", set(PUT) - {"hard link"})
+@pytest.mark.parametrize("kind", sorted(set(PUT) - {"hard link"}))
 def test_finished_probes_are_read_from_a_file_alone(path, secret, kind):
     file = PartialFile(path)
     PUT[kind](file.path, secret)
