@@ -18,6 +18,7 @@ from spectra.task import Task
 from spectra_cli.grouped_help import grouped_option
 from spectra_cli.progress import DISPLAYS
 from spectra_cli.task_source import TaskSource, resolve
+from spectra_cli.terminal import say
 
 BN_CHOICES = {
     "eval": ("eval",),
@@ -213,7 +214,7 @@ class Request:
             sources["num_probes"] = "probes"
             protocol = {name: value for name, value in protocol.items() if _was_given(sources[name])}
             if (other := departures(preset, protocol)) and not options["quiet"]:
-                click.echo(f"spectra: --preset {preset}, but as given: {', '.join(other)}", err=True)
+                say(f"spectra: --preset {preset}, but as given: {', '.join(other)}")
         same = (
             "seed",
             "dtype",

@@ -17,6 +17,7 @@ from spectra.storage.replacing import replace_file
 from spectra.storage.runfile import load_trajectory
 from spectra_cli.comparison_table import print_comparison
 from spectra_cli.layout import make_console
+from spectra_cli.terminal import escaped_row, say
 
 COLUMNS = ("quantity", "arm", "against", "value", "stderr", "lower", "upper", "spread", "runs", "p_value", "basis")
 
@@ -75,7 +76,7 @@ def command(
             arms.append(Arm(name, records, tuple(own)))
     found = compare(arms)
     for words in found.warnings:
-        click.echo(f"spectra: warning: {words}", err=True)
+        say(f"spectra: warning: {words}")
     if form == "json":
         click.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=True, allow_nan=False))
     elif form == "csv":
@@ -121,7 +122,7 @@ def group(files: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
 def _loaded(file: str) -> Trajectory:
     trajectory = load_trajectory(file)
     for note in trajectory.notes:
-        click.echo(f"spectra: {note}", err=True)
+        say(f"spectra: {note}")
     return trajectory
 
 
@@ -160,17 +161,14 @@ def write_csv(found: Comparison) -> None:
         row = {name: cell[name] for name in ("quantity", "arm", "value", "spread")} | {"runs": len(cell["runs"])}
         if len(cell["runs"]) == 1:
             row |= {name: cell["runs"][0][name] for name in ("stderr", "lower", "upper")}
-        writer.writerow(row)
+        writer.writerow(escaped_row(row))
     for contrast in entries["differences"]:
-        writer.writerow({name: contrast[name] for name in COLUMNS if name in contrast})
+        writer.writerow(escaped_row({name: contrast[name] for name in COLUMNS if name in contrast}))
     for gap in entries["distances"]:
-        writer.writerow(
-            {"quantity": "wasserstein", "arm": gap["arm"], "against": gap["against"], "value": gap["value"]}
-            | {"upper": None, "spread": gap["within"], "basis": "probes"}
-        )
-        writer.writerow(
-            {"quantity": "wasserstein_floor", "arm": gap["arm"], "against": gap["against"]} | {"value": gap["floor"]}
-        )
+        row = {"quantity": "wasserstein", "arm": gap["arm"], "against": gap["against"], "value": gap["value"]}
+        writer.writerow(escaped_row(row | {"upper": None, "spread": gap["within"], "basis": "probes"}))
+        row = {"quantity": "wasserstein_floor", "arm": gap["arm"], "against": gap["against"], "value": gap["floor"]}
+        writer.writerow(escaped_row(row))
 
 
 def _draw(arms: Iterable[Arm], series: dict[str, list[Series]], path: Path) -> None:
@@ -180,4 +178,4 @@ def _draw(arms: Iterable[Arm], series: dict[str, list[Series]], path: Path) -> N
 
     with style():
         replace_file(path, rendered(comparison_figure(list(arms), series), path.suffix[1:]))
-    click.echo(str(path), err=True)
+    say(str(path))

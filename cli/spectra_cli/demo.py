@@ -14,6 +14,7 @@ from spectra.settings import Settings
 from spectra.storage.runfile import load_trajectory
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import Epoch, train
+from spectra_cli import terminal
 from spectra_cli.layout import make_console
 from spectra_cli.outcome import command_of_all
 from spectra_cli.progress import RunDisplay
@@ -41,7 +42,7 @@ def command(out: Path, quiet: bool) -> None:
 
     def say(words: str = "") -> None:
         if not quiet:
-            click.echo(words, err=True)
+            terminal.say(words)
 
     start = time.perf_counter()
     task = build_task(TASK)

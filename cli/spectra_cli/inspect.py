@@ -19,7 +19,9 @@ from spectra.checkpoints.discovery import in_training_order
 from spectra.checkpoints.folders import files_of
 from spectra.errors import SpectraError
 from spectra_cli.analysis_options import MAX_SIZE
+from spectra_cli.console import SafeConsole
 from spectra_cli.main import ERROR, one_line, print_error
+from spectra_cli.terminal import say
 
 FIRST = 20  # tensors shown unless all are asked for
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -50,7 +52,7 @@ def command(
     words: list[str] = []
     there = find_checkpoints(checkpoints, passed=words.append)
     for line in words:
-        click.echo(f"spectra: {line}", err=True)
+        say(f"spectra: {line}")
     for folder in checkpoints:
         if not as_json and Path(folder).expanduser().is_dir():
             _print_folder(Path(folder).expanduser(), max_size)
@@ -128,7 +130,7 @@ def _first_of_each_storage(state_dict: dict[str, torch.Tensor]) -> set[str]:
 def _console() -> Console:
     # A terminal has a width to keep to; elsewhere nothing is cut off.
     width = None if sys.stdout.isatty() else 4000
-    return Console(width=width, highlight=False, markup=False, soft_wrap=True)
+    return SafeConsole(width=width, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_folder(folder: Path, max_size: str | None) -> None:

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spectra.errors import escaped
 from spectra.records import Record, Trajectory
+from spectra_cli.console import SafeConsole
 from spectra_cli.numbers import plain
 
 #: Wider than any table: away from a terminal a table is as wide as it needs to be, and nothing is cut off.
@@ -34,7 +36,7 @@ def make_console(*, stderr: bool = False) -> Console:
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the report
     width = None if stream.isatty() else _PIPED_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return SafeConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:
@@ -94,7 +96,7 @@ def print_heading(console: Console, words: str) -> None:
 
 
 def print_line(console: Console, words: str, style: str = "") -> None:
-    console.print(Text(" ".join(words.splitlines()), style=style), soft_wrap=True)
+    console.print(Text(escaped(" ".join(words.splitlines())), style=style), soft_wrap=True)
 
 
 def notes_of(records: Iterable[Record]) -> list[str]:

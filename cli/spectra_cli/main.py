@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
-from spectra.errors import SpectraError
+from spectra.errors import SpectraError, escaped
 from spectra.user_errors import place_of
 from spectra.version import __version__
+from spectra_cli.terminal import say
 
 # name -> (module with the click command `command`, one line for the help)
 COMMANDS = {
@@ -115,7 +116,8 @@ def one_line(error: BaseException) -> str:
     elif not text:
         text = type(error).__name__
     notes = " ".join(note.strip() for note in getattr(error, "__notes__", ()))
-    return f"{text} ({notes})" if notes else text
+    text = f"{text} ({notes})" if notes else text
+    return text if getattr(error, "in_several_lines", False) else escaped(text)
 
 
 def print_error(error: BaseException) -> None:
@@ -137,10 +139,11 @@ def _report(error: BaseException, debug: bool) -> int:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
             hint = f" ({error.ctx.command_path} --help)"
-        click.echo(f"spectra: error: {' '.join(error.format_message().split())}{hint}", err=True)
+        say(f"spectra: error: {' '.join(error.format_message().split())}{hint}")
         return error.exit_code
     if debug:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            say(line)
     print_error(error)
     return ERROR
 
@@ -166,7 +169,7 @@ class _StderrHandler(logging.Handler):
     """Warnings of the library, one line each, wherever standard error now goes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"spectra: {record.levelname.lower()}: {record.getMessage()}", err=True)
+        say(f"spectra: {record.levelname.lower()}: {record.getMessage()}")
 
 
 def _send_warnings_to_stderr() -> None:

@@ -9,6 +9,7 @@ import click
 
 from spectra.errors import ArgumentError
 from spectra.storage.merging import merge
+from spectra_cli.terminal import say
 
 
 @click.command()
@@ -38,9 +39,9 @@ def command(parts: tuple[Path, ...], out: Path | None, quiet: bool) -> None:
         words += f", {done.equal} found again and equal"
     if done.failed:
         words += f", {done.failed} failed"
-    click.echo(f"spectra: {words}, in {target}; next: spectra show {target}", err=True)
+    say(f"spectra: {words}, in {target}; next: spectra show {target}")
     if absent:
-        click.echo(f"spectra: not among them: shard {', '.join(absent)}", err=True)
+        say(f"spectra: not among them: shard {', '.join(absent)}")
 
 
 _PART = re.compile(r"(.+)\.shard-(\d+)-of-(\d+)")

@@ -15,6 +15,7 @@ from spectra.storage.partial import PartialFile
 from spectra.storage.runfile import load_trajectory
 from spectra_cli.layout import make_console
 from spectra_cli.tables import print_trajectory
+from spectra_cli.terminal import say
 
 
 def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = False) -> None:
@@ -33,7 +34,7 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = F
         title, more = f"{out}: {_count(outcome)}", command_of_all(str(out), only)
         print_trajectory(shown, make_console(), title=title, more=more, everything=everything)
         if not quiet:
-            click.echo(f"spectra: saved in {out}; next: spectra show {out}, spectra plot {out}", err=True)
+            say(f"spectra: saved in {out}; next: spectra show {out}, spectra plot {out}")
     failed = sum(record.status == "failed" for record in shown)
     if failed:
         raise CheckpointError(f"{failed} of {len(shown)} records failed; the reasons are in {out}")
@@ -45,9 +46,9 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = F
 def interrupted(out: Path) -> None:
     """Say what an interrupt leaves."""
     if out.exists():
-        click.echo(f"spectra: the records finished so far are in {out}; the same command goes on from there", err=True)
+        say(f"spectra: the records finished so far are in {out}; the same command goes on from there")
     elif PartialFile(out).path.exists():
-        click.echo(f"spectra: finished probes are in {PartialFile(out).shown}; the same command goes on", err=True)
+        say(f"spectra: finished probes are in {PartialFile(out).shown}; the same command goes on")
 
 
 def command_of_all(file: str, only: Record | None = None) -> str:

@@ -9,6 +9,7 @@ import click
 from spectra.plots.figures import FORMATS, KINDS, save_figures
 from spectra.storage.runfile import load_trajectory
 from spectra_cli.show import select
+from spectra_cli.terminal import say
 
 
 @click.command("plot")
@@ -61,8 +62,8 @@ def command(
     """
     trajectory = load_trajectory(file)
     for note in trajectory.notes:
-        click.echo(f"spectra: {note}", err=True)
+        say(f"spectra: {note}")
     chosen = select(trajectory, operators, bn_modes)
     folder = Path(f"{Path(file).stem}-figures") if out is None else out
     for path in save_figures(chosen, folder, formats, what=what, epochs=epochs):
-        click.echo(str(path))
+        say(str(path), err=False)

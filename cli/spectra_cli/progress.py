@@ -13,9 +13,11 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from spectra.errors import escaped
 from spectra.jsonable import dumps
 from spectra.records import Place, Record
 from spectra.run import Listener
+from spectra_cli.console import SafeConsole
 from spectra_cli.phase_clock import Phase, PhaseClock
 
 DISPLAYS = ("auto", "bar", "lines", "json", "none")
@@ -47,7 +49,7 @@ class RunDisplay(Listener):
     """
 
     def __init__(self, records: int | None, *, quiet: bool = False, drawn: bool | None = None) -> None:
-        self.console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.console = SafeConsole(stderr=True, soft_wrap=True, highlight=False)
         self.drawn = (self.console.is_terminal if drawn is None else drawn) and not quiet
         self.quiet = quiet
         self.records = records
@@ -106,7 +108,8 @@ class RunDisplay(Listener):
         self.say(f"spectra: {words}")
 
     def checkpoint(self, index: int, total: int | None, path: Path) -> None:
-        self.path = path.name if total == 1 else f"{path.name} ({index + 1}{'' if total is None else f'/{total}'})"
+        name = escaped(path.name)
+        self.path = name if total == 1 else f"{name} ({index + 1}{'' if total is None else f'/{total}'})"
         self.bar.update(self.row, description=f"{self.path}: reading")
         self.started = time.perf_counter()
 

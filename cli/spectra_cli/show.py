@@ -20,6 +20,7 @@ from spectra_cli.layout import make_console, print_heading
 from spectra_cli.on_request import HELP, parse_asks, quantities_at
 from spectra_cli.record_table import print_requested
 from spectra_cli.tables import print_trajectory
+from spectra_cli.terminal import escaped_row, say
 
 Asks = Sequence[tuple[str, float]]
 
@@ -80,7 +81,7 @@ def command(
     for file in files:
         trajectory = load_trajectory(file)
         for note in trajectory.notes:
-            click.echo(f"spectra: {note}", err=True)
+            say(f"spectra: {note}")
         chosen.append((file, select(trajectory, operators, bn_modes, epochs)))
     if form == "json":
         entries = [
@@ -164,7 +165,7 @@ def write_csv(chosen: Iterable[tuple[str, Trajectory]], stream: IO[str], asks: A
     for file, trajectory in chosen:
         for record in trajectory:
             for row in _rows(record, asks):
-                writer.writerow({"file": file} | row)
+                writer.writerow(escaped_row({"file": file} | row))
 
 
 def _rows(record: Record, asks: Asks) -> Iterator[dict[str, Any]]:

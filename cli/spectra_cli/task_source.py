@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from spectra.errors import SpectraError, TaskError
+from spectra.errors import SpectraError, TaskError, escaped
 from spectra.zoo.tasks import BUILT_IN, all_names, build_task, list_tasks, task_options, tasks_by_data
 from spectra_cli.user_code import Typed, bind, call, import_file, import_module, settle
 
@@ -111,7 +111,7 @@ def resolve(
     if (toml := find_toml(folder)) is not None:
         spec, options = _read_toml(toml)
         return _named(spec, {**options, **given}, toml.parent, f"from {toml}" + (f"; {refused}" if refused else ""))
-    raise TaskError(_no_task(refused))
+    raise NoTask(_no_task(escaped(refused)))
 
 
 def parse_task_args(texts: Sequence[str]) -> dict[str, Typed]:
@@ -189,6 +189,12 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
 
 def _with_args(name: str, args: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in args.items())})" if args else name
+
+
+class NoTask(TaskError):
+    """Nothing says which task is meant: the message shows how to say it, in several lines."""
+
+    in_several_lines = True
 
 
 def _no_task(refused: str) -> str:
