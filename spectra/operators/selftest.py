@@ -35,6 +35,7 @@ _FAULT = {torch.float32: 1e-3, torch.float64: 1e-7}
 # of the data is enough, with at least so many targets. The float64 products alone would cost as much as ten others.
 _SMALL = 2e7
 _PART, _TARGETS = 32, 32
+_LONGER_PART = 4  # of the data, at most: what is multiplied at once and in pieces
 _COUPLED_PART = 8  # of a batch whose samples are coupled
 
 
@@ -142,7 +143,7 @@ def _growth(operator: CurvatureOperator, batch: Any, few: Any, vector: torch.Ten
         return _Growth(rows / each, 0.0), on
     if operator.torch_dtype != torch.float32:
         return _Growth(1.0, 0.0), on
-    part = max(2 * each, min(rows, (task.survey().num_samples or rows) // 2))
+    part = min(rows, max(2 * each, (task.survey().num_samples or rows) // _LONGER_PART))
     longer = choose_rows(batch, torch.arange(part))
 
     def summed(piece: Any, seed: int) -> torch.Tensor:
