@@ -39,6 +39,7 @@ _FOURTH = {-2: 1, -1: -4, 0: 6, 1: -4, 2: 1}  # the weights of a fourth differen
 # of the data is enough, with at least so many targets. The float64 products alone would cost as much as ten others.
 _SMALL = 2e7
 _PART, _TARGETS = 32, 32
+_LONGER_PART = 4  # of the data, at most: what is multiplied at once and in pieces
 _COUPLED_PART = 8  # of a batch whose samples are coupled
 
 
@@ -155,7 +156,7 @@ def _growth(operator: CurvatureOperator, batch: Any, few: Any, vector: torch.Ten
         return _Growth(rows / each, 0.0), on
     if operator.torch_dtype != torch.float32:
         return _Growth(1.0, 0.0), on
-    part = max(2 * each, min(rows, (task.survey().num_samples or rows) // 2))
+    part = min(rows, max(2 * each, (task.survey().num_samples or rows) // _LONGER_PART))
     longer = choose_rows(batch, torch.arange(part))
 
     def summed(piece: Any, seed: int) -> torch.Tensor:
