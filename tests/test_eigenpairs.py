@@ -145,7 +145,7 @@ def test_the_command_line_finds_stores_and_shows_them(tmp_path, monkeypatch):
     torch.manual_seed(0)
     torch.save(nn.Linear(4, 3).state_dict(), "net.pt")
     common = ["analyze", "net.pt", "--task", "pairs_task.py:task", "-m", "6", "-k", "3", "--out"]
-    done = CliRunner().invoke(main, [*common, "a.h5", "--eigenpairs", "3", "--save-eigenvectors", "--quiet"])
+    done = CliRunner().invoke(main, [*common, "a.h5", "--eigenpairs", "3", "--save-eigenvectors", "--quiet", "--all"])
     assert done.exit_code == 0, done.output
     assert "largest eigenvalues in magnitude" in done.output
     assert "trace_deflated" in done.output

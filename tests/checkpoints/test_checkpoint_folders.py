@@ -472,8 +472,8 @@ def test_shards_that_are_written_to_while_they_are_read_are_refused(tmp_path, mo
     folder = sharded(tmp_path / "checkpoint-8")
     before = shards.read_hashed
 
-    def read_then_write(path: Path, unsafe: bool):
-        found = before(path, unsafe)
+    def read_then_write(path: Path, *how):
+        found = before(path, *how)
         os.utime(folder / "pytorch_model-00001-of-00002.bin", ns=(1, 1))
         return found
 

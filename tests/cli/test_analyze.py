@@ -638,8 +638,9 @@ def test_an_output_that_cannot_be_written_is_found_before_a_checkpoint_is_read(h
 def test_a_disk_that_fills_up_in_the_middle_leaves_what_was_there(here, existing, monkeypatch):
     Path("run.h5").write_bytes(existing)
 
-    def full(path, content):
-        path.write_bytes(content[: len(content) // 2])
+    def full(descriptor, content, mode):
+        os.write(descriptor, content[: len(content) // 2])
+        os.close(descriptor)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("spectra.run.check_output", lambda out: None)  # there was room at the start
