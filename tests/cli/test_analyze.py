@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.progress import Progress
 from torch import nn
 
 from spectra import Task, analyze, load_trajectory, save_checkpoint
@@ -673,6 +675,9 @@ def test_show_and_plot_refuse_files_that_are_not_ours(here, existing, command, k
 
 def test_a_bar_on_a_terminal_shows_file_names_as_they_are(here, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    # a run may end between two redraws of the bar: draw at every update
+    monkeypatch.setattr(Progress, "update", partialmethod(Progress.update, refresh=True))
     shutil.copy("net_0.pt", "[bold]net[red].pt")
     result = analysed("[bold]net[red].pt", *QUICK)
     assert "[bold]net[red].pt: " in result.stderr
