@@ -17,6 +17,7 @@ from spectra.degeneracy import rank_bound_ff
 from spectra.eigenspaces import Eigenspaces
 from spectra.errors import ArgumentError
 from spectra.exact.ggn_result import GGNSpectrum
+from spectra.faults import Faults
 from spectra.heldout import beside, held_out_notes, shared_progress, told_of
 from spectra.krylov.eigsh import eigsh
 from spectra.krylov.slq import lockstep_width, slq
@@ -92,7 +93,8 @@ def iter_analyze(
 
     Raises:
         SpectraError: the numbers asked for would not be right, or do not fit in memory; everything that can be
-            checked is checked for all operators before the first record is computed.
+            checked is checked for all operators before the first record is computed. An unexpected error in a check or
+            a measure is logged, and its record has the status ``"unverified"`` and the reason.
     """
     if settings is not None and options:
         raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
@@ -215,21 +217,23 @@ class _Findings:
     sharpness: dict[str, Measure]
 
 
-def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> _Findings:
+def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, faults: Faults) -> _Findings:
     allowance = _allowance(operator, spectrum, asked)
     verified, eigenvalues, compared = Verification(), None, Verification()
+    measures: dict[str, Measure] = {}
     with operator.prepared(), shared_results():
         task = task_of(operator)
         if asked.check is not False:
-            with limited(None if asked.check else allowance):
+            with faults.kept("the check of the traces"), limited(None if asked.check else allowance):
                 verified = verify(operator, spectrum, task)
         if asked.exact_spectrum:
             phase("exact spectrum")
-            eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
+            with faults.kept("the exact spectrum"):
+                eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
         with limited(allowance):
-            measures = measure_all(task, asked.metrics or "none", operator.bn_mode)
+            measures = measure_all(task, asked.metrics or "none", operator.bn_mode, faults)
         if asked.bounds:
-            with part("bounds", 0, 1):
+            with faults.kept("the bounds"), part("bounds", 0, 1):
                 measures |= bounds_of(task, operator.bn_mode)
         return _Findings(verified, compared, eigenvalues, measures)
 
@@ -271,12 +275,14 @@ def _analyze_one(
     nearby = eigenspaces.before(kind) if eigenspaces is not None and asked.warm_start else None
     facts, spectrum, vectors = _measure(operator, asked, first, width, unfinished, 0, nearby)
     overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(kind, place, vectors)
-    found = _find(operator, spectrum, asked)
+    faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
+    found = _find(operator, spectrum, asked, faults)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
         facts |= {"rank_bound_ff": rank_bound_ff(d_y, units, d_x), "d_y": d_y, "d_x": d_x, "sum_of_widths": units}
     said = [
+        *faults.notes,
         *found.verified.warnings,
         *found.compared.warnings,
         *notes_of(operator),
@@ -301,13 +307,13 @@ def _analyze_one(
         step=place.step,
         operator=operator.kind,
         bn_mode=operator.bn_mode,
-        status="complete",
-        reason=None,
+        status="complete" if faults.reason is None else "unverified",
+        reason=faults.reason,
         settings=settings | {"width": width},
         facts=facts,
         spectrum=spectrum,
         test_spectrum=test_spectrum,
-        provenance=provenance_of(operator, spectrum, seconds) | cost,
+        provenance=provenance_of(operator, spectrum, seconds) | cost | faults.as_provenance(),
         exact=found.verified.exact,
         checks=(*found.verified.checks, *found.compared.checks),
         exact_spectrum=found.eigenvalues,

@@ -15,6 +15,9 @@ _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060
 class SpectraError(Exception):
     """The base of every error that spectra raises on purpose."""
 
+    #: The user's model, loss or data raised it: a fault, not a reason why a number does not exist.
+    of_called_code = False
+
 
 class ArgumentError(SpectraError, ValueError):
     """An argument outside its range: the message has its name, its value, the bound and the remedy."""

@@ -82,7 +82,13 @@ class Outcome:
 
     @property
     def failed(self) -> tuple[Record, ...]:
+        """Those without numbers."""
         return tuple(record for record in self.records if record.status == "failed")
+
+    @property
+    def unverified(self) -> tuple[Record, ...]:
+        """Those of which a check or a measure ended in an unexpected error."""
+        return tuple(record for record in self.records if record.status == "unverified")
 
 
 class Store:
@@ -141,8 +147,8 @@ class Store:
         )
 
     def knows(self, pair: tuple[str, str], place: Place) -> bool:
-        """Whether a complete record of this call or of an earlier one is there."""
-        return self.file is not None and self.file.has(self._identity(pair, place))
+        """Whether a record with numbers, of this call or of an earlier one, is there."""
+        return self.file is not None and self.file.has_numbers(self._identity(pair, place))
 
     def count(self, pairs: Sequence[tuple[str, str]], place: Place) -> None:
         """Count what the file has of a checkpoint."""
@@ -153,7 +159,7 @@ class Store:
     def threads(self) -> int | None:
         """With how many the last complete record of the file was computed, if that was on such a machine."""
         stored = load_trajectory(self.out) if self.out.exists() else ()
-        complete = [record for record in stored if record.status == "complete"]
+        complete = [record for record in stored if record.status != "failed"]
         if not complete or complete[-1].provenance.get("platform") != platform.platform():
             return None
         found: int | None = complete[-1].provenance.get("threads")
@@ -164,7 +170,7 @@ class Store:
             self.waiting.append(record)
             return
         self._append(record)
-        if record.status == "complete":
+        if record.status != "failed":
             self.eigenspaces.passed((record.operator, record.bn_mode), record.place)
             self.unfinished.end()
 

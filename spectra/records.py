@@ -30,6 +30,9 @@ __all__ = ["Identity", "Record", "Series", "Trajectory", "Values"]
 
 #: The numbers about a record that `to_json` shows on its first level.
 HEADLINE_FACTS = ("loss", "n_parameters", "n_samples")
+#: From the least to the most that a record holds: no numbers; numbers of which a check or a measure failed
+#: unexpectedly; all that was asked for. The first two are computed again by the same command.
+STATUSES = ("failed", "unverified", "complete")
 #: The numbers that can be exact; `to_json` shows them with their source.
 HEADLINE_NUMBERS = ("trace", "mean_eigenvalue")
 
@@ -139,7 +142,7 @@ class Record:
     """One checkpoint, one operator, one batch-norm mode: what was asked, and what came out.
 
     `spectrum` (the tridiagonals) is the result; every estimate follows from it. A record that failed has no spectrum,
-    and a reason.
+    and a reason. One whose check or measures ended in an unexpected error is unverified: it has both.
     """
 
     operator: str  # "hessian" | "ggn" | "empirical_fisher"
@@ -150,8 +153,8 @@ class Record:
     own_tensors: int | None = None  # so many of them are the task's own, since the checkpoint lacks them; None: none
     epoch: float | None = None
     step: int | None = None
-    status: str = "complete"  # "complete" | "failed"
-    reason: str | None = None  # why it failed, one line
+    status: str = "complete"  # one of STATUSES
+    reason: str | None = None  # why it failed, or what of it did; one line
     settings: Mapping[str, Any] = field(default_factory=dict)  # what was asked; JSON-able
     facts: Mapping[str, float | int | None] = field(default_factory=dict)  # loss, accuracy, norms, counts
     spectrum: Spectrum | None = None
@@ -170,12 +173,12 @@ class Record:
     cached_test_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.status not in ("complete", "failed"):
-            raise ArgumentError(f"status={self.status!r}: a record is 'complete' or 'failed'")
-        if self.status == "complete" and self.spectrum is None:
-            raise ArgumentError("spectrum=None: a complete record has a spectrum; give status='failed' and the reason")
-        if self.status == "failed" and not self.reason:
-            raise ArgumentError("reason=None: a failed record says why, in one line")
+        if self.status not in STATUSES:
+            raise ArgumentError(f"status={self.status!r}: a record is one of {', '.join(STATUSES)}")
+        if self.status != "failed" and self.spectrum is None:
+            raise ArgumentError(f"spectrum=None: a record that is {self.status} has one; else it is 'failed'")
+        if self.status != "complete" and not self.reason:
+            raise ArgumentError(f"reason=None: a record that is {self.status} says why, in one line")
 
     @functools.cached_property
     def estimates(self) -> Mapping[str, Estimate]:

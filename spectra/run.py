@@ -63,7 +63,8 @@ def analyze_run(
         weights: which weights of a checkpoint that has several.
         partial: checkpoints may lack keys, for which the task's model keeps what it has.
         listener: is told what happens.
-        strict: a checkpoint that fails stops the run, rather than being recorded as failed.
+        strict: a checkpoint that fails stops the run, rather than being recorded as failed; a record that is unverified
+            is stored and stops it too.
         force: what the file has of other settings, or of checkpoints whose content was another, is replaced rather
             than refused.
         max_size: bytes that a checkpoint may take in memory, as of :func:`load_checkpoint`.
@@ -135,7 +136,7 @@ def _analyze_all(
             if where is not None:
                 task.model.to(where)
             phase("checking")
-            analyze_into(store, task, place, settings, tell, notes=found.notes)
+            analyze_into(store, task, place, settings, tell, notes=found.notes, strict=strict)
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
@@ -176,7 +177,14 @@ class Seen:
 
 
 def analyze_into(
-    store: Store, task: Task, place: Place, settings: Settings, tell: Listener, *, notes: Sequence[str] = ()
+    store: Store,
+    task: Task,
+    place: Place,
+    settings: Settings,
+    tell: Listener,
+    *,
+    notes: Sequence[str] = (),
+    strict: bool = False,
 ) -> None:
     """Add what the file does not have of a task at its parameters.
 
@@ -187,6 +195,7 @@ def analyze_into(
         settings: what is asked.
         tell: is told what happens.
         notes: for the records.
+        strict: an unverified record, once it is stored, ends the run.
 
     Raises:
         SpectraError: numbers that would not be right, or a file that cannot be written or continued.
@@ -208,6 +217,8 @@ def analyze_into(
     ):
         store.add(record)
         tell.record(record)
+        if strict and record.status == "unverified":
+            raise NumericsError(f"{record.label}: unverified: {record.reason}; its numbers are in {store.out}")
 
 
 def record_failure(store: Store, place: Place, settings: Settings, tell: Listener, error: Exception) -> None:

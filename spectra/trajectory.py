@@ -238,7 +238,7 @@ class Series:
         return columns.to_xarray(self.records)
 
     def at(self, epoch: float) -> Record:
-        """The record of an epoch; the last complete one where there are several.
+        """The record of an epoch; where there are several the last complete one, else the last with numbers.
 
         Raises:
             ArgumentError: there is none; the message lists the epochs there are.
@@ -247,7 +247,10 @@ class Series:
         if not found:
             known = ", ".join(f"{e:g}" for e in self.epochs if math.isfinite(e)) or "none"
             raise ArgumentError(f"epoch={epoch}: no record of {self.operator} {self.bn_mode} has it; there are {known}")
-        return next((record for record in reversed(found) if record.status == "complete"), found[-1])
+        ranked = (
+            record for wanted in ("complete", "unverified") for record in reversed(found) if record.status == wanted
+        )
+        return next(ranked, found[-1])
 
     def spectrum(self, epoch: float) -> Spectrum:
         """The spectrum of an epoch.

@@ -76,7 +76,9 @@ def calling(what: str, kind: type[SpectraError] = TaskError) -> Iterator[None]:
         if _is_of_memory(error):
             raise
         place = place_of(error)
-        raise kind(f"{what} fails{' at ' if place else ''}{place}: {words_of(error)}") from error
+        failure = kind(f"{what} fails{' at ' if place else ''}{place}: {words_of(error)}")
+        failure.of_called_code = True
+        raise failure from error
 
 
 def batches_of(data: Iterable[Any], what: str = "reading the data") -> Iterator[Any]:

@@ -10,12 +10,13 @@ import numpy as np
 
 from spectra.allowance import PRODUCT, OverBudget, affordable, cost, in_words, spend
 from spectra.crosscheck import FRESH_PROBES, Check, check_traces, confirmed
-from spectra.errors import in_one_line
+from spectra.errors import SpectraError
 from spectra.estimates import Estimate, mean_estimate
 from spectra.exact.ggn_result import GGNSpectrum
 from spectra.exact.ggn_spectrum import exact_ggn_spectrum
 from spectra.exact.result import ExactTrace
 from spectra.exact.trace import exact_trace
+from spectra.faults import reason_of
 from spectra.krylov.slq import slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.ggn import GGNOperator
@@ -62,6 +63,9 @@ def verify_spectrum(
 
     Returns:
         The eigenvalues, None where there are none, and the checks with their warnings.
+
+    Raises:
+        Exception: an error that is no refusal by spectra, such as one in the user's model.
     """
     if operator.kind != "ggn" or operator.bn_mode == "train":
         return None, Verification()
@@ -77,8 +81,8 @@ def verify_spectrum(
             twin = GGNOperator(chosen, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
             spectrum = slq(twin, spectrum.lanczos_steps, spectrum.num_probes, spectrum.seed or 0)
         return exact, Verification(checks=tuple(check_spectrum(spectrum, exact)))
-    except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
-        return None, Verification(failure=f"the spectrum could not be computed exactly: {in_one_line(error)}")
+    except SpectraError as error:
+        return None, Verification(failure=f"the spectrum could not be computed exactly: {reason_of(error)}")
 
 
 def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = None) -> Verification:
@@ -89,8 +93,9 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
     of the Gauss-Newton matrix with the same probes are made, compared in all tensors, and give the remainder
     ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A disagreement is
     confirmed by fresh probes, :data:`spectra.crosscheck.FRESH_PROBES` or as many as the run's, before it is reported.
-    Where a part of this cannot be computed the run's own numbers stand, and ``failure`` says what it was. Within a
-    block that limits the cost (:mod:`spectra.allowance`) what does not fit is left out, with the reason.
+    Where a part of this does not exist or is refused, the run's own numbers stand, and ``failure`` says why; any other
+    error is raised. Within a block that limits the cost (:mod:`spectra.allowance`) what does not fit is left out, with
+    the reason.
 
     Args:
         operator: the run's.
@@ -106,8 +111,8 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
         return Verification(
             ExactTrace(total=None, reasons=(why,), bn_mode=operator.bn_mode, l2=operator.task.l2, method="none")
         )
-    except Exception as error:  # all of a run's products are behind this: what goes wrong here must not lose them
-        return Verification(failure=f"the traces of this record could not be checked: {in_one_line(error)}")
+    except SpectraError as error:
+        return Verification(failure=f"the traces of this record could not be checked: {reason_of(error)}")
 
 
 def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Verification:

@@ -162,7 +162,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             is_flag=True,
             help="Replace what the file has of other settings, or of a checkpoint that was another.",
         ),
-        _option("--strict", is_flag=True, help="Stop at the first checkpoint that fails."),
+        _option("--strict", is_flag=True, help="Stop at the first checkpoint that fails or is unverified."),
         _option(
             "--progress",
             type=click.Choice(DISPLAYS),

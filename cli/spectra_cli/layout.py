@@ -23,8 +23,8 @@ _PIPED_WIDTH = 10_000
 #: Notes that a summary prints at most.
 FEW_NOTES = 3
 
-# How the note of a failed check begins.
-_ALARM = "CHECK FAILED"
+# How the notes begin that come first: of a failed check, and of a record that could not be checked.
+_ALARMS = ("CHECK FAILED", "UNVERIFIED")
 
 # A number by itself, and no digits of a name.
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*[A-Za-z_])")
@@ -102,8 +102,8 @@ def print_line(console: Console, words: str, style: str = "") -> None:
 def notes_of(records: Iterable[Record]) -> list[str]:
     """The notes of records, the worst of each kind, with how many records have it; failed checks first, every one."""
     found = [note for record in records for note in record.notes]
-    alarms = [note for note in dict.fromkeys(found) if note.startswith(_ALARM)]
-    others = worst_of(note for note in found if not note.startswith(_ALARM))
+    alarms = [note for note in dict.fromkeys(found) if note.startswith(_ALARMS)]
+    others = worst_of(note for note in found if not note.startswith(_ALARMS))
     return alarms + [_counted(worst, alike) for worst, alike in others.items()]
 
 
@@ -156,8 +156,8 @@ def print_notes(
         How many were not printed.
     """
     found = notes_of(records)
-    alarms = [f"! {note}" for note in found if note.startswith(_ALARM)]
-    notes = [f"! {note}" for note in found if not note.startswith(_ALARM)]
+    alarms = [f"! {note}" for note in found if note.startswith(_ALARMS)]
+    notes = [f"! {note}" for note in found if not note.startswith(_ALARMS)]
     stars = [f"* {', '.join(names)}: {note}" for note, names in grouped(remarks).items()]
     first = 0 if most is None else 2
     lines = [*alarms, *notes[:first], *stars, *notes[first:]]

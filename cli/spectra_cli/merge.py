@@ -39,6 +39,8 @@ def command(parts: tuple[Path, ...], out: Path | None, quiet: bool) -> None:
         words += f", {done.equal} found again and equal"
     if done.failed:
         words += f", {done.failed} failed"
+    if done.unverified:
+        words += f", {done.unverified} unverified"
     say(f"spectra: {words}, in {target}; next: spectra show {target}")
     if absent:
         say(f"spectra: not among them: shard {', '.join(absent)}")

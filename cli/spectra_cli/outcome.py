@@ -22,7 +22,7 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = F
     """Print the records of a run: a single one as a summary, or in full where everything is asked for.
 
     Raises:
-        CheckpointError: some failed.
+        CheckpointError: some failed, or are unverified.
         NumericsError: a cross-check failed.
     """
     out, stored = outcome.out, load_trajectory(outcome.out)
@@ -35,9 +35,13 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = F
         print_trajectory(shown, make_console(), title=title, more=more, everything=everything)
         if not quiet:
             say(f"spectra: saved in {out}; next: spectra show {out}, spectra plot {out}")
-    failed = sum(record.status == "failed" for record in shown)
+    failed, unverified = (sum(record.status == status for record in shown) for status in ("failed", "unverified"))
     if failed:
-        raise CheckpointError(f"{failed} of {len(shown)} records failed; the reasons are in {out}")
+        also = f", {unverified} unverified" * bool(unverified)
+        raise CheckpointError(f"{failed} of {len(shown)} records failed{also}; the reasons are in {out}")
+    if unverified:
+        again = "the same command computes them again"
+        raise CheckpointError(f"{unverified} of {len(shown)} records unverified; the reasons are in {out}; {again}")
     wrong = [check for record in shown for check in record.checks if check.failed]
     if wrong:
         raise NumericsError(f"{len(wrong)} cross-checks failed, the first: {wrong[0]}; please report this with {out}")

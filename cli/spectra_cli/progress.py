@@ -245,4 +245,5 @@ def _in_short(record: Record) -> str:
         return f"{what}: failed: {record.reason}"
     trace, top = record.headline("trace"), record.estimates["lambda_max"]
     seconds = float(record.provenance.get("seconds") or math.nan)
+    what += " (unverified)" * (record.status == "unverified")
     return f"{what}: trace {trace}, lambda_max {top.value:.4g} ({seconds:.1f} s)"

@@ -72,7 +72,7 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
     Returns:
         How many notes beyond so many were not printed.
     """
-    complete = [record for record in records if record.status == "complete"]
+    complete = [record for record in records if record.status != "failed"]
     print_heading(console, ", ".join(dict.fromkeys(record.where for record in records if record.where)) or "records")
     remarks: dict[str, list[str]] = {}
     # A record with held-out data has two columns, so that one is read beside the other.
@@ -140,6 +140,7 @@ def print_series(series: Series, console: Console, most: int | None = None) -> i
         moment = record.epoch if with_epochs else record.step
         name = "-" if record.checkpoint is None or with_epochs or with_steps else Path(record.checkpoint).name
         when = name if moment is None else f"{moment:g}"
+        when += " (unverified)" * (record.status == "unverified")
         if record.status == "failed":
             table.add_row(when, "failed")
             continue

@@ -28,6 +28,7 @@ from spectra.batches import choose_rows, join, rows_of
 from spectra.errors import SpectraError
 from spectra.exact.capture import Recorder
 from spectra.exact.factors import outputs_of
+from spectra.faults import is_limit, reason_of
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype
 from spectra.operators.jacobian import slope_of
@@ -103,8 +104,10 @@ def certify(function: LossFunction, params: str | Sequence[str] | None = None, s
             met: set[int] = set()
             worst = _look(twin, batch, torch.Generator().manual_seed(seed), met)
     except SpectraError as error:
-        return Certificate(nothing, (f"The certificate could not be computed: {error}.",))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        return Certificate(nothing, (f"The certificate could not be computed: {reason_of(error)}.",))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if not is_limit(error):
+            raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         why = f"The certificate could not be computed in float64 with two derivatives: {said}"
         return Certificate(nothing, (why,))

@@ -10,6 +10,7 @@ import torch
 
 from spectra.batches import choose_rows, rows_of
 from spectra.errors import NumericsError, TaskError
+from spectra.faults import is_limit, is_refusal
 from spectra.operators.graph import dtype_name
 from spectra.operators.modes import couples_samples
 from spectra.phases import phase
@@ -205,7 +206,10 @@ def _roundoff(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, pr
         return None
     try:
         exact = _products(operator.at(torch.float64), batch, vectors, seed=3)
-    except (RuntimeError, TypeError, TaskError):  # a model with float32 tensors that are neither parameter nor buffer
+    except (RuntimeError, TypeError, TaskError) as error:
+        if not (is_limit(error) or is_refusal(error)):
+            raise
+        # a model with float32 tensors that are neither parameter nor buffer
         return None
     return float((products - exact).norm(dim=1).max())
 

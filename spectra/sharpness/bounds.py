@@ -29,6 +29,7 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
+from spectra.faults import reason_of
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
 from spectra.sharpness.balancing import Array
@@ -124,7 +125,7 @@ def pac_bayes_bounds(
         if loss < 0:
             raise TaskError(f"the loss is {loss:.6g}: the bounds are for losses from 0 on")
     except (TaskError, NumericsError) as error:
-        return {name: not_measured(str(error), form="pac-bayes", **conditions) for name in NAMES}
+        return {name: not_measured(reason_of(error), form="pac-bayes", **conditions) for name in NAMES}
     log_scales = np.linspace(-radius, radius, points)
     constants = {
         "loss": loss,

@@ -17,6 +17,7 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
+from spectra.faults import reason_of
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
 from spectra.sharpness.ascent import check_counts
@@ -102,7 +103,7 @@ def normalized_sharpness_direct(
         with loss.prepared():
             return remarked(replace(_measured(noise, steps, draws, seed), bn_mode=bn_mode), remark)
     except (TaskError, NumericsError) as error:
-        return not_measured(str(error), **conditions)
+        return not_measured(reason_of(error), **conditions)
 
 
 def _measured(noise: _Noise, steps: int, draws: int, seed: int) -> Measure:

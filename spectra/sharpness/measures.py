@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.errors import ArgumentError, NumericsError, SpectraError, TaskError
 from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
+from spectra.faults import is_limit, reason_of
 from spectra.operators.modes import check_bn_mode
 from spectra.reduction import averaging_of
 from spectra.sharpness.drawn_diagonals import METHODS, DrawnDiagonal, drawn_diagonal
@@ -258,7 +259,11 @@ def _train_part(task: Task, network: Homogeneous, draws: int, seed: int) -> dict
         return train_mode_part(task, network.folded, draws, seed)
     except ArgumentError:
         raise
-    except (TaskError, NumericsError, ValueError) as error:  # torch: more than one value per channel is needed
+    except SpectraError as error:
+        return {"value": None, "reason": reason_of(error)}
+    except ValueError as error:
+        if not is_limit(error):  # more than one value per channel is needed
+            raise
         return {"value": None, "reason": str(error)}
 
 
@@ -306,4 +311,4 @@ def _refused(measured: Callable[[], Measure], conditions: Mapping[str, Any]) -> 
     try:
         return measured()
     except (TaskError, NumericsError) as error:
-        return not_measured(str(error), **conditions)
+        return not_measured(reason_of(error), **conditions)

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from spectra.allowance import OverBudget, cost, limited, spend
-from spectra.errors import in_one_line
+from spectra.errors import SpectraError, in_one_line
+from spectra.faults import Faults, is_refusal, reason_of
 from spectra.operators.curvature import CurvatureOperator
 from spectra.phases import part
 from spectra.sharpness.bounds import NAMES, pac_bayes_bounds
@@ -20,7 +21,9 @@ from spectra.sharpness.measure import Measure, not_measured
 from spectra.task import Task
 
 
-def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str = "eval") -> dict[str, Measure]:
+def measure_all(
+    task: Task, names: str | Sequence[str] = "cheap", bn_mode: str = "eval", faults: Faults | None = None
+) -> dict[str, Measure]:
     """The measures of these names; one that does not exist here is NaN with its reason.
 
     Within a block that limits the cost (:mod:`spectra.allowance`) those that are not asked for by name are drawn where
@@ -31,12 +34,14 @@ def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str =
         names: ``"all"``, ``"none"``, ``"cheap"``, or names of :data:`spectra.sharpness.catalogue.CATALOGUE`.
         bn_mode: how batch norm is evaluated. BN-sharpness is defined in train mode, and computed in it always; in that
             mode those that need the loss of single samples, or an exact diagonal, are left out.
+        faults: keeps an error that is no refusal by spectra; the measure is NaN. None: it is raised.
 
     Returns:
         Name -> measure, in the order of the catalogue.
 
     Raises:
         ArgumentError: a name that is not there.
+        Exception: an unforeseen error, without ``faults``.
     """
     found: dict[str, Measure] = {}
     chosen, named = chosen_measures(names), named_measures(names)
@@ -48,7 +53,11 @@ def measure_all(task: Task, names: str | Sequence[str] = "cheap", bn_mode: str =
         with part("measures", index, len(chosen), name), limited(None) if name in named else nullcontext():
             try:
                 found[name] = _affordable(name, task, mode)
-            except Exception as error:  # what goes wrong here must not lose the products of the run that are behind it
+            except Exception as error:
+                if not is_refusal(error):
+                    if faults is None:
+                        raise
+                    faults.add(f"measure {name}", error)
                 form = str(entry.options.get("form", "default"))
                 found[name] = not_measured(in_one_line(error), form=form, **mode)
     return found
@@ -72,11 +81,11 @@ def _affordable(name: str, task: Task, mode: dict[str, str]) -> Measure:
 
 
 def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:
-    """The PAC-Bayes bounds of a record; what goes wrong in them is their reason."""
+    """The PAC-Bayes bounds of a record; NaN with the reason where spectra refuses them."""
     try:
         return pac_bayes_bounds(task, bn_mode)
-    except Exception as error:  # as above
-        return {name: not_measured(in_one_line(error), form="pac-bayes", bn_mode=bn_mode) for name in NAMES}
+    except SpectraError as error:
+        return {name: not_measured(reason_of(error), form="pac-bayes", bn_mode=bn_mode) for name in NAMES}
 
 
 def task_of(operator: CurvatureOperator) -> Task:

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.records import Record
+from spectra.records import STATUSES, Record
 from spectra.storage.contents import Contents
 from spectra.storage.loading import differences, load, reading
 from spectra.storage.locking import only_writer, refuse_if_written
@@ -44,6 +44,7 @@ class Merged:
     records: int  # in the file
     equal: int  # found in several parts, and kept once
     failed: int  # of the records
+    unverified: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class _Found:
 def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
     """Join files of the same settings into one, in one step, its records in the order of training.
 
-    A record that several parts have with equal results is kept once, and a complete one in place of one that failed.
+    A record that several parts have with equal results is kept once, and a complete one in place of one that failed
+    or is unverified.
 
     Args:
         parts: results files, each whole.
@@ -99,7 +101,8 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
         if fingerprint(target) != seen:
             raise StorageError(f"{out}: was changed by another process while it was merged")
         replace_file(target, sealed(buffer.getvalue()), shown=str(out))
-    return Merged(len(found), equal, sum(one.record.status == "failed" for one in found))
+    failed, unverified = (sum(one.record.status == status for one in found) for status in ("failed", "unverified"))
+    return Merged(len(found), equal, failed, unverified)
 
 
 def _collect(paths: Sequence[Path], stack: contextlib.ExitStack) -> tuple[list[_Found], dict[str, object], int]:
@@ -119,7 +122,7 @@ def _collect(paths: Sequence[Path], stack: contextlib.ExitStack) -> tuple[list[_
                 kept.append(one)
                 continue
             equal += again
-            if kept[place].record.status == "failed":
+            if STATUSES.index(kept[place].record.status) < STATUSES.index(one.record.status):
                 kept[place] = one
     return kept, settings, equal
 

@@ -6,9 +6,9 @@ The tree; docs/format.md says the same at length, with the types, and how to get
                              settings (JSON: what all records share), checksum
     /records/000000          one checkpoint x operator x batch-norm mode, numbered in the order of arrival
         attributes           identity: checkpoint, checkpoint_sha256, weights_sha256, own_tensors, epoch, step,
-                             operator, bn_mode, params, l2, seed, data_seed; status ("complete" | "failed"), reason;
-                             settings, provenance, notes (JSON); checksum; complete (1, written last: without it a
-                             record is not whole)
+                             operator, bn_mode, params, l2, seed, data_seed; status ("complete" | "unverified" |
+                             "failed"), reason; settings, provenance, notes (JSON); checksum; complete (1, written last:
+                             without it a record is not whole)
     /records/000000/facts    attributes: loss, accuracy, gradient_norm, ... (NaN: could not be computed)
     /records/000000/spectrum the truth: attributes n, noise, seed, distribution
         alphas, betas        (k, m) float64, NaN behind the shorter rows; betas[i, lengths[i]-1] is the last residual
@@ -89,13 +89,14 @@ class _Known:
 
     identity: Identity
     complete: bool
+    numbers: bool  # complete or unverified
     hashed: bool
     of_file: bool
 
     @classmethod
     def of(cls, record: Record) -> _Known:
         hashed, of_file = record.checkpoint_sha256 is not None, record.checkpoint is not None
-        return cls(record.identity, record.status == "complete", hashed, of_file)
+        return cls(record.identity, record.status == "complete", record.status != "failed", hashed, of_file)
 
 
 class RunFile:
@@ -194,12 +195,16 @@ class RunFile:
                 )
         return False
 
+    def has_numbers(self, identity: Identity) -> bool:
+        """Whether a record of this identity that did not fail is in the file. An unverified one is computed again."""
+        return self.has(identity) or any(one.numbers and one.identity == identity for one in self._known.values())
+
     def has_twin(self, identity: Identity) -> bool:
         """Whether a complete record of the same weights is in the file, from a checkpoint in another file."""
         return any(known.complete and known.identity.twin_of(identity) for known in self._known.values())
 
     def append(self, record: Record) -> Record:
-        """Add a record. A failed one of the same checkpoint, operator and mode is replaced.
+        """Add a record. One of the same checkpoint, operator and mode that is not complete is replaced.
 
         Whatever goes wrong, the file keeps what it had, and nothing is left beside it.
 
@@ -222,6 +227,7 @@ class RunFile:
             for name, other in self._known.items()
             if (other.identity == identity or other.identity.same_place(identity))
             and (not other.complete or (self._force and record.status == "complete"))
+            and (not other.numbers or record.status != "failed")
         ]
         name = earlier[0] if earlier else f"{1 + max(map(int, self._known), default=-1):06d}"
         replace_file(self.path, self._image(record, name, obsolete=earlier), shown=self.shown)
