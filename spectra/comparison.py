@@ -281,7 +281,8 @@ def _contrast(name: str, first: Cell, other: Cell, against: Arm, arm: Arm, tau: 
         if not found:  # a fact is exact for its data
             return replace(plain, basis="probes")
         d = found[0]
-        parts: dict[str, Any] = {p: getattr(d, p) for p in ("stderr", "lower", "upper", "p_value", "confidence")}
+        names = ("value", "stderr", "lower", "upper", "p_value", "confidence")
+        parts: dict[str, Any] = {name: getattr(d, name) for name in names}
         return replace(plain, basis="exact" if exact else "probes", paired=d.paired, note=d.note, **parts)
     sizes = len(first.runs), len(other.runs)
     if min(sizes) < 2:

@@ -19,7 +19,7 @@ from math import hypot, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import fdtri, stdtr, stdtrit
 
 from spectra import extremes
 from spectra.counts import CountCurve, default_tolerances
@@ -40,6 +40,9 @@ _ROUNDING = 1e-13
 
 # Where each of two intervals is at this confidence, both hold together with 95 % (Bonferroni).
 _EACH = (1 + CONFIDENCE) / 2
+
+# The confidence with which the samples without known eigenvalues must scatter less, to be taken instead.
+_SURELY_LESS = 0.999
 
 
 @dataclass(frozen=True)
@@ -206,15 +209,20 @@ def _of_power(q: Quadrature, p: int) -> _Side:
 
 
 def _sides(a: Spectrum, b: Spectrum, name: str, options: dict[str, Any]) -> tuple[_Side, _Side] | None:
-    """The samples of both. Where an eigenvalue has converged on one side only, the plain ones if they scatter less."""
+    """The samples of both. Where an eigenvalue has converged on one side only, the plain ones if they scatter less.
+
+    Of two nearly equal matrices the plain samples cancel, and those of which one side lacks an eigenvalue do not. They
+    must scatter so much less that it is no chance of few probes: an F test at 0.1 %.
+    """
     first, second = (_side(s.quadrature, name, options) for s in (a, b))
     if first is None or second is None:
         return None
     if a.quadrature.converged.count != b.quadrature.converged.count and why_not_paired(a, b) is None:
         plain = [_side(s.quadrature.with_nothing_known(), name, options) for s in (a, b)]
         if plain[0] is not None and plain[1] is not None and a.num_probes > 1:
-            spread = float((plain[0].samples - plain[1].samples).std())
-            if spread < float((first.samples - second.samples).std()):
+            spread = float((plain[0].samples - plain[1].samples).var())
+            dof = a.num_probes - 1
+            if spread * float(fdtri(dof, dof, _SURELY_LESS)) < float((first.samples - second.samples).var()):
                 return plain[0], plain[1]
     return first, second
 

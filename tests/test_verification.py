@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from spectra.allowance import Allowance, limited
 from spectra.crosscheck import DISAGREES
 from spectra.errors import NumericsError
 from spectra.sharing import shared_results
+from spectra.spectrum_check import check_spectrum
 from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.verification import verify
 
@@ -182,6 +184,22 @@ def test_a_wrong_gauss_newton_run_is_found_by_its_eigenvalues(monkeypatch):
     failed = {check.name.split()[0] for check in record.checks if check.failed}
     assert {"spectral_norm", "wasserstein_distance"} <= failed
     assert any(note.startswith("CHECK FAILED") for note in record.notes)
+
+
+def test_a_disagreement_with_all_eigenvalues_counts_only_if_fresh_probes_find_it(monkeypatch):
+    options = {"lanczos_steps": 4, "num_probes": 3, "exact_spectrum": 100, "metrics": "none", "check": False}
+    seen = []
+
+    def shifted_at_first(spectrum, exact, **how):
+        seen.append(spectrum)
+        moved = exact if len(seen) > 1 else replace(exact, eigenvalues=1e3 * exact.eigenvalues)
+        return check_spectrum(spectrum, moved, **how)
+
+    monkeypatch.setattr("spectra.verification.check_spectrum", shifted_at_first)
+    (record,) = analyze(make_task(), operators="ggn", **options)
+    assert not any(check.failed for check in record.checks)
+    assert [spectrum.num_probes for spectrum in seen] == [3, 64]
+    assert seen[0].seed != seen[1].seed
 
 
 def test_the_hessian_and_train_mode_have_no_exact_spectrum():
