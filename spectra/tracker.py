@@ -98,9 +98,7 @@ class Tracker:
             stack.enter_context(only_writer(self.out))
             self._voice = _Voice(self.out)
             self._unfinished = Unfinished(self.out, self._voice.note)
-            self._store = stack.enter_context(
-                Store(self.out, DataChoice(**data), self._unfinished, force, self._voice)
-            )
+            self._store = stack.enter_context(Store(self.out, DataChoice(**data), self._unfinished, force, self._voice))
             self._chosen = Chosen(self._store.choice, with_test=self.settings.test_data)
             # Also at the end of the process, for loops that never close it.
             self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid())

@@ -84,12 +84,13 @@ def load(path: str | Path, *, shown: str | None = None) -> Loaded:
     return Loaded(Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records, growing)
 
 
-def whole(content: bytes, name: str) -> Whole:
+def whole(content: bytes, name: str, *, ours: str = "") -> Whole:
     """The HDF5 data of a file, with the records that stand behind them put into them.
 
     Args:
         content: of the file.
         name: of the file, for messages.
+        ours: the SHA-256 of the last record there, if this process has written all that stand there.
 
     Raises:
         StorageError: data or records do not match their SHA-256, or hold what spectra does not write.
@@ -107,7 +108,7 @@ def whole(content: bytes, name: str) -> Whole:
             _check_is_ours(contents, name)
             contents.group(file, "records")
         with reading(name, "a record behind its HDF5 data is damaged"), h5py.File(buffer, "r+") as file:
-            put(file, frames)
+            put(file, frames, ours=frames[-1].sha256 == ours)
         image = buffer.getvalue()
     return Whole(image, True, notes)
 

@@ -266,14 +266,14 @@ class RunFile:
 
     def _write_anew(self, frames: Sequence[Frame], *, growing: bool) -> None:
         """Put a file in the place of the old one that has all of its records, and those of frames, in its HDF5 data."""
-        self._most = 0  # until it is known what is in the file
-        anew = self._seen is None or bool(self.replaced)
+        anew, self._most = self._seen is None or bool(self.replaced), 0  # until it is known what is in the file
         with self._failing_in_a_line():
-            buffer = io.BytesIO(b"" if anew else whole(self.path.read_bytes(), self.shown).image)
+            there = b"" if anew else whole(self.path.read_bytes(), self.shown, ours=self._sha256).image
+            buffer = io.BytesIO(there)
             with h5py.File(buffer, "w" if anew else "r+", libver=LIBRARY) as file:
                 if anew:
                     write_root(file, self.settings)
-                put(file, frames)
+                put(file, frames, ours=True)
                 if growing != (GROWING in file.attrs):
                     file.attrs.pop(GROWING, None)
                     set_attribute(file, GROWING, 1 if growing else None)

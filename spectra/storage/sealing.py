@@ -65,7 +65,7 @@ def seal_of(image: bytes) -> str:
 def _checked(content: bytes, start: int, shown: str) -> bytes:
     """What stands before the seal, which begins at `start`."""
     image = content[:start]
-    if seal_of(image).encode() != content[start + len(_MARK) : start + _LENGTH - 1]:
+    if seal_of(image).encode() + b"\n" != content[start + len(_MARK) : start + _LENGTH]:
         raise StorageError(f"{shown}: is damaged: its content does not match its SHA-256")
     return image
 

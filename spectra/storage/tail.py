@@ -37,6 +37,7 @@ class Frame:
 
     names: Sequence[str]  # of its group, and of others that it takes the place of
     image: bytes  # an HDF5 file with the group
+    sha256: str = ""  # where it was read from a file
 
     @property
     def has_our_names(self) -> bool:
@@ -71,13 +72,18 @@ def frames_in(behind: bytes, before: str, shown: str) -> tuple[list[Frame], list
             if behind.find(MARK, at + 1) >= 0:
                 raise StorageError(f"{shown}: is damaged: record {len(found) + 1} behind its HDF5 data is not whole")
             return found, [f"{shown}: the record that was added last is not whole, and is left out"]
-        found.append(Frame(head[4].decode().split(","), image))
-        at, before = end, head[1].decode()
+        found.append(Frame(head[4].decode().split(","), image, head[1].decode()))
+        at, before = end, found[-1].sha256
     return found, []
 
 
-def put(file: h5py.File, frames: Sequence[Frame]) -> None:
+def put(file: h5py.File, frames: Sequence[Frame], *, ours: bool = False) -> None:
     """Copy the records of frames into a file, in place of those that they replace.
+
+    Args:
+        file: open for writing; its group `records` is no link.
+        frames: in their order.
+        ours: this process has made them, so what is in them need not be looked at.
 
     Raises:
         ValueError: something that spectra does not write is in one of them.
@@ -85,13 +91,13 @@ def put(file: h5py.File, frames: Sequence[Frame]) -> None:
     for frame in frames:
         name = frame.names[0]
         with h5py.File(io.BytesIO(frame.image), "r") as source:
-            contents = Contents(source, frame.image)
-            group = contents.group(contents.group(source, "records"), name)
-            contents.check(group)  # a copy descends as deep as there are groups
+            if not ours:  # a copy descends as deep as there are groups
+                contents = Contents(source, frame.image)
+                contents.check(contents.group(contents.group(source, "records"), name))
             for old in frame.names:
                 if old in file["records"]:
                     del file["records"][old]
-            source.copy(group, file["records"], name)
+            source.copy(f"records/{name}", file["records"], name)
 
 
 def _digest(before: str, words: bytes, image: bytes) -> str:
