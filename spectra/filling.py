@@ -6,7 +6,8 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from spectra.eigenspaces import Eigenspaces
 from spectra.errors import CheckpointError, TaskError
@@ -78,7 +79,7 @@ class Outcome:
     @property
     def records(self) -> tuple[Record, ...]:
         """Those of this call, in the order of arrival, read from the file."""
-        return tuple(record for record in load(self.out)[1].values() if record.identity in self.new)
+        return tuple(record for record in load(self.out).records.values() if record.identity in self.new)
 
     @property
     def failed(self) -> tuple[Record, ...]:
@@ -103,6 +104,17 @@ class Store:
         self.twins = True  # a record of the same weights from another file counts as one of this checkpoint
         self.added: set[Identity] = set()  # the records themselves are in the file
         self.kept = 0
+        self._threads: tuple[int | None] | None = None  # what `threads` found; None: not looked for yet
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """However the run ends, all of its records are in the HDF5 data of its file."""
+        if self.file is not None:
+            self.file.__exit__(kind, error, trace)
 
     def open(self, settings: dict[str, Any]) -> None:
         settings = settings | self.choice.as_settings()
@@ -158,12 +170,10 @@ class Store:
 
     def threads(self) -> int | None:
         """With how many the last complete record of the file was computed, if that was on such a machine."""
-        stored = load_trajectory(self.out) if self.out.exists() else ()
-        complete = [record for record in stored if record.status != "failed"]
-        if not complete or complete[-1].provenance.get("platform") != platform.platform():
-            return None
-        found: int | None = complete[-1].provenance.get("threads")
-        return found
+        if self._threads is None:
+            stored = load_trajectory(self.out) if self.out.exists() else ()
+            self._threads = (_threads_of([record for record in stored if record.status != "failed"][-1:]),)
+        return self._threads[0]
 
     def add(self, record: Record) -> None:
         if self.file is None:
@@ -177,9 +187,19 @@ class Store:
     def _append(self, record: Record) -> None:
         assert self.file is not None
         self.added.add(self.file.append(record).identity)
+        if record.status == "complete":
+            self._threads = (_threads_of([record]),)
 
     def close(self) -> Outcome:
         if self.file is None:
             first = f"; the first: {self.waiting[0].reason}" if self.waiting else ""
             raise CheckpointError(f"none of the checkpoints could be analysed{first}")
         return Outcome(self.out, frozenset(self.added), self.kept)
+
+
+def _threads_of(last: Sequence[Record]) -> int | None:
+    """Of the last record, if there is one that was computed on such a machine."""
+    if not last or last[0].provenance.get("platform") != platform.platform():
+        return None
+    found: int | None = last[0].provenance.get("threads")
+    return found

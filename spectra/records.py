@@ -98,20 +98,21 @@ class Identity:
     def is_of_file(self, other: Identity) -> bool:
         """Whether this is of a part of the weights, from the file of the other, whose weights are not known."""
         same = other.weights is None and self.subject == f"{other.subject} {self.weights}"
-        return same and self._question == other._question
+        return same and self.question == other.question
 
     def twin_of(self, other: Identity) -> bool:
         """Whether both are of the same weights from two files, at no two moments of training, and the same question."""
         same = self.weights is not None and self.weights == other.weights
-        return same and not apart(self.time, other.time) and self._question == other._question
+        return same and not apart(self.time, other.time) and self.question == other.question
 
     @property
-    def _question(self) -> tuple[object, ...]:
+    def question(self) -> tuple[object, ...]:
+        """What is asked of the weights: everything but which they are."""
         return self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed
 
     def same_place(self, other: Identity) -> bool:
         """Whether both are of the same file by name, or the same epoch, whatever the weights, and the same question."""
-        return self.checkpoint is not None and self.checkpoint == other.checkpoint and self._question == other._question
+        return self.checkpoint is not None and self.checkpoint == other.checkpoint and self.question == other.question
 
 
 def apart(one: tuple[float | None, int | None], other: tuple[float | None, int | None]) -> bool:

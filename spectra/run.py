@@ -84,7 +84,7 @@ def analyze_run(
     with only_writer(out):
         unfinished = Unfinished(out, tell.note)
         store = Store(out, data or DataChoice(), unfinished, force, tell)
-        with SameThreads(unfinished.threads or store.threads(), tell.note), reported(tell.phase):
+        with store, SameThreads(unfinished.threads or store.threads(), tell.note), reported(tell.phase):
             _analyze_all(paths, total, make_task, settings, store, where, read, partial, tell, strict)
         unfinished.end()
         store.eigenspaces.close()

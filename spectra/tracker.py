@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from spectra.checkpoints.checkpoint import check_finite
-from spectra.errors import ArgumentError, NumericsError, SpectraError
+from spectra.errors import ArgumentError, NumericsError, SpectraError, StorageError
 from spectra.filling import DataChoice, Listener, Store
 from spectra.presets import filled
 from spectra.records import Place, Record, Trajectory
@@ -98,7 +98,7 @@ class Tracker:
             stack.enter_context(only_writer(self.out))
             self._voice = _Voice(self.out)
             self._unfinished = Unfinished(self.out, self._voice.note)
-            self._store = Store(self.out, DataChoice(**data), self._unfinished, force, self._voice)
+            self._store = stack.enter_context(Store(self.out, DataChoice(**data), self._unfinished, force, self._voice))
             self._chosen = Chosen(self._store.choice, with_test=self.settings.test_data)
             # Also at the end of the process, for loops that never close it.
             self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid())
@@ -191,9 +191,12 @@ class Tracker:
 
 
 def _let_go(held: contextlib.ExitStack, owner: int) -> None:
-    """Give up the lock, in the process that holds it: the workers of a loader are copies of that process."""
+    """Close the file and give up the lock, in the process that holds it: the workers of a loader are copies of it."""
     if os.getpid() == owner:
-        held.close()
+        try:
+            held.close()
+        except StorageError as error:  # its records are in it all the same, and training has ended
+            logger.warning("%s", error)
 
 
 class _Voice(Listener):

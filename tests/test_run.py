@@ -418,3 +418,28 @@ def test_a_gpu_that_is_not_there(run, out, name):
 def test_the_cpu_can_be_asked_for(run, out):
     analyze_run(run[:1], maker(), QUICK, out=out, device="cpu")
     assert load_trajectory(out)[0].provenance["device"] == "cpu"
+
+
+# --- a run that ends before its end, and h5py alone ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StorageError])
+def test_however_a_run_ends_h5py_alone_finds_every_record_in_the_file(run, out, error):
+    class Ending(Listener):
+        count = 0
+
+        def record(self, record):
+            self.count += 1
+            if self.count == 6:
+                raise error("ended")
+
+    four = Settings(operators=("hessian", "ggn", "empirical_fisher"), bn_modes=("eval",), lanczos_steps=4, num_probes=2)
+    with pytest.raises(error):
+        analyze_run(run, maker(), four, out=out, listener=Ending())
+    with h5py.File(out, "r") as file:
+        assert len(file["records"]) == 6
+        assert "growing" not in file.attrs
+    assert analyze_run(run, maker(), four, out=out).kept == 6
+    with h5py.File(out, "r") as file:
+        assert len(file["records"]) == 9
+        assert "growing" not in file.attrs

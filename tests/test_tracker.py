@@ -8,6 +8,7 @@ import random
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import spectra
 from spectra import Task, Tracker, analyze, load_trajectory
 from spectra.errors import ArgumentError, DataError, NumericsError, StorageError
-from spectra.storage import runfile
+from spectra.storage import loading, runfile
 
 QUICK = {"lanczos_steps": 5, "num_probes": 2}
 
@@ -339,3 +340,46 @@ def test_a_network_on_the_gpu_stays_there_and_trains_on_bit_for_bit(tmp_path):
 
     assert same(run(False), run(True))
     assert load_trajectory(tmp_path / "run.h5")[0].provenance["device"] != "cpu"
+
+
+def test_a_long_training_reads_its_file_no_more_often_than_a_short_one(tmp_path, monkeypatch):
+    read = []
+    for module in (runfile, loading):
+        real = module.whole
+        monkeypatch.setattr(module, "whole", lambda *a, real=real, **b: read.append(1) or real(*a, **b))
+    task = Task(network().eval(), nn.CrossEntropyLoss(), [data().tensors])
+    out, counts = tmp_path / "run.h5", []
+    options = {"check": False, "metrics": "none", **QUICK}
+    with Tracker(task, out=out, **options) as tracker:
+        for epoch in range(24):
+            tracker(epoch=epoch)
+            counts.append(len(read))
+        assert len(tracker.trajectory) == 24  # of which some are not in the HDF5 data yet
+        with h5py.File(out, "r") as file:
+            assert len(file["records"]) < 24
+    assert counts[-1] < 14  # as often as the file is written anew: each time a third longer
+    with h5py.File(out, "r") as file:
+        assert len(file["records"]) == 24
+    with Tracker(task, out=out, **options) as tracker:
+        for epoch in range(24, 32):
+            tracker(epoch=epoch)
+    with h5py.File(out, "r") as file:
+        assert len(file["records"]) == 32
+        assert "growing" not in file.attrs
+
+
+def test_a_disk_that_is_full_when_a_tracker_is_closed_is_a_warning(tmp_path, caplog, monkeypatch):
+    def full(*arguments, **options):
+        raise StorageError("run.h5: cannot be written: no space left on device")
+
+    task = Task(network().eval(), nn.CrossEntropyLoss(), [data().tensors])
+    out = tmp_path / "run.h5"
+    with Tracker(task, out=out, check=False, metrics="none", **QUICK) as tracker:
+        for epoch in range(8):
+            tracker(epoch=epoch)
+        with caplog.at_level(logging.WARNING, "spectra"), monkeypatch.context() as patched:
+            patched.setattr(runfile, "replace_file", full)
+            tracker.close()
+    assert caplog.messages[-1:] == ["run.h5: cannot be written: no space left on device"]
+    assert [record.epoch for record in load_trajectory(out)] == list(range(8))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]  # and the lock is free

@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
@@ -18,27 +18,41 @@ from spectra.records import Record, Trajectory
 from spectra.storage.cells import verify
 from spectra.storage.contents import Contents
 from spectra.storage.hdf5 import read_record
-from spectra.storage.sealing import read_bytes, unsealed
+from spectra.storage.sealing import data_end, parted, read_bytes, seal_of
 from spectra.storage.stored import StoredRecord
+from spectra.storage.tail import GROWING, MARK, frames_in, put
 from spectra.version import __version__
 
 ENCODING_TYPE = "spectra-run"
 ENCODING_VERSION = 1
 
 
-def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dict[str, Record]]:
-    """The trajectory in a file, and its records by the names of their groups, in the order of arrival.
+class Loaded(NamedTuple):
+    """What is in a file."""
+
+    trajectory: Trajectory
+    records: dict[str, Record]  # by the names of their groups, in the order of arrival
+    growing: bool  # its HDF5 data do not have all of it yet, or may soon not have it
+
+
+class Whole(NamedTuple):
+    """The HDF5 data of a file with all of its records in them."""
+
+    image: bytes
+    sealed: bool  # their SHA-256 was in the file, and was compared
+    notes: list[str]
+
+
+def load(path: str | Path, *, shown: str | None = None) -> Loaded:
+    """The trajectory in a file, and its records.
 
     With the checksum of the whole file compared, records are read when they are used. Without it, where another tool
     has edited the file, all of them are read and compared with the checksums of their groups.
     """
     name = shown or str(path)
-    content = read_bytes(Path(path), name)
-    image = unsealed(content, name)
+    image, is_sealed, notes = whole(read_bytes(Path(path), name), name)
     records: dict[str, Record] = {}
-    notes: list[str] = []
-    with reading(name, "is truncated or damaged: it cannot be read as HDF5"):
-        file = h5py.File(io.BytesIO(image), "r")
+    file = _opened(image, name)
     with contextlib.ExitStack() as stack:
         stack.callback(file.close)
         with reading(name, "is damaged"):
@@ -48,20 +62,60 @@ def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dic
             contents.check(file, without=("records",))
             verify(file)
             settings = json.loads(file.attrs["settings"])
+            growing = GROWING in file.attrs
+            if growing and not is_sealed:
+                notes.append(
+                    f"{name}: was edited by another tool before its run had ended: records that stood behind its HDF5 "
+                    "data, if any, are lost; the same command computes them again"
+                )
             keys = sorted(every)
         for key in keys:
             with reading(name, f"record {key} is damaged"):
                 group = contents.group(every, key)
                 if "complete" not in group.attrs:
                     notes.append(f"{name}: record {key} was not finished, and is left out")
-                elif len(image) < len(content):
+                elif is_sealed:
                     records[key] = StoredRecord.of(group, contents, functools.partial(_read_later, name, key))
                 else:
                     contents.check(group)
                     records[key] = read_record(group)
-        if len(image) < len(content):
+        if is_sealed:
             stack.pop_all()  # the records hold the file open, which is in memory
-    return Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records
+    return Loaded(Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records, growing)
+
+
+def whole(content: bytes, name: str, *, ours: str = "") -> Whole:
+    """The HDF5 data of a file, with the records that stand behind them put into them.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+        ours: the SHA-256 of the last record there, if this process has written all that stand there.
+
+    Raises:
+        StorageError: data or records do not match their SHA-256, or hold what spectra does not write.
+    """
+    image, behind = parted(content, name)
+    if behind is None:
+        if content.find(MARK, data_end(content)) >= 0:
+            raise StorageError(f"{name}: is damaged: records stand behind its HDF5 data, which have no SHA-256")
+        return Whole(image, False, [])
+    frames, notes = frames_in(behind, seal_of(image), name)
+    if frames:
+        buffer = io.BytesIO(image)
+        with _opened(image, name) as file, reading(name, "is damaged"):
+            contents = Contents(file, image)
+            _check_is_ours(contents, name)
+            contents.group(file, "records")
+        with reading(name, "a record behind its HDF5 data is damaged"), h5py.File(buffer, "r+") as file:
+            put(file, frames, ours=frames[-1].sha256 == ours)
+        image = buffer.getvalue()
+    return Whole(image, True, notes)
+
+
+def _opened(image: bytes, name: str) -> h5py.File:
+    with reading(name, "is truncated or damaged: it cannot be read as HDF5"):
+        return h5py.File(io.BytesIO(image), "r")
 
 
 def _read_later(name: str, key: str, read: Callable[[], Record]) -> Record:

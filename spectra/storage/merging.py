@@ -14,12 +14,13 @@ import h5py
 from spectra.errors import ArgumentError, StorageError
 from spectra.records import STATUSES, Record
 from spectra.storage.contents import Contents
-from spectra.storage.loading import differences, load, reading
+from spectra.storage.known import Index, Known
+from spectra.storage.loading import differences, load, reading, whole
 from spectra.storage.locking import only_writer, refuse_if_written
 from spectra.storage.regular import resolved
 from spectra.storage.replacing import check_writable, fingerprint, replace_file
 from spectra.storage.runfile import LIBRARY, write_root
-from spectra.storage.sealing import read_bytes, sealed, unsealed
+from spectra.storage.sealing import read_bytes, sealed
 
 
 def part_path(out: Path, shard: int, shards: int) -> Path:
@@ -108,28 +109,33 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
 def _collect(paths: Sequence[Path], stack: contextlib.ExitStack) -> tuple[list[_Found], dict[str, object], int]:
     """The records of all parts, each once; the settings; and how many were found again, equal."""
     kept: list[_Found] = []
+    index: Index[int] = Index()
     equal = 0
     settings: dict[str, object] = {}
     for path in paths:
-        trajectory, records = load(path)  # compares the checksums
+        trajectory, records, _ = load(path)  # compares the checksums
         if path == paths[0]:
             settings = dict(trajectory.settings)
         elif differing := differences(settings, trajectory.settings, names=(str(paths[0]), str(path))):
             raise StorageError(f"{path}: is of a run with other settings: {'; '.join(differing)}")
         for one in _groups(path, records, stack):
-            place, again = _same(kept, one)
-            if place is None:
-                kept.append(one)
-                continue
+            known = Known.of(one.record)
+            like = {*index.same(known.identity), *index.at_place(known.identity), *index.twins(known.identity)}
+            which, again = _same([(at, kept[at]) for at in sorted(like)], one)
             equal += again
-            if STATUSES.index(kept[place].record.status) < STATUSES.index(one.record.status):
-                kept[place] = one
+            if which is None:
+                which = len(kept)
+                kept.append(one)
+            elif STATUSES.index(kept[which].record.status) >= STATUSES.index(one.record.status):
+                continue
+            kept[which] = one
+            index.add(which, known)
     return kept, settings, equal
 
 
 def _groups(path: Path, records: Mapping[str, Record], stack: contextlib.ExitStack) -> Iterator[_Found]:
     """The whole records of a part, as they lie in it."""
-    image = unsealed(read_bytes(path, str(path)), str(path))
+    image = whole(read_bytes(path, str(path)), str(path)).image
     file = stack.enter_context(h5py.File(io.BytesIO(image), "r"))
     contents = Contents(file, image)
     for name, record in records.items():
@@ -139,13 +145,13 @@ def _groups(path: Path, records: Mapping[str, Record], stack: contextlib.ExitSta
         yield _Found(str(path), record, group)
 
 
-def _same(kept: Sequence[_Found], one: _Found) -> tuple[int | None, bool]:
-    """Which of the records is the same as this one, and whether both hold results, which are then equal.
+def _same(like: Sequence[tuple[int, _Found]], one: _Found) -> tuple[int | None, bool]:
+    """Which of those records that are like this one is the same, and whether both hold results, which are then equal.
 
     Raises:
         StorageError: they are not equal, or are of two contents of one checkpoint file.
     """
-    for place, other in enumerate(kept):
+    for place, other in like:
         a, b = other.record.identity, one.record.identity
         whole = other.record.status == one.record.status == "complete"
         if a == b and whole:

@@ -1,4 +1,7 @@
-"""Putting a whole new file in the place of an old one: at every instant there is one or the other, never a part."""
+"""Putting a whole new file in the place of an old one: at every instant there is one or the other, never a part.
+
+And adding to the end of a file, which leaves all that was in it as it is.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +97,16 @@ def extend_file(path: Path, start: int, pieces: Sequence[memoryview], *, shown: 
             for piece in pieces:
                 _write_whole(file, piece)
             os.fsync(file.fileno())
+
+
+def cut_back(path: Path, size: int) -> None:
+    """Remove what an interrupted `extend_file` left behind the first `size` bytes, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        descriptor = open_regular(path, os.O_WRONLY, follow=False)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

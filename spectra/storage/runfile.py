@@ -3,7 +3,8 @@
 The tree; docs/format.md says the same at length, with the types, and how to get any number with h5py alone::
 
     /                        encoding-type "spectra-run", encoding-version 1, spectra-version, created (ISO 8601, UTC),
-                             settings (JSON: what all records share), checksum
+                             settings (JSON: what all records share), checksum;
+                             growing (1: the run has not ended, records may stand behind the HDF5 data)
     /records/000000          one checkpoint x operator x batch-norm mode, numbered in the order of arrival
         attributes           identity: checkpoint, checkpoint_sha256, weights_sha256, own_tensors, epoch, step,
                              operator, bn_mode, params, l2, seed, data_seed; status ("complete" | "unverified" |
@@ -28,18 +29,22 @@ The tree; docs/format.md says the same at length, with the types, and how to get
 A missing attribute is a value that is not known. Texts are UTF-8. A group without `spectrum` is a record that failed.
 The checksum of a group is the SHA-256 over its attributes and datasets, and over the checksums of the groups inside it.
 It is compared when a record is read; where only the cache is damaged, it is computed again. Behind the HDF5 data, where
-HDF5 does not look, stands a line with the SHA-256 of the whole file: damage is found before HDF5 stumbles over it.
+HDF5 does not look, stands a line with their SHA-256: damage is found before HDF5 stumbles over it.
 
-Each append writes a whole new file beside the old one, flushes it to the disk and puts it in its place in one step.
+A record is added behind that line, and flushed to the disk (:mod:`spectra.storage.tail`). When what stands there has
+grown to half of the HDF5 data, and when the run ends, a new file is written with all of it in its HDF5 data, flushed to
+the disk, and put in the place of the old one in one step. So a record costs the same in a file of ten and of ten
+thousand. While the run goes on, the root has the attribute `growing`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,16 +54,20 @@ import h5py
 from spectra.errors import StorageError
 from spectra.jsonable import dumps
 from spectra.records import Identity, Record, Trajectory
-from spectra.storage.cells import seal
+from spectra.storage.cells import seal, set_attribute
 from spectra.storage.hdf5 import write_record
-from spectra.storage.loading import ENCODING_TYPE, ENCODING_VERSION, differences, load, one_line
+from spectra.storage.known import Index, Known
+from spectra.storage.loading import ENCODING_TYPE, ENCODING_VERSION, differences, load, one_line, whole
 from spectra.storage.regular import resolved
-from spectra.storage.replacing import check_writable, fingerprint, replace_file
-from spectra.storage.sealing import sealed, unsealed
+from spectra.storage.replacing import check_writable, cut_back, extend_file, fingerprint, replace_file
+from spectra.storage.sealing import seal_of, sealed
+from spectra.storage.tail import GROWING, Frame, put
 from spectra.version import __version__
 
 #: The oldest HDF5 library that must be able to read the file; from 1.8 on its own structures carry checksums too.
 LIBRARY = ("v108", "v108")
+#: How much may stand behind the HDF5 data, as a share of these, until they are written anew.
+SHARE = 0.5
 
 
 def load_trajectory(path: str | Path) -> Trajectory:
@@ -80,23 +89,7 @@ def load_trajectory(path: str | Path) -> Trajectory:
         ...
         spectra.errors.StorageError: no-such-run.h5: no such file
     """
-    return load(path)[0]
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What is kept in memory of a record in the file, so that a long run needs no more than a short one."""
-
-    identity: Identity
-    complete: bool
-    numbers: bool  # complete or unverified
-    hashed: bool
-    of_file: bool
-
-    @classmethod
-    def of(cls, record: Record) -> _Known:
-        hashed, of_file = record.checkpoint_sha256 is not None, record.checkpoint is not None
-        return cls(record.identity, record.status == "complete", record.status != "failed", hashed, of_file)
+    return load(path).trajectory
 
 
 class RunFile:
@@ -105,19 +98,17 @@ class RunFile:
     Nothing is created before the first record. A file that is there already is continued if it is of the same run.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        shown: str,
-        settings: Mapping[str, Any],
-        known: dict[str, _Known],
-        seen: tuple[int, int, int] | None,
-    ) -> None:
+    def __init__(self, path: Path, shown: str, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.shown = shown  # as the user calls it
         self.settings = settings
-        self._known = known  # by the name of the group
-        self._seen = seen  # the file when it was read
+        self._known: Index[str] = Index()  # by the name of the group
+        self._next = 0  # the number of the next group
+        self._seen: tuple[int, int, int] | None = None  # the file when it was read or written last
+        self._growing = False  # its HDF5 data are to be written once more at the end of the run
+        self._end = 0  # of the file, in bytes
+        self._most = 0  # how long it may become before it is written anew; 0: nothing may be added behind its data
+        self._sha256 = ""  # of what stands last in it
         self._force = False
         self.replaced: tuple[str, ...] = ()  # by force: how the settings of the file that is begun anew differ
 
@@ -139,21 +130,23 @@ class RunFile:
         # A link stays a link: what it points to is replaced.
         target = resolved(path)
         check_writable(target, shown=str(path))
-        wanted: dict[str, Any] = json.loads(dumps(settings))
-        known: dict[str, _Known] = {}
-        differing: list[str] = []
-        seen = fingerprint(target)  # before it is read: what changes from now on is noticed
-        if seen is not None:
-            trajectory, records = load(target, shown=str(path))
-            differing = differences(trajectory.settings, wanted)
-            if differing and not force:
-                raise StorageError(
-                    f"{path}: is of a run with other settings: {'; '.join(differing)}; "
-                    "use the settings of the file, or choose another file, or --force to replace it"
-                )
-            known = {} if differing else {name: _Known.of(record) for name, record in records.items()}
-        run = cls(target, str(path), wanted, known, seen)
-        run._force, run.replaced = force, tuple(differing)
+        run = cls(target, str(path), json.loads(dumps(settings)))
+        run._force = force
+        run._seen = fingerprint(target)  # before it is read: what changes from now on is noticed
+        if run._seen is None:
+            return run
+        there = load(target, shown=str(path))
+        differing = differences(there.trajectory.settings, run.settings)
+        if differing and not force:
+            raise StorageError(
+                f"{path}: is of a run with other settings: {'; '.join(differing)}; "
+                "use the settings of the file, or choose another file, or --force to replace it"
+            )
+        run.replaced = tuple(differing)
+        if not differing:
+            run._known = Index((name, Known.of(record)) for name, record in there.records.items())
+            run._next = 1 + max((int(name) for name in there.records if name.isdecimal()), default=-1)
+            run._growing = there.growing
         return run
 
     def __enter__(self) -> RunFile:
@@ -162,12 +155,24 @@ class RunFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held open between two appends, so there is nothing to close."""
+        """Close the file. What goes wrong with it then does not hide an error that is there already."""
+        with contextlib.nullcontext() if error is None else contextlib.suppress(StorageError):
+            self.close()
+
+    def close(self) -> None:
+        """Put all records into the HDF5 data of the file. Without it they are in the file too, but behind these.
+
+        Raises:
+            StorageError: it cannot be written, or was changed by another process; it is as it was.
+        """
+        if self._growing:
+            self._check_unchanged()
+            self._write_anew([], growing=False)
 
     @property
     def records(self) -> tuple[Record, ...]:
         """The whole records in the file, in the order of arrival, read from it."""
-        return () if not self._known else tuple(load(self.path, shown=self.shown)[1].values())
+        return () if not len(self._known) else tuple(load(self.path, shown=self.shown).records.values())
 
     def has(self, identity: Identity) -> bool:
         """Whether a complete record of this identity is in the file. One that failed is to be tried again.
@@ -178,12 +183,10 @@ class RunFile:
         Raises:
             StorageError: a record of the same checkpoint file is there, and the file's content was another one.
         """
-        complete = [known for known in self._known.values() if known.complete]
-        if any(known.identity == identity or known.identity.is_of_file(identity) for known in complete):
+        if self._complete([*self._known.same(identity), *self._known.of_file(identity)]):
             return True
-        for known in complete:
-            hashed = known.hashed and identity.subject != identity.checkpoint
-            if hashed and not self._force and known.identity.same_place(identity):
+        for known in self._complete(self._known.at_place(identity)):
+            if known.hashed and identity.subject != identity.checkpoint and not self._force:
                 before, now = known.identity.subject, identity.subject
                 was, remedy = ("was another file", "--force") if known.of_file else ("had other weights", "force=True")
                 if before[:64] == now[:64]:  # the same file, and the task's own weights beside it
@@ -197,11 +200,14 @@ class RunFile:
 
     def has_numbers(self, identity: Identity) -> bool:
         """Whether a record of this identity that did not fail is in the file. An unverified one is computed again."""
-        return self.has(identity) or any(one.numbers and one.identity == identity for one in self._known.values())
+        return self.has(identity) or any(self._known[name].numbers for name in self._known.same(identity))
 
     def has_twin(self, identity: Identity) -> bool:
         """Whether a complete record of the same weights is in the file, from a checkpoint in another file."""
-        return any(known.complete and known.identity.twin_of(identity) for known in self._known.values())
+        return bool(self._complete(self._known.twins(identity)))
+
+    def _complete(self, names: Sequence[str]) -> list[Known]:
+        return [self._known[name] for name in names if self._known[name].complete]
 
     def append(self, record: Record) -> Record:
         """Add a record. One of the same checkpoint, operator and mode that is not complete is replaced.
@@ -217,39 +223,82 @@ class RunFile:
         """
         if not self.settings.keys() <= record.settings.keys():  # one that failed early may not know them all
             record = replace(record, settings={**self.settings, **record.settings})
-        if fingerprint(self.path) != self._seen:
-            raise StorageError(f"{self.shown}: was changed by another process; two runs cannot write one file")
+        self._check_unchanged()
         identity = record.identity
         if self.has(identity):
             raise StorageError(f"{self.shown}: has {record.label} already")
-        earlier = [
+        by_force = self._force and record.status == "complete"
+        obsolete = [
             name
-            for name, other in self._known.items()
-            if (other.identity == identity or other.identity.same_place(identity))
-            and (not other.complete or (self._force and record.status == "complete"))
-            and (not other.numbers or record.status != "failed")
+            for name in sorted({*self._known.same(identity), *self._known.at_place(identity)})
+            if (by_force or not self._known[name].complete)
+            and (record.status != "failed" or not self._known[name].numbers)
         ]
-        name = earlier[0] if earlier else f"{1 + max(map(int, self._known), default=-1):06d}"
-        replace_file(self.path, self._image(record, name, obsolete=earlier), shown=self.shown)
-        self._seen = fingerprint(self.path)
-        self.replaced = ()
-        self._known = {key: kept for key, kept in self._known.items() if key not in earlier} | {name: _Known.of(record)}
+        names = obsolete or [f"{self._next:06d}"]
+        self._add(Frame(names, self._image(record, names[0])))
+        for name in obsolete:
+            self._known.remove(name)
+        self._known.add(names[0], Known.of(record))
+        self._next += not obsolete
         return record
 
-    def _image(self, record: Record, name: str, *, obsolete: list[str]) -> bytes:
-        """The bytes of the file with the record in it, built in memory: the disk sees all of it or nothing."""
+    def _check_unchanged(self) -> None:
+        if fingerprint(self.path) != self._seen:
+            raise StorageError(f"{self.shown}: was changed by another process; two runs cannot write one file")
+
+    def _image(self, record: Record, name: str) -> bytes:
+        """A record as an HDF5 file of its own, built in memory: the disk sees all of it or nothing."""
+        buffer = io.BytesIO()
+        with self._failing_in_a_line(), h5py.File(buffer, "w", libver=LIBRARY) as file:
+            write_record(file.create_group(f"records/{name}"), record)
+        return buffer.getvalue()
+
+    def _add(self, frame: Frame) -> None:
+        """Add a record behind the HDF5 data, or to a new file if these are too short for that."""
+        content, own = frame.written(self._sha256)
+        if self._end + len(content) > self._most or not frame.has_our_names:
+            size = 0 if self._seen is None or self.replaced else self._seen[2]
+            self._write_anew([frame], growing=len(content) <= SHARE * size)
+            return
         try:
-            anew = self._seen is None or bool(self.replaced)
-            buffer = io.BytesIO(b"" if anew else unsealed(self.path.read_bytes(), self.shown))
+            extend_file(self.path, self._end, [memoryview(content)], shown=self.shown)
+        except BaseException:
+            cut_back(self.path, self._end)
+            raise
+        finally:
+            self._seen = fingerprint(self.path)
+        self._end, self._sha256 = self._end + len(content), own
+
+    def _write_anew(self, frames: Sequence[Frame], *, growing: bool) -> None:
+        """Put a file in the place of the old one that has all of its records, and those of frames, in its HDF5 data."""
+        anew, self._most = self._seen is None or bool(self.replaced), 0  # until it is known what is in the file
+        with self._failing_in_a_line():
+            there = b"" if anew else whole(self.path.read_bytes(), self.shown, ours=self._sha256).image
+            buffer = io.BytesIO(there)
             with h5py.File(buffer, "w" if anew else "r+", libver=LIBRARY) as file:
                 if anew:
                     write_root(file, self.settings)
-                for old in {*obsolete, name} & set(file["records"]):
-                    del file["records"][old]
-                write_record(file["records"].create_group(name), record)
+                put(file, frames, ours=True)
+                if growing != (GROWING in file.attrs):
+                    file.attrs.pop(GROWING, None)
+                    set_attribute(file, GROWING, 1 if growing else None)
+                    seal(file)
+        image = buffer.getvalue()
+        content = sealed(image)
+        replace_file(self.path, content, shown=self.shown)
+        self._seen, self.replaced, self._growing = fingerprint(self.path), (), growing
+        if growing:
+            self._end, self._sha256 = len(content), seal_of(image)
+            self._most = len(content) + int(SHARE * len(image))
+
+    @contextlib.contextmanager
+    def _failing_in_a_line(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
         except (OSError, RuntimeError) as error:  # h5py raises both
             raise StorageError(f"{self.shown}: cannot be continued: {one_line(error)}") from error
-        return sealed(buffer.getvalue())
 
 
 def write_root(file: h5py.File, settings: Mapping[str, Any]) -> None:

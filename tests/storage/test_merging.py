@@ -21,9 +21,9 @@ def record_of(epoch, /, operator="hessian", estimates={}, **changes):  # noqa: B
 
 
 def write(path, *records, settings=SETTINGS):
-    run = RunFile.open(path, settings)
-    for record in records:
-        run.append(record)
+    with RunFile.open(path, settings) as run:
+        for record in records:
+            run.append(record)
     return path
 
 
