@@ -187,7 +187,7 @@ class Store:
     def _append(self, record: Record) -> None:
         assert self.file is not None
         self.added.add(self.file.append(record).identity)
-        if record.status == "complete":
+        if record.status != "failed":
             self._threads = (_threads_of([record]),)
 
     def close(self) -> Outcome:
