@@ -19,6 +19,7 @@ from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, OutOfMemory, SpectraError
+from spectra.exclusive import one_at_a_time
 from spectra.filling import DataChoice, Listener, Outcome, Store
 from spectra.phases import phase, reported
 from spectra.records import Place, apart
@@ -111,6 +112,7 @@ def _analyze_all(
     for index, path in enumerate(paths):
         tell.checkpoint(index, total, path)
         place = Place(checkpoint=str(path))
+        one_at_a_time.acquire()  # another thread may load into the same model
         try:
             phase("reading")
             with _of_checkpoint(path):
@@ -147,6 +149,8 @@ def _analyze_all(
                 store.unfinished.fail()
                 raise
             record_failure(store, place, settings, tell, error)
+        finally:
+            one_at_a_time.release()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.certificate import Certificate, certify, passes_of
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.result import ExactDiagonal, ExactTrace
+from spectra.exclusive import exclusively
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
@@ -36,6 +37,7 @@ from spectra.task import Task
 MANY_COLUMNS = 50
 
 
+@exclusively
 def exact_trace(
     task: Task,
     bn_mode: str = "eval",
@@ -106,6 +108,7 @@ def exact_trace(
     )
 
 
+@exclusively
 def exact_diagonal(
     task: Task,
     bn_mode: str = "eval",

@@ -12,6 +12,7 @@ import torch
 
 from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, NumericsError, OutOfMemory
+from spectra.exclusive import exclusively
 from spectra.krylov.lanczos import Halfway, Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.memory import available_bytes, in_words
@@ -166,6 +167,7 @@ def _check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
         )
 
 
+@exclusively
 def _start_overlaps(
     first: Recurrence, operator: SymmetricOperator, start_of: Callable[[int], np.ndarray], num_probes: int
 ) -> np.ndarray:

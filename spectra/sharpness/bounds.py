@@ -29,6 +29,7 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
+from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
 from spectra.sharpness.balancing import Array
@@ -43,6 +44,7 @@ PRICES = 10.0 ** np.arange(-2, 3)  # Lambda': of the distance of a scale from th
 _SWEEPS, _BALANCED = 500, 1e-8
 
 
+@exclusively
 def pac_bayes_bounds(
     task: Task,
     bn_mode: str = "eval",

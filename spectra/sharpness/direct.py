@@ -17,6 +17,7 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
+from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
 from spectra.sharpness.ascent import check_counts
@@ -32,6 +33,7 @@ _FLOOR = 1e-4
 _RATE, _DECAYS = 0.1, (0.9, 0.99)  # of Adam, in the logarithm of a variance
 
 
+@exclusively
 def normalized_sharpness_direct(
     task: Task,
     bn_mode: str = "eval",

@@ -12,6 +12,7 @@ from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.linearised import Plans, linearise
 from spectra.exact.result import ExactDiagonal
 from spectra.exact.trace import exact_diagonal
+from spectra.exclusive import exclusively
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.jacobian import slope_of
 from spectra.operators.modes import check_bn_mode
@@ -21,6 +22,7 @@ from spectra.task import Task
 FORMS = ("diagonal", "liang", "hessian")
 
 
+@exclusively
 def fisher_rao_norm(
     task: Task,
     form: str = "diagonal",

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
+from spectra.exclusive import exclusively
 from spectra.operators.modes import check_bn_mode
 from spectra.reduction import averaging_of
 from spectra.sharpness.drawn_diagonals import METHODS, DrawnDiagonal, drawn_diagonal
@@ -42,6 +43,7 @@ LOSSES = ("task", "normalized")
 _SUMS = ("exact", "monte-carlo")  # ways of having a diagonal from the criterion's Hessian in the outputs
 
 
+@exclusively
 def minimum_sharpness(
     task: Task,
     bn_mode: str = "eval",
@@ -112,6 +114,7 @@ def minimum_sharpness(
     return _refused(measured, conditions)
 
 
+@exclusively
 def node_minimum_sharpness(task: Task, bn_mode: str = "eval") -> Measure:
     """Minimum sharpness with one free scale per hidden unit or channel in place of one per layer.
 
@@ -143,6 +146,7 @@ def node_minimum_sharpness(task: Task, bn_mode: str = "eval") -> Measure:
     return _refused(measured, conditions)
 
 
+@exclusively
 def normalized_sharpness(
     task: Task,
     form: str = "arxiv",
@@ -217,6 +221,7 @@ def normalized_sharpness(
     return _refused(measured, conditions)
 
 
+@exclusively
 def matrix_normalized_sharpness(
     task: Task, *, loss: str = "task", bn_mode: str = "eval", method: str = "exact", draws: int = 32, seed: int = 0
 ) -> Measure:

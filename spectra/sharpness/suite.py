@@ -12,6 +12,7 @@ import torch
 
 from spectra.allowance import OverBudget, cost, limited, spend
 from spectra.errors import in_one_line
+from spectra.exclusive import exclusively
 from spectra.operators.curvature import CurvatureOperator
 from spectra.phases import part
 from spectra.sharpness.bounds import NAMES, pac_bayes_bounds
@@ -79,6 +80,7 @@ def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:
         return {name: not_measured(in_one_line(error), form="pac-bayes", bn_mode=bn_mode) for name in NAMES}
 
 
+@exclusively
 def task_of(operator: CurvatureOperator) -> Task:
     """The operator's task at the operator's parameters: a copy of the model where training has gone on since."""
     task, function = operator.task, operator.function
