@@ -52,7 +52,7 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, SpectraError) and (not error.of_called_code or is_limit(error.__cause__))
 
 
-def reason_of(error: Exception) -> str:
+def refusal_in(error: Exception) -> str:
     """What a refusal says.
 
     Raises:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from spectra.exclusive import one_at_a_time
+
 
 def random_state() -> Callable[[], None]:
     """Note the states of Python's, NumPy's and torch's global generators; what is returned puts them back, each time.
@@ -37,13 +39,14 @@ def random_state_kept() -> Iterator[None]:
     """Restore the states of Python's, NumPy's and torch's global generators on leaving, also after an exception.
 
     Reading a ``DataLoader`` draws from torch's generator even when it does not shuffle, so this belongs around every
-    pass over the data, not only around random networks.
+    pass over the data, not only around random networks. No other thread of spectra draws meanwhile.
     """
-    put_back = random_state()
-    try:
-        yield
-    finally:
-        put_back()
+    with one_at_a_time:
+        put_back = random_state()
+        try:
+            yield
+        finally:
+            put_back()
 
 
 @contextmanager

@@ -7,8 +7,8 @@ All lie between 1 and ``n`` and do not change when the operator is scaled; of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import exp, inf, log, sqrt
+from dataclasses import dataclass, replace
+from math import exp, frexp, inf, ldexp, log, sqrt
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from spectra.extremes import spectral_norm
 from spectra.quadrature import Function, Quadrature
 from spectra.tridiagonal import Tridiagonal
 
+_USUAL = 2.0**128  # between this and its inverse no fourth power of an eigenvalue leaves the range of float64
 _ZERO = "the operator is zero, and 0/0 is no number"
 
 
@@ -29,6 +30,7 @@ def stable_rank(q: Quadrature) -> Estimate:
     References:
         M. Rudelson, R. Vershynin, Sampling from large matrices, J. ACM 54 (2007).
     """
+    q = _of_usual_size(q)
     norm = spectral_norm(q, _each())
     if norm.value == 0:
         return _nothing(q)
@@ -52,6 +54,7 @@ def participation_rank(q: Quadrature) -> Estimate:
     rules, that with a node at 0 and that of one step less. They have errors of the size of the quadrature's, so this is
     an indication of it and no bound.
     """
+    q = _of_usual_size(q)
     sums = _sums(q)
     if sums is None:
         return _nothing(q)
@@ -77,6 +80,7 @@ def entropy_rank(q: Quadrature) -> Estimate:
     References:
         O. Roy, M. Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO (2007).
     """
+    q = _of_usual_size(q)
     sums = _sums(q)
     if sums is None:
         return _nothing(q)
@@ -90,6 +94,24 @@ def entropy_rank(q: Quadrature) -> Estimate:
         return np.asarray(slope * np.abs(x) / q.scale - _entropy(x / q.scale) / a)
 
     return _from_logarithm(q, logarithm, influence, moved, along)
+
+
+def _of_usual_size(q: Quadrature) -> Quadrature:
+    """The rules of the operator times a power of 2, where its norm is so large or small that powers of it are not held.
+
+    No rank changes by it, and the factor is exact.
+    """
+    if q.scale == 0 or 1 / _USUAL <= q.scale <= _USUAL:
+        return q
+    shift = -frexp(q.scale)[1]
+    scaled = replace(
+        q,
+        tridiagonals=tuple(
+            replace(t, alphas=np.ldexp(t.alphas, shift), betas=np.ldexp(t.betas, shift)) for t in q.tridiagonals
+        ),
+        exact_trace=None if q.exact_trace is None else ldexp(q.exact_trace, shift),
+    )
+    return scaled if q.converged.count else scaled.with_nothing_known()
 
 
 @dataclass(frozen=True)

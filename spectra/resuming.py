@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from spectra.errors import StorageError
+from spectra.exclusive import exclusively, one_at_a_time
 from spectra.krylov.lanczos import Halfway, Recurrence
 from spectra.memory import in_words
 from spectra.operators.base import Parts
@@ -212,6 +213,7 @@ def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any
     }
 
 
+@exclusively
 def weights_sha256(model: torch.nn.Module) -> str:
     """The SHA-256 of the names, types, shapes and bytes of the weights and buffers."""
     digest = hashlib.sha256()
@@ -237,7 +239,8 @@ class SameThreads:
     """
 
     def __init__(self, threads: int | None, say: Say) -> None:
-        self.before = torch.get_num_threads()
+        with one_at_a_time:  # while no other thread has set it
+            self.before = torch.get_num_threads()
         self.threads = self.before if threads is None else threads
         self.say = say
 
@@ -250,11 +253,13 @@ class SameThreads:
             self.threads = self.before
             return
         self.say(f"computing with {self.threads} threads, as what is in the file")
+        one_at_a_time.acquire()  # the number is that of the whole process
         torch.set_num_threads(self.threads)
 
     def __exit__(self, *error: object) -> None:
         if self.threads != self.before:
             torch.set_num_threads(self.before)
+            one_at_a_time.release()
 
 
 def _arrays(recurrence: Recurrence) -> Arrays:

@@ -6,7 +6,8 @@ and leaves no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial as partial_of
 from pathlib import Path
@@ -17,7 +18,8 @@ from spectra.analysis import failed_record, iter_analyze, place_of
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient
-from spectra.errors import ArgumentError, CheckpointError, NumericsError, SpectraError
+from spectra.errors import ArgumentError, CheckpointError, NumericsError, OutOfMemory, SpectraError
+from spectra.exclusive import one_at_a_time
 from spectra.filling import DataChoice, Listener, Outcome, Store
 from spectra.phases import phase, reported
 from spectra.records import Place, apart
@@ -28,6 +30,7 @@ from spectra.storage.regular import resolved
 from spectra.storage.replacing import check_writable
 from spectra.storage.runfile import load_trajectory
 from spectra.task import Task
+from spectra.user_errors import reason_of
 
 __all__ = ["DataChoice", "Listener", "Outcome", "TaskMaker", "analyze_run", "check_output"]
 
@@ -110,9 +113,11 @@ def _analyze_all(
     for index, path in enumerate(paths):
         tell.checkpoint(index, total, path)
         place = Place(checkpoint=str(path))
+        one_at_a_time.acquire()  # another thread may load into the same model
         try:
             phase("reading")
-            checkpoint = read(path)
+            with _of_checkpoint(path):
+                checkpoint = read(path)
             place = place_of(checkpoint)
             if (first := seen.content(place)) is not None:
                 tell.duplicate(path, Path(first.words), len(settings.pairs()))
@@ -124,7 +129,8 @@ def _analyze_all(
                 raise _NoTask(error) from error
             task = chosen.task(made)
             store.twins = not (chosen.varies or getattr(make_task, "per_checkpoint", False))
-            found = recipient.load(checkpoint, task.model)
+            with _of_checkpoint(path):
+                found = recipient.load(checkpoint, task.model)
             if found.own and found.shares != shares:
                 shares = found.shares
                 tell.note(f"{path}: {shares}")
@@ -144,6 +150,21 @@ def _analyze_all(
                 store.unfinished.fail()
                 raise
             record_failure(store, place, settings, tell, error)
+        finally:
+            one_at_a_time.release()
+
+
+@contextmanager
+def _of_checkpoint(path: Path) -> Iterator[None]:
+    """What ends the reading of a checkpoint is an error of that checkpoint, also where memory runs out."""
+    try:
+        yield
+    except SpectraError as error:
+        if not isinstance(error, OutOfMemory):
+            raise
+        raise CheckpointError(str(error)) from error
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {reason_of(error)}") from error
 
 
 class Seen:
@@ -226,9 +247,9 @@ def record_failure(store: Store, place: Place, settings: Settings, tell: Listene
     store.unfinished.fail()
     missing = [pair for pair in settings.pairs() if not store.knows(pair, place)]
     if not missing:
-        tell.note(f"{error}; what the file has of it already is kept")
+        tell.note(f"{reason_of(error)}; what the file has of it already is kept")
     for pair in missing:
-        record = failed_record(*pair, str(error), store.settings, place)
+        record = failed_record(*pair, reason_of(error), store.settings, place)
         store.add(record)
         tell.record(record)
 

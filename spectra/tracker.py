@@ -7,14 +7,13 @@ import logging
 import os
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from spectra.checkpoints.checkpoint import check_finite
-from spectra.errors import ArgumentError, NumericsError, SpectraError, StorageError
+from spectra.errors import ArgumentError, NumericsError, StorageError
 from spectra.filling import DataChoice, Listener, Store
 from spectra.presets import filled
 from spectra.records import Place, Record, Trajectory
@@ -25,6 +24,7 @@ from spectra.storage.locking import only_writer
 from spectra.storage.runfile import load_trajectory
 from spectra.task import Task
 from spectra.training_state import training_kept
+from spectra.user_errors import reason_of, unexpected
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ class Tracker:
 
     Weights, buffers, gradients, modes of the layers, what modules count or store beside them, and the states of all
     random generators (those of Python, NumPy and torch, and those that the task's data have of their own) are
-    afterwards what they were: training goes on bit for bit as without it. What it cannot undo is what forward hooks of
-    yours do outside of the network, and, on a GPU with ``torch.backends.cudnn.benchmark``, which algorithms cuDNN has
-    tried.
+    afterwards what they were, also after an error: training goes on bit for bit as without it. What it cannot undo is
+    what forward hooks of yours do outside of the network, and, on a GPU with ``torch.backends.cudnn.benchmark``, which
+    algorithms cuDNN has tried.
 
     The file is held by this process alone until :meth:`close`; it may be read at any time. With several processes, call
     it in one of them.
@@ -46,9 +46,12 @@ class Tracker:
             refused, unless frozen by ``snapshot=True``.
         out: the results file; one that is there is continued if it is of the same run.
         every: analyse where the epoch is a multiple of it; without epochs the step, without both each K-th call.
-        strict: what goes wrong at any moment raises. By default that is so at the first call only: later a moment that
-            cannot be analysed is recorded as failed, a file that cannot be written (a full disk) is a warning, and
-            training goes on.
+        strict: any error raises. By default that is so at the first call only, since what is wrong from the start
+            should be seen. After a call without an error none ends a training, whoever raises it (data, model,
+            criterion or spectra): the moment is recorded as failed with the reason, and what is neither an error of
+            spectra nor memory that ran out is logged with its traceback. Where the record cannot be written (a full
+            disk), that is a warning, and the next call tries again with the next record. ``KeyboardInterrupt`` and
+            ``SystemExit`` pass.
         force: what the file has of other settings, or of other weights at the same epoch, is replaced.
         options: those of :func:`spectra.analyze` (``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``metrics``, ``eigenpairs``, ``test_data``, ...), and which data: ``samples``, ``batch_size``,
@@ -101,7 +104,7 @@ class Tracker:
             self._store = stack.enter_context(Store(self.out, DataChoice(**data), self._unfinished, force, self._voice))
             self._chosen = Chosen(self._store.choice, with_test=self.settings.test_data)
             # Also at the end of the process, for loops that never close it.
-            self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid())
+            self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid(), self._voice)
 
     def __call__(self, *, epoch: float | None = None, step: int | None = None, now: bool = False) -> bool:
         """Analyse the model as it is, if it is its turn.
@@ -116,8 +119,9 @@ class Tracker:
 
         Raises:
             ArgumentError: the tracker is closed, or a time is not a number from 0 on.
-            SpectraError: at the first call, or with ``strict``: the task or its data cannot be used, the numbers would
-                not be right, the file cannot be written or continued. Model and file are whole whatever is raised.
+            Exception: at the first call, or with ``strict``: an error of spectra where the task or its data cannot be
+                used, the numbers would not be right, or the file cannot be written or continued; else whatever was
+                raised. Model and file are whole whatever is raised.
         """
         if not self._release.alive:
             raise ArgumentError("the tracker is closed: make another one; the same file is continued")
@@ -129,6 +133,27 @@ class Tracker:
         if self.every > 1 and at % self.every != 0 and not now:
             return False
         start = time.perf_counter()
+        place = Place(epoch=float(at) if epoch is not None or step is None else None, step=step)
+        try:
+            place = replace(place, sha256=self._hashed())
+            self._analyze(place)
+        except Exception as error:
+            if self.strict or not self._begun:
+                if isinstance(error, NumericsError):
+                    self._unfinished.fail()
+                raise
+            self._fail(place, error)
+        finally:
+            self.seconds += time.perf_counter() - start
+        self._begun = True
+        return True
+
+    @property
+    def failed(self) -> int:
+        """How many records of this tracker have failed."""
+        return self._voice.failed
+
+    def _hashed(self) -> str:
         weights = weights_sha256(self.task.model)
         if weights == self._weights:
             logger.warning(
@@ -137,40 +162,43 @@ class Tracker:
                 self.out,
             )
         self._weights = weights
-        place = Place(sha256=weights, epoch=float(at) if epoch is not None or step is None else None, step=step)
-        try:
-            self._analyze(place)
-        except (SpectraError, torch.OutOfMemoryError) as error:
-            if self.strict or not self._begun:
-                raise
-            logger.warning("%s: %s: %s", self.out, place.words, " ".join(str(error).split()))
-        finally:
-            self.seconds += time.perf_counter() - start
-        self._begun = True
-        return True
+        return weights
 
     def _analyze(self, place: Place) -> None:
         threads = self._unfinished.threads or self._store.threads()
         data = [self.task.data, self.task.test_data]
         with (
-            training_kept(self.task.model, data, self._store.choice.data_seed),
+            training_kept([self.task.model, self.task.criterion], data, self._store.choice.data_seed),
             SameThreads(threads, self._voice.note),
         ):
             task = self._chosen.task(self.task)
-            try:
-                check_finite(task.model.state_dict())
-                analyze_into(self._store, task, place, self.settings, self._voice)
-            except NumericsError as error:
-                if self.strict or not self._begun:
-                    self._unfinished.fail()
-                    raise
-                record_failure(self._store, place, self.settings, self._voice, error)
+            check_finite(task.model.state_dict())
+            analyze_into(self._store, task, place, self.settings, self._voice)
+
+    def _fail(self, place: Place, error: Exception) -> None:
+        """Record a moment as failed; a warning where that cannot be written either."""
+        try:
+            if isinstance(error, StorageError):
+                raise error
+            if unexpected(error):
+                words = "%s: %s: unexpected %s; it is recorded as failed, and training goes on"
+                logger.warning(words, self.out, place.words, reason_of(error), exc_info=error)
+            record_failure(self._store, place, self.settings, self._voice, error)
+        except Exception as other:
+            self._voice.unwritten += 1
+            logger.warning("%s: %s: %s", self.out, place.words, reason_of(other))
 
     def close(self) -> None:
-        """Let go of the file. Calling it twice does nothing."""
-        if self._release.alive:
-            self._store.eigenspaces.close()
-        self._release()
+        """Let go of the file, and say how many records failed, if any did. Calling it twice does nothing."""
+        try:
+            if self._release.alive:
+                self._store.eigenspaces.close()
+        except StorageError as error:
+            if self.strict:
+                raise
+            logger.warning("%s: %s", self.out, error)
+        finally:
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -190,13 +218,14 @@ class Tracker:
         return load_trajectory(self.out)
 
 
-def _let_go(held: contextlib.ExitStack, owner: int) -> None:
+def _let_go(held: contextlib.ExitStack, owner: int, voice: _Voice) -> None:
     """Close the file and give up the lock, in the process that holds it: the workers of a loader are copies of it."""
     if os.getpid() == owner:
         try:
             held.close()
         except StorageError as error:  # its records are in it all the same, and training has ended
             logger.warning("%s", error)
+        voice.summary()
 
 
 class _Voice(Listener):
@@ -204,10 +233,24 @@ class _Voice(Listener):
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self.records = self.failed = 0
+        self.unwritten = 0  # moments whose record could not be written
 
     def record(self, record: Record) -> None:
+        self.records += 1
         if record.status == "failed":
-            logger.warning("%s: %s: failed: %s", self.out, record.label, record.reason)
+            self.failed += 1
+        if record.status != "complete":
+            logger.warning("%s: %s: %s: %s", self.out, record.label, record.status, record.reason)
+
+    def summary(self) -> None:
+        """How much is missing, in a warning."""
+        if self.failed:
+            words = "%s: %d of %d records failed; the file has the reasons (spectra show)"
+            logger.warning(words, self.out, self.failed, self.records)
+        if self.unwritten:
+            words = "%s: %d moment%s could not be recorded"
+            logger.warning(words, self.out, self.unwritten, "" if self.unwritten == 1 else "s")
 
     def note(self, words: str) -> None:
         logger.info("%s", words)

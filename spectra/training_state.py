@@ -23,17 +23,18 @@ _LEAVES = (str, bytes, int, float, torch.Tensor, np.ndarray, nn.Module, ModuleTy
 
 
 @contextmanager
-def training_kept(model: nn.Module, data: Iterable[Any], seed: int) -> Iterator[None]:
-    """Whatever is read and computed within, training goes on after it as if it had not been.
+def training_kept(modules: Iterable[Any], data: Iterable[Any], seed: int) -> Iterator[None]:
+    """Whatever is read and computed within, training goes on after it as if it had not been, also after an exception.
 
     Put back are the global random states of Python, NumPy and torch (CUDA included); the states of generators that
-    the data, their samplers and their data sets hold themselves; and the plain attributes that a forward pass leaves on
-    modules, such as counters and stored activations. The operators keep parameters, buffers, gradients and flags.
+    the data, their samplers and their data sets hold themselves; the plain attributes that a forward pass leaves on
+    modules, such as modes, counters and stored activations; the buffers; which parameters require a gradient, and which
+    tensor is their gradient; and whether gradients are enabled. The operators keep what parameters and gradients hold.
 
     Within, the generators begin from ``seed``, so that what is computed does not depend on how far training has come.
 
     Args:
-        model: that is trained.
+        modules: the model that is trained, and its criterion; what is no module is passed over.
         data: what is read within: data sets, loaders, lists of batches.
         seed: at least 0.
 
@@ -42,7 +43,11 @@ def training_kept(model: nn.Module, data: Iterable[Any], seed: int) -> Iterator[
     """
     with ExitStack() as stack:
         stack.enter_context(random_state_kept())
-        stack.callback(_attributes(model))
+        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        for module in modules:
+            if isinstance(module, nn.Module):
+                stack.callback(_attributes(module))
+                stack.callback(_tensors(module))
         for generator in _generators(data):
             stack.callback(_state(generator))
             if isinstance(generator, torch.Generator):
@@ -118,6 +123,31 @@ def _attributes(model: nn.Module) -> Callable[[], None]:
             for name in _plain(module).keys() - plain.keys():
                 del module.__dict__[name]
             module.__dict__.update(plain)
+
+    return put_back
+
+
+def _tensors(model: nn.Module) -> Callable[[], None]:
+    """What puts back the flags and gradients of parameters, and buffers: the same tensors, with what they hold now."""
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+
+    def put_back() -> None:
+        for parameter, required, gradient in parameters:
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        for module, name, buffer, copied in buffers:
+            module._buffers[name] = buffer
+            if not _same_bits(buffer, copied):
+                with torch.no_grad():
+                    buffer.detach().copy_(copied)
 
     return put_back
 

@@ -58,6 +58,26 @@ def words_of(error: BaseException) -> str:
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
 
 
+def unexpected(error: BaseException) -> bool:
+    """Whether an error is neither one of spectra nor memory that ran out, and so a defect somewhere."""
+    return not isinstance(error, SpectraError) and not out_of_memory(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why there are no numbers, in one line: of an error that is not of spectra with its kind and its place.
+
+    Example:
+        >>> reason_of(MemoryError()), reason_of(DataError("no batch"))
+        ('out of memory (MemoryError): smaller batches, fewer samples or fewer Lanczos steps need less', 'no batch')
+    """
+    if isinstance(error, SpectraError):
+        return in_one_line(error)
+    if out_of_memory(error):
+        return f"out of memory ({words_of(error)}): smaller batches, fewer samples or fewer Lanczos steps need less"
+    place = place_of(error)
+    return f"{words_of(error)}{', raised by ' if place else ''}{place}"
+
+
 @contextlib.contextmanager
 def calling(what: str, kind: type[SpectraError] = TaskError) -> Iterator[None]:
     """Around a call of the user's code: what it raises becomes an error of this kind that names its place.
@@ -73,7 +93,7 @@ def calling(what: str, kind: type[SpectraError] = TaskError) -> Iterator[None]:
     except SpectraError:
         raise
     except Exception as error:
-        if _is_of_memory(error):
+        if out_of_memory(error):
             raise
         place = place_of(error)
         failure = kind(f"{what} fails{' at ' if place else ''}{place}: {words_of(error)}")
@@ -116,7 +136,8 @@ def _origin(file: str) -> str:
     return "standard" if file.startswith(("<frozen", _STANDARD + os.sep)) else "user"
 
 
-def _is_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or the host; torch has several errors for it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY)

@@ -16,7 +16,7 @@ from spectra.exact.ggn_result import GGNSpectrum
 from spectra.exact.ggn_spectrum import exact_ggn_spectrum
 from spectra.exact.result import ExactTrace
 from spectra.exact.trace import exact_trace
-from spectra.faults import reason_of
+from spectra.faults import refusal_in
 from spectra.krylov.slq import slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.ggn import GGNOperator
@@ -87,7 +87,7 @@ def verify_spectrum(
             checks = confirmed(checks, check_spectrum(fresh, exact))
         return exact, Verification(checks=tuple(checks))
     except SpectraError as error:
-        return None, Verification(failure=f"the spectrum could not be computed exactly: {reason_of(error)}")
+        return None, Verification(failure=f"the spectrum could not be computed exactly: {refusal_in(error)}")
 
 
 def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = None) -> Verification:
@@ -117,7 +117,7 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
             ExactTrace(total=None, reasons=(why,), bn_mode=operator.bn_mode, l2=operator.task.l2, method="none")
         )
     except SpectraError as error:
-        return Verification(failure=f"the traces of this record could not be checked: {reason_of(error)}")
+        return Verification(failure=f"the traces of this record could not be checked: {refusal_in(error)}")
 
 
 def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Verification:

@@ -40,6 +40,39 @@ def test_equal_eigenvalues_have_their_number_as_every_rank(value):
         assert e.value == pytest.approx(25, rel=0.02)
 
 
+@pytest.mark.parametrize("power", [130, 300, 512, 516, 600, 1000, -130, -300, -540, -1000])
+@pytest.mark.parametrize("name", ["bulk", "bulk with outliers", "one outlier"])
+@pytest.mark.filterwarnings("error")
+def test_no_rank_changes_where_the_operator_is_scaled_to_the_ends_of_float64(name, power):
+    """The squares of eigenvalues above 1e154 are no float64, nor are those below 1e-162 other than 0."""
+    values = np.append(0.01 * SPECTRA["bulk"], 50.0) if name == "one outlier" else SPECTRA[name]
+    rules = probes_of(values, 10, 4, seed=3)
+    scaled = [Tridiagonal(np.ldexp(t.alphas, power), np.ldexp(t.betas, power), t.exhausted) for t in rules]
+    for e, expected in zip(all_ranks(scaled, values.size), all_ranks(rules, values.size)):
+        assert np.isfinite(e.value)
+        for part in ("value", "stderr", "lower", "upper"):
+            assert getattr(e, part) == pytest.approx(getattr(expected, part), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_exact_trace_is_scaled_along():
+    values = SPECTRA["bulk"]
+    rules, trace = probes_of(values, 10, 4, seed=3), float(values.sum())
+    for rank in (ranks.stable_rank, ranks.participation_rank, ranks.entropy_rank):
+        e, expected = (
+            rank(
+                Quadrature(
+                    [Tridiagonal(np.ldexp(t.alphas, p), np.ldexp(t.betas, p)) for t in rules],
+                    values.size,
+                    ETA,
+                    exact_trace=float(np.ldexp(trace, p)),
+                )
+            )
+            for p in (700, 0)
+        )
+        assert (e.value, e.stderr) == pytest.approx((expected.value, expected.stderr), rel=1e-9)
+
+
 def test_one_eigenvalue_has_rank_one_by_all_three():
     t = probes_of(np.concatenate([[4.0], np.zeros(30)]), 10, 50, seed=0)
     for e in all_ranks(t, 31):

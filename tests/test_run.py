@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,16 @@ from torch import nn
 
 from spectra import Task, analyze, load_trajectory, save_checkpoint
 from spectra import run as run_room
-from spectra.errors import ArgumentError, CheckpointError, DataError, NumericsError, StorageError, TaskError
+from spectra.checkpoints import discovery
+from spectra.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    NumericsError,
+    OutOfMemory,
+    StorageError,
+    TaskError,
+)
 from spectra.operators.ggn import GGNOperator
 from spectra.run import DataChoice, Listener, analyze_run
 from spectra.settings import Settings
@@ -443,3 +454,63 @@ def test_however_a_run_ends_h5py_alone_finds_every_record_in_the_file(run, out, 
     with h5py.File(out, "r") as file:
         assert len(file["records"]) == 9
         assert "growing" not in file.attrs
+
+
+@pytest.mark.parametrize("where", ["reading", "putting in"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemory("the weights need 9 GB and 2 GB are free"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RecursionError("maximum recursion depth exceeded"),
+        OSError(5, "Input/output error"),
+        FileNotFoundError(2, "No such file or directory"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        KeyError("weight"),
+        OverflowError(),
+        struct.error("unpack requires a buffer of 4 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_ends_the_loading_of_one_checkpoint_is_recorded_and_the_rest_goes_on(
+    run, tmp_path, monkeypatch, where, error
+):
+    load, put = run_room.load_checkpoint, run_room.Recipient.load
+
+    def loading(path, **options):
+        if where == "reading" and path == run[1]:
+            raise error
+        return load(path, **options)
+
+    def putting(self, checkpoint, model):
+        if where == "putting in" and checkpoint.path == run[1]:
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("nan"))  # half of it is there
+            raise error
+        return put(self, checkpoint, model)
+
+    monkeypatch.setattr(run_room, "load_checkpoint", loading)
+    monkeypatch.setattr(run_room.Recipient, "load", putting)
+    outcome = analyze_run(run, maker(), QUICK, out=tmp_path / "run.h5")
+    assert [record.status for record in outcome.records] == ["complete", "failed", "complete"]
+    (failed,) = outcome.failed
+    words = " ".join(str(error).split()) or type(error).__name__
+    assert words in failed.reason
+    assert "\n" not in failed.reason
+    for options, paths in (({"strict": True}, run), ({}, run[1:2])):
+        with pytest.raises(CheckpointError, match=re.escape(words)):
+            analyze_run(paths, maker(), QUICK, out=tmp_path / "strict.h5", **options)
+
+
+def test_memory_that_runs_out_while_checkpoints_are_ordered_is_of_that_checkpoint(run, monkeypatch):
+    read = discovery.read_raw
+
+    def reading(path, **options):
+        if path.name == "net_1.pt":
+            raise MemoryError
+        return read(path, **options)
+
+    monkeypatch.setattr(discovery, "read_raw", reading)
+    assert [one.epoch for one in discovery.in_training_order(run)] == [0, 1, 2]

@@ -187,7 +187,8 @@ def test_a_moment_that_fails_is_recorded_and_training_goes_on(tmp_path, caplog):
         task.model.load_state_dict(weights)
         tracker(epoch=2)
     assert [record.status for record in tracker.trajectory] == ["complete", "failed", "complete"]
-    (warning,) = caplog.messages
+    warning, summary = caplog.messages
+    assert summary.endswith("1 of 3 records failed; the file has the reasons (spectra show)")
     assert warning.endswith("epoch 1 hessian eval: failed: NaN or infinite weights in 1 of 9 tensors: 0.weight")
     with Tracker(task, out=tmp_path / "strict.h5", strict=True, **QUICK) as tracker:
         tracker(epoch=0)

@@ -16,7 +16,7 @@ from spectra.run import DataChoice
 from spectra.settings import OPERATORS, Settings
 from spectra.task import Task
 from spectra_cli.grouped_help import grouped_option
-from spectra_cli.progress import DISPLAYS
+from spectra_cli.progress import DISPLAYS, RunDisplay
 from spectra_cli.task_source import TaskSource, resolve
 from spectra_cli.terminal import say
 
@@ -251,11 +251,12 @@ class Request:
     def quiet(self) -> bool:
         return bool(self.options["quiet"])
 
-    def for_run(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """Arguments of `analyze_run` beside the checkpoints, the file and the display, which are the command's."""
+    def for_run(self, display: RunDisplay) -> dict[str, Any]:
+        """Arguments of `analyze_run` beside the checkpoints and the file, which are the command's."""
         options = self.options
         return {
-            "make_task": TaskMaker(options["task_option"], options["task_args"], options["seed"], say),
+            "make_task": TaskMaker(options["task_option"], options["task_args"], options["seed"], display),
+            "listener": display,
             "settings": self.settings,
             "data": self.data,
             "device": options["device"],
@@ -275,8 +276,8 @@ def _was_given(parameter: str) -> bool:
 class TaskMaker:
     """The task of a checkpoint, found once per run and printed; made anew only where the function asks for it."""
 
-    def __init__(self, option: str | None, args: tuple[str, ...], seed: int, say: Callable[[str], None]) -> None:
-        self.option, self.args, self.seed, self.say = option, args, seed, say
+    def __init__(self, option: str | None, args: tuple[str, ...], seed: int, display: RunDisplay) -> None:
+        self.option, self.args, self.seed, self.display = option, args, seed, display
         self.source: TaskSource | None = None
 
     @property
@@ -286,6 +287,6 @@ class TaskMaker:
 
     def __call__(self, checkpoint: Checkpoint) -> Task:
         if self.source is None:
-            self.source = resolve(self.option, self.args, checkpoint)
-            self.say(f"spectra: {self.source.words}")
+            self.source = resolve(self.option, self.args, checkpoint, announce=self.display.chosen_code)
+            self.display.say(f"spectra: {self.source.words}")
         return self.source.task(checkpoint, self.seed)

@@ -59,7 +59,8 @@ def command(
     """Compute the Hessian spectrum of checkpoints, every number with its error, and save it.
 
     The task says which model, loss and data: --task, else what the checkpoint says of itself (built-in tasks only),
-    else spectra.toml in the working directory or above it in the repository.
+    else spectra.toml in the working directory or above it in the repository, if it is your own. SPECTRA_TOML=off in
+    the environment turns that off, SPECTRA_TOML=PATH names the file.
 
     CKPT is a file; a folder with checkpoints, as files or as folders like checkpoint-500/; such a folder itself; or a
     pattern. A checkpoint whose weights were there before, in another file, is passed over.
@@ -95,7 +96,7 @@ def command(
             display.expect(len(paths) * len(asked.settings.pairs()))
             for one in words:
                 display.note(one)
-            outcome = analyze_run(paths, out=out, listener=display, **asked.for_run(display.say))
+            outcome = analyze_run(paths, out=out, **asked.for_run(display))
     except KeyboardInterrupt:
         interrupted(out)
         raise

@@ -31,8 +31,8 @@ def display_of(kind: str, records: int | None, *, quiet: bool) -> RunDisplay:
         records: how many records are asked for in all; None: nobody knows.
         quiet: show nothing.
     """
-    if kind == "json" and not quiet:
-        return JsonDisplay(records)
+    if kind == "json":
+        return JsonDisplay(records, silent=quiet)
     terminal = Console(stderr=True).is_terminal
     return RunDisplay(records, quiet=quiet or kind == "none", drawn=kind == "bar" or (kind == "auto" and terminal))
 
@@ -107,6 +107,11 @@ class RunDisplay(Listener):
     def note(self, words: str) -> None:
         self.say(f"spectra: {words}")
 
+    def chosen_code(self, toml: str, file: str | None, function: str) -> None:
+        """What ``spectra.toml`` chooses, before it is run: shown whatever else is not."""
+        what = f"running {function} in {file}" if file else f"the built-in {function}"
+        self.console.print(f"spectra: {toml} chooses the task: {what}", markup=False)
+
     def checkpoint(self, index: int, total: int | None, path: Path) -> None:
         name = escaped(path.name)
         self.path = name if total == 1 else f"{name} ({index + 1}{'' if total is None else f'/{total}'})"
@@ -151,24 +156,34 @@ class RunDisplay(Listener):
 
 
 class JsonDisplay(RunDisplay):
-    """An event per line, for programs: checkpoint, phase, progress, record, kept, duplicate, note.
+    """An event per line, for programs: checkpoint, task, phase, progress, record, kept, duplicate, note.
 
     A phase has one event when it begins, and others as it goes on: at most one a second, and one every ten seconds
     where a step is long. Progress is that of the probes, in products, at most one event a second.
+
+    Args:
+        records: how many records are asked for in all; None: nobody knows.
+        silent: the event ``task`` alone, which says what code ``spectra.toml`` chooses.
     """
 
-    def __init__(self, records: int | None) -> None:
+    def __init__(self, records: int | None, *, silent: bool = False) -> None:
         super().__init__(records, quiet=True)
+        self.silent = silent
         self._shown = -math.inf
         self._writing = threading.Lock()
         self.clock = PhaseClock(self._show)
 
     def _event(self, event: str, **fields: Any) -> None:
+        if self.silent and event != "task":
+            return
         with self._writing:
             print(dumps({"event": event, **fields}), file=sys.stderr, flush=True)
 
     def say(self, words: str) -> None:
         self._event("note", words=words.removeprefix("spectra: "))
+
+    def chosen_code(self, toml: str, file: str | None, function: str) -> None:
+        self._event("task", toml=toml, file=file, function=function)
 
     def checkpoint(self, index: int, total: int | None, path: Path) -> None:
         super().checkpoint(index, total, path)

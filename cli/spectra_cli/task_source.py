@@ -4,11 +4,13 @@
 2. The checkpoint's own entry, written by ``spectra.save_checkpoint``. Only built-in names are honoured: a file that
    someone sends must not be able to name code to run.
 3. ``spectra.toml`` in the working directory, or above it up to the root of its repository (the folder with ``.git``).
-   One that merely lies beside the checkpoint is never read.
+   One that merely lies beside the checkpoint is never read, and one of another user is refused. ``SPECTRA_TOML=off``
+   in the environment turns this off; ``SPECTRA_TOML=PATH`` names the file, whoever owns it.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +23,16 @@ import torch
 
 from spectra.errors import SpectraError, TaskError, escaped
 from spectra.zoo.tasks import BUILT_IN, all_names, build_task, list_tasks, task_options, tasks_by_data
+from spectra_cli.ownership import check_ownership
 from spectra_cli.user_code import Typed, bind, call, import_file, import_module, settle
 
 if TYPE_CHECKING:
     from spectra.checkpoints.checkpoint import Checkpoint
     from spectra.task import Task
+
+VARIABLE = "SPECTRA_TOML"  # of the environment
+#: Called with the path of ``spectra.toml``, the file or module that it names (None: none) and the function or task.
+Announce = Callable[[str, str | None, str], None]
 
 EXAMPLE = """\
 # task.py
@@ -78,6 +85,8 @@ def resolve(
     task_args: Sequence[str] | Mapping[str, Any] = (),
     checkpoint: Checkpoint | None = None,
     cwd: str | Path | None = None,
+    *,
+    announce: Announce | None = None,
 ) -> TaskSource:
     """Find the task to analyse.
 
@@ -87,6 +96,7 @@ def resolve(
             checkpoint or ``spectra.toml`` gives.
         checkpoint: whose own entry is asked.
         cwd: where relative paths start and ``spectra.toml`` is looked for; the working directory by default.
+        announce: is told what ``spectra.toml`` chooses, before any of it is run.
 
     Raises:
         TaskError: no task, or none that can be used; the message says why.
@@ -110,6 +120,8 @@ def resolve(
         )
     if (toml := find_toml(folder)) is not None:
         spec, options = _read_toml(toml)
+        if announce is not None:
+            announce(str(toml), *_code(spec, toml.parent))
         return _named(spec, {**options, **given}, toml.parent, f"from {toml}" + (f"; {refused}" if refused else ""))
     raise NoTask(_no_task(escaped(refused)))
 
@@ -134,12 +146,25 @@ def parse_task_args(texts: Sequence[str]) -> dict[str, Typed]:
 
 
 def find_toml(cwd: Path) -> Path | None:
-    """``spectra.toml`` in a folder, or above it up to the root of its repository; outside of one only in the folder."""
+    """``spectra.toml`` in a folder, or above it up to the root of its repository; outside of one only in the folder.
+
+    Raises:
+        TaskError: it is another user's, everybody may write it, or ``SPECTRA_TOML`` names no file.
+    """
+    if asked := os.environ.get(VARIABLE):
+        if asked == "off":
+            return None
+        named = cwd.resolve() / Path(asked).expanduser()
+        if not named.is_file():
+            raise TaskError(f"{VARIABLE}={asked!r}: there is no such file; 'off', or the path of a file, is allowed")
+        return Path(os.path.normpath(named))
     folders = [cwd.resolve(), *cwd.resolve().parents]
     root = next((index for index, folder in enumerate(folders) if (folder / ".git").exists()), 0)
-    return next(
-        (folder / "spectra.toml" for folder in folders[: root + 1] if (folder / "spectra.toml").is_file()), None
-    )
+    names = (folder / "spectra.toml" for folder in folders[: root + 1])
+    found = next((name for name in names if name.is_file()), None)
+    if found is not None:
+        check_ownership(found)
+    return found
 
 
 def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
@@ -155,6 +180,14 @@ def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(options, dict):
         raise TaskError(f"{path}: [task-args] must be a table")
     return spec, options
+
+
+def _code(spec: str, folder: Path) -> tuple[str | None, str]:
+    """The file or module, and the function in it, that a task is made by; without the first a built-in task."""
+    where, _, name = spec.rpartition(":")
+    if where.endswith(".py"):
+        return str((folder / Path(where).expanduser()).resolve()), name
+    return where or None, name
 
 
 def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSource:
@@ -200,9 +233,9 @@ class NoTask(TaskError):
 def _no_task(refused: str) -> str:
     example = "\n".join(f"    {line}" for line in EXAMPLE.splitlines())
     built_in = "\n".join(f"       {', '.join(names)}" for names in tasks_by_data().values())
-    lead = (
-        f"no task to analyse: {refused}." if refused else "no task to analyse: nothing says which model, loss and data."
-    )
+    off = f"{VARIABLE}=off, so that no spectra.toml is looked for" if os.environ.get(VARIABLE) == "off" else ""
+    why = "; ".join(words for words in (refused, off) if words) or "nothing says which model, loss and data"
+    lead = f"no task to analyse: {why}."
     return f"""{lead} There are three ways:
   1. --task NAME, with NAME built in:
 {built_in}

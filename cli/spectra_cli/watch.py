@@ -58,7 +58,7 @@ def command(places: tuple[Path, ...], idle: float | None, settle: float, **optio
             named = " ".join(map(str, places))
             display.say(f"spectra: watching {named}; Ctrl-C stops")
             coming = arriving(places, settle=settle, idle=idle, note=display.note)
-            outcome = analyze_run(coming, out=asked.out, listener=display, **asked.for_run(display.say))
+            outcome = analyze_run(coming, out=asked.out, **asked.for_run(display))
     except KeyboardInterrupt:
         interrupted(asked.out)
         raise

@@ -180,5 +180,5 @@ def _peek(path: Path, max_size: int | None) -> tuple[float | None, int | None]:
         content = read_raw(files.entry, max_size=max_size)
         weights = find_weights(content)
         return position(path, files, metadata_of(content, weights) if weights else {})[0]
-    except (CheckpointError, ImportError):
+    except Exception:  # also memory that runs out: whoever loads it meets the same, and says so
         return position_in_name(path / "model" if path.is_dir() else path)

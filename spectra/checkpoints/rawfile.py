@@ -25,6 +25,7 @@ import torch
 from spectra.checkpoints.bounds import check_total, limits_of
 from spectra.checkpoints.unpickling import restricted
 from spectra.errors import CheckpointError, MissingDependency, escaped
+from spectra.exclusive import one_at_a_time
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def read_raw(path: Path, unsafe: bool = False, max_size: int | None = None) -> A
 
 
 def _torch_load(path: Path, *, mmap: bool, weights_only: bool) -> Any:
-    with warnings.catch_warnings():
+    with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols and archives; what fails is reported below
         return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pickle
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ import torch
 from spectra.checkpoints.numpy_values import PickledArray, PickledDtype
 from spectra.checkpoints.rebuilding import Limits, Named, allowed, plain_key
 from spectra.errors import CheckpointError
+from spectra.exclusive import one_at_a_time
 
 #: Those that torch.save writes. An opcode that is not here is refused.
 _OPCODES = (
@@ -27,7 +27,6 @@ _OPCODES = (
     *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"),
     *("BINUNICODE", "SHORT_BINSTRING", "BINPERSID", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "GLOBAL"),
 )
-_one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -39,7 +38,7 @@ def restricted(limits: Limits) -> Iterator[None]:
         def __init__(self, file: Any, *, encoding: str = "bytes") -> None:
             super().__init__(file, encoding, limits)
 
-    with _one_at_a_time:
+    with one_at_a_time:
         theirs = module.Unpickler
         module.Unpickler = Bounded  # type: ignore[misc]
         try:

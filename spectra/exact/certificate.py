@@ -28,7 +28,7 @@ from spectra.batches import choose_rows, join, rows_of
 from spectra.errors import SpectraError
 from spectra.exact.capture import Recorder
 from spectra.exact.factors import outputs_of
-from spectra.faults import is_limit, reason_of
+from spectra.faults import is_limit, refusal_in
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype
 from spectra.operators.jacobian import slope_of
@@ -104,7 +104,7 @@ def certify(function: LossFunction, params: str | Sequence[str] | None = None, s
             met: set[int] = set()
             worst = _look(twin, batch, torch.Generator().manual_seed(seed), met)
     except SpectraError as error:
-        return Certificate(nothing, (f"The certificate could not be computed: {reason_of(error)}.",))
+        return Certificate(nothing, (f"The certificate could not be computed: {refusal_in(error)}.",))
     except (RuntimeError, TypeError, ValueError) as error:
         if not is_limit(error):
             raise

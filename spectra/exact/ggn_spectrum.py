@@ -20,6 +20,7 @@ from spectra.exact.ggn_result import GGNSpectrum
 from spectra.exact.gradients import bias_rows, embedding_rows, is_vector, numbers_of, units_of, weight_rows
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.samples import SampleGradients
+from spectra.exclusive import exclusively
 from spectra.memory import available_bytes, in_words
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.function import LossFunction
@@ -33,6 +34,7 @@ LIMIT = 6000
 _BLOCK_BYTES = 2**28  # of gradients held at once
 
 
+@exclusively
 def exact_ggn_spectrum(
     task: Task,
     bn_mode: str = "eval",

@@ -23,7 +23,8 @@ from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.certificate import Certificate, certify, passes_of
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.result import ExactDiagonal, ExactTrace
-from spectra.faults import reason_of
+from spectra.exclusive import exclusively
+from spectra.faults import refusal_in
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
@@ -37,6 +38,7 @@ from spectra.task import Task
 MANY_COLUMNS = 50
 
 
+@exclusively
 def exact_trace(
     task: Task,
     bn_mode: str = "eval",
@@ -107,6 +109,7 @@ def exact_trace(
     )
 
 
+@exclusively
 def exact_diagonal(
     task: Task,
     bn_mode: str = "eval",
@@ -223,7 +226,7 @@ def _measure(
             if not sums.drawn:  # whoever asks for "exact" next is answered by "auto"
                 remembered("squares", objects, (*settings, "exact", *options), lambda: sums)
     except TaskError as error:  # no second derivative, no sample with a curvature of its own, or too many outputs
-        return reason_of(error)
+        return refusal_in(error)
     sizes = {name: float(trace.abs().sum()) for name, trace in zip(sums.names, sums.traces)}
     divisor = task.divisor(survey.total_weight)
     found = replace(

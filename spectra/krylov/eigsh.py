@@ -16,6 +16,7 @@ from scipy.linalg import eigh_tridiagonal
 
 from spectra.eigenpairs import WHICH, Eigenpairs
 from spectra.errors import ArgumentError, OutOfMemory
+from spectra.exclusive import exclusively
 from spectra.krylov.basis import Basis
 from spectra.krylov.lanczos import Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_start
@@ -237,6 +238,7 @@ class _Search:
             gaps += [nodes[0] - held[upper:].max()] if self.k > 1 else []
         return np.maximum(gaps, 0.0)
 
+    @exclusively
     def _lock(self, recurrence: Recurrence, wanted: np.ndarray) -> None:
         """Keep the Ritz vectors of these Ritz values."""
         t, basis = recurrence.tridiagonal, recurrence.basis
@@ -267,6 +269,7 @@ class _Search:
 
     # --- the result -----------------------------------------------------------------------------------------------
 
+    @exclusively
     def measured(self) -> Eigenpairs:
         """A Rayleigh-Ritz step on the wanted vectors, with a product of each, which also gives the residuals."""
         chosen = _choose(self.values, np.zeros(self.values.size), self.which, self.k)

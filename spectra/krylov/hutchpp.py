@@ -10,6 +10,7 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError
 from spectra.estimates import Estimate, mean_estimate
+from spectra.exclusive import exclusively
 from spectra.krylov.probes import draw_start
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
@@ -17,6 +18,7 @@ from spectra.operators.foreign import as_operator
 _BLOCK = 8  # vectors multiplied at a time
 
 
+@exclusively
 def hutchpp(operator: Any, products: int = 24, seed: int = 0) -> Estimate:
     """``Tr H`` by Hutch++: exact on the range of a sketch, by probes on the rest.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from spectra.errors import NumericsError
+from spectra.exclusive import exclusively, one_at_a_time
 from spectra.krylov.basis import Basis
 from spectra.operators.base import Parts, SymmetricOperator
 from spectra.tridiagonal import Tridiagonal
@@ -87,17 +88,19 @@ def tridiagonalize(
         live = [run for run in runs if not run.done]
         if not live:
             break
-        block = torch.stack([run.basis.last for run in live])
-        if step == 0:
-            products, parts = operator.apply_in_parts(block)
-            for row, run in enumerate(live):
-                run.parts = None if parts is None else Parts(parts.forms[row], parts.weights)
-        else:
-            products = operator.apply(block)
-        for run, product in zip(live, products):
-            # A copy at an address of its own, since scalar products round differently at other alignments: the numbers
-            # of a probe must not depend on which row of which block it stood in.
-            run.advance(product.to(torch.float64, copy=True), tolerance)
+        with one_at_a_time:  # the number of threads and the precision of products are the whole process's
+            block = torch.stack([run.basis.last for run in live])
+            if step == 0:
+                products, parts = operator.apply_in_parts(block)
+                for row, run in enumerate(live):
+                    run.parts = None if parts is None else Parts(parts.forms[row], parts.weights)
+            else:
+                products = operator.apply(block)
+            for run, product in zip(live, products):
+                # A copy at an address of its own, since scalar products round differently at other alignments: the
+                # numbers of a probe must not depend on which row of which block it stood in.
+                run.advance(product.to(torch.float64, copy=True), tolerance)
+        for run in live:
             if stop is not None and not run.done:
                 run.stopped = stop(Tridiagonal(np.array(run.alphas), np.array(run.betas), run.exhausted))
         if tick is not None:
@@ -156,6 +159,7 @@ class _Run:
         elif len(self.alphas) < self.steps:
             self.basis.append(residual / beta)
 
+    @exclusively
     def result(self, keep_basis: bool) -> Recurrence:
         tridiagonal = Tridiagonal(
             np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()

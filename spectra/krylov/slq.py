@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import sqrt
 from typing import Any
 
 import numpy as np
 import torch
 
 from spectra.eigenpairs import Eigenpairs
-from spectra.errors import ArgumentError, OutOfMemory
+from spectra.errors import ArgumentError, NumericsError, OutOfMemory
+from spectra.exclusive import exclusively
 from spectra.krylov.lanczos import Halfway, Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
 from spectra.spectrum import Spectrum
+from spectra.tridiagonal import Tridiagonal
+
+_LARGEST = 1e153  # a tenth of the number whose square is the largest float64: intervals reach beyond the values
 
 
 def slq(
@@ -64,6 +69,7 @@ def slq(
     Raises:
         ArgumentError: an argument out of its range, or no symmetric operator.
         OutOfMemory: the basis of a single probe does not fit; the message says what would.
+        NumericsError: NaN or infinity in a product, or a norm whose square float64 does not hold.
 
     References:
         G. Golub, J. Welsch, Calculation of Gauss quadrature rules, Math. Comp. 23 (1969); S. Ubaru, J. Chen, Y. Saad,
@@ -128,6 +134,7 @@ def slq(
                 group_done(recurrences)
         if eigenpairs is not None:
             overlaps = [_overlaps(operator, start_of(index), eigenpairs) for index in range(num_probes)]
+    _check_size([r.tridiagonal for r in recurrences], n)
     forms, deflated = np.stack([r.forms for r in recurrences]), None
     if eigenpairs is not None:
         deflated = _deflated_forms(operator, eigenpairs, forms, np.stack(overlaps))
@@ -150,6 +157,17 @@ def slq(
     )
 
 
+def _check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
+    """See that float64 holds the sum of the squares of all eigenvalues, and intervals around it."""
+    norm = max(max(t.scale, float(t.betas.max())) for t in tridiagonals)
+    if norm > _LARGEST / sqrt(n):
+        raise NumericsError(
+            f"the operator has a norm of {norm:.3g} or more, and float64 does not hold the squares of its eigenvalues: "
+            "analyse it times a small number (spectra.scaled), or divide the loss by one"
+        )
+
+
+@exclusively
 def _start_overlaps(
     first: Recurrence, operator: SymmetricOperator, start_of: Callable[[int], np.ndarray], num_probes: int
 ) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError, NumericsError
+from spectra.exclusive import exclusively
 from spectra.operators.base import Parts, SymmetricOperator
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
@@ -92,6 +93,13 @@ class CurvatureOperator(SymmetricOperator):
             NumericsError: parameters or loss are NaN or infinite.
         """
         if self._test is None:
+            self._test = self._tested()
+        return self._test
+
+    @exclusively
+    def _tested(self) -> SelfTest:
+        """Made in one go: parameters and statistics of the function are not what they are to be meanwhile."""
+        if self._test is None:
             self.function.check_finite()
             survey = self.task.survey()
             note = check_partition(self.task, self.bn_mode, survey)
@@ -100,7 +108,7 @@ class CurvatureOperator(SymmetricOperator):
                     check_partition(source, self.bn_mode, source.survey())
                 recalibrate(self.function)
             check_loss_once(self.function, survey, per_sample=self.per_sample, split=self.split)
-            self._test = self_test(self, note)
+            return self_test(self, note)
         return self._test
 
     @property

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from spectra.batches import map_tensors
 from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.exclusive import exclusively
 from spectra.operators.modes import check_bn_mode, exact_arithmetic, layer_modes
 from spectra.operators.written_out import WrittenOut
 from spectra.task import Task
@@ -48,6 +49,7 @@ class LossFunction:
         params: which trainable parameters: a glob, else a regular expression, or a list of these; all by default.
     """
 
+    @exclusively
     def __init__(
         self,
         task: Task,
@@ -213,6 +215,7 @@ def _own(batch: Any) -> Any:
     return map_tensors(batch, fresh)
 
 
+@exclusively
 def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
     """The trainable parameters that are meant, in the model's order, tied ones once.
 

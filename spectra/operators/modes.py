@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spectra.errors import ArgumentError
+from spectra.exclusive import one_at_a_time
 from spectra.randomness import random_state_kept
 
 BN_MODES = ("eval", "recalibrated", "train")
@@ -46,21 +47,22 @@ def layer_modes(model: nn.Module, bn_mode: str) -> Iterator[None]:
     included: ``track_running_stats=False`` computes the same output. ``"recalibrated"`` is eval mode: what differs is
     the running statistics.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    tracking: list[tuple[_BatchNorm, bool]] = []
-    try:
-        for module, _ in flags:
-            module.training = False
-        if bn_mode == "train":
-            for layer in batch_norm_layers(model):
-                tracking.append((layer, layer.track_running_stats))
-                layer.training, layer.track_running_stats = True, False
-        yield
-    finally:
-        for layer, tracked in tracking:
-            layer.track_running_stats = tracked
-        for module, training in flags:
-            module.training = training
+    with one_at_a_time:
+        flags = [(module, module.training) for module in model.modules()]
+        tracking: list[tuple[_BatchNorm, bool]] = []
+        try:
+            for module, _ in flags:
+                module.training = False
+            if bn_mode == "train":
+                for layer in batch_norm_layers(model):
+                    tracking.append((layer, layer.track_running_stats))
+                    layer.training, layer.track_running_stats = True, False
+            yield
+        finally:
+            for layer, tracked in tracking:
+                layer.track_running_stats = tracked
+            for module, training in flags:
+                module.training = training
 
 
 @contextmanager
@@ -70,7 +72,7 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
     cuDNN's recurrent kernels have no second derivative, so it is off for recurrent networks.
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    with ExitStack() as stack:
+    with one_at_a_time, ExitStack() as stack:
         stack.enter_context(random_state_kept())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -25,8 +25,9 @@ class Passes:
         Raises:
             DataError: the total weight is not that of the first pass.
         """
-        if self.held is not None:
-            yield from self.held
+        held = self.held  # another thread may let go of them
+        if held is not None:
+            yield from held
             return
         task = self.function.task
         total = 0.0

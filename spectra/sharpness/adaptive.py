@@ -13,6 +13,7 @@ import math
 import torch
 
 from spectra.errors import ArgumentError
+from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
 from spectra.sharpness.ascent import Ball, check_counts, climb
 from spectra.sharpness.draws import gaussian, moments_of
@@ -22,6 +23,7 @@ from spectra.task import Task
 FORMS = ("average", "worst")
 
 
+@exclusively
 def adaptive_sharpness(
     task: Task,
     bn_mode: str = "eval",

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from spectra.exclusive import exclusively
 from spectra.randomness import random_state
 
 _FORWARD = {F.linear: 0, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # and the number of spatial dimensions
@@ -129,6 +130,7 @@ class _Rescaled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@exclusively
 def find_neurons(call: Callable[[], torch.Tensor], weights: Mapping[str, torch.Tensor], verify: bool) -> Neurons:
     """The weights among these that are followed by batch norm and by nothing else, in one call of the loss.
 

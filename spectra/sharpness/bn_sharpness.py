@@ -12,6 +12,7 @@ import math
 from dataclasses import replace
 
 from spectra.errors import ArgumentError, TaskError
+from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
 from spectra.sharpness.bn_neurons import Neurons, find_neurons
 from spectra.sharpness.interval import Interval
@@ -23,6 +24,7 @@ METHODS = ("power", "riemannian")
 GRADIENTS = ("quadrature", "two-point")
 
 
+@exclusively
 def bn_sharpness(
     task: Task,
     bn_mode: str = "train",

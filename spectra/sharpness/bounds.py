@@ -29,7 +29,8 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
-from spectra.faults import reason_of
+from spectra.exclusive import exclusively
+from spectra.faults import refusal_in
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
 from spectra.sharpness.balancing import Array
@@ -44,6 +45,7 @@ PRICES = 10.0 ** np.arange(-2, 3)  # Lambda': of the distance of a scale from th
 _SWEEPS, _BALANCED = 500, 1e-8
 
 
+@exclusively
 def pac_bayes_bounds(
     task: Task,
     bn_mode: str = "eval",
@@ -125,7 +127,7 @@ def pac_bayes_bounds(
         if loss < 0:
             raise TaskError(f"the loss is {loss:.6g}: the bounds are for losses from 0 on")
     except (TaskError, NumericsError) as error:
-        return {name: not_measured(reason_of(error), form="pac-bayes", **conditions) for name in NAMES}
+        return {name: not_measured(refusal_in(error), form="pac-bayes", **conditions) for name in NAMES}
     log_scales = np.linspace(-radius, radius, points)
     constants = {
         "loss": loss,

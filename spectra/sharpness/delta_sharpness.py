@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
 from spectra.sharpness.ascent import Ball, Summit, check_counts, climb
 from spectra.sharpness.draws import gaussian, moments_of
@@ -19,6 +20,7 @@ from spectra.sharpness.measure import Measure, not_measured, remarked
 from spectra.task import Task
 
 
+@exclusively
 def delta_sharpness(
     task: Task,
     bn_mode: str = "eval",

@@ -17,7 +17,8 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
-from spectra.faults import reason_of
+from spectra.exclusive import exclusively
+from spectra.faults import refusal_in
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
 from spectra.sharpness.ascent import check_counts
@@ -33,6 +34,7 @@ _FLOOR = 1e-4
 _RATE, _DECAYS = 0.1, (0.9, 0.99)  # of Adam, in the logarithm of a variance
 
 
+@exclusively
 def normalized_sharpness_direct(
     task: Task,
     bn_mode: str = "eval",
@@ -103,7 +105,7 @@ def normalized_sharpness_direct(
         with loss.prepared():
             return remarked(replace(_measured(noise, steps, draws, seed), bn_mode=bn_mode), remark)
     except (TaskError, NumericsError) as error:
-        return not_measured(reason_of(error), **conditions)
+        return not_measured(refusal_in(error), **conditions)
 
 
 def _measured(noise: _Noise, steps: int, draws: int, seed: int) -> Measure:

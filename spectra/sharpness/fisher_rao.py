@@ -12,7 +12,8 @@ from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.linearised import Plans, linearise
 from spectra.exact.result import ExactDiagonal
 from spectra.exact.trace import exact_diagonal
-from spectra.faults import reason_of
+from spectra.exclusive import exclusively
+from spectra.faults import refusal_in
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.jacobian import slope_of
 from spectra.operators.modes import check_bn_mode
@@ -22,6 +23,7 @@ from spectra.task import Task
 FORMS = ("diagonal", "liang", "hessian")
 
 
+@exclusively
 def fisher_rao_norm(
     task: Task,
     form: str = "diagonal",
@@ -84,7 +86,7 @@ def fisher_rao_norm(
         _ = operator.self_test  # what cannot be right is refused here
         value = _full(operator) if form == "liang" else _diagonal(operator)
     except (TaskError, NumericsError) as error:
-        return not_measured(reason_of(error), form=form, bn_mode=bn_mode, curvature=curvature)
+        return not_measured(refusal_in(error), form=form, bn_mode=bn_mode, curvature=curvature)
     return Measure(value=value, form=form, bn_mode=bn_mode, curvature=curvature)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.errors import DataError, TaskError
-from spectra.faults import is_limit, reason_of
+from spectra.faults import is_limit, refusal_in
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype
 from spectra.operators.modes import exact_arithmetic
@@ -81,7 +81,7 @@ def outputs(task: Task, model: nn.Module, batch: Any) -> list[torch.Tensor]:
         try:
             return leaves(replace(task, model=model).output_of(batch))
         except TaskError as error:
-            raise TaskError(f"the model cannot be evaluated in float64: {reason_of(error)}") from error
+            raise TaskError(f"the model cannot be evaluated in float64: {refusal_in(error)}") from error
 
 
 def difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:

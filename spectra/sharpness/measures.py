@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from spectra.errors import ArgumentError, NumericsError, SpectraError, TaskError
 from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
-from spectra.faults import is_limit, reason_of
+from spectra.exclusive import exclusively
+from spectra.faults import is_limit, refusal_in
 from spectra.operators.modes import check_bn_mode
 from spectra.reduction import averaging_of
 from spectra.sharpness.drawn_diagonals import METHODS, DrawnDiagonal, drawn_diagonal
@@ -43,6 +44,7 @@ LOSSES = ("task", "normalized")
 _SUMS = ("exact", "monte-carlo")  # ways of having a diagonal from the criterion's Hessian in the outputs
 
 
+@exclusively
 def minimum_sharpness(
     task: Task,
     bn_mode: str = "eval",
@@ -113,6 +115,7 @@ def minimum_sharpness(
     return _refused(measured, conditions)
 
 
+@exclusively
 def node_minimum_sharpness(task: Task, bn_mode: str = "eval") -> Measure:
     """Minimum sharpness with one free scale per hidden unit or channel in place of one per layer.
 
@@ -144,6 +147,7 @@ def node_minimum_sharpness(task: Task, bn_mode: str = "eval") -> Measure:
     return _refused(measured, conditions)
 
 
+@exclusively
 def normalized_sharpness(
     task: Task,
     form: str = "arxiv",
@@ -218,6 +222,7 @@ def normalized_sharpness(
     return _refused(measured, conditions)
 
 
+@exclusively
 def matrix_normalized_sharpness(
     task: Task, *, loss: str = "task", bn_mode: str = "eval", method: str = "exact", draws: int = 32, seed: int = 0
 ) -> Measure:
@@ -260,7 +265,7 @@ def _train_part(task: Task, network: Homogeneous, draws: int, seed: int) -> dict
     except ArgumentError:
         raise
     except SpectraError as error:
-        return {"value": None, "reason": reason_of(error)}
+        return {"value": None, "reason": refusal_in(error)}
     except ValueError as error:
         if not is_limit(error):  # more than one value per channel is needed
             raise
@@ -311,4 +316,4 @@ def _refused(measured: Callable[[], Measure], conditions: Mapping[str, Any]) -> 
     try:
         return measured()
     except (TaskError, NumericsError) as error:
-        return not_measured(reason_of(error), **conditions)
+        return not_measured(refusal_in(error), **conditions)

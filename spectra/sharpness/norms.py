@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from spectra.errors import ArgumentError
+from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.function import LossFunction
 from spectra.sharpness.measure import Measure
@@ -13,6 +14,7 @@ from spectra.task import Task
 FORMS = ("all", "matrices")
 
 
+@exclusively
 def squared_norm(task: Task, *, form: str = "all") -> Measure:
     """``sum theta_i^2`` over all trainable parameters, or ``sum_l |W_l|_F^2`` over those of two or more dimensions.
 
@@ -43,6 +45,7 @@ def squared_norm(task: Task, *, form: str = "all") -> Measure:
     return Measure(value=sum(parts.values()), form=form, details={"by_tensor": parts})
 
 
+@exclusively
 def gradient_norm(task: Task, bn_mode: str = "eval", *, dtype: str = "float64") -> Measure:
     """``|grad L(theta)|``, of the loss over all data without l2 term. Not invariant. Cost: one gradient.
 

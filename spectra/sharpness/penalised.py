@@ -15,6 +15,7 @@ import torch
 
 from spectra.errors import ArgumentError
 from spectra.exact.trace import exact_diagonal
+from spectra.exclusive import exclusively
 from spectra.operators.modes import check_bn_mode
 from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.normalized import parameter_wise, penalised_parameter_wise
@@ -24,6 +25,7 @@ FORM = "penalised"
 LOG_SCALES = tuple(range(-10, 11))  # B, unless another is given
 
 
+@exclusively
 def penalised_sharpness(
     task: Task, bn_mode: str = "eval", *, lam: float = 1.0, log_scales: Sequence[float] = LOG_SCALES
 ) -> Measure:

@@ -12,7 +12,8 @@ import torch
 
 from spectra.allowance import OverBudget, cost, limited, spend
 from spectra.errors import SpectraError, in_one_line
-from spectra.faults import Faults, is_refusal, reason_of
+from spectra.exclusive import exclusively
+from spectra.faults import Faults, is_refusal, refusal_in
 from spectra.operators.curvature import CurvatureOperator
 from spectra.phases import part
 from spectra.sharpness.bounds import NAMES, pac_bayes_bounds
@@ -85,9 +86,10 @@ def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:
     try:
         return pac_bayes_bounds(task, bn_mode)
     except SpectraError as error:
-        return {name: not_measured(reason_of(error), form="pac-bayes", bn_mode=bn_mode) for name in NAMES}
+        return {name: not_measured(refusal_in(error), form="pac-bayes", bn_mode=bn_mode) for name in NAMES}
 
 
+@exclusively
 def task_of(operator: CurvatureOperator) -> Task:
     """The operator's task at the operator's parameters: a copy of the model where training has gone on since."""
     task, function = operator.task, operator.function

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError, NumericsError
+from spectra.exclusive import exclusively
 from spectra.randomness import random_state
 from spectra.sharpness.blocks import Blocks
 from spectra.sharpness.bn_neurons import find_neurons
@@ -144,6 +145,7 @@ class BNSharpnessOptimizer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = int(state["epoch"])
 
+    @exclusively
     def step(self, closure: Closure, other: Closure | None = None) -> torch.Tensor:
         """One step; the gradients that it used are in ``.grad`` afterwards.
 

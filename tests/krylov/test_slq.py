@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spectra import DenseOperator, slq
-from spectra.errors import ArgumentError, OutOfMemory
+from spectra.errors import ArgumentError, NumericsError, OutOfMemory
 from spectra.estimates import trace
 from spectra.krylov import slq as slq_room
 from spectra.krylov.slq import lockstep_width
@@ -149,3 +149,16 @@ def test_a_basis_that_does_not_fit_says_what_would(monkeypatch):
     ):
         slq(Big(10**7), 100, 8)
     assert 17 * 10**7 * 4 + 36 * 10**7 <= 2**30 < 18 * 10**7 * 4 + 36 * 10**7
+
+
+@pytest.mark.parametrize("norm", [1e153, 5e153, 1e154, 1.3e154, 2e154, 1e155, 1e200])
+@pytest.mark.parametrize("values", [[0.0, 0, 0, 1], [1.0, 1, 1, 1], [1, 1.25, 1.5, 2], [1.0]])
+def test_a_norm_whose_square_is_no_float64_is_refused_with_the_reason(values, norm):
+    """Lanczos itself meets infinity where a product has such a norm; else the sums of squares would."""
+    with pytest.raises(NumericsError, match=r"float64 does not hold the squares of its eigenvalues|NaN or infinity"):
+        slq(DenseOperator(np.diag(np.array(values) * 2 * norm)), num_probes=3)
+
+
+def test_the_largest_norm_that_is_accepted_has_every_estimate():
+    estimates = slq(DenseOperator(np.diag([1.0, 1.25, 1.5, 2]) * 2.4e152), num_probes=3).estimates()
+    assert all(np.isfinite(estimate.value) for estimate in estimates.values())

@@ -1,0 +1,62 @@
+"""One thread at a time, where something is changed that threads share.
+
+Modes are attributes of the user's modules, parameters are swapped in them for the length of a call, and the random
+states and switches of torch are of the whole process. So one lock is held for as long as any of this is changed,
+whatever the model: two models may share a module, and all share the rest. A thread may take it again. It is held for a
+pass over the data or for one measure, and never while a generator or a context of the user's waits.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class _Exclusive:
+    """A re-entrant lock that is free in a process that was forked while another thread held it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._last: int | None = None  # the thread that took it last, and holds it if any does
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def acquire(self) -> None:
+        """Wait until no other thread has it, and take it."""
+        self._lock.acquire()
+        self._last = threading.get_ident()
+
+    def release(self) -> None:
+        """Give it back, as often as it was taken."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def _renew(self) -> None:
+        if self._last != threading.get_ident():  # its holder is not there any more
+            self._lock = threading.RLock()
+
+
+#: Within ``with one_at_a_time:`` no other thread changes modes, parameters, random states or switches.
+one_at_a_time = _Exclusive()
+
+
+def exclusively(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, called within ``one_at_a_time``: for what reads the parameters or modules of a model."""
+
+    @wraps(function)
+    def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with one_at_a_time:
+            return function(*args, **kwargs)
+
+    return alone
