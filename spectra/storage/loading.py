@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dic
     records: dict[str, Record] = {}
     notes: list[str] = []
     with reading(name, "is truncated or damaged: it cannot be read as HDF5"):
-        file = h5py.File(io.BytesIO(image), "r")
+        file = h5py.File(h5py.h5f.open_file_image(image))
     with contextlib.ExitStack() as stack:
         stack.callback(file.close)
         with reading(name, "is damaged"):
@@ -57,8 +56,7 @@ def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dic
                 elif len(image) < len(content):
                     records[key] = StoredRecord.of(group, contents, functools.partial(_read_later, name, key))
                 else:
-                    contents.check(group)
-                    records[key] = read_record(group)
+                    records[key] = read_record(contents.read(group))
         if len(image) < len(content):
             stack.pop_all()  # the records hold the file open, which is in memory
     return Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records

@@ -46,8 +46,7 @@ class StoredRecord(Record):
         """
 
         def read() -> Record:
-            contents.check(group)
-            return read_record(group)
+            return read_record(contents.read(group))
 
         record = cls.__new__(cls)
         fields: dict[str, Any] = {**dict.fromkeys(_AT_ONCE), **contents.attributes(group, _AT_ONCE)}

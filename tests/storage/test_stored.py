@@ -15,6 +15,7 @@ from run_files import SETTINGS, failed_record, make_record
 import spectra.storage.stored
 from spectra.errors import StorageError
 from spectra.records import Record
+from spectra.storage.contents import Contents
 from spectra.storage.hdf5 import read_record
 from spectra.storage.runfile import RunFile, load_trajectory
 from spectra.storage.sealing import sealed, unsealed
@@ -95,19 +96,20 @@ def test_a_file_of_fifty_records_is_opened_without_reading_their_arrays(tmp_path
     for epoch in range(50):
         run.append(make_record(epoch, spectrum=known.spectrum, cached_estimates=known.estimates))
     datasets = []
-    real = h5py.Dataset.__getitem__
+    real = Contents._dataset
 
-    def counting(self, *arguments):
-        datasets.append(self.name)
-        return real(self, *arguments)
+    def counting(self, where, dataset, keep):
+        datasets.append(h5py.h5i.get_name(dataset).decode())
+        return real(self, where, dataset, keep)
 
-    monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+    monkeypatch.setattr(Contents, "_dataset", counting)
     trajectory = load_trajectory(tmp_path / "run.h5")
     assert len(trajectory) == 50
     assert (datasets, reads) == ([], [])
     assert trajectory[7].spectrum is not None
     assert reads == ["000007"]
     assert {name.split("/")[2] for name in datasets} == {"000007"}
+    assert len(set(datasets)) == len(datasets)  # each is opened once
 
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda record: pickle.loads(pickle.dumps(record))])
