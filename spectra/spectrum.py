@@ -382,12 +382,16 @@ class Spectrum:
             self.quadrature, view=view, sigma=sigma, grid=grid, points=points, linear_threshold=linear_threshold
         )
 
-    def linear_threshold(self) -> float:
-        """``s`` of an axis of ``asinh(lambda / s)``: the smallest tolerance that the steps resolve, if there is one."""
+    def linear_threshold(self, degeneracy: Estimate | None = None) -> float:
+        """``s`` of an axis of ``asinh(lambda / s)``: the smallest tolerance that the steps resolve, if there is one.
+
+        Args:
+            degeneracy: ``rank_degeneracy()``, if it is known already.
+        """
         scale = self.quadrature.scale
         if scale == 0:
             return 1.0
-        found = self.rank_degeneracy()
+        found = self.rank_degeneracy() if degeneracy is None else degeneracy
         if found.resolved and found.tau:
             return found.tau
         return scale * max(1e-4, min(10 * self.noise, 0.1))
