@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from spectra.storage.branch import Branch
 from spectra.storage.cells import get_attribute, padded, read_texts, seal, set_attribute, verify, write_texts
 from spectra.storage.findings import read_findings, write_findings
 from spectra.storage.shapes import check_columns, check_numbers, check_shapes, unique
+from spectra.storage.texts import check_attributes, object_in, settings_in, texts_in
 from spectra.tridiagonal import Tridiagonal
 
 _PAIR_ATTRIBUTES = (
@@ -76,7 +76,8 @@ def read_record(group: Branch | h5py.Group) -> Record:
         group = Branch.of(group)
     check_shapes(group)
     verify(group)
-    notes = list(json.loads(group.attrs["notes"]))
+    check_attributes({name: get_attribute(group, name) for name in group.attrs})
+    notes = texts_in(group.attrs["notes"], "notes")
     test = group.get("test", {})
     cached, cached_test = _read_cache(group, notes), _read_cache(test, notes)
     return Record(
@@ -90,11 +91,11 @@ def read_record(group: Branch | h5py.Group) -> Record:
         step=get_attribute(group, "step"),
         status=str(group.attrs["status"]),
         reason=get_attribute(group, "reason"),
-        settings=json.loads(group.attrs["settings"]),
+        settings=settings_in(group.attrs["settings"]),
         facts={name: _fact(value) for name, value in group["facts"].attrs.items() if name != "checksum"},
         spectrum=_read_spectrum(group["spectrum"]) if "spectrum" in group else None,
         test_spectrum=_read_spectrum(test["spectrum"]) if "spectrum" in test else None,
-        provenance=json.loads(group.attrs["provenance"]),
+        provenance=object_in(group.attrs["provenance"], "provenance"),
         notes=tuple(notes),
         cached_estimates=cached,
         cached_test_estimates=cached_test,

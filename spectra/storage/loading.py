@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from spectra.storage.contents import Contents
 from spectra.storage.hdf5 import read_record
 from spectra.storage.sealing import read_bytes, unsealed
 from spectra.storage.stored import StoredRecord
+from spectra.storage.texts import settings_in
 from spectra.version import __version__
 
 ENCODING_TYPE = "spectra-run"
@@ -46,7 +46,7 @@ def load(path: str | Path, *, shown: str | None = None) -> tuple[Trajectory, dic
             every = contents.group(file, "records")
             contents.check(file, without=("records",))
             verify(file)
-            settings = json.loads(file.attrs["settings"])
+            settings = settings_in(file.attrs["settings"])
             keys = sorted(every)
         for key in keys:
             with reading(name, f"record {key} is damaged"):
