@@ -7,7 +7,7 @@ outlives every opinion about kernels, bandwidths and tolerances.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from math import isfinite
 from typing import Any
@@ -236,6 +236,20 @@ class Spectrum:
             return {}
         forms, known = self.deflated_tensor_forms or (self.tensor_forms, np.zeros(len(self.tensor_sizes)))
         return estimates.tensor_traces(forms, self.tensor_sizes, self.quadrature, known)
+
+    def trace_of_tensors(self, names: Collection[str]) -> Estimate:
+        """The trace of the diagonal blocks of these parameter tensors together.
+
+        Raises:
+            ArgumentError: the forms of the tensors were not kept.
+        """
+        if self.tensor_forms is None:
+            raise ArgumentError("this spectrum has no forms of the tensors")
+        forms, known = self.deflated_tensor_forms or (self.tensor_forms, np.zeros(len(self.tensor_sizes)))
+        chosen = np.array([name in names for name in self.tensor_sizes])
+        size = sum(size for name, size in self.tensor_sizes.items() if name in names)
+        sums, taken_out = forms[:, chosen].sum(axis=1, keepdims=True), known[chosen].sum(keepdims=True)
+        return estimates.tensor_traces(sums, {"": size}, self.quadrature, taken_out)[""]
 
     def deflated_trace(self) -> Estimate:
         """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.deflation``."""

@@ -26,8 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.extend([str(HERE), str(HERE.parent), str(HERE.parent / "storage")])
+sys.path.extend(str(Path(__file__).resolve().parent / place) for place in (".", "..", "../storage"))
 
 from mutations import CHECKPOINTS, DAMAGE, RESULTS, WORDS
 from mutilating import ANYWHERE
