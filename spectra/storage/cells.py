@@ -109,6 +109,6 @@ def write_texts(group: h5py.Group, name: str, texts: Iterable[str]) -> None:
     group.create_dataset(name, shape=(len(cleaned),), data=cleaned or None, dtype=_TEXT)
 
 
-def read_texts(texts: np.ndarray) -> list[str]:
+def read_texts(texts: np.ndarray | h5py.Dataset) -> list[str]:
     """The texts of a dataset, which is UTF-8."""
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts.tolist()]
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts[()].tolist()]

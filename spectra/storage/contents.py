@@ -209,9 +209,10 @@ class Contents:
             raise ValueError(f"{where} is larger than the file")
         if not keep:
             return None
-        if of_texts and count:
+        if of_texts:
             texts = np.empty(shape, _ANY_TEXT)
-            dataset.read(h5s.ALL, h5s.ALL, texts)
+            if count:
+                dataset.read(h5s.ALL, h5s.ALL, texts)
             return texts
         if created is None and count:
             for of_file, of_numpy in _PLAIN.get(kind.get_class(), ()):

@@ -14,6 +14,7 @@ from run_files import SETTINGS, failed_record, make_record
 
 import spectra.storage.stored
 from spectra.errors import StorageError
+from spectra.exact.result import ExactTrace
 from spectra.records import Record
 from spectra.storage.contents import Contents
 from spectra.storage.hdf5 import read_record
@@ -157,3 +158,21 @@ def test_equality_is_of_what_is_read(path):
     assert one[2] != two[0]
     assert one[0] != "record"
     assert np.isfinite(one[0].facts["loss"])
+
+
+def test_empty_columns_and_texts_of_fixed_length_are_read(tmp_path):
+    """As a record has them whose exact trace has no tensors, and as other tools write them."""
+    exact = ExactTrace(total=None, by_layer={}, kind="ggn", certified={}, reasons=("none",))
+    path = tmp_path / "run.h5"
+    RunFile.open(path, SETTINGS).append(make_record(0, exact=exact))
+    buffer = io.BytesIO(unsealed(path.read_bytes(), ""))
+    with h5py.File(buffer, "r+", libver=("v108", "v108")) as file:
+        tensors = file["records/000000/spectrum/tensors"]
+        names = [name.decode() for name in tensors["names"][()]]
+        del tensors["names"]
+        tensors["names"] = np.array(names, dtype="S16")
+    for content in (sealed(buffer.getvalue()), buffer.getvalue()):
+        path.write_bytes(content)
+        record = load_trajectory(path)[0]
+        assert record.exact == exact
+        assert list(record.spectrum.tensor_sizes) == names
