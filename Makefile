@@ -9,12 +9,16 @@ FOREIGN := $(VENV)/foreign
 # A process per core, up to four: each imports torch.
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 
-.PHONY: help demo test slow peers foreign check format build clean
+SECONDS ?= 300
+SEED ?= $(shell date +%s)
+
+.PHONY: help demo test slow fuzz peers foreign check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
 	@echo "make test    run the tests (about three minutes on two cores)"
 	@echo "make slow    run those that take long: what is too much for every day"
+	@echo "make fuzz    mutate results files, checkpoints and options for SECONDS=300; what is found is in fuzz-findings/"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
 	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
 	@echo "make check   lint, format and types"
@@ -34,6 +38,9 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(IN_PARALLEL)
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 # Into a folder of their own and without their dependencies: the environment stays as constraints.txt pins it.
 $(PEERS)/.ready: tests/peers/requirements.txt $(READY)

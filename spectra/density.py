@@ -24,6 +24,9 @@ _BEYOND = 6.0
 _POINTS_PER_WIDTH = 5
 _FEWEST, _MOST = 1024, 20_000
 
+# Entries of a table of points and nodes: what a processor keeps close.
+_TABLE = 2**16
+
 # An exhausted recurrence resolves everything; its few steps must not make the kernel wide.
 _FINE = 100
 
@@ -88,8 +91,7 @@ def smooth(
         Ghorbani, S. Krishnan, Y. Xiao, An investigation into neural net optimization via Hessian eigenvalue density,
         ICML (2019).
     """
-    if view not in VIEWS:
-        raise ArgumentError(f"view={view!r}: 'linear' (the default) or 'asinh' is needed")
+    _check_view(view)
     if view == "linear":
         scale = None
         nodes = [x for x, _ in q.rules]
@@ -115,6 +117,19 @@ def smooth(
         lower, upper = np.maximum(values - reach, 0.0), values + reach
     eigenvalues = coordinate if scale is None else scale * np.sinh(coordinate)
     return Density(eigenvalues, values, stderr, lower, upper, width, view, scale, float(mass), k)
+
+
+def span(q: Quadrature, linear_threshold: float) -> tuple[float, float]:
+    """The ends of the default grid of the asinh view, as eigenvalues; nothing is smoothed."""
+    nodes = [np.arcsinh(x / linear_threshold) for x, _ in q.rules]
+    ends = _default_grid(nodes, _WIDTH_PER_DECADE * _DECADE, 2)
+    low, high = linear_threshold * np.sinh(ends)
+    return float(low), float(high)
+
+
+def _check_view(view: str) -> None:
+    if view not in VIEWS:
+        raise ArgumentError(f"view={view!r}: 'linear' (the default) or 'asinh' is needed")
 
 
 def pyhessian_sigma(spread: float) -> float:
@@ -179,8 +194,12 @@ def _own_grid(grid: np.ndarray, scale: float | None) -> np.ndarray:
 def _kernel_sum(at: np.ndarray, nodes: np.ndarray, weights: np.ndarray, width: float) -> np.ndarray:
     """``sum_k weights_k N(at; nodes_k, width^2)``, (G,)."""
     total = np.zeros(at.size)
-    for node, weight in zip(nodes, weights):  # node by node: a table of all points and nodes would be large
-        total += weight * np.exp(-0.5 * ((at - node) / width) ** 2)
+    some = max(1, _TABLE // at.size)  # nodes at once: a table of all points and nodes could be large
+    for start in range(0, len(nodes), some):
+        distances = (at - nodes[start : start + some, None]) / width
+        distances *= distances
+        distances *= -0.5
+        total += weights[start : start + some] @ np.exp(distances, out=distances)
     return np.asarray(total / (width * sqrt(2 * pi)))
 
 

@@ -200,6 +200,12 @@ class Record:
         total, _ = exact_traces(self)
         return self.spectrum if total is None else self.spectrum.with_exact_trace(total)
 
+    def linear_threshold(self) -> float:
+        """`Spectrum.linear_threshold` from the stored estimates: the curve over tolerances is not computed."""
+        if self.spectrum is None:
+            raise ArgumentError("this record has failed: it has no spectrum")
+        return self.spectrum.linear_threshold(self.estimates.get("rank_degeneracy"))
+
     @functools.cached_property
     def headlines(self) -> Mapping[str, Headline]:
         """Name -> the number to quote: that of ``estimates``, but the trace and mean eigenvalue exact where known."""

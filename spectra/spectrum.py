@@ -7,7 +7,7 @@ outlives every opinion about kernels, bandwidths and tolerances.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from math import isfinite
 from typing import Any
@@ -237,6 +237,20 @@ class Spectrum:
         forms, known = self.deflated_tensor_forms or (self.tensor_forms, np.zeros(len(self.tensor_sizes)))
         return estimates.tensor_traces(forms, self.tensor_sizes, self.quadrature, known)
 
+    def trace_of_tensors(self, names: Collection[str]) -> Estimate:
+        """The trace of the diagonal blocks of these parameter tensors together.
+
+        Raises:
+            ArgumentError: the forms of the tensors were not kept.
+        """
+        if self.tensor_forms is None:
+            raise ArgumentError("this spectrum has no forms of the tensors")
+        forms, known = self.deflated_tensor_forms or (self.tensor_forms, np.zeros(len(self.tensor_sizes)))
+        chosen = np.array([name in names for name in self.tensor_sizes])
+        size = sum(size for name, size in self.tensor_sizes.items() if name in names)
+        sums, taken_out = forms[:, chosen].sum(axis=1, keepdims=True), known[chosen].sum(keepdims=True)
+        return estimates.tensor_traces(sums, {"": size}, self.quadrature, taken_out)[""]
+
     def deflated_trace(self) -> Estimate:
         """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.deflation``."""
         return deflation.trace(self.quadrature, *self._deflation())
@@ -382,12 +396,16 @@ class Spectrum:
             self.quadrature, view=view, sigma=sigma, grid=grid, points=points, linear_threshold=linear_threshold
         )
 
-    def linear_threshold(self) -> float:
-        """``s`` of an axis of ``asinh(lambda / s)``: the smallest tolerance that the steps resolve, if there is one."""
+    def linear_threshold(self, degeneracy: Estimate | None = None) -> float:
+        """``s`` of an axis of ``asinh(lambda / s)``: the smallest tolerance that the steps resolve, if there is one.
+
+        Args:
+            degeneracy: ``rank_degeneracy()``, if it is known already.
+        """
         scale = self.quadrature.scale
         if scale == 0:
             return 1.0
-        found = self.rank_degeneracy()
+        found = self.rank_degeneracy() if degeneracy is None else degeneracy
         if found.resolved and found.tau:
             return found.tau
         return scale * max(1e-4, min(10 * self.noise, 0.1))

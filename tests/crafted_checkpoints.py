@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from programs import environment
 
 
 class Call:
@@ -36,10 +39,37 @@ def edited(path: Path, change: Any) -> Path:
     return path
 
 
+OPCODES = b"()]}NKJMXGc\x85\x86\x87\x88\x89Rb\x81aesu.qhrjQ\x8f0t\x80U\x8a"
+
+
+def mutated_pickle(data: bytes, others: Sequence[bytes], dice: random.Random) -> bytes:
+    """A pickle with a few bits and opcodes changed, put in or taken out, and pieces of other pickles."""
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        at, what = dice.randrange(len(data)), dice.randrange(5)
+        if what == 0:
+            data = data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :]
+        elif what == 1:
+            data = data[:at] + bytes([dice.choice(OPCODES)]) + data[at + 1 :]
+        elif what == 2:
+            data = data[:at] + bytes([dice.choice(OPCODES)]) + data[at:]
+        elif what == 3:
+            other = dice.choice(others)
+            start = dice.randrange(len(other))
+            data = data[:at] + other[start : start + dice.randrange(1, 80)] + data[at + dice.randrange(40) :]
+        else:
+            data = data[:at] + data[at + dice.randrange(1, 9) :]
+        data = data or b"."
+    return data
+
+
 def in_child(code: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Python in a process of its own, so that a crash is an exit code."""
     return subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", code, *arguments], capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-X", "faulthandler", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from spectra.crosscheck import Check, compare
 from spectra.records import Record
 from spectra.spectrum import Spectrum
+from spectra.storage.cells import checksum
 from spectra.tridiagonal import Tridiagonal
 
 SETTINGS: dict[str, Any] = {
@@ -102,3 +103,15 @@ def checks_of_probes(k: int, count: int = 5, z: float = 26.0) -> tuple[Check, ..
     return tuple(
         compare(f"trace of layer{i}", 10.0 + samples, 10.0 + z * error, level=each, of="hessian") for i in range(count)
     )
+
+
+def sealed_anew(group: Any) -> None:
+    """The checksums of a group and those around it, as far as they can be computed."""
+    while True:
+        try:
+            group.attrs["checksum"] = checksum(group)
+        except Exception:  # of what cannot be read here either
+            return
+        if group.name == "/":
+            return
+        group = group.parent

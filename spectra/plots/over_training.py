@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from spectra.density import Density
+from spectra.density import Density, span
 from spectra.differences import common_tolerance
 from spectra.estimates import Estimate
 from spectra.headline_difference import headline_difference
@@ -71,15 +71,14 @@ def _ticks(position: np.ndarray, most: int = 9) -> MaxNLocator:
 def density_over_training(moments: list[Moment]) -> Figure:
     position, words = axis_of(moments)
     modes = modes_over(moments)
-    spectra = [r.spectrum for m in moments for r in m.complete.values() if r.spectrum is not None]
-    first = [spectrum.density(view="asinh", points=1024) for spectrum in spectra]
-    threshold = max(density.linear_threshold or 0.0 for density in first)
-    sigma = max(density.sigma for density in first)
-    ends = [[asinh(d.grid[end] / threshold) for d in first] for end in (0, -1)]
+    complete = [record for moment in moments for record in moment.complete.values()]
+    spectra = [record.spectrum for record in complete if record.spectrum is not None]
+    thresholds = [record.linear_threshold() for record in complete]
+    threshold = max(thresholds)
+    spans = [span(spectrum.quadrature, own) for spectrum, own in zip(spectra, thresholds)]
+    ends = [[asinh(ends[end] / threshold) for ends in spans] for end in (0, 1)]
     grid = threshold * np.sinh(np.linspace(min(ends[0]), max(ends[1]), 700))
-    found = {
-        mode: [_density(moment.complete.get(mode), grid, sigma, threshold) for moment in moments] for mode in modes
-    }
+    found = {mode: [_density(moment.complete.get(mode), grid, threshold) for moment in moments] for mode in modes}
     peak = max(float(d.values.max()) for column in found.values() for d in column if d is not None)
     norm = LogNorm(peak * max(_DECADES, min(0.01 / max(s.n for s in spectra), 1e-4)), peak)
     figure = blank(2.2 + 4.6 * len(modes), 5.0)
@@ -107,10 +106,10 @@ def density_over_training(moments: list[Moment]) -> Figure:
     return finished(figure, moments, caption)
 
 
-def _density(record: Record | None, grid: np.ndarray, sigma: float, threshold: float) -> Density | None:
+def _density(record: Record | None, grid: np.ndarray, threshold: float) -> Density | None:
     if record is None or record.spectrum is None:
         return None
-    return record.spectrum.density(view="asinh", grid=grid, sigma=sigma, linear_threshold=threshold)
+    return record.spectrum.density(view="asinh", grid=grid, linear_threshold=threshold)
 
 
 def _draw_heat(

@@ -153,8 +153,25 @@ def layer_figure(moment: Moment) -> Figure:
         "network." + f" {CLIPPED}" * clipped
     )
     if len(names) > len(shown):
-        caption += f" The {len(shown)} with the largest traces of {len(names)} are shown."
+        caption += (
+            f" The {len(shown)} with the largest traces of {len(names)} are shown; {_rest_in_words(moment, largest)}."
+        )
     return finished(figure, [moment], caption, legend=[ax])
+
+
+def _rest_in_words(moment: Moment, shown: set[str]) -> str:
+    """What the tensors that are not shown sum to, with its standard error, in each mode."""
+    sums = []
+    for mode, record in moment.complete.items():
+        traces = {name: trace for name, trace in record.headline_tensor_traces().items() if name not in shown}
+        if all(trace.exact for trace in traces.values()):
+            total = f"{sum(trace.value for trace in traces.values()):.4g} (exact)"
+        elif record.spectrum is not None and record.spectrum.tensor_forms is not None:
+            total = str(record.spectrum.trace_of_tensors(traces.keys()))
+        else:
+            continue
+        sums.append(f"{total} in {mode} mode" if len(moment.complete) > 1 else total)
+    return f"the others sum to {', '.join(sums)}"
 
 
 def mode_figure(moment: Moment) -> Figure:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from spectra.jsonable import printable
+from spectra.storage.branch import Branch
 
 #: Attributes that say something about the bytes, not about the record, and parts that follow from the rest.
 UNSUMMED_ATTRIBUTES = ("checksum", "complete")
@@ -23,20 +24,20 @@ def seal(group: h5py.Group) -> None:
     group.attrs["checksum"] = checksum(group)
 
 
-def verify(group: h5py.Group) -> None:
+def verify(group: h5py.Group | Branch) -> None:
     """Compare the checksums of a group, and of those inside it, with what they hold.
 
     Raises:
         ValueError: one does not match.
     """
     for name in sorted(group):
-        if name not in UNSUMMED_GROUPS and isinstance(group[name], h5py.Group):
-            verify(group[name])
+        if name not in UNSUMMED_GROUPS and isinstance(child := group[name], h5py.Group | Branch):
+            verify(child)
     if group.attrs.get("checksum") != checksum(group):
         raise ValueError(f"the checksum of {group.name} does not match its content")
 
 
-def checksum(group: h5py.Group) -> str:
+def checksum(group: h5py.Group | Branch) -> str:
     """SHA-256 over the attributes and datasets of a group, by sorted name, and the checksums of the groups inside it.
 
     The attributes `checksum` and `complete` and the groups `records` and `estimates` do not count.
@@ -47,7 +48,7 @@ def checksum(group: h5py.Group) -> str:
     return digest.hexdigest()
 
 
-def _pieces(group: h5py.Group) -> Iterator[bytes]:
+def _pieces(group: h5py.Group | Branch) -> Iterator[bytes]:
     for name in sorted(group.attrs):
         if name not in UNSUMMED_ATTRIBUTES:
             yield from _content("attribute", name, group.attrs[name])
@@ -55,7 +56,7 @@ def _pieces(group: h5py.Group) -> Iterator[bytes]:
         if name in UNSUMMED_GROUPS:
             continue
         child = group[name]
-        if isinstance(child, h5py.Group):
+        if isinstance(child, h5py.Group | Branch):
             yield from _content("group", name, child.attrs["checksum"])
         else:
             yield from _content("dataset", name, child[()])
@@ -63,6 +64,10 @@ def _pieces(group: h5py.Group) -> Iterator[bytes]:
 
 def _content(kind: str, name: str, value: Any) -> Iterator[bytes]:
     """A line `kind name type shape`, then the bytes: numbers little-endian in C order, texts UTF-8 ended by NUL."""
+    if isinstance(value, str):
+        yield f"{kind} {name} text []\n".encode()
+        yield value.encode() + b"\0"
+        return
     array = np.asarray(value)
     if array.dtype.kind in "OUS":
         texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel().tolist()]
@@ -94,7 +99,7 @@ def set_attribute(group: h5py.Group, name: str, value: str | float | None) -> No
         group.attrs[name] = np.float64(value)
 
 
-def get_attribute(group: h5py.Group, name: str) -> Any:
+def get_attribute(group: h5py.Group | Branch, name: str) -> Any:
     value = group.attrs.get(name)
     return value.item() if isinstance(value, np.generic) else value
 
@@ -104,5 +109,6 @@ def write_texts(group: h5py.Group, name: str, texts: Iterable[str]) -> None:
     group.create_dataset(name, shape=(len(cleaned),), data=cleaned or None, dtype=_TEXT)
 
 
-def read_texts(dataset: h5py.Dataset) -> list[str]:
-    return [str(text) for text in dataset.asstr()[()]]
+def read_texts(texts: np.ndarray | h5py.Dataset) -> list[str]:
+    """The texts of a dataset, which is UTF-8."""
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts[()].tolist()]

@@ -18,6 +18,7 @@ from spectra.jsonable import dumps
 from spectra.overlap import Overlap
 from spectra.records import Record
 from spectra.sharpness.measure import Measure
+from spectra.storage.branch import Branch
 from spectra.storage.cells import get_attribute, read_texts, seal, set_attribute, write_texts
 from spectra.storage.shapes import unique
 
@@ -42,7 +43,7 @@ def write_findings(group: h5py.Group, record: Record) -> None:
         _write_sharpness(group.create_group("sharpness"), record.sharpness)
 
 
-def read_findings(group: h5py.Group) -> dict[str, Any]:
+def read_findings(group: Branch) -> dict[str, Any]:
     """The fields of a record that its groups hold."""
     found: dict[str, Any] = {}
     if "exact" in group:
@@ -66,7 +67,7 @@ def _write_overlap(group: h5py.Group, overlap: Overlap) -> None:
     seal(group)
 
 
-def _read_overlap(group: h5py.Group) -> Overlap:
+def _read_overlap(group: Branch) -> Overlap:
     matrix = group["matrix"][()] if "matrix" in group else None
     return Overlap(str(group.attrs["before"]), matrix, get_attribute(group, "reason"))
 
@@ -86,7 +87,7 @@ def _write_exact(group: h5py.Group, exact: ExactTrace, remainder: Estimate | Non
     seal(group)
 
 
-def _read_exact(group: h5py.Group) -> tuple[ExactTrace, Estimate | None]:
+def _read_exact(group: Branch) -> tuple[ExactTrace, Estimate | None]:
     names = unique(read_texts(group["names"]), "exact/names")
     stderrs = dict(zip(names, group["stderrs"][()].tolist())) if "stderrs" in group else None
     exact = ExactTrace(
@@ -108,7 +109,7 @@ def _write_eigenvalues(group: h5py.Group, exact: GGNSpectrum) -> None:
     seal(group)
 
 
-def _read_eigenvalues(group: h5py.Group) -> GGNSpectrum:
+def _read_eigenvalues(group: Branch) -> GGNSpectrum:
     known = {name: get_attribute(group, name) for name in _GGN}
     return GGNSpectrum(eigenvalues=group["eigenvalues"][()], settings=json.loads(group.attrs["settings"]), **known)
 
@@ -122,7 +123,7 @@ def _write_checks(group: h5py.Group, checks: Sequence[Check]) -> None:
     seal(group)
 
 
-def _read_checks(group: h5py.Group) -> tuple[Check, ...]:
+def _read_checks(group: Branch) -> tuple[Check, ...]:
     columns: dict[str, list[Any]] = {name: read_texts(group[name]) for name in ("name", "verdict", "of")}
     columns |= {name: group[name][()].tolist() for name in (*_CHECK_NUMBERS, "dof")}
     return tuple(Check(**dict(zip(columns, row))) for row in zip(*columns.values(), strict=True))
@@ -142,7 +143,7 @@ def _write_sharpness(group: h5py.Group, sharpness: dict[str, Measure] | Any) -> 
     seal(group)
 
 
-def _read_sharpness(group: h5py.Group) -> dict[str, Measure]:
+def _read_sharpness(group: Branch) -> dict[str, Measure]:
     texts = {column: read_texts(group[column]) for column in ("name", *_MEASURE_TEXTS, "details")}
     numbers = {column: group[column][()].tolist() for column in _MEASURE_NUMBERS}
     attained = group["attained"][()].tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +14,11 @@ from spectra.estimates import Estimate
 from spectra.jsonable import dumps
 from spectra.records import Record
 from spectra.spectrum import ESTIMATES_EDITION, Spectrum
+from spectra.storage.branch import Branch
 from spectra.storage.cells import get_attribute, padded, read_texts, seal, set_attribute, verify, write_texts
 from spectra.storage.findings import read_findings, write_findings
 from spectra.storage.shapes import check_columns, check_numbers, check_shapes, unique
+from spectra.storage.texts import check_attributes, object_in, settings_in, texts_in
 from spectra.tridiagonal import Tridiagonal
 
 _PAIR_ATTRIBUTES = (
@@ -62,18 +63,21 @@ def write_record(group: h5py.Group, record: Record) -> None:
     group.attrs["complete"] = np.uint8(1)
 
 
-def read_record(group: h5py.Group) -> Record:
+def read_record(group: Branch | h5py.Group) -> Record:
     """The record of a group. Whatever does not fit raises; the caller names the file and the group.
 
     Args:
-        group: of an open file, of which `Contents.check` has seen all that is in it.
+        group: as `Contents.read` has read it; or of an open file that spectra wrote.
 
     Raises:
         ValueError: its numbers do not belong together, or a checksum does not match what is there.
     """
+    if isinstance(group, h5py.Group):
+        group = Branch.of(group)
     check_shapes(group)
     verify(group)
-    notes = list(json.loads(group.attrs["notes"]))
+    check_attributes({name: get_attribute(group, name) for name in group.attrs})
+    notes = texts_in(group.attrs["notes"], "notes")
     test = group.get("test", {})
     cached, cached_test = _read_cache(group, notes), _read_cache(test, notes)
     return Record(
@@ -87,11 +91,11 @@ def read_record(group: h5py.Group) -> Record:
         step=get_attribute(group, "step"),
         status=str(group.attrs["status"]),
         reason=get_attribute(group, "reason"),
-        settings=json.loads(group.attrs["settings"]),
+        settings=settings_in(group.attrs["settings"]),
         facts={name: _fact(value) for name, value in group["facts"].attrs.items() if name != "checksum"},
         spectrum=_read_spectrum(group["spectrum"]) if "spectrum" in group else None,
         test_spectrum=_read_spectrum(test["spectrum"]) if "spectrum" in test else None,
-        provenance=json.loads(group.attrs["provenance"]),
+        provenance=object_in(group.attrs["provenance"], "provenance"),
         notes=tuple(notes),
         cached_estimates=cached,
         cached_test_estimates=cached_test,
@@ -99,7 +103,7 @@ def read_record(group: h5py.Group) -> Record:
     )
 
 
-def _read_cache(group: h5py.Group | dict[str, Any], notes: list[str]) -> dict[str, Estimate] | None:
+def _read_cache(group: Branch | dict[str, Any], notes: list[str]) -> dict[str, Estimate] | None:
     """The estimates as they are stored beside a spectrum, or None where they are to be computed."""
     if "estimates" not in group:
         return None
@@ -147,7 +151,7 @@ def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
     seal(group)
 
 
-def _read_spectrum(group: h5py.Group) -> Spectrum:
+def _read_spectrum(group: Branch) -> Spectrum:
     check_numbers(group)
     alphas, betas = group["alphas"][()], group["betas"][()]
     tridiagonals = [
@@ -181,7 +185,7 @@ def _read_spectrum(group: h5py.Group) -> Spectrum:
     )
 
 
-def _read_deflated(tensors: h5py.Group | None) -> tuple[np.ndarray, np.ndarray] | None:
+def _read_deflated(tensors: Branch | None) -> tuple[np.ndarray, np.ndarray] | None:
     if tensors is None or "deflated_forms" not in tensors:
         return None
     return tensors["deflated_forms"][()], tensors["deflated_traces"][()]
@@ -210,7 +214,7 @@ def _write_eigenpairs(group: h5py.Group, pairs: Eigenpairs, overlaps: np.ndarray
     seal(group)
 
 
-def _read_eigenpairs(group: h5py.Group) -> Eigenpairs:
+def _read_eigenpairs(group: Branch) -> Eigenpairs:
     known = {name: get_attribute(group, name) for name in _PAIR_ATTRIBUTES}
     return Eigenpairs(
         group["values"][()],
@@ -235,7 +239,7 @@ def _write_estimates(group: h5py.Group, estimates: Mapping[str, Estimate]) -> No
     seal(group)
 
 
-def _read_estimates(group: h5py.Group) -> dict[str, Estimate]:
+def _read_estimates(group: Branch) -> dict[str, Estimate]:
     numbers = {column: group[column][()].tolist() for column in _NUMBERS}
     num_probes, resolved = group["num_probes"][()].tolist(), group["resolved"][()].tolist()
     notes = read_texts(group["note"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from spectra.storage.hdf5 import read_record
 from spectra.storage.sealing import data_end, parted, read_bytes, seal_of
 from spectra.storage.stored import StoredRecord
 from spectra.storage.tail import GROWING, MARK, frames_in, put
+from spectra.storage.texts import settings_in
 from spectra.version import __version__
 
 ENCODING_TYPE = "spectra-run"
@@ -61,7 +61,7 @@ def load(path: str | Path, *, shown: str | None = None) -> Loaded:
             every = contents.group(file, "records")
             contents.check(file, without=("records",))
             verify(file)
-            settings = json.loads(file.attrs["settings"])
+            settings = settings_in(file.attrs["settings"])
             growing = GROWING in file.attrs
             if growing and not is_sealed:
                 notes.append(
@@ -77,8 +77,7 @@ def load(path: str | Path, *, shown: str | None = None) -> Loaded:
                 elif is_sealed:
                     records[key] = StoredRecord.of(group, contents, functools.partial(_read_later, name, key))
                 else:
-                    contents.check(group)
-                    records[key] = read_record(group)
+                    records[key] = read_record(contents.read(group))
         if is_sealed:
             stack.pop_all()  # the records hold the file open, which is in memory
     return Loaded(Trajectory(records.values(), settings=settings, notes=notes, path=str(path)), records, growing)
@@ -115,7 +114,7 @@ def whole(content: bytes, name: str, *, ours: str = "") -> Whole:
 
 def _opened(image: bytes, name: str) -> h5py.File:
     with reading(name, "is truncated or damaged: it cannot be read as HDF5"):
-        return h5py.File(io.BytesIO(image), "r")
+        return h5py.File(h5py.h5f.open_file_image(image))
 
 
 def _read_later(name: str, key: str, read: Callable[[], Record]) -> Record:

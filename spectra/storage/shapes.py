@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import h5py
 import numpy as np
+
+from spectra.storage.branch import Branch
 
 _LARGEST = 1e150
 
@@ -50,7 +51,7 @@ _SHAPES = {
 }
 
 
-def check_shapes(record: h5py.Group) -> None:
+def check_shapes(record: Branch) -> None:
     """Compare the sides of the datasets of a record with each other; no dataset is read.
 
     Raises:
@@ -62,7 +63,7 @@ def check_shapes(record: h5py.Group) -> None:
                 _compare(place[name], _within(record, place[name]), shapes)
 
 
-def check_columns(estimates: h5py.Group) -> None:
+def check_columns(estimates: Branch) -> None:
     """See that the columns of stored estimates are of one length.
 
     Raises:
@@ -71,11 +72,11 @@ def check_columns(estimates: h5py.Group) -> None:
     _compare(estimates, "estimates", _SHAPES["estimates"])
 
 
-def _within(record: h5py.Group, group: h5py.Group) -> str:
+def _within(record: Branch, group: Branch) -> str:
     return str(group.name).removeprefix(f"{record.name}/")
 
 
-def _compare(group: h5py.Group, where: str, shapes: dict[str, str]) -> None:
+def _compare(group: Branch, where: str, shapes: dict[str, str]) -> None:
     sides: dict[str, tuple[int, str]] = {}
     if "n" in group.attrs:
         sides["n"] = int(group.attrs["n"]), f"attribute n of {where}"
@@ -96,7 +97,7 @@ def _compare(group: h5py.Group, where: str, shapes: dict[str, str]) -> None:
                 raise ValueError(f"{where}: {sides[letter][0]} {what} of a matrix of {n} rows")
 
 
-def check_numbers(group: h5py.Group) -> None:
+def check_numbers(group: Branch) -> None:
     """Compare the numbers of a spectrum with each other: steps with columns, sizes with rows, all with float64.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import h5py
 from spectra.records import Record
 from spectra.storage.contents import Contents
 from spectra.storage.hdf5 import read_record
+from spectra.storage.texts import check_attributes, settings_in
 
 #: What is read at once: what a run is ordered, listed and continued by.
 _TEXTS = ("checkpoint", "checkpoint_sha256", "weights_sha256", "reason")
@@ -46,12 +46,12 @@ class StoredRecord(Record):
         """
 
         def read() -> Record:
-            contents.check(group)
-            return read_record(group)
+            return read_record(contents.read(group))
 
         record = cls.__new__(cls)
         fields: dict[str, Any] = {**dict.fromkeys(_AT_ONCE), **contents.attributes(group, _AT_ONCE)}
-        record.__dict__.update(fields, settings=json.loads(fields["settings"]))
+        check_attributes(fields)
+        record.__dict__.update(fields, settings=settings_in(fields["settings"]))
         record.__dict__["_source"] = lambda: reading(read)
         return record
 

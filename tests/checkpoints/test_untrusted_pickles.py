@@ -174,6 +174,7 @@ FUZZ = """
 import io, random, signal, sys, zipfile
 from pathlib import Path
 import torch
+from crafted_checkpoints import mutated_pickle
 from spectra.checkpoints.checkpoint import load_checkpoint
 from spectra.errors import SpectraError
 folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -184,31 +185,13 @@ for source in sorted(folder.glob("*.pt")):
         corpus.append({part.filename: archive.read(part) for part in archive.infolist()})
 def pickle_in(parts):
     return next(name for name in parts if name.endswith("/data.pkl"))
-opcodes = b"()]}NKJMXGc\\x85\\x86\\x87\\x88\\x89Rb\\x81aesu.qhrjQ\\x8f0t\\x80U\\x8a"
-def mutated(data):
-    for _ in range(dice.choice([1, 1, 2, 5])):
-        at, what = dice.randrange(len(data)), dice.randrange(5)
-        if what == 0:
-            data = data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1:]
-        elif what == 1:
-            data = data[:at] + bytes([dice.choice(opcodes)]) + data[at + 1:]
-        elif what == 2:
-            data = data[:at] + bytes([dice.choice(opcodes)]) + data[at:]
-        elif what == 3:
-            other = dice.choice(corpus)
-            other = other[pickle_in(other)]
-            start = dice.randrange(len(other))
-            data = data[:at] + other[start:start + dice.randrange(1, 80)] + data[at + dice.randrange(40):]
-        else:
-            data = data[:at] + data[at + dice.randrange(1, 9):]
-        data = data or b"."
-    return data
+pickles = [parts[pickle_in(parts)] for parts in corpus]
 path = folder / "mutant.bin"
 loaded = 0
 for number in range(count):
     parts = dict(dice.choice(corpus))
     name = pickle_in(parts)
-    parts[name] = mutated(parts[name])
+    parts[name] = mutated_pickle(parts[name], pickles, dice)
     with zipfile.ZipFile(path, "w") as archive:
         for part, data in parts.items():
             archive.writestr(part, data)

@@ -16,10 +16,9 @@ import threading
 import h5py
 import numpy as np
 import pytest
-from run_files import SETTINGS, make_record
+from run_files import SETTINGS, make_record, sealed_anew
 
 from spectra.errors import SpectraError
-from spectra.storage.cells import checksum
 from spectra.storage.contents import Contents
 from spectra.storage.merging import merge
 from spectra.storage.partial import Partial, PartialFile
@@ -47,18 +46,6 @@ def image(tmp_path_factory):
     for epoch in range(2):
         run.append(make_record(epoch))
     return path.read_bytes()
-
-
-def sealed_anew(group):
-    """The checksums of a group and those around it, as far as they can be computed."""
-    while True:
-        try:
-            group.attrs["checksum"] = checksum(group)
-        except Exception:  # of what cannot be read here either
-            return
-        if group.name == "/":
-            return
-        group = group.parent
 
 
 def changed(image, change, secret, libver="latest"):
