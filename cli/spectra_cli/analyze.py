@@ -13,7 +13,7 @@ from spectra.run import analyze_run, check_output
 from spectra.storage.merging import part_path
 from spectra_cli.analysis_options import Request, analysis_options
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
-from spectra_cli.outcome import interrupted, report
+from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
 
 
@@ -84,7 +84,7 @@ def command(
         check_output(out)  # before the checkpoints are read
     words: list[str] = []
     try:
-        with display_of(options["progress"], None, quiet=asked.quiet) as display:
+        with terminated_as_interrupted(), display_of(options["progress"], None, quiet=asked.quiet) as display:
             display.phase("reading", 0, 0, "which checkpoints there are")
             there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
             found = select(in_training_order(there, options["max_size"]), every=every, epochs=epochs, last=last)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -45,6 +49,23 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = F
     wrong = [check for record in shown for check in record.checks if check.failed]
     if wrong:
         raise NumericsError(f"{len(wrong)} cross-checks failed, the first: {wrong[0]}; please report this with {out}")
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, with which schedulers end a job, counts as Ctrl-C: the file is put in order before the end."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def interrupted(out: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ from spectra.checkpoints.watching import arriving
 from spectra.run import analyze_run, check_output
 from spectra_cli.analysis_options import Request, analysis_options
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
-from spectra_cli.outcome import interrupted, report
+from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
 
 
@@ -54,7 +51,7 @@ def command(places: tuple[Path, ...], idle: float | None, settle: float, **optio
     asked = Request.of(options)
     check_output(asked.out)
     try:
-        with _terminated_as_interrupted(), display_of(options["progress"], None, quiet=asked.quiet) as display:
+        with terminated_as_interrupted(), display_of(options["progress"], None, quiet=asked.quiet) as display:
             named = " ".join(map(str, places))
             display.say(f"spectra: watching {named}; Ctrl-C stops")
             coming = arriving(places, settle=settle, idle=idle, note=display.note)
@@ -63,17 +60,3 @@ def command(places: tuple[Path, ...], idle: float | None, settle: float, **optio
         interrupted(asked.out)
         raise
     report(outcome, as_json=False, quiet=asked.quiet, everything=options["everything"])
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, with which schedulers end a job, counts as Ctrl-C."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

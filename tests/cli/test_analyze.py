@@ -444,7 +444,8 @@ def test_when_all_of_several_fail_there_is_no_file(here):
     refused(here, ["nan.pt", "inf.pt", "empty.pt", *QUICK], "none of the checkpoints could be analysed")
 
 
-def test_an_interrupt_leaves_a_readable_file_and_the_same_command_goes_on(here):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_a_readable_file_and_the_same_command_goes_on(here, stop):
     """By a real signal, in a process of its own: each pass over its data takes 0.3 s, a record some seconds."""
     arguments = ["analyze", *(f"net_{i}.pt" for i in range(3)), "--task", "tasks.py:slow", "-m", "3", "-k", "1"]
     process = subprocess.Popen(
@@ -456,7 +457,7 @@ def test_an_interrupt_leaves_a_readable_file_and_the_same_command_goes_on(here):
     deadline = time.monotonic() + 120
     while not Path("run.h5").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     lines = [line for line in stderr.splitlines() if line]
@@ -465,6 +466,8 @@ def test_an_interrupt_leaves_a_readable_file_and_the_same_command_goes_on(here):
         "spectra: interrupted",
     ]
     assert 1 <= len(load_trajectory("run.h5")) < 3
+    with h5py.File("run.h5", "r") as file:
+        assert "growing" not in file.attrs
     assert [name for name in content_of(here) if name.endswith(".part")] == []
     settings = load_trajectory("run.h5").settings
     assert settings["task"] == "tasks.py:slow"

@@ -93,9 +93,9 @@ def test_continuing_a_run_reads_no_record(path, reads):
 
 def test_a_file_of_fifty_records_is_opened_without_reading_their_arrays(tmp_path, monkeypatch, reads):
     known = make_record(0)
-    run = RunFile.open(tmp_path / "run.h5", SETTINGS)
-    for epoch in range(50):
-        run.append(make_record(epoch, spectrum=known.spectrum, cached_estimates=known.estimates))
+    with RunFile.open(tmp_path / "run.h5", SETTINGS) as run:
+        for epoch in range(50):
+            run.append(make_record(epoch, spectrum=known.spectrum, cached_estimates=known.estimates))
     datasets = []
     real = Contents._dataset
 
