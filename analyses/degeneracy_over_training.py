@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from figure_script import parser_of, run, save, series_of
 
 import spectra
-from spectra.plots.moments import moments_of
-from spectra.plots.over_training import degeneracy_over_training, modes_over
-from spectra.plots.style import style
+from spectra.figures.moments import moments_of
+from spectra.figures.over_training import degeneracy_over_training, modes_over
+from spectra.figures.style import style
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

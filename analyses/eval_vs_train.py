@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from figure_script import parser_of, run, save, series_of
 
 import spectra
-from spectra.headline_difference import headline_difference
-from spectra.plots.moments import moments_of
-from spectra.plots.over_training import modes_over_training, pairs_over
-from spectra.plots.style import style
+from spectra.figures.moments import moments_of
+from spectra.figures.over_training import modes_over_training, pairs_over
+from spectra.figures.style import style
+from spectra.results.headline_difference import headline_difference
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

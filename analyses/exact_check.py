@@ -18,9 +18,9 @@ from figure_script import parser_of, run, save, series_of
 from matplotlib.ticker import MaxNLocator
 
 import spectra
-from spectra.plots.moments import axis_of, moments_of
-from spectra.plots.sheets import blank, finished
-from spectra.plots.style import GREY, PALE, look_of, style
+from spectra.figures.moments import axis_of, moments_of
+from spectra.figures.sheets import blank, finished
+from spectra.figures.style import GREY, PALE, look_of, style
 
 #: How each verdict is drawn: marker, filled, size.
 _MARKS = {"agrees": ("o", True, 3.5), "inconclusive": ("o", False, 3.5), "disagrees": ("X", True, 8)}

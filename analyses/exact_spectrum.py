@@ -17,9 +17,9 @@ import numpy as np
 from figure_script import parser_of, run, save, series_of
 
 import spectra
-from spectra.plots.moments import moments_of
-from spectra.plots.sheets import blank, finished
-from spectra.plots.style import LOOKS, style
+from spectra.figures.moments import moments_of
+from spectra.figures.sheets import blank, finished
+from spectra.figures.style import LOOKS, style
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

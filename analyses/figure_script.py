@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import spectra
-from spectra.plots.figures import FORMATS, rendered
-from spectra.records import Series, Trajectory
-from spectra.storage.replacing import replace_file
+from spectra.figures.figures import FORMATS, rendered
+from spectra.results.record import Series, Trajectory
+from spectra.results.storage.atomic_write import replace_file
 
 
 def parser_of(text: str | None, *, several: bool = False, matrix: bool = True) -> argparse.ArgumentParser:

@@ -21,10 +21,10 @@ import numpy as np
 from figure_script import parser_of, run, save, series_of
 
 import spectra
-from spectra.association import associate
-from spectra.plots.sheets import blank, wrapped
-from spectra.plots.style import ARMS, style
-from spectra.records import Record
+from spectra.figures.sheets import blank, wrapped
+from spectra.figures.style import ARMS, style
+from spectra.results.correlation import associate
+from spectra.results.record import Record
 
 DEFAULT = ("trace", "lambda_max", "minimum_sharpness", "normalized_sharpness", "squared_norm")
 

@@ -17,9 +17,9 @@ import numpy as np
 from figure_script import parser_of, run, save, series_of
 
 import spectra
-from spectra.plots.findings import measures_of, sharpness_figure
-from spectra.plots.moments import moments_of
-from spectra.plots.style import style
+from spectra.figures.findings import measures_of, sharpness_figure
+from spectra.figures.moments import moments_of
+from spectra.figures.style import style
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

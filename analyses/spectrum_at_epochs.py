@@ -16,10 +16,10 @@ import numpy as np
 from figure_script import epochs_of, parser_of, run, save, series_of
 
 import spectra
-from spectra.plots.draw import draw_density
-from spectra.plots.moments import moments_of
-from spectra.plots.sheets import blank, finished, matrix_at
-from spectra.plots.style import look_of, style
+from spectra.figures.draw import draw_density
+from spectra.figures.moments import moments_of
+from spectra.figures.sheets import blank, finished, matrix_at
+from spectra.figures.style import look_of, style
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

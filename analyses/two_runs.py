@@ -17,9 +17,9 @@ from pathlib import Path
 from figure_script import parser_of, run, save, series_of
 
 import spectra
-from spectra.comparison import Arm, compare
-from spectra.plots.compared import comparison_figure
-from spectra.plots.style import style
+from spectra.figures.compared import comparison_figure
+from spectra.figures.style import style
+from spectra.results.run_comparison import Arm, compare
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spectra.consistency import contradictions
-from spectra.eigenpairs import Eigenpairs
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.consistency import contradictions
+from spectra.spectrum.eigenpairs import Eigenpairs
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ROWS = 10_000
 STEPS = 20

@@ -29,8 +29,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import Task, analyze
-from spectra.estimates import Estimate
-from spectra.spectrum import Spectrum
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.spectrum import Spectrum
 
 SIDE = 12  # of the patches that the network sees whole
 BOX_WEIGHT = 0.5  # of the box in the loss, as in the paper

@@ -11,15 +11,10 @@ from typing import TYPE_CHECKING, Any
 from spectra.version import __version__
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from spectra.analysis import analyze, iter_analyze
+    from spectra.analysis.analyze import analyze, iter_analyze
+    from spectra.analysis.tracker import Tracker
     from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from spectra.density import Density
-    from spectra.differences import Difference
-    from spectra.distance import Distance, spectral_distance
-    from spectra.eigenpairs import Eigenpairs
     from spectra.errors import SpectraError
-    from spectra.estimates import Estimate
-    from spectra.exact.ggn_result import GGNSpectrum
     from spectra.exact.ggn_spectrum import exact_ggn_spectrum
     from spectra.exact.trace import exact_diagonal, exact_trace
     from spectra.krylov.eigsh import eigsh
@@ -31,7 +26,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.foreign import as_operator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
-    from spectra.records import Record, Trajectory
+    from spectra.results.record import Record, Trajectory
+    from spectra.results.storage.runfile import load_trajectory
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
     from spectra.sharpness.bounds import pac_bayes_bounds
@@ -47,15 +43,19 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.sharpness.norms import gradient_norm, squared_norm
     from spectra.sharpness.penalised import penalised_sharpness
     from spectra.sharpness.training import BNSharpnessOptimizer
-    from spectra.spectrum import Spectrum
-    from spectra.storage.runfile import load_trajectory
-    from spectra.task import Task
-    from spectra.tracker import Tracker
-    from spectra.tridiagonal import Tridiagonal
+    from spectra.spectrum.density import Density
+    from spectra.spectrum.differences import Difference
+    from spectra.spectrum.eigenpairs import Eigenpairs
+    from spectra.spectrum.estimates import Estimate
+    from spectra.spectrum.exact_spectrum import GGNSpectrum
+    from spectra.spectrum.spectrum import Spectrum
+    from spectra.spectrum.tridiagonal import Tridiagonal
+    from spectra.spectrum.wasserstein import Distance, spectral_distance
+    from spectra.task.task import Task
 
 _HOME = {
     # what is analysed
-    "Task": "spectra.task",
+    "Task": "spectra.task.task",
     "Checkpoint": "spectra.checkpoints.checkpoint",
     "load_checkpoint": "spectra.checkpoints.checkpoint",
     "save_checkpoint": "spectra.checkpoints.checkpoint",
@@ -73,14 +73,14 @@ _HOME = {
     "slq": "spectra.krylov.slq",
     "eigsh": "spectra.krylov.eigsh",
     "hutchpp": "spectra.krylov.hutchpp",
-    "Tridiagonal": "spectra.tridiagonal",
-    "Spectrum": "spectra.spectrum",
-    "Estimate": "spectra.estimates",
-    "Eigenpairs": "spectra.eigenpairs",
-    "Density": "spectra.density",
-    "Difference": "spectra.differences",
-    "Distance": "spectra.distance",
-    "spectral_distance": "spectra.distance",
+    "Tridiagonal": "spectra.spectrum.tridiagonal",
+    "Spectrum": "spectra.spectrum.spectrum",
+    "Estimate": "spectra.spectrum.estimates",
+    "Eigenpairs": "spectra.spectrum.eigenpairs",
+    "Density": "spectra.spectrum.density",
+    "Difference": "spectra.spectrum.differences",
+    "Distance": "spectra.spectrum.wasserstein",
+    "spectral_distance": "spectra.spectrum.wasserstein",
     # sharpness measures
     "bn_sharpness": "spectra.sharpness.bn_sharpness",
     "BNSharpnessOptimizer": "spectra.sharpness.training",
@@ -90,17 +90,17 @@ _HOME = {
     "squared_norm": "spectra.sharpness.norms",
     "gradient_norm": "spectra.sharpness.norms",
     # whole analyses, and what they leave
-    "analyze": "spectra.analysis",
-    "iter_analyze": "spectra.analysis",
-    "Tracker": "spectra.tracker",
-    "Record": "spectra.records",
-    "Trajectory": "spectra.records",
-    "load_trajectory": "spectra.storage.runfile",
+    "analyze": "spectra.analysis.analyze",
+    "iter_analyze": "spectra.analysis.analyze",
+    "Tracker": "spectra.analysis.tracker",
+    "Record": "spectra.results.record",
+    "Trajectory": "spectra.results.record",
+    "load_trajectory": "spectra.results.storage.runfile",
     # exact quantities
     "exact_trace": "spectra.exact.trace",
     "exact_diagonal": "spectra.exact.trace",
     "exact_ggn_spectrum": "spectra.exact.ggn_spectrum",
-    "GGNSpectrum": "spectra.exact.ggn_result",
+    "GGNSpectrum": "spectra.spectrum.exact_spectrum",
     # sharpness
     "minimum_sharpness": "spectra.sharpness.measures",
     "node_minimum_sharpness": "spectra.sharpness.measures",

@@ -30,10 +30,10 @@ import h5py
 import numpy as np
 
 from spectra.errors import StorageError
-from spectra.storage import replacing
-from spectra.storage.locking import only_writer
-from spectra.storage.partial import Partial, PartialFile
-from spectra.storage.runfile import RunFile, load_trajectory
+from spectra.results.storage import atomic_write as replacing
+from spectra.results.storage.lock import only_writer
+from spectra.results.storage.partial import Partial, PartialFile
+from spectra.results.storage.runfile import RunFile, load_trajectory
 
 #: What differs between two runs of the same numbers. The checksums follow from it.
 _OF_THE_DAY = {"created", "checksum", "provenance"}
@@ -87,7 +87,7 @@ def torch_run(out: Path, done: Done) -> None:
 
 def steps_run(out: Path, done: Done) -> None:
     """The same of one record, with two probes in a group, which are kept after each of their steps."""
-    from spectra import resuming
+    from spectra.analysis import resume as resuming
 
     resuming.INTERVAL = 0.0
     _analyses(out, done, checkpoints=1, lanczos_steps=4, num_probes=4, width=2)
@@ -98,8 +98,8 @@ def _analyses(out: Path, done: Done, *, checkpoints: int, **settings: Any) -> No
     from torch import nn
 
     from spectra import Task, save_checkpoint
-    from spectra.run import Listener, analyze_run
-    from spectra.settings import Settings
+    from spectra.analysis.run import Listener, analyze_run
+    from spectra.analysis.settings import Settings
 
     class Ear(Listener):
         def record(self, record: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 
 def sphere_starts(n: int, num_probes: int, seed: int) -> np.ndarray:

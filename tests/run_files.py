@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from spectra.crosscheck import Check, compare
-from spectra.records import Record
-from spectra.spectrum import Spectrum
-from spectra.storage.cells import checksum
-from spectra.tridiagonal import Tridiagonal
+from spectra.results.record import Record
+from spectra.results.storage.attributes import checksum
+from spectra.results.trace_checks import Check, compare
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 SETTINGS: dict[str, Any] = {
     "task": "digits-convnet",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectra.allowance import PRODUCT, SMALL, WIDER, Allowance, OverBudget, affordable, cost, limited, spend
+from spectra.runtime.allowance import PRODUCT, SMALL, WIDER, Allowance, OverBudget, affordable, cost, limited, spend
 
 
 def allowance_of(products, *, parameters=10**7, targets=10**4, dtype="float32"):

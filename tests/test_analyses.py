@@ -12,7 +12,7 @@ import pytest
 
 from spectra import load_trajectory
 from spectra.errors import SpectraError
-from spectra.headline_difference import headline_difference
+from spectra.results.headline_difference import headline_difference
 
 SCRIPTS = Path(__file__).parents[1] / "analyses"
 DATA = Path(__file__).parent / "data"

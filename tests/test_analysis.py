@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import GGNOperator, HessianOperator, Record, Task, analyze, iter_analyze
+from spectra.analysis.settings import Settings, sampled
 from spectra.errors import ArgumentError, DataError, NumericsError, OutOfMemory, SpectraError, TaskError
-from spectra.estimates import trace as plain_trace
 from spectra.krylov import slq as slq_room
 from spectra.krylov.probes import draw_probe
-from spectra.settings import Settings, sampled
+from spectra.spectrum.estimates import trace as plain_trace
 
 pytestmark = pytest.mark.usefixtures("float64")
 

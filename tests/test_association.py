@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spectra.association import associate
 from spectra.errors import ArgumentError
+from spectra.results.correlation import associate
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=30), RANDOM.normal(size=30)

@@ -7,7 +7,8 @@ from collections import UserDict, namedtuple
 import pytest
 import torch
 
-from spectra.batches import (
+from spectra.errors import ArgumentError, DataError
+from spectra.task.batches import (
     Rebatched,
     batch_digest,
     choose_rows,
@@ -18,7 +19,6 @@ from spectra.batches import (
     rows_of,
     tensors_of,
 )
-from spectra.errors import ArgumentError, DataError
 
 Pair = namedtuple("Pair", ["x", "y"])
 

@@ -11,10 +11,10 @@ from reference import probes_of
 from torch import nn
 
 from spectra import GGNOperator, HessianOperator, Task, analyze, slq
-from spectra.budget import NAMES, budgets_of, data_error
-from spectra.estimates import t_quantile
-from spectra.spectrum import Spectrum
-from spectra.storage.runfile import RunFile, load_trajectory
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.spectrum.error_budget import NAMES, budgets_of, data_error
+from spectra.spectrum.estimates import t_quantile
+from spectra.spectrum.spectrum import Spectrum
 
 N, BATCH = 240, 12
 

@@ -12,12 +12,12 @@ from reference import bulk_with_outliers, probes_of
 from run_files import SETTINGS, failed_record, make_record
 from scipy import stats
 
-from spectra.comparison import Arm, compare
-from spectra.distance import spectral_distance
 from spectra.errors import ArgumentError
-from spectra.exact.result import ExactTrace
-from spectra.records import Record
-from spectra.spectrum import Spectrum
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.record import Record
+from spectra.results.run_comparison import Arm, compare
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.wasserstein import spectral_distance
 
 VALUES = bulk_with_outliers(150, 0)
 

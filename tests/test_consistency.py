@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from reference import bulk_with_outliers, probes_of
 
-from spectra.consistency import DEFINED, RELATIONS, contradictions, reconciled
-from spectra.estimates import Estimate
-from spectra.spectrum import Spectrum
+from spectra.spectrum.consistency import DEFINED, RELATIONS, contradictions, reconciled
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.spectrum import Spectrum
 
 EIGENVALUES = np.concatenate([[9.0, -4.0, 2.0], np.linspace(-0.1, 0.3, 97)])
 

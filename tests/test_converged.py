@@ -7,11 +7,11 @@ import pytest
 from reference import probes_of, sphere_starts
 
 from spectra import DenseOperator, eigsh, slq
-from spectra.converged import find_converged
-from spectra.estimates import frobenius_norm, moment, trace, trace_function
-from spectra.quadrature import Quadrature
-from spectra.ranks import stable_rank
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.converged import find_converged
+from spectra.spectrum.estimates import frobenius_norm, moment, trace, trace_function
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.ranks import stable_rank
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 BULK = 0.01 * (1 + np.random.default_rng(0).uniform(-1, 1, 400))
 

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 from run_files import SETTINGS, make_record, make_spectrum
 
-import spectra.tridiagonal
-from spectra.density import span
-from spectra.plots.figures import save_figures
-from spectra.plots.moments import moments_of
-from spectra.plots.sheets import layer_figure
-from spectra.spectrum import Spectrum
-from spectra.storage.contents import Contents
-from spectra.storage.runfile import RunFile, load_trajectory
+import spectra.spectrum.tridiagonal
+from spectra.figures.figures import save_figures
+from spectra.figures.moments import moments_of
+from spectra.figures.sheets import layer_figure
+from spectra.results.storage.contents import Contents
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.spectrum.density import span
+from spectra.spectrum.spectrum import Spectrum
 from spectra_cli.main import main
 
 
@@ -34,7 +34,7 @@ def path(tmp_path_factory):
 def counted(monkeypatch):
     """How often estimates are computed and a matrix is diagonalised."""
     counts = {"estimates": 0, "eigh": 0}
-    estimates, eigh = Spectrum.estimates, spectra.tridiagonal.eigh_tridiagonal
+    estimates, eigh = Spectrum.estimates, spectra.spectrum.tridiagonal.eigh_tridiagonal
 
     def count_estimates(self):
         counts["estimates"] += 1
@@ -45,7 +45,7 @@ def counted(monkeypatch):
         return eigh(*arguments, **options)
 
     monkeypatch.setattr(Spectrum, "estimates", count_estimates)
-    monkeypatch.setattr(spectra.tridiagonal, "eigh_tridiagonal", count_eigh)
+    monkeypatch.setattr(spectra.spectrum.tridiagonal, "eigh_tridiagonal", count_eigh)
     return counts
 
 

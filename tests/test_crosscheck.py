@@ -11,7 +11,8 @@ import pytest
 from run_files import checks_of_probes
 from scipy import stats
 
-from spectra.crosscheck import (
+from spectra.errors import ArgumentError
+from spectra.results.trace_checks import (
     AGREES,
     DISAGREES,
     FRESH_PROBES,
@@ -24,9 +25,8 @@ from spectra.crosscheck import (
     too_few_probes,
     why_inconclusive,
 )
-from spectra.errors import ArgumentError
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 N = 60
 PIECES = {"a": 20, "b": 40}

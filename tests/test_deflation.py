@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from spectra import DenseOperator, Spectrum, eigsh, slq
-from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, NumericsError
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.eigenpairs import Eigenpairs
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 OUTLIERS = np.concatenate([np.linspace(-0.5, 1.0, 77), [20.0, 30.0, -25.0]])
 

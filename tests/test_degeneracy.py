@@ -9,11 +9,11 @@ import pytest
 from reference import bulk_with_outliers, lanczos, probes_of, sphere_starts
 from scipy.stats import beta
 
-from spectra.counts import RESOLUTION, least_fraction
-from spectra.degeneracy import closest, degeneracy_curve, rank_bound_ff, rank_degeneracy
 from spectra.errors import ArgumentError
-from spectra.quadrature import Quadrature
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.degeneracy import closest, degeneracy_curve, rank_bound_ff, rank_degeneracy
+from spectra.spectrum.fractions import RESOLUTION, least_fraction
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 

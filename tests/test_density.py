@@ -9,11 +9,11 @@ import pytest
 from reference import bulk_with_outliers, probes_of
 from scipy.stats import t as student
 
-from spectra import density
-from spectra.density import pyhessian_sigma
 from spectra.errors import ArgumentError
-from spectra.quadrature import Quadrature
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum import density
+from spectra.spectrum.density import pyhessian_sigma
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 
 def smooth(t, **options):

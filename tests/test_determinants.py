@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from reference import probes_of, sphere_starts
 
-from spectra import determinants
 from spectra.errors import ArgumentError
-from spectra.quadrature import Quadrature
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum import determinants
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 

@@ -9,9 +9,16 @@ import pytest
 from reference import bulk_with_outliers, lanczos, probes_of, sphere_starts
 from scipy import stats
 
-from spectra.differences import common_tolerance, difference, p_of, tensor_differences, welch_dof, why_not_paired
 from spectra.errors import ArgumentError
-from spectra.spectrum import Spectrum
+from spectra.spectrum.differences import (
+    common_tolerance,
+    difference,
+    p_of,
+    tensor_differences,
+    welch_dof,
+    why_not_paired,
+)
+from spectra.spectrum.spectrum import Spectrum
 
 N = 200
 

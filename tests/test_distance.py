@@ -10,9 +10,9 @@ from reference import bulk_with_outliers, probes_of
 from scipy import stats
 
 import spectra
-from spectra.distance import spectral_distance, wasserstein
 from spectra.errors import ArgumentError
-from spectra.spectrum import Spectrum
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.wasserstein import spectral_distance, wasserstein
 
 
 def spectrum(eigenvalues, *, steps: int = 15, probes: int = 6, seed: int = 0) -> Spectrum:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from reference import bulk_with_outliers, probes_of, sphere_starts
 
-from spectra.counts import RESOLUTION
-from spectra.distribution import cumulative, negative_curve, negative_mass
 from spectra.errors import ArgumentError
-from spectra.quadrature import Quadrature
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.cumulative import cumulative, negative_curve, negative_mass
+from spectra.spectrum.fractions import RESOLUTION
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from spectra import HessianOperator, Task, Tracker, load_trajectory, save_checkpoint
+from spectra.analysis.run import Listener, analyze_run
+from spectra.analysis.settings import Settings
 from spectra.errors import ArgumentError
 from spectra.krylov.eigsh import eigsh
 from spectra.operators.dense import DenseOperator
-from spectra.overlap import Overlap, overlap_of
-from spectra.run import Listener, analyze_run
-from spectra.settings import Settings
+from spectra.spectrum.overlap import Overlap, overlap_of
 
 ASKED = {"lanczos_steps": 5, "num_probes": 2, "width": 1, "check": False, "metrics": "none", "eigenpairs": 3}
 

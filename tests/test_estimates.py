@@ -10,11 +10,11 @@ import pytest
 from reference import probes_of, sphere_starts
 from scipy import stats
 
-from spectra import estimates
 from spectra.errors import ArgumentError, NumericsError
-from spectra.estimates import Estimate, mean_estimate, t_quantile
-from spectra.quadrature import Quadrature
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum import estimates
+from spectra.spectrum.estimates import Estimate, mean_estimate, t_quantile
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 

@@ -9,9 +9,9 @@ import pytest
 from reference import probes_of, sphere_starts
 from scipy.stats import beta
 
-from spectra.extremes import lambda_max, lambda_min, missed_fraction, spectral_norm
-from spectra.quadrature import Quadrature
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.extremes import lambda_max, lambda_min, missed_fraction, spectral_norm
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 

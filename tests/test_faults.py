@@ -10,14 +10,14 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-import spectra.analysis
+import spectra.analysis.analyze
+import spectra.analysis.validation
 import spectra.sharpness.bounds
 import spectra.sharpness.norms
-import spectra.verification
 from spectra import Task, analyze, load_trajectory, save_checkpoint
 from spectra.errors import ArgumentError, CheckpointError, DataError, NumericsError, SpectraError, TaskError
-from spectra.records import Record
-from spectra.storage.merging import merge
+from spectra.results.record import Record
+from spectra.results.storage.merge import merge
 from spectra_cli.main import main
 
 TASKS = """
@@ -40,10 +40,13 @@ KINDS = [
     KeyError("name"),
 ]
 PARTS = {
-    "the check of the traces": ("spectra.verification.exact_trace", {}),
+    "the check of the traces": ("spectra.analysis.validation.exact_trace", {}),
     "measure gradient_norm": ("spectra.sharpness.norms.gradient_norm", {"metrics": "gradient_norm"}),
     "the bounds": ("spectra.sharpness.suite.pac_bayes_bounds", {"bounds": True}),
-    "the exact spectrum": ("spectra.verification.exact_ggn_spectrum", {"exact_spectrum": 12, "operators": ("ggn",)}),
+    "the exact spectrum": (
+        "spectra.analysis.validation.exact_ggn_spectrum",
+        {"exact_spectrum": 12, "operators": ("ggn",)},
+    ),
 }
 
 
@@ -114,13 +117,13 @@ class FailsLater(nn.Module):
 @pytest.mark.parametrize("error", KINDS, ids=lambda error: type(error).__name__)
 def test_an_error_in_the_users_forward_pass_is_no_refusal(error, monkeypatch):
     model, x = FailsLater(), torch.randn(6, 3)
-    original = spectra.analysis.verify
+    original = spectra.analysis.analyze.verify
 
     def from_now_on(*args):
         model.error = error
         return original(*args)
 
-    monkeypatch.setattr(spectra.analysis, "verify", from_now_on)
+    monkeypatch.setattr(spectra.analysis.analyze, "verify", from_now_on)
     task = Task(model, nn.CrossEntropyLoss(), [(x, (x[:, 0] > 0).long())])
     (record,) = analyze(task, lanczos_steps=2, num_probes=2, metrics="gradient_norm")
     assert record.status == "unverified"
@@ -191,7 +194,7 @@ def analyze_both(*more: str):
 
 
 def broken(monkeypatch) -> None:
-    monkeypatch.setattr("spectra.verification.exact_trace", raising(RuntimeError("CUDA error\nassert")))
+    monkeypatch.setattr("spectra.analysis.validation.exact_trace", raising(RuntimeError("CUDA error\nassert")))
 
 
 def statuses() -> list[str]:
@@ -229,7 +232,7 @@ def test_a_failed_record_does_not_replace_an_unverified_one(here, monkeypatch):
         broken(patch)
         analyze_both()
     with monkeypatch.context() as patch:
-        patch.setattr("spectra.run.iter_analyze", raising(NumericsError("not now")))
+        patch.setattr("spectra.analysis.run.iter_analyze", raising(NumericsError("not now")))
         result = analyze_both()
     assert "not now; what the file has of it already is kept" in result.stderr
     assert statuses() == ["unverified", "unverified"]

@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import Task, analyze
-from spectra.crosscheck import compare
-from spectra.differences import difference
 from spectra.errors import ArgumentError
-from spectra.exact.result import ExactTrace
-from spectra.headline import Headline, exactly, is_exact
-from spectra.headline_difference import headline_difference
-from spectra.records import Trajectory
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.headline import Headline, exactly, is_exact
+from spectra.results.headline_difference import headline_difference
+from spectra.results.record import Trajectory
+from spectra.results.trace_checks import compare
+from spectra.spectrum.differences import difference
 
 LAYERS = {"conv.weight": 20.0, "conv.bias": 1.5, "fc.weight": 10.0}
 ALL = dict.fromkeys(LAYERS, True)

@@ -9,11 +9,11 @@ from run_files import make_record, make_spectrum
 from torch import nn
 
 from spectra import GGNOperator, Task, analyze, load_trajectory, save_checkpoint, slq
+from spectra.analysis.run import DataChoice, analyze_run
+from spectra.analysis.settings import Settings
 from spectra.errors import DataError, StorageError
 from spectra.operators.point import measure_point
-from spectra.run import DataChoice, analyze_run
-from spectra.settings import Settings
-from spectra.storage.runfile import RunFile
+from spectra.results.storage.runfile import RunFile
 from spectra.zoo.tasks import build_task
 
 QUICK = {"lanczos_steps": 6, "num_probes": 3}
@@ -144,7 +144,7 @@ def test_they_come_back_from_a_file(tmp_path):
 def test_damage_to_them_is_found(tmp_path):
     import h5py
 
-    from spectra.storage.hdf5 import read_record, write_record
+    from spectra.results.storage.record_codec import read_record, write_record
 
     with h5py.File(tmp_path / "one.h5", "w") as file:
         write_record(file.create_group("r"), make_record(test_spectrum=make_spectrum(1)))

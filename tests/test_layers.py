@@ -17,9 +17,9 @@ SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 
 # What a laptop without torch must be able to use: reading a file, its numbers, tables and figures, comparing runs.
 WITHOUT_TORCH = """
-    spectra.storage.runfile spectra.storage.merging spectra.storage.partial spectra.association spectra.comparison
-    spectra.spectrum_check spectra.eigenspaces spectra.krylov.probes spectra.presets spectra.sharpness.balancing
-    spectra.sharpness.catalogue spectra.sharpness.normalized spectra.plots.figures spectra.plots.compared
+    spectra.results.storage.runfile spectra.results.storage.merge spectra.results.storage.partial spectra.results.correlation spectra.results.run_comparison
+    spectra.results.spectrum_checks spectra.analysis.eigenspaces spectra.krylov.probes spectra.analysis.presets spectra.sharpness.balancing
+    spectra.results.measure_catalogue spectra.sharpness.normalized spectra.figures.figures spectra.figures.compared
     spectra_cli.compare spectra_cli.merge spectra_cli.metrics spectra_cli.plot spectra_cli.show
 """
 
@@ -98,10 +98,10 @@ def test_imports_within_functions_count_and_those_for_types_do_not(tmp_path):
     file = tmp_path / "up.py"
     file.write_text(
         "from typing import TYPE_CHECKING\n"
-        "if TYPE_CHECKING:\n    from spectra.run import Outcome\n"
-        "def f():\n    from spectra import analysis, Task\n    import spectra.task\n"
+        "if TYPE_CHECKING:\n    from spectra.analysis.run import Outcome\n"
+        "def f():\n    from spectra import analysis, Task\n    import spectra.task.task\n"
     )
-    assert imports_of(file) == [(5, "spectra.analysis"), (5, "spectra"), (6, "spectra.task")]
+    assert imports_of(file) == [(5, "spectra.analysis.analyze"), (5, "spectra"), (6, "spectra.task.task")]
 
 
 def fresh_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from spectra import Task, load_trajectory, save_checkpoint
-from spectra.run import Listener, analyze_run
-from spectra.settings import Settings
+from spectra.analysis.run import Listener, analyze_run
+from spectra.analysis.settings import Settings
 
 
 class Meter(Listener):

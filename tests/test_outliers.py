@@ -7,10 +7,10 @@ import pytest
 from reference import probes_of
 
 from spectra.errors import ArgumentError
-from spectra.outliers import outliers, top_log_product
-from spectra.quadrature import Quadrature
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.outliers import outliers, top_log_product
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 BULK = np.random.default_rng(0).normal(0.5, 0.1, 280)

@@ -12,13 +12,13 @@ from reference import bulk_with_outliers, probes_of, sphere_starts
 from run_files import make_record
 
 from spectra.errors import ArgumentError
-from spectra.plots import curve_sheets, figures
-from spectra.plots.curves import cumulative_grid, draw_cumulative, draw_dimension
-from spectra.plots.moments import moments_of
-from spectra.plots.style import style
-from spectra.records import Trajectory
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.figures import curve_sheets, figures
+from spectra.figures.curves import cumulative_grid, draw_cumulative, draw_dimension
+from spectra.figures.moments import moments_of
+from spectra.figures.style import style
+from spectra.results.record import Trajectory
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 INDEFINITE = bulk_with_outliers(600)
 # A null space, a bulk over decades, and outliers, as of a Gauss-Newton matrix.

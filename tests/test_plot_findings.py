@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from run_files import make_record
 from scipy.special import stdtrit
 
-from spectra.crosscheck import compare
 from spectra.errors import ArgumentError
-from spectra.exact.result import ExactTrace
-from spectra.plots import figures, findings
-from spectra.plots.style import style
-from spectra.records import Trajectory
-from spectra.sharpness.measure import Measure, not_measured
+from spectra.figures import figures, findings
+from spectra.figures.style import style
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.measure import Measure, not_measured
+from spectra.results.record import Trajectory
+from spectra.results.trace_checks import compare
 
 
 @pytest.fixture

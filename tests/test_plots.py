@@ -17,13 +17,13 @@ from reference import bulk_with_outliers, probes_of
 from run_files import TENSORS, failed_record, make_record, make_spectrum
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.estimates import Estimate
-from spectra.plots import draw, figures, sheets
-from spectra.plots.moments import axis_of, moments_of, values_over
-from spectra.plots.style import LOOKS, literal, style
-from spectra.records import Record, Trajectory
-from spectra.spectrum import Spectrum
-from spectra.trajectory import Values
+from spectra.figures import draw, figures, sheets
+from spectra.figures.moments import axis_of, moments_of, values_over
+from spectra.figures.style import LOOKS, literal, style
+from spectra.results.record import Record, Trajectory
+from spectra.results.trajectory import Values
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.spectrum import Spectrum
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -478,7 +478,7 @@ def test_the_settings_of_matplotlib_are_left_as_found_and_do_not_matter(tmp_path
 
 
 def test_neither_pyplot_nor_torch_is_imported():
-    code = "import sys, spectra.plots.figures; print([m for m in ('matplotlib.pyplot', 'torch') if m in sys.modules])"
+    code = "import sys, spectra.figures.figures; print([m for m in ('matplotlib.pyplot', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from run_files import make_record
 
-from spectra.comparison import Arm
-from spectra.exact.result import ExactTrace
-from spectra.plots import draw, over_training, sheets
-from spectra.plots.compared import comparison_figure
-from spectra.plots.moments import moments_of
-from spectra.plots.style import style
-from spectra.records import Trajectory
+from spectra.figures import draw, over_training, sheets
+from spectra.figures.compared import comparison_figure
+from spectra.figures.moments import moments_of
+from spectra.figures.style import style
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.record import Trajectory
+from spectra.results.run_comparison import Arm
 
 LAYERS = {"conv.weight": 20.0, "conv.bias": 1.5, "fc.weight": 10.0}
 

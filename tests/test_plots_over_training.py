@@ -8,14 +8,14 @@ from matplotlib.collections import QuadMesh
 from reference import bulk_with_outliers, lanczos, sphere_starts
 from run_files import failed_record, make_record
 
-from spectra.comparison import Arm
 from spectra.errors import ArgumentError
-from spectra.plots import figures, over_training
-from spectra.plots.compared import comparison_figure
-from spectra.plots.moments import moments_of
-from spectra.plots.style import style
-from spectra.records import Record, Trajectory
-from spectra.spectrum import Spectrum
+from spectra.figures import figures, over_training
+from spectra.figures.compared import comparison_figure
+from spectra.figures.moments import moments_of
+from spectra.figures.style import style
+from spectra.results.record import Record, Trajectory
+from spectra.results.run_comparison import Arm
+from spectra.spectrum.spectrum import Spectrum
 
 STARTS = sphere_starts(200, 4, 0)
 FACTS = {"loss": 1.0, "n_samples": 10, "n_parameters": 200}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import sphere_starts
 
-from spectra.population import population_error
+from spectra.spectrum.sampling_error import population_error
 
 
 def design(random: np.random.Generator, shape: tuple[int, ...], d: int) -> np.ndarray:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from spectra import Task, analyze
+from spectra.analysis.presets import filled
 from spectra.errors import ArgumentError
-from spectra.presets import filled
 
 
 @pytest.fixture(scope="module")

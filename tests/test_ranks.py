@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from reference import bulk_with_outliers, probes_of
 
-from spectra import ranks
-from spectra.quadrature import Quadrature
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum import ranks
+from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 ETA = 2.2e-16
 

@@ -10,9 +10,9 @@ import pytest
 from run_files import SETTINGS, failed_record, make_record, make_spectrum
 
 from spectra.errors import ArgumentError
-from spectra.estimates import Estimate
 from spectra.jsonable import dumps, to_jsonable
-from spectra.records import Identity, Record, Trajectory
+from spectra.results.record import Identity, Record, Trajectory
+from spectra.spectrum.estimates import Estimate
 
 # --- Record -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from spectra import Task, analyze, load_trajectory, save_checkpoint
-from spectra import run as run_room
+from spectra.analysis import run as run_room
+from spectra.analysis.run import DataChoice, Listener, analyze_run
+from spectra.analysis.settings import Settings
 from spectra.checkpoints import discovery
 from spectra.errors import (
     ArgumentError,
@@ -24,8 +26,6 @@ from spectra.errors import (
     TaskError,
 )
 from spectra.operators.ggn import GGNOperator
-from spectra.run import DataChoice, Listener, analyze_run
-from spectra.settings import Settings
 
 QUICK = Settings(lanczos_steps=4, num_probes=2)
 BOTH = Settings(operators=("hessian", "ggn"), lanczos_steps=4, num_probes=2)
@@ -368,7 +368,9 @@ def test_a_folder_that_may_not_be_written_to(run, out, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("spectra.storage.replacing.os.open", refuse)  # the tests may run as root, whom no mode binds
+    monkeypatch.setattr(
+        "spectra.results.storage.atomic_write.os.open", refuse
+    )  # the tests may run as root, whom no mode binds
     monkeypatch.setattr(run_room, "load_checkpoint", lambda *a, **k: pytest.fail("a checkpoint was read"))
     with pytest.raises(StorageError, match="permission denied; choose a folder that can be written to"):
         analyze_run(run, maker(), QUICK, out=out)

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from spectra import HessianOperator, Task, load_trajectory, save_checkpoint, snapshot
-from spectra.batches import tensors_of
+from spectra import HessianOperator, Task, load_trajectory, save_checkpoint
+from spectra.analysis.run import DataChoice, analyze_run
+from spectra.analysis.settings import Settings
 from spectra.errors import ArgumentError, DataError, StorageError
-from spectra.run import DataChoice, analyze_run
-from spectra.settings import Settings
-from spectra.snapshot import take_snapshot
+from spectra.task import snapshot
+from spectra.task.batches import tensors_of
+from spectra.task.snapshot import take_snapshot
 
 QUICK = Settings(lanczos_steps=4, num_probes=2)
 FROZEN = DataChoice(snapshot=True, data_seed=3)

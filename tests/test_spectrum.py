@@ -11,8 +11,8 @@ import pytest
 from reference import bulk_with_outliers, lanczos, probes_of, sphere_starts
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 NAMES = [
     "trace", "mean_eigenvalue", "second_moment", "frobenius_norm", "spectral_norm", "lambda_max", "lambda_min",
@@ -184,5 +184,5 @@ def test_what_cannot_be_a_spectrum_is_refused():
 
 
 def test_the_spectrum_needs_no_torch():
-    code = "import sys, spectra.spectrum; sys.exit('torch' in sys.modules or 'scipy.stats' in sys.modules)"
+    code = "import sys, spectra.spectrum.spectrum; sys.exit('torch' in sys.modules or 'scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

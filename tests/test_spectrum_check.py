@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from reference import probes_of
 
-from spectra.crosscheck import DISAGREES
-from spectra.exact.ggn_result import GGNSpectrum
-from spectra.spectrum import Spectrum
-from spectra.spectrum_check import check_spectrum, simulated_distances, wasserstein
+from spectra.results.spectrum_checks import check_spectrum, simulated_distances, wasserstein
+from spectra.results.trace_checks import DISAGREES
+from spectra.spectrum.exact_spectrum import GGNSpectrum
+from spectra.spectrum.spectrum import Spectrum
 
 VALUES = np.concatenate([np.geomspace(5.0, 1e-4, 60), np.zeros(140)])
 

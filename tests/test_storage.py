@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 from run_files import SETTINGS, failed_record, make_record
 
-import spectra.storage.replacing
-import spectra.storage.runfile
+import spectra.results.storage.atomic_write
+import spectra.results.storage.runfile
 from spectra.errors import StorageError
-from spectra.estimates import Estimate
-from spectra.estimates import trace as plain_trace
-from spectra.records import Identity
-from spectra.spectrum import Spectrum
-from spectra.storage.cells import checksum
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.tridiagonal import Tridiagonal
+from spectra.results.record import Identity
+from spectra.results.storage.attributes import checksum
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimates import trace as plain_trace
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 DATA = Path(__file__).parent / "data"
 
@@ -310,9 +310,9 @@ def test_a_failure_inside_an_append_changes_nothing(tmp_path, monkeypatch, place
             raise error
 
         if place == "write_record":
-            patch.setattr(spectra.storage.runfile, "write_record", fail)
+            patch.setattr(spectra.results.storage.runfile, "write_record", fail)
         elif place == "seal":
-            patch.setattr("spectra.storage.hdf5.seal", fail)
+            patch.setattr("spectra.results.storage.record_codec.seal", fail)
         elif place == "write":
             real = os.open
 
@@ -373,7 +373,7 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_the_file(tmp_path):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from run_files import SETTINGS, make_record
         from spectra.errors import StorageError
-        from spectra.storage.runfile import RunFile
+        from spectra.results.storage.runfile import RunFile
         run = RunFile.open({str(path)!r}, SETTINGS)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before)} + 1000, resource.RLIM_INFINITY))
@@ -396,7 +396,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from run_files import SETTINGS, make_record
-from spectra.storage.runfile import RunFile
+from spectra.results.storage.runfile import RunFile
 run = RunFile.open({str(path)!r}, SETTINGS)
 os.replace = lambda *_: os._exit(9)
 run.append(make_record(0))
@@ -404,7 +404,7 @@ run.append(make_record(0))
     assert subprocess.run([sys.executable, "-c", program]).returncode == 9
     (left,) = os.listdir(tmp_path)
     assert left.startswith(".run.h5.")
-    mine = tmp_path / spectra.storage.replacing._prefix(path)
+    mine = tmp_path / spectra.results.storage.atomic_write._prefix(path)
     others = [tmp_path / ".run.h5.another-host-1.part", tmp_path / "notes.part", Path(f"{mine}{os.getppid()}.part")]
     for other in others:
         other.write_bytes(b"x")
@@ -695,7 +695,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import spectra
 from run_files import SETTINGS, make_record
-from spectra.storage.runfile import RunFile
+from spectra.results.storage.runfile import RunFile
 t = spectra.load_trajectory({str(path)!r})
 t["hessian", "eval"].trace
 RunFile.open({str(path)!r}, SETTINGS).append(make_record(9))

@@ -29,9 +29,9 @@ from spectra import (
     iter_analyze,
     slq,
 )
-from spectra.exclusive import one_at_a_time
-from spectra.run import analyze_run
-from spectra.settings import Settings
+from spectra.analysis.run import analyze_run
+from spectra.analysis.settings import Settings
+from spectra.runtime.exclusive import one_at_a_time
 
 PATIENCE = 120.0  # seconds after which a thread that has not come back is taken for one that never will
 
@@ -272,7 +272,7 @@ def test_the_switches_of_torch_are_as_they_were(alone):
 
 
 def test_another_number_of_threads_is_not_seen_by_others(tmp_path):
-    from spectra.resuming import SameThreads
+    from spectra.analysis.resume import SameThreads
 
     counts = torch.get_num_threads()
     inside, leave, seen = threading.Event(), threading.Event(), []

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import spectra
 from spectra import Task, Tracker, analyze, load_trajectory
 from spectra.errors import ArgumentError, DataError, NumericsError, StorageError
-from spectra.storage import loading, runfile
+from spectra.results.storage import reader as loading
+from spectra.results.storage import runfile
 
 QUICK = {"lanczos_steps": 5, "num_probes": 2}
 

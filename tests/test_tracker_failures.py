@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from spectra import Task, Tracker, load_trajectory
-from spectra import tracker as tracker_module
+from spectra.analysis import tracker as tracker_module
 from spectra.errors import NumericsError, StorageError
-from spectra.storage import replacing
+from spectra.results.storage import atomic_write as replacing
 
 QUICK = {"lanczos_steps": 4, "num_probes": 2, "check": False, "metrics": "none"}
 
@@ -209,7 +209,7 @@ def test_an_error_of_spectra_itself_is_recorded_with_a_traceback(loop, monkeypat
         raise error
 
     if name == "Place":  # in the arithmetic of a record
-        name, where = "slq", __import__("spectra.analysis", fromlist=["slq"])
+        name, where = "slq", __import__("spectra.analysis.analyze", fromlist=["slq"])
     else:
         where = tracker_module
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "spectra"):
@@ -302,8 +302,8 @@ def test_a_write_that_fails_is_a_warning_and_the_next_call_tries_again(loop, mon
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "spectra"):
         patched.setattr(replacing, "replace_file", full)
         for module in ("runfile", "partial"):
-            patched.setattr(f"spectra.storage.{module}.replace_file", full, raising=False)
-        patched.setattr("spectra.storage.runfile.extend_file", full)
+            patched.setattr(f"spectra.results.storage.{module}.replace_file", full, raising=False)
+        patched.setattr("spectra.results.storage.runfile.extend_file", full)
         assert tracker(epoch=1)
     assert same(before, state(tracker.task))
     assert any("epoch 1" in message for message in caplog.messages)

@@ -10,11 +10,11 @@ import pytest
 from reference import bulk_with_outliers, lanczos, sphere_starts
 from run_files import failed_record, make_record
 
-from spectra import columns
 from spectra.errors import ArgumentError, MissingDependency
-from spectra.records import Trajectory
-from spectra.sharpness.measure import Measure
-from spectra.spectrum import Spectrum
+from spectra.results import tables as columns
+from spectra.results.measure import Measure
+from spectra.results.record import Trajectory
+from spectra.spectrum.spectrum import Spectrum
 
 SIZES = {"w": 150, "b": 50}
 

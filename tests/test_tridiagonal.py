@@ -7,7 +7,7 @@ import pytest
 from reference import lanczos, sphere_starts
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.tridiagonal import Tridiagonal
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 N = 60
 

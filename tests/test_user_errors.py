@@ -11,7 +11,7 @@ from torch import nn
 
 from spectra import GGNOperator, HessianOperator, Task, Tracker, gradient_norm
 from spectra.errors import DataError, TaskError
-from spectra.user_errors import batches_of, calling, place_of, words_of
+from spectra.task.user_errors import batches_of, calling, place_of, words_of
 
 X, Y = torch.ones(6, 4), torch.zeros(6).long()
 

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, analyze, exact_trace, iter_analyze, slq
-from spectra.allowance import Allowance, limited
-from spectra.crosscheck import DISAGREES
+from spectra.analysis.validation import verify
 from spectra.errors import NumericsError
-from spectra.sharing import shared_results
-from spectra.spectrum_check import check_spectrum
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.verification import verify
+from spectra.results.spectrum_checks import check_spectrum
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.results.trace_checks import DISAGREES
+from spectra.runtime.allowance import Allowance, limited
+from spectra.runtime.memo import shared_results
 
 
 def make_task(activation: nn.Module | None = None, batch_norm: bool = False) -> Task:
@@ -195,7 +195,7 @@ def test_a_disagreement_with_all_eigenvalues_counts_only_if_fresh_probes_find_it
         moved = exact if len(seen) > 1 else replace(exact, eigenvalues=1e3 * exact.eigenvalues)
         return check_spectrum(spectrum, moved, **how)
 
-    monkeypatch.setattr("spectra.verification.check_spectrum", shifted_at_first)
+    monkeypatch.setattr("spectra.analysis.validation.check_spectrum", shifted_at_first)
     (record,) = analyze(make_task(), operators="ggn", **options)
     assert not any(check.failed for check in record.checks)
     assert [spectrum.num_probes for spectrum in seen] == [3, 64]
@@ -315,7 +315,7 @@ def test_the_gauss_newton_matrix_is_not_compared_where_its_products_cost_too_muc
 
 
 def test_a_check_that_is_asked_for_is_made_whatever_it_costs(monkeypatch):
-    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+    monkeypatch.setattr("spectra.runtime.allowance.SMALL", 0.0)
     options = {"lanczos_steps": 1, "num_probes": 2, "metrics": "none"}
     (left_out,) = analyze(many_outputs(), **options)
     assert "left out" in left_out.exact.reasons[0]
@@ -326,7 +326,7 @@ def test_a_check_that_is_asked_for_is_made_whatever_it_costs(monkeypatch):
 
 
 def test_a_check_that_was_left_out_comes_back_from_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+    monkeypatch.setattr("spectra.runtime.allowance.SMALL", 0.0)
     records = [analyze(many_outputs(), lanczos_steps=m, num_probes=2, metrics="none")[0] for m in (1, 20)]
     with RunFile.open(tmp_path / "run.h5", {"seed": 0}) as run:
         run.append(records[0])

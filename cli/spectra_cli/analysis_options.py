@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from spectra.analysis.presets import PRESETS, departures, filled
+from spectra.analysis.run import DataChoice
+from spectra.analysis.settings import OPERATORS, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
-from spectra.presets import PRESETS, departures, filled
-from spectra.run import DataChoice
-from spectra.settings import OPERATORS, Settings
-from spectra.task import Task
+from spectra.task.task import Task
 from spectra_cli.grouped_help import grouped_option
 from spectra_cli.progress import DISPLAYS, RunDisplay
 from spectra_cli.task_source import TaskSource, resolve

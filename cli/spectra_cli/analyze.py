@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from spectra.analysis.run import analyze_run, check_output
 from spectra.checkpoints.discovery import find_checkpoints, in_training_order
 from spectra.checkpoints.selection import select, shard
-from spectra.run import analyze_run, check_output
-from spectra.storage.merging import part_path
+from spectra.results.storage.merge import part_path
 from spectra_cli.analysis_options import Request, analysis_options
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted

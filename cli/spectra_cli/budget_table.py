@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from spectra.budget import ADVICE, Budget
-from spectra.headline import is_exact
-from spectra.records import Record
+from spectra.results.headline import is_exact
+from spectra.results.record import Record
+from spectra.spectrum.error_budget import ADVICE, Budget
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import plain
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import click
 
-from spectra.comparison import Arm, Comparison, compare
 from spectra.errors import ArgumentError
-from spectra.records import Record, Series, Trajectory
-from spectra.storage.replacing import replace_file
-from spectra.storage.runfile import load_trajectory
+from spectra.results.record import Record, Series, Trajectory
+from spectra.results.run_comparison import Arm, Comparison, compare
+from spectra.results.storage.atomic_write import replace_file
+from spectra.results.storage.runfile import load_trajectory
 from spectra_cli.comparison_table import print_comparison
 from spectra_cli.layout import make_console
 from spectra_cli.terminal import escaped_row, say
@@ -172,9 +172,9 @@ def write_csv(found: Comparison) -> None:
 
 
 def _draw(arms: Iterable[Arm], series: dict[str, list[Series]], path: Path) -> None:
-    from spectra.plots.compared import comparison_figure
-    from spectra.plots.figures import rendered
-    from spectra.plots.style import style
+    from spectra.figures.compared import comparison_figure
+    from spectra.figures.figures import rendered
+    from spectra.figures.style import style
 
     with style():
         replace_file(path, rendered(comparison_figure(list(arms), series), path.suffix[1:]))

@@ -7,8 +7,8 @@ from math import isfinite, isnan
 
 from rich.console import Console
 
-from spectra.comparison import FACTS, Cell, Comparison, Contrast
-from spectra.headline import EXACT
+from spectra.results.headline import EXACT
+from spectra.results.run_comparison import FACTS, Cell, Comparison, Contrast
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import as_range, in_short, interval, plain, rounded, with_error
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from spectra.analysis.run import DataChoice, analyze_run
+from spectra.analysis.settings import Settings
 from spectra.errors import StorageError
-from spectra.plots.figures import save_figures
-from spectra.run import DataChoice, analyze_run
-from spectra.settings import Settings
-from spectra.storage.runfile import load_trajectory
+from spectra.figures.figures import save_figures
+from spectra.results.storage.runfile import load_trajectory
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import Epoch, train
 from spectra_cli import terminal

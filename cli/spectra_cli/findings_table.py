@@ -7,11 +7,11 @@ from collections import Counter
 
 from rich.console import Console
 
-from spectra.crosscheck import INCONCLUSIVE, VERDICTS, can_tell, too_few_probes, why_inconclusive
-from spectra.exact.result import ExactTrace
-from spectra.headline import is_exact
-from spectra.records import Record
-from spectra.sharpness.measure import Measure
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.headline import is_exact
+from spectra.results.measure import Measure
+from spectra.results.record import Record
+from spectra.results.trace_checks import INCONCLUSIVE, VERDICTS, can_tell, too_few_probes, why_inconclusive
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import plain, rounded, with_error
 

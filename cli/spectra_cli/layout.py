@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spectra.errors import escaped
-from spectra.records import Record, Trajectory
+from spectra.results.record import Record, Trajectory
 from spectra_cli.console import SafeConsole
 from spectra_cli.numbers import plain
 

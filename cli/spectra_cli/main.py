@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from spectra.errors import SpectraError, escaped
-from spectra.user_errors import place_of
+from spectra.task.user_errors import place_of
 from spectra.version import __version__
 from spectra_cli.terminal import say
 

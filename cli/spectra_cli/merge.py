@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from spectra.errors import ArgumentError
-from spectra.storage.merging import merge
+from spectra.results.storage.merge import merge
 from spectra_cli.terminal import say
 
 

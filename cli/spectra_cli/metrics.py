@@ -6,7 +6,7 @@ import json
 
 import click
 
-from spectra.sharpness.catalogue import CATALOGUE
+from spectra.results.measure_catalogue import CATALOGUE
 from spectra_cli.layout import make_console, new_table, print_line
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from spectra.estimates import Estimate
-from spectra.headline import EXACT, is_exact
+from spectra.results.headline import EXACT, is_exact
+from spectra.spectrum.estimates import Estimate
 
 #: From here on, and below its inverse, numbers are written with a power of ten.
 _LARGE = 1e6

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from spectra.errors import ArgumentError
-from spectra.estimates import Estimate
-from spectra.records import Record
-from spectra.spectrum import Spectrum
+from spectra.results.record import Record
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.spectrum import Spectrum
 
 #: What may be asked for -> what it means, and the quantities at a value, by name.
 _Quantities = dict[str, Callable[[Spectrum, float], Estimate]]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from spectra.plots.figures import FORMATS, KINDS, save_figures
-from spectra.storage.runfile import load_trajectory
+from spectra.figures.figures import FORMATS, KINDS, save_figures
+from spectra.results.storage.runfile import load_trajectory
 from spectra_cli.show import select
 from spectra_cli.terminal import say
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from spectra.records import Record
+from spectra.results.record import Record
 from spectra_cli.layout import new_table, print_line
 from spectra_cli.numbers import in_short, plain
 

@@ -13,10 +13,10 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from spectra.analysis.run import Listener
 from spectra.errors import escaped
 from spectra.jsonable import dumps
-from spectra.records import Place, Record
-from spectra.run import Listener
+from spectra.results.record import Place, Record
 from spectra_cli.console import SafeConsole
 from spectra_cli.phase_clock import Phase, PhaseClock
 

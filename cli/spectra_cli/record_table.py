@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from spectra.estimates import Estimate
-from spectra.records import Record
+from spectra.results.record import Record
+from spectra.spectrum.estimates import Estimate
 from spectra_cli.budget_table import limited_by, print_advice, print_budgets
 from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_notes, print_pairs

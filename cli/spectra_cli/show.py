@@ -13,8 +13,8 @@ import click
 
 from spectra.errors import ArgumentError
 from spectra.jsonable import to_jsonable
-from spectra.records import Record, Trajectory
-from spectra.storage.runfile import load_trajectory
+from spectra.results.record import Record, Trajectory
+from spectra.results.storage.runfile import load_trajectory
 from spectra_cli.budget_table import print_budgets
 from spectra_cli.layout import make_console, print_heading
 from spectra_cli.on_request import HELP, parse_asks, quantities_at

@@ -6,8 +6,8 @@ from math import isnan
 
 from rich.console import Console
 
-from spectra.headline import is_exact
-from spectra.records import Record
+from spectra.results.headline import is_exact
+from spectra.results.record import Record
 from spectra_cli.budget_table import limited_by, print_budgets
 from spectra_cli.findings_table import checks_in_words, measure_in_short, second_trace
 from spectra_cli.layout import FEW_NOTES, new_table, print_line, print_notes, print_pairs

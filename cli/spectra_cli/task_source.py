@@ -28,7 +28,7 @@ from spectra_cli.user_code import Typed, bind, call, import_file, import_module,
 
 if TYPE_CHECKING:
     from spectra.checkpoints.checkpoint import Checkpoint
-    from spectra.task import Task
+    from spectra.task.task import Task
 
 VARIABLE = "SPECTRA_TOML"  # of the environment
 #: Called with the path of ``spectra.toml``, the file or module that it names (None: none) and the function or task.

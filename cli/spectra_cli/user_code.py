@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectra.errors import SpectraError, TaskError
-from spectra.user_errors import place_of, words_of
+from spectra.task.user_errors import place_of, words_of
 
 if TYPE_CHECKING:
-    from spectra.task import Task
+    from spectra.task.task import Task
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def call(function: Callable[..., Any], args: Mapping[str, Any], spec: str, home:
     Raises:
         TaskError: it raises, or returns something else than a Task.
     """
-    from spectra.task import Task
+    from spectra.task.task import Task
 
     with _first_on_path(home), _one_line(spec, None):
         made = function(**args)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from spectra.analysis.run import analyze_run, check_output
 from spectra.checkpoints.watching import arriving
-from spectra.run import analyze_run, check_output
 from spectra_cli.analysis_options import Request, analysis_options
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted

@@ -28,8 +28,8 @@ from spectra.checkpoints.rawfile import read_hashed
 from spectra.checkpoints.shards import is_index, read_shards
 from spectra.checkpoints.sidecars import ADAPTER_CONFIG, adapter_config
 from spectra.errors import ArgumentError, CheckpointError, escaped
-from spectra.storage.regular import mode_of_regular
-from spectra.storage.replacing import temporary_file
+from spectra.results.storage.atomic_write import temporary_file
+from spectra.results.storage.safe_open import mode_of_regular
 
 __all__ = [
     "Checkpoint",

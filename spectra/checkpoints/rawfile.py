@@ -25,7 +25,7 @@ import torch
 from spectra.checkpoints.bounds import check_total, limits_of
 from spectra.checkpoints.unpickling import restricted
 from spectra.errors import CheckpointError, MissingDependency, escaped
-from spectra.exclusive import one_at_a_time
+from spectra.runtime.exclusive import one_at_a_time
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import torch
 from spectra.checkpoints.numpy_values import PickledArray, PickledDtype
 from spectra.checkpoints.rebuilding import Limits, Named, allowed, plain_key
 from spectra.errors import CheckpointError
-from spectra.exclusive import one_at_a_time
+from spectra.runtime.exclusive import one_at_a_time
 
 #: Those that torch.save writes. An opcode that is not here is refused.
 _OPCODES = (

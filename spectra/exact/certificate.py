@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.batches import choose_rows, join, rows_of
 from spectra.errors import SpectraError
 from spectra.exact.capture import Recorder
 from spectra.exact.factors import outputs_of
-from spectra.faults import is_limit, refusal_in
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype
 from spectra.operators.jacobian import slope_of
-from spectra.phases import part, phase
+from spectra.runtime.faults import is_limit, refusal_in
+from spectra.runtime.phases import part, phase
+from spectra.task.batches import choose_rows, join, rows_of
 
 # Rows looked at: fewer where there are many tensors, since each of them costs a few passes over these rows.
 ROWS, FEWEST_ROWS, ROWS_TIMES_TENSORS = 16, 4, 256

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra import reduction
-from spectra.batches import tensors_of
 from spectra.errors import TaskError
 from spectra.operators.function import LossFunction
 from spectra.operators.jacobian import slope_of
+from spectra.task import averaging as reduction
+from spectra.task.batches import tensors_of
 
 # The largest block that is factored without knowing its structure: its eigenvectors take M^2 numbers per sample.
 LARGEST_BLOCK = 256

@@ -16,18 +16,18 @@ import torch
 
 from spectra.errors import ArgumentError, DataError, NumericsError, TaskError
 from spectra.exact.capture import Use
-from spectra.exact.ggn_result import GGNSpectrum
 from spectra.exact.gradients import bias_rows, embedding_rows, is_vector, numbers_of, units_of, weight_rows
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.samples import SampleGradients
-from spectra.exclusive import exclusively
-from spectra.memory import available_bytes, in_words
 from spectra.operators.checks import check_loss, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
 from spectra.operators.recalibration import recalibrate
-from spectra.task import Task
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.memory import available_bytes, in_words
+from spectra.spectrum.exact_spectrum import GGNSpectrum
+from spectra.task.task import Task
 
 #: More columns than this are refused unless a limit is given: the eigenvalues of a matrix of this size take a minute.
 LIMIT = 6000

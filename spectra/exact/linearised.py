@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.batches import rows_of
 from spectra.errors import TaskError
 from spectra.exact.capture import Recorder, Use, checked, separated
 from spectra.exact.factors import Factor, Layout, factor_of, outputs_of
 from spectra.exact.layers import Sums, squares
 from spectra.exact.samples import SampleGradients
-from spectra.memory import available_bytes
 from spectra.operators.function import LossFunction
-from spectra.reduction import kind_of
-from spectra.task import Task
+from spectra.runtime.memory import available_bytes
+from spectra.task.averaging import kind_of
+from spectra.task.batches import rows_of
+from spectra.task.task import Task
 
 # For each shape of the calls of a forward pass: the parameters whose uses were believed, and those that are left over.
 Plans = dict[Any, tuple[set[int], set[int]]]

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.errors import TaskError
 from spectra.exact.factors import Layout, outputs_of
 from spectra.exact.layers import Sums, of_gradients
-from spectra.memory import available_bytes
 from spectra.operators.function import LossFunction
+from spectra.runtime.memory import available_bytes
+from spectra.task.batches import choose_rows, map_tensors, rows_of
 
 
 @dataclass(frozen=True)

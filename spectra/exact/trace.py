@@ -18,21 +18,21 @@ from typing import Any
 
 import torch
 
-from spectra.allowance import FEWEST_DRAWS, OverBudget, affordable, cost, spend
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.certificate import Certificate, certify, passes_of
 from spectra.exact.linearised import Linearised, Plans, linearise
-from spectra.exact.result import ExactDiagonal, ExactTrace
-from spectra.exclusive import exclusively
-from spectra.faults import refusal_in
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
 from spectra.operators.recalibration import recalibrate
-from spectra.phases import phase
-from spectra.sharing import remembered
-from spectra.task import Task
+from spectra.results.exact_trace import ExactDiagonal, ExactTrace
+from spectra.runtime.allowance import FEWEST_DRAWS, OverBudget, affordable, cost, spend
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.faults import refusal_in
+from spectra.runtime.memo import remembered
+from spectra.runtime.phases import phase
+from spectra.task.task import Task
 
 # With more columns than this the gradients are drawn, unless method="exact" asks for all of them.
 MANY_COLUMNS = 50
@@ -57,7 +57,7 @@ def exact_trace(
 
     Cost: one forward pass and ``C - 1`` back-propagations over the data for ``C`` classes, none of which forms the
     gradient of a single sample for a linear layer; no variance. In an analysis that limits what optional work may cost
-    (:mod:`spectra.allowance`), fewer draws are taken, or draws in place of all columns, where the rest does not fit.
+    (``runtime.allowance``), fewer draws are taken, or draws in place of all columns, where the rest does not fit.
 
     Args:
         task: the task. Its ``l2`` is included: ``l2`` times the number of entries.

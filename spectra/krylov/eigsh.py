@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
-from spectra.eigenpairs import WHICH, Eigenpairs
 from spectra.errors import ArgumentError, OutOfMemory
-from spectra.exclusive import exclusively
-from spectra.krylov.basis import Basis
 from spectra.krylov.lanczos import Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_start
-from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
-from spectra.tridiagonal import Tridiagonal
+from spectra.operators.krylov_basis import Basis
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.memory import available_bytes, in_words
+from spectra.spectrum.eigenpairs import WHICH, Eigenpairs
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 _BLOCK = 8  # vectors multiplied at a time when residuals are measured
 _SURE = 10  # steps that a start takes before its Ritz values are believed, unless the noise ends it sooner

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.estimates import Estimate, mean_estimate
-from spectra.exclusive import exclusively
 from spectra.krylov.probes import draw_start
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
+from spectra.runtime.exclusive import exclusively
+from spectra.spectrum.estimates import Estimate, mean_estimate
 
 _BLOCK = 8  # vectors multiplied at a time
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from spectra.errors import NumericsError
-from spectra.exclusive import exclusively, one_at_a_time
-from spectra.krylov.basis import Basis
 from spectra.operators.base import Parts, SymmetricOperator
-from spectra.tridiagonal import Tridiagonal
+from spectra.operators.krylov_basis import Basis
+from spectra.runtime.exclusive import exclusively, one_at_a_time
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 
 @dataclass(frozen=True)

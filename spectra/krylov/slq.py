@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectra.eigenpairs import Eigenpairs
 from spectra.errors import ArgumentError, NumericsError, OutOfMemory
-from spectra.exclusive import exclusively
 from spectra.krylov.lanczos import Halfway, Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
-from spectra.memory import available_bytes, in_words
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
-from spectra.spectrum import Spectrum
-from spectra.tridiagonal import Tridiagonal
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.memory import available_bytes, in_words
+from spectra.spectrum.eigenpairs import Eigenpairs
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 _LARGEST = 1e153  # a tenth of the number whose square is the largest float64: intervals reach beyond the values
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.operators.function import LossFunction
+from spectra.task.batches import choose_rows, map_tensors, rows_of
 
 
 def whole_and_parts(

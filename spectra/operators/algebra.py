@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError
-from spectra.krylov.basis import Basis
 from spectra.operators.base import Combination, SymmetricOperator, norm_estimate, relative_noise
+from spectra.operators.krylov_basis import Basis
 
 # How far the vectors of a deflation may be from orthonormal: the largest entry of |V'V - I|.
 _ORTHONORMAL = {torch.float32: 1e-5, torch.float64: 1e-10}

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from spectra.batches import map_tensors
 from spectra.errors import DataError, NumericsError, TaskError
 from spectra.operators.additivity import whole_and_parts
 from spectra.operators.finite_differences import check_by_differences
@@ -17,9 +16,10 @@ from spectra.operators.graph import carried_dtype, dtype_name, leaves_of, nodes_
 from spectra.operators.jacobian import why_inseparable
 from spectra.operators.modes import batch_norm_layers, couples_samples
 from spectra.operators.shapes import NO_BACKWARD, WatchedCalls, check_shapes, make_pairs, shapes_in_words
-from spectra.sharing import remembered
-from spectra.survey import Survey
-from spectra.task import Task
+from spectra.runtime.memo import remembered
+from spectra.task.batches import map_tensors
+from spectra.task.data_summary import Survey
+from spectra.task.task import Task
 
 # How well two parts of a batch add up to the whole, relative to their sizes, at the precision that the loss has.
 _ADDITIVE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -125,7 +125,7 @@ class _Look:
 
 
 def check_loss_once(function: LossFunction, survey: Survey, *, split: bool = False, **what: bool) -> None:
-    """As :func:`check_loss`; in a block of :func:`spectra.sharing.shared_results` once for a network and its loss.
+    """As :func:`check_loss`; in a block of :func:`spectra.runtime.memo.shared_results` once for a network and its loss.
 
     What the check notes on one function is noted on the next as well.
     """

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.exclusive import exclusively
 from spectra.operators.base import Parts, SymmetricOperator
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
@@ -24,7 +23,8 @@ from spectra.operators.modes import batch_norm_layers
 from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
-from spectra.task import Task
+from spectra.runtime.exclusive import exclusively
+from spectra.task.task import Task
 
 # Enough to tell how the data scatter, and few enough to be kept with every record.
 _MOST_GROUPS = 64

@@ -16,7 +16,7 @@ from spectra.operators.graph import dtype_name
 from spectra.operators.modes import couples_samples
 from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
-from spectra.task import Task
+from spectra.task.task import Task
 
 # Losses that repeat agree to this, relative to the loss; above it the network is random.
 _REPEATS = {torch.float32: 1e-4, torch.float64: 1e-9}

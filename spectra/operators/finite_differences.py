@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from spectra.batches import choose_rows, rows_of
 from spectra.errors import TaskError
-from spectra.faults import is_limit, is_refusal
 from spectra.operators.function import LossFunction
+from spectra.runtime.faults import is_limit, is_refusal
+from spectra.task.batches import choose_rows, rows_of
 
 _CLOSE = 1e-3  # relative; truncation of the difference included
 _ROUNDINGS = 10  # of the loss or its gradient, that a difference of two may hold

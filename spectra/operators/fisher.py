@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from spectra.batches import choose_rows, rows_of
 from spectra.errors import TaskError
 from spectra.operators.curvature import CurvatureOperator, Product
 from spectra.operators.jacobian import Jacobian, slope_of
 from spectra.operators.modes import batch_norm_layers, couples_samples
-from spectra.task import Task
+from spectra.task.batches import choose_rows, rows_of
+from spectra.task.task import Task
 
 # Rows whose weights must add up to that of the batch, to rounding.
 _ADDITIVE = 1e-6
@@ -50,7 +50,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
 
     Example:
         >>> import torch
-        >>> from spectra.task import Task
+        >>> from spectra.task.task import Task
         >>> x, y = torch.eye(2, dtype=torch.float64), torch.tensor([[1.0], [3.0]], dtype=torch.float64)
         >>> model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
         >>> _ = torch.nn.init.zeros_(model.weight)

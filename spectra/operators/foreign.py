@@ -15,7 +15,7 @@ from scipy import sparse
 from spectra.errors import ArgumentError, NumericsError
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.dense import DenseOperator
-from spectra.user_errors import calling, words_of
+from spectra.task.user_errors import calling, words_of
 
 # Above this, two products that must be equal are not merely rounded.
 _FAULT = 1e-3

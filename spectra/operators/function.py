@@ -17,12 +17,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
-from spectra.batches import map_tensors
 from spectra.errors import ArgumentError, NumericsError, TaskError
-from spectra.exclusive import exclusively
 from spectra.operators.modes import check_bn_mode, exact_arithmetic, layer_modes
 from spectra.operators.written_out import WrittenOut
-from spectra.task import Task
+from spectra.runtime.exclusive import exclusively
+from spectra.task.batches import map_tensors
+from spectra.task.task import Task
 
 _REAL = (torch.float32, torch.float64)
 

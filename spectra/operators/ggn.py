@@ -10,8 +10,8 @@ import torch
 from spectra.errors import TaskError
 from spectra.operators.curvature import CurvatureOperator, Product
 from spectra.operators.jacobian import Jacobian, slope_of
-from spectra.reduction import is_convex
-from spectra.task import Task
+from spectra.task.averaging import is_convex
+from spectra.task.task import Task
 
 
 class GGNOperator(CurvatureOperator):

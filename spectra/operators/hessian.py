@@ -21,7 +21,7 @@ class HessianOperator(CurvatureOperator):
 
     Example:
         >>> import torch
-        >>> from spectra.task import Task
+        >>> from spectra.task.task import Task
         >>> x, y = torch.eye(3, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
         >>> model = torch.nn.Linear(3, 1, bias=False, dtype=torch.float64)
         >>> H = HessianOperator(Task(model, torch.nn.MSELoss(), [(x, y)]))

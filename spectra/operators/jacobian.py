@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from spectra.batches import map_tensors, tensors_of
 from spectra.errors import TaskError
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import leaves_of
+from spectra.task.batches import map_tensors, tensors_of
 
 
 class Jacobian:

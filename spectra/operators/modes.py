@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spectra.errors import ArgumentError
-from spectra.exclusive import one_at_a_time
-from spectra.randomness import random_state_kept
+from spectra.runtime.exclusive import one_at_a_time
+from spectra.runtime.rng_state import random_state_kept
 
 BN_MODES = ("eval", "recalibrated", "train")
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from spectra.batches import tensors_of
 from spectra.errors import DataError
-from spectra.memory import available_bytes
 from spectra.operators.function import LossFunction
+from spectra.runtime.memory import available_bytes
+from spectra.task.batches import tensors_of
 
 
 class Passes:

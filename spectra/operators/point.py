@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.batches import tensors_of
 from spectra.errors import NumericsError, TaskError
 from spectra.operators.curvature import CurvatureOperator
-from spectra.reduction import ignored_class, kind_of
+from spectra.task.averaging import ignored_class, kind_of
+from spectra.task.batches import tensors_of
 
 Facts = dict[str, float | int | None]
 

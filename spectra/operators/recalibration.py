@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from spectra.batches import rows_of
 from spectra.operators.function import LossFunction
 from spectra.operators.modes import batch_norm_layers
+from spectra.task.batches import rows_of
 
 
 def recalibrate(function: LossFunction) -> None:

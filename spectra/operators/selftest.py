@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spectra.batches import choose_rows, rows_of
 from spectra.errors import NumericsError, TaskError
-from spectra.faults import is_limit, is_refusal
 from spectra.operators.graph import dtype_name
 from spectra.operators.modes import couples_samples
-from spectra.phases import phase
+from spectra.runtime.faults import is_limit, is_refusal
+from spectra.runtime.phases import phase
+from spectra.task.batches import choose_rows, rows_of
 
 if TYPE_CHECKING:
     from spectra.operators.curvature import CurvatureOperator

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from spectra.errors import TaskError
-from spectra.reduction import describe, is_elementwise
+from spectra.task.averaging import describe, is_elementwise
 
 _ELEMENTWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 NO_BACKWARD = (

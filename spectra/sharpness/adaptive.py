@@ -13,12 +13,12 @@ import math
 import torch
 
 from spectra.errors import ArgumentError
-from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
+from spectra.results.measure import Measure, remarked
+from spectra.runtime.exclusive import exclusively
 from spectra.sharpness.ascent import Ball, check_counts, climb
 from spectra.sharpness.draws import gaussian, moments_of
-from spectra.sharpness.measure import Measure, remarked
-from spectra.task import Task
+from spectra.task.task import Task
 
 FORMS = ("average", "worst")
 

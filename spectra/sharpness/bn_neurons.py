@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from spectra.exclusive import exclusively
-from spectra.randomness import random_state
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.rng_state import random_state
 
 _FORWARD = {F.linear: 0, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # and the number of spatial dimensions
 _TRANSPOSED = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}

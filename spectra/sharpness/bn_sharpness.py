@@ -12,13 +12,13 @@ import math
 from dataclasses import replace
 
 from spectra.errors import ArgumentError, TaskError
-from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
+from spectra.results.measure import Measure
+from spectra.runtime.exclusive import exclusively
 from spectra.sharpness.bn_neurons import Neurons, find_neurons
 from spectra.sharpness.interval import Interval
-from spectra.sharpness.measure import Measure
 from spectra.sharpness.search import Search
-from spectra.task import Task
+from spectra.task.task import Task
 
 METHODS = ("power", "riemannian")
 GRADIENTS = ("quadrature", "two-point")

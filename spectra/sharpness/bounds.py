@@ -29,15 +29,15 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
-from spectra.exclusive import exclusively
-from spectra.faults import refusal_in
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
+from spectra.results.measure import Measure, not_measured
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.faults import refusal_in
 from spectra.sharpness.balancing import Array
 from spectra.sharpness.layouts import weight_layouts
-from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.normalized import fisher_rao_from_diagonal, penalised_parameter_wise
-from spectra.task import Task
+from spectra.task.task import Task
 
 NAMES = ("bound_units", "bound_matrices", "bound_parameters")
 LAMBDAS = 2.0 ** (np.arange(61) / 2)  # Lambda: 1 to 2^30

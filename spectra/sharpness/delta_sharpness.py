@@ -11,13 +11,13 @@ import math
 
 import torch
 
-from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
+from spectra.results.measure import Measure, not_measured, remarked
+from spectra.runtime.exclusive import exclusively
 from spectra.sharpness.ascent import Ball, Summit, check_counts, climb
 from spectra.sharpness.draws import gaussian, moments_of
 from spectra.sharpness.interval import check_delta_and_p
-from spectra.sharpness.measure import Measure, not_measured, remarked
-from spectra.task import Task
+from spectra.task.task import Task
 
 
 @exclusively

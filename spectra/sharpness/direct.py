@@ -17,16 +17,16 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
-from spectra.exclusive import exclusively
-from spectra.faults import refusal_in
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
+from spectra.results.measure import Measure, not_measured, remarked
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.faults import refusal_in
 from spectra.sharpness.ascent import check_counts
 from spectra.sharpness.balancing import Array, Link, balance
 from spectra.sharpness.draws import gaussian, moments_of
 from spectra.sharpness.layouts import Layout, weight_layouts
-from spectra.sharpness.measure import Measure, not_measured, remarked
-from spectra.task import Task
+from spectra.task.task import Task
 
 FORM = "direct"
 # Part of the mean of H_ij W_ij^2 that is added to each H_ij W_ij^2 for the start, so that no scale begins at infinity.

@@ -16,7 +16,7 @@ import torch
 from spectra.errors import ArgumentError
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.hessian import HessianOperator
-from spectra.task import Task
+from spectra.task.task import Task
 
 METHODS = ("probes", "na", "ni")
 

@@ -10,15 +10,15 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.linearised import Plans, linearise
-from spectra.exact.result import ExactDiagonal
 from spectra.exact.trace import exact_diagonal
-from spectra.exclusive import exclusively
-from spectra.faults import refusal_in
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.jacobian import slope_of
 from spectra.operators.modes import check_bn_mode
-from spectra.sharpness.measure import Measure, not_measured
-from spectra.task import Task
+from spectra.results.exact_trace import ExactDiagonal
+from spectra.results.measure import Measure, not_measured
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.faults import refusal_in
+from spectra.task.task import Task
 
 FORMS = ("diagonal", "liang", "hessian")
 

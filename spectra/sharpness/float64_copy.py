@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.batches import choose_rows, map_tensors, rows_of
 from spectra.errors import DataError, TaskError
-from spectra.faults import is_limit, refusal_in
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype
 from spectra.operators.modes import exact_arithmetic
 from spectra.operators.recalibration import recalibrate
-from spectra.randomness import random_state_kept
-from spectra.task import Task
+from spectra.runtime.faults import is_limit, refusal_in
+from spectra.runtime.rng_state import random_state_kept
+from spectra.task.batches import choose_rows, map_tensors, rows_of
+from spectra.task.task import Task
 
 SAMPLES = 8  # a statement about the network's function needs few
 _ROUNDINGS = 100  # of float32, by which outputs that pass through it may differ

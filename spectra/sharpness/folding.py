@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from spectra.errors import TaskError
 from spectra.operators.modes import batch_norm_layers
 from spectra.sharpness.float64_copy import difference, few_samples, float64_copy, leaves, outputs
-from spectra.task import Task
+from spectra.task.task import Task
 
 SAME = 1e-9  # the largest relative difference in float64 of outputs that are called the same
 

@@ -26,19 +26,19 @@ from torch.nn import functional as F
 from spectra.errors import ArgumentError, NumericsError, SpectraError, TaskError
 from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
-from spectra.exclusive import exclusively
-from spectra.faults import is_limit, refusal_in
 from spectra.operators.modes import check_bn_mode
-from spectra.reduction import averaging_of
+from spectra.results.measure import Measure, not_measured
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.faults import is_limit, refusal_in
 from spectra.sharpness.drawn_diagonals import METHODS, DrawnDiagonal, drawn_diagonal
-from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.minimum import Homogeneous, minimum_of_traces, prepare_rescaling
 from spectra.sharpness.node_wise import FORM as NODE_WISE
 from spectra.sharpness.node_wise import chain_of, minimum_of_diagonals
 from spectra.sharpness.normalized import check_options
 from spectra.sharpness.per_layer import matrix_normalized_of_traces, normalized_of_diagonals
 from spectra.sharpness.train_part import train_mode_part
-from spectra.task import Task
+from spectra.task.averaging import averaging_of
+from spectra.task.task import Task
 
 LOSSES = ("task", "normalized")
 _SUMS = ("exact", "monte-carlo")  # ways of having a diagonal from the criterion's Hessian in the outputs

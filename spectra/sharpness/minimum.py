@@ -20,12 +20,12 @@ import numpy as np
 
 from spectra.errors import ArgumentError, TaskError
 from spectra.operators.modes import batch_norm_layers, check_bn_mode
-from spectra.sharing import remembered
+from spectra.results.measure import Measure, not_measured
+from spectra.runtime.memo import remembered
 from spectra.sharpness.folding import Folded, fold_batch_norm
-from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.rescaling import minimise_rescaled
 from spectra.sharpness.scale_groups import ScaleGroups, check_scale_groups, find_scale_groups, given_scale_groups
-from spectra.task import Task
+from spectra.task.task import Task
 
 TRAIN_MODE = (
     "in train mode every filter before batch norm has a free scale of its own, along which the smallest trace over "

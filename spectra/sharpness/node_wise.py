@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.results.measure import Measure, not_measured
 from spectra.sharpness.balancing import Array, Link, balance
 from spectra.sharpness.float64_copy import difference, few_samples, outputs
 from spectra.sharpness.layouts import Layout
-from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.minimum import Homogeneous, described
 from spectra.sharpness.rescaling import minimise_rescaled
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from spectra.errors import ArgumentError
-from spectra.exclusive import exclusively
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.function import LossFunction
-from spectra.sharpness.measure import Measure
-from spectra.task import Task
+from spectra.results.measure import Measure
+from spectra.runtime.exclusive import exclusively
+from spectra.task.task import Task
 
 FORMS = ("all", "matrices")
 

@@ -15,11 +15,11 @@ import torch
 
 from spectra.errors import ArgumentError
 from spectra.exact.trace import exact_diagonal
-from spectra.exclusive import exclusively
 from spectra.operators.modes import check_bn_mode
-from spectra.sharpness.measure import Measure, not_measured
+from spectra.results.measure import Measure, not_measured
+from spectra.runtime.exclusive import exclusively
 from spectra.sharpness.normalized import parameter_wise, penalised_parameter_wise
-from spectra.task import Task
+from spectra.task.task import Task
 
 FORM = "penalised"
 LOG_SCALES = tuple(range(-10, 11))  # B, unless another is given

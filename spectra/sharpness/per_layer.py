@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError
+from spectra.results.measure import Measure, not_measured
 from spectra.sharpness.layouts import weight_layouts
-from spectra.sharpness.measure import Measure, not_measured
 from spectra.sharpness.normalized import (
     check_options,
     fisher_rao_from_diagonal,
@@ -24,7 +24,7 @@ from spectra.sharpness.normalized import (
     normalized_matrix,
     parameter_wise,
 )
-from spectra.task import Task
+from spectra.task.task import Task
 
 
 def normalized_of_diagonals(

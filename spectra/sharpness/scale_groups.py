@@ -20,7 +20,7 @@ from torch import nn
 from spectra.errors import ArgumentError, TaskError
 from spectra.sharpness.degrees import Degrees, Form, Layer, record_degrees
 from spectra.sharpness.float64_copy import difference, few_samples, outputs
-from spectra.task import Task
+from spectra.task.task import Task
 
 SAME = 1e-9  # the largest relative difference in float64 of outputs that are called the same
 

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import torch
 
-from spectra.allowance import OverBudget, cost, limited, spend
 from spectra.errors import SpectraError, in_one_line
-from spectra.exclusive import exclusively
-from spectra.faults import Faults, is_refusal, refusal_in
 from spectra.operators.curvature import CurvatureOperator
-from spectra.phases import part
+from spectra.results.measure import Measure, not_measured
+from spectra.results.measure_catalogue import CATALOGUE, chosen_measures, named_measures
+from spectra.runtime.allowance import OverBudget, cost, limited, spend
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.faults import Faults, is_refusal, refusal_in
+from spectra.runtime.phases import part
 from spectra.sharpness.bounds import NAMES, pac_bayes_bounds
-from spectra.sharpness.catalogue import CATALOGUE, chosen_measures, named_measures
-from spectra.sharpness.measure import Measure, not_measured
-from spectra.task import Task
+from spectra.task.task import Task
 
 
 def measure_all(
@@ -27,12 +27,12 @@ def measure_all(
 ) -> dict[str, Measure]:
     """The measures of these names; one that does not exist here is NaN with its reason.
 
-    Within a block that limits the cost (:mod:`spectra.allowance`) those that are not asked for by name are drawn where
+    Within a block that limits the cost (``runtime.allowance``) those that are not asked for by name are drawn where
     they would cost more than is left, and left out where even that does: NaN with what they would cost.
 
     Args:
         task: the task.
-        names: ``"all"``, ``"none"``, ``"cheap"``, or names of :data:`spectra.sharpness.catalogue.CATALOGUE`.
+        names: ``"all"``, ``"none"``, ``"cheap"``, or names of :data:`spectra.results.measure_catalogue.CATALOGUE`.
         bn_mode: how batch norm is evaluated. BN-sharpness is defined in train mode, and computed in it always; in that
             mode those that need the loss of single samples, or an exact diagonal, are left out.
         faults: keeps an error that is no refusal by spectra; the measure is NaN. None: it is raised.

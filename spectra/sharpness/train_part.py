@@ -24,7 +24,7 @@ from spectra.errors import ArgumentError
 from spectra.operators.ggn import GGNOperator
 from spectra.sharpness.folding import Folded
 from spectra.sharpness.layouts import weight_layouts
-from spectra.task import Task
+from spectra.task.task import Task
 
 
 def train_mode_part(task: Task, folded: Folded, draws: int = 8, seed: int = 0) -> dict[str, Any]:

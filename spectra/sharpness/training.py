@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.exclusive import exclusively
-from spectra.randomness import random_state
+from spectra.runtime.exclusive import exclusively
+from spectra.runtime.rng_state import random_state
 from spectra.sharpness.blocks import Blocks
 from spectra.sharpness.bn_neurons import find_neurons
 from spectra.sharpness.interval import FORMS, check_delta_and_p, direction_slope, theta_slope

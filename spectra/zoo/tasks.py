@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError, TaskError
-from spectra.task import Task
+from spectra.task.task import Task
 from spectra.zoo.data import (
     ImageBatches,
     ImageSet,

@@ -21,7 +21,7 @@ from torch import nn
 
 from spectra.checkpoints.checkpoint import save_checkpoint
 from spectra.errors import ArgumentError, NumericsError
-from spectra.randomness import random_state_kept
+from spectra.runtime.rng_state import random_state_kept
 from spectra.zoo.data import ImageSet
 from spectra.zoo.tasks import build_parts, task_options
 

@@ -12,12 +12,12 @@ import torch
 from crafted_checkpoints import edited, saved
 from torch import nn
 
+from spectra.analysis.settings import Settings
 from spectra.checkpoints import bounds
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import load_checkpoint
 from spectra.checkpoints.discovery import order_checkpoints
 from spectra.errors import ArgumentError, CheckpointError
-from spectra.settings import Settings
 
 
 def compressed(path, numbers):

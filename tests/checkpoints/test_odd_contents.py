@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from spectra import Task, analyze, load_trajectory
+from spectra.analysis.run import analyze_run
+from spectra.analysis.settings import Settings
 from spectra.checkpoints.checkpoint import load_checkpoint
 from spectra.errors import CheckpointError, TaskError
-from spectra.run import analyze_run
-from spectra.settings import Settings
 
 QUICK = Settings(lanczos_steps=3, num_probes=2, metrics="none", check=False)
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from spectra import Task, load_checkpoint, load_trajectory
+from spectra.analysis.run import analyze_run
+from spectra.analysis.settings import Settings
+from spectra.analysis.store import Listener
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import CheckpointError, NumericsError, StorageError
-from spectra.filling import Listener
-from spectra.run import analyze_run
-from spectra.settings import Settings
 
 QUICK = Settings(lanczos_steps=3, num_probes=2, metrics="none", check=False)
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from spectra import Task, load_trajectory
+from spectra.analysis.run import analyze_run
+from spectra.analysis.settings import Settings
+from spectra.analysis.store import Listener
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
-from spectra.filling import Listener
-from spectra.run import analyze_run
-from spectra.settings import Settings
-from spectra.storage.merging import merge
+from spectra.results.storage.merge import merge
 
 QUICK = Settings(lanczos_steps=3, num_probes=2, metrics="none", check=False)
 
@@ -97,8 +97,8 @@ def test_a_copy_is_known_by_the_file_of_an_earlier_call(run, tmp_path):
 
 def test_the_file_of_an_earlier_version_goes_on_without_a_product(run, tmp_path, monkeypatch):
     """It has no hashes of weights, and records of the copies too: all of them are kept."""
-    from spectra import run as module
-    from spectra.records import Place
+    from spectra.analysis import run as module
+    from spectra.results.record import Place
 
     out = tmp_path / "run.h5"
     paths = order_checkpoints(find_checkpoints([run]))

@@ -635,7 +635,7 @@ def test_an_output_that_cannot_be_written_is_found_before_a_checkpoint_is_read(h
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("spectra.storage.replacing.os.open", refuse)
+    monkeypatch.setattr("spectra.results.storage.atomic_write.os.open", refuse)
     monkeypatch.setattr("spectra_cli.analyze.find_checkpoints", lambda paths: pytest.fail("a checkpoint was read"))
     refused(here, ["net_0.pt", *QUICK], "run.h5: cannot be written: permission denied")
 
@@ -648,10 +648,10 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_what_was_there(here, existing
         os.close(descriptor)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spectra.run.check_output", lambda out: None)  # there was room at the start
+    monkeypatch.setattr("spectra.analysis.run.check_output", lambda out: None)  # there was room at the start
     monkeypatch.setattr("spectra_cli.analyze.check_output", lambda out: None)
-    monkeypatch.setattr("spectra.storage.runfile.check_writable", lambda *a, **k: None)
-    monkeypatch.setattr("spectra.storage.replacing._write", full)
+    monkeypatch.setattr("spectra.results.storage.runfile.check_writable", lambda *a, **k: None)
+    monkeypatch.setattr("spectra.results.storage.atomic_write._write", full)
     before = content_of(here)
     result = spectra("analyze", "net_0.pt", *QUICK, "--quiet")
     assert result.exit_code == 1

@@ -13,7 +13,7 @@ from run_files import SETTINGS, make_record, make_spectrum
 from torch import nn
 
 from spectra import load_trajectory
-from spectra.storage.runfile import RunFile
+from spectra.results.storage.runfile import RunFile
 from spectra_cli.main import main
 
 TASKS = """

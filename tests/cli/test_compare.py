@@ -12,9 +12,9 @@ from reference import bulk_with_outliers, probes_of
 from run_files import SETTINGS, failed_record, make_record
 
 from spectra.errors import ArgumentError
-from spectra.exact.result import ExactTrace
-from spectra.spectrum import Spectrum
-from spectra.storage.runfile import RunFile
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.storage.runfile import RunFile
+from spectra.spectrum.spectrum import Spectrum
 from spectra_cli.compare import group
 from spectra_cli.main import main
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from run_files import SETTINGS, failed_record, make_record
 
-from spectra.storage.runfile import RunFile
+from spectra.results.storage.runfile import RunFile
 from spectra_cli.main import main
 
 

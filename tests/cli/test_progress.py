@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from torch import nn
 
 from spectra import Task, save_checkpoint
-from spectra.run import Listener, analyze_run
-from spectra.settings import Settings
+from spectra.analysis.run import Listener, analyze_run
+from spectra.analysis.settings import Settings
 from spectra_cli import phase_clock
 from spectra_cli.main import main
 from spectra_cli.phase_clock import Phase

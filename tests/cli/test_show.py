@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 from run_files import SETTINGS, failed_record, make_record
 
-from spectra.estimates import Estimate
-from spectra.spectrum import Spectrum
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.tridiagonal import Tridiagonal
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 from spectra_cli import numbers
 from spectra_cli.main import main
 

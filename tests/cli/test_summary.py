@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from run_files import SETTINGS, checks_of_probes, failed_record, make_record, make_spectrum
 
 import spectra
-from spectra.crosscheck import AGREES, INCONCLUSIVE, check_traces, compare
-from spectra.estimates import Estimate, dominance_note
-from spectra.exact.result import ExactTrace
-from spectra.sharpness.measure import Measure, not_measured
-from spectra.storage.runfile import RunFile
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.measure import Measure, not_measured
+from spectra.results.storage.runfile import RunFile
+from spectra.results.trace_checks import AGREES, INCONCLUSIVE, check_traces, compare
+from spectra.spectrum.estimates import Estimate, dominance_note
 from spectra_cli.layout import grouped, notes_of, worst_of
 from spectra_cli.main import main
 from spectra_cli.numbers import in_short, number

@@ -14,9 +14,9 @@ from rich.text import Text
 from torch import nn
 
 from spectra import Task
+from spectra.analysis.run import analyze_run
+from spectra.analysis.settings import Settings
 from spectra.errors import CheckpointError, escaped
-from spectra.run import analyze_run
-from spectra.settings import Settings
 from spectra_cli.console import SafeConsole
 from spectra_cli.main import main, one_line
 

@@ -12,7 +12,7 @@ from reference import lanczos
 from torch import nn
 from torch.nn import functional as F
 
-from spectra.degeneracy import rank_bound_ff
+from spectra.spectrum.degeneracy import rank_bound_ff
 
 
 def deep_linear(w: list[float], x: float) -> tuple[torch.Tensor, torch.Tensor]:

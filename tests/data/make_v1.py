@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from run_files import SETTINGS, failed_record, make_record, make_spectrum  # noqa: E402
 
-from spectra.storage.runfile import RunFile, load_trajectory  # noqa: E402
+from spectra.results.storage.runfile import RunFile, load_trajectory  # noqa: E402
 
 
 def main() -> None:

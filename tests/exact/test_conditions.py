@@ -13,8 +13,8 @@ from torch import nn
 
 from spectra import GGNOperator, Task, exact_diagonal, exact_trace
 from spectra.errors import ArgumentError
-from spectra.exact.result import ExactTrace
 from spectra.exact.samples import SampleGradients
+from spectra.results.exact_trace import ExactTrace
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import HessianOperator, Task, analyze
-from spectra.crosscheck import DISAGREES
+from spectra.results.trace_checks import DISAGREES
 
 pytestmark = pytest.mark.usefixtures("float64")
 Problem = tuple[Task, Callable[[], torch.Tensor]]

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from foreign_networks import analysed, data_of, library, network, reference, reference_scores, task_of, write_task
 
 from spectra import GGNOperator, HessianOperator, Task, analyze
-from spectra.crosscheck import DISAGREES
 from spectra.errors import TaskError
+from spectra.results.trace_checks import DISAGREES
 from spectra_cli.main import main
 
 pytestmark = [pytest.mark.foreign, pytest.mark.usefixtures("transformers")]

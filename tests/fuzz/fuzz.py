@@ -32,7 +32,7 @@ from mutations import CHECKPOINTS, DAMAGE, RESULTS, WORDS
 from mutilating import ANYWHERE
 from run_files import SETTINGS, failed_record, make_record, make_spectrum
 
-from spectra.storage.runfile import RunFile
+from spectra.results.storage.runfile import RunFile
 
 SECONDS = 30  # of one case
 MEMORY = 12 * 2**30  # of addresses, of which torch has some from the start

@@ -22,7 +22,7 @@ from crafted_checkpoints import mutated_pickle
 from mutilating import ANYWHERE, IN_RESULTS
 from run_files import sealed_anew
 
-from spectra.storage.sealing import sealed, unsealed
+from spectra.results.storage.checksum import sealed, unsealed
 
 #: Acts on a terminal, or looks like a line of the program, if it is printed as it is.
 EVIL = "a\x1b[2K\x1b]0;t\x07\rb\x08\x9b31m\u202ed\u2066\u200b\u2028y\nspectra: error: all is well\x85\x7f"

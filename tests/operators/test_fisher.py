@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task
-from spectra.batches import choose_rows
 from spectra.errors import TaskError
+from spectra.task.batches import choose_rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,7 +8,7 @@ from cases import CASES, dense_hessian, parameters
 from torch.nn import functional as F
 
 from spectra import GGNOperator, HessianOperator
-from spectra.batches import tensors_of
+from spectra.task.batches import tensors_of
 
 HESSIANS = [(case, mode) for case in CASES for mode in case.bn_modes]
 GGNS = [(case, mode) for case, mode in HESSIANS if case.ggn]

@@ -15,8 +15,8 @@ from torch.distributions import Normal, kl_divergence
 import spectra
 from spectra import Task, analyze
 from spectra.errors import ArgumentError
+from spectra.results.storage.runfile import RunFile, load_trajectory
 from spectra.sharpness.bounds import LAMBDAS, NAMES, in_box, one_each
-from spectra.storage.runfile import RunFile, load_trajectory
 
 pytestmark = pytest.mark.usefixtures("float64")
 

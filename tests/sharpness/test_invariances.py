@@ -25,8 +25,8 @@ from transformations import (
 )
 
 from spectra import Task
-from spectra.sharpness.catalogue import CATALOGUE, CHANGES, invariance_table
-from spectra.sharpness.measure import Measure
+from spectra.results.measure import Measure
+from spectra.results.measure_catalogue import CATALOGUE, CHANGES, invariance_table
 from spectra.sharpness.suite import measure_all
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from spectra.sharpness.measure import Measure, not_measured
+from spectra.results.measure import Measure, not_measured
 
 
 def test_a_measure_is_a_number_and_says_so_in_words():

@@ -13,7 +13,7 @@ from torch import nn
 import spectra
 from spectra import Task
 from spectra.errors import ArgumentError
-from spectra.sharpness.measure import Measure
+from spectra.results.measure import Measure
 from spectra.sharpness.minimum import prepare_rescaling
 from spectra.sharpness.per_layer import normalized_of_diagonals
 from spectra.sharpness.rescaling import minimise_rescaled

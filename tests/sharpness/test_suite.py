@@ -18,9 +18,9 @@ import spectra.sharpness.norms
 from spectra import Task, analyze, iter_analyze
 from spectra.errors import ArgumentError
 from spectra.exact.linearised import Linearised
-from spectra.sharpness.catalogue import CATALOGUE, chosen_measures
+from spectra.results.measure_catalogue import CATALOGUE, chosen_measures
+from spectra.results.storage.runfile import RunFile, load_trajectory
 from spectra.sharpness.suite import measure_all
-from spectra.storage.runfile import RunFile, load_trajectory
 
 CHEAP = [name for name, entry in CATALOGUE.items() if entry.cheap]
 
@@ -191,7 +191,7 @@ def columns(monkeypatch):
 
 @pytest.fixture
 def nothing_is_small(monkeypatch):
-    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+    monkeypatch.setattr("spectra.runtime.allowance.SMALL", 0.0)
 
 
 EXACT_COLUMNS = 39 * 12
@@ -263,6 +263,6 @@ def test_small_networks_have_all_their_measures_whatever_the_spectrum_costs():
 
 
 def test_the_bounds_that_are_asked_for_have_no_limit(monkeypatch):
-    monkeypatch.setattr("spectra.allowance.SMALL", 0.0)
+    monkeypatch.setattr("spectra.runtime.allowance.SMALL", 0.0)
     (record,) = analyze(make_task(), lanczos_steps=1, num_probes=1, metrics="none", check=False, bounds=True)
     assert all(math.isfinite(measure.value) for measure in record.sharpness.values())

@@ -29,9 +29,9 @@ import h5py
 from run_files import SETTINGS, failed_record, make_record
 
 from spectra.errors import SpectraError
-from spectra.records import Record
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.storage.sealing import sealed, unsealed
+from spectra.results.record import Record
+from spectra.results.storage.checksum import sealed, unsealed
+from spectra.results.storage.runfile import RunFile, load_trajectory
 
 SECONDS = 20
 MEMORY = 32 * 2**30  # of addresses, so that a length out of a damaged header is refused rather than had

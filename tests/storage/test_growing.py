@@ -19,18 +19,18 @@ import pytest
 from click.testing import CliRunner
 from run_files import SETTINGS, failed_record, make_record
 
-import spectra.storage.replacing
-import spectra.storage.runfile
-from spectra.eigenpairs import Eigenpairs
+import spectra.results.storage.atomic_write
+import spectra.results.storage.runfile
 from spectra.errors import SpectraError, StorageError
-from spectra.records import Identity
-from spectra.spectrum import Spectrum
-from spectra.storage import loading
-from spectra.storage.merging import merge
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.storage.sealing import parted, seal_of
-from spectra.storage.tail import MARK, Frame, frames_in
-from spectra.tridiagonal import Tridiagonal
+from spectra.results.record import Identity
+from spectra.results.storage import reader as loading
+from spectra.results.storage.appended import MARK, Frame, frames_in
+from spectra.results.storage.checksum import parted, seal_of
+from spectra.results.storage.merge import merge
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.spectrum.eigenpairs import Eigenpairs
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 from spectra_cli.main import main
 
 SMALL = Spectrum([Tridiagonal([1.0, 2.0], [0.5, 0.0], exhausted=True)], 2)
@@ -81,13 +81,13 @@ def path(tmp_path):
 def written(monkeypatch):
     """The bytes of each piece that is written to the disk."""
     sizes = []
-    real = spectra.storage.replacing._write_whole
+    real = spectra.results.storage.atomic_write._write_whole
 
     def counting(file, rest):
         sizes.append(len(rest))
         real(file, rest)
 
-    monkeypatch.setattr(spectra.storage.replacing, "_write_whole", counting)
+    monkeypatch.setattr(spectra.results.storage.atomic_write, "_write_whole", counting)
     return sizes
 
 
@@ -100,7 +100,9 @@ def test_a_record_costs_the_same_in_a_long_run_as_in_a_short_one(path, written, 
     for name in ("__eq__", "same_place", "twin_of", "is_of_file"):
         real = getattr(Identity, name)
         monkeypatch.setattr(Identity, name, lambda a, b, real=real: compared.append(1) or real(a, b))
-    monkeypatch.setattr(spectra.storage.runfile, "whole", lambda *a, **b: loaded.append(1) or loading.whole(*a, **b))
+    monkeypatch.setattr(
+        spectra.results.storage.runfile, "whole", lambda *a, **b: loaded.append(1) or loading.whole(*a, **b)
+    )
     steps = []
     with RunFile.open(path, SETTINGS) as run:
         for epoch in range(200):
@@ -236,7 +238,7 @@ def test_where_the_end_cannot_be_written_the_records_stay_and_the_first_error_is
     run = growing(path)
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(spectra.storage.runfile, "replace_file", full)
+        patch.setattr(spectra.results.storage.runfile, "replace_file", full)
         with pytest.raises(StorageError, match="no space left"), run:
             pass
         with pytest.raises(KeyboardInterrupt), run:
@@ -265,7 +267,7 @@ def test_a_failure_while_a_record_is_added_leaves_the_file_as_it_was(path, monke
         if place == "flush":
             patch.setattr(os, "fsync", fail)
         else:
-            patch.setattr(spectra.storage.replacing, "_write_whole", half if place == "half" else fail)
+            patch.setattr(spectra.results.storage.atomic_write, "_write_whole", half if place == "half" else fail)
         with pytest.raises(StorageError if isinstance(error, OSError) else type(error)):
             run.append(small(11))
     assert path.read_bytes() == before
@@ -349,7 +351,7 @@ def test_a_file_of_two_names_and_one_in_a_folder_that_cannot_be_written(tmp_path
     assert split(link)[1]
     assert epochs(link) == epochs(real / "run.h5") == list(range(11))
     real.chmod(0o500)
-    monkeypatch.setattr(spectra.storage.replacing, "temporary_file", None)
+    monkeypatch.setattr(spectra.results.storage.atomic_write, "temporary_file", None)
     assert epochs(link) == list(range(11))
     real.chmod(0o700)
     monkeypatch.undo()
@@ -395,7 +397,7 @@ def image_of(change=None, name="000020"):
     """The HDF5 file of a frame, with something done to it."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver="latest") as file:
-        spectra.storage.runfile.write_record(file.create_group(f"records/{name}"), small(12))
+        spectra.results.storage.runfile.write_record(file.create_group(f"records/{name}"), small(12))
         if change is not None:
             change(file)
     return buffer.getvalue()

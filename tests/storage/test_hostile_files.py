@@ -19,11 +19,11 @@ import pytest
 from run_files import SETTINGS, make_record, sealed_anew
 
 from spectra.errors import SpectraError
-from spectra.storage.contents import Contents
-from spectra.storage.merging import merge
-from spectra.storage.partial import Partial, PartialFile
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.storage.sealing import sealed, unsealed
+from spectra.results.storage.checksum import sealed, unsealed
+from spectra.results.storage.contents import Contents
+from spectra.results.storage.merge import merge
+from spectra.results.storage.partial import Partial, PartialFile
+from spectra.results.storage.runfile import RunFile, load_trajectory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of a process")
 

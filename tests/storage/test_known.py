@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from spectra.records import Identity
-from spectra.storage.known import Index, Known
+from spectra.results.record import Identity
+from spectra.results.storage.index import Index, Known
 
 ANYTHING = {
     "subject": ["a", "b", "a w", "a v", "a None"],

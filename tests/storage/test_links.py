@@ -18,13 +18,14 @@ from programs import environment
 from run_files import SETTINGS, make_record
 
 from spectra.errors import CheckpointError, StorageError
-from spectra.storage import locking, replacing
-from spectra.storage.locking import only_writer, refuse_if_written
-from spectra.storage.merging import merge
-from spectra.storage.partial import Partial, PartialFile
-from spectra.storage.regular import resolved
-from spectra.storage.replacing import check_writable, replace_file
-from spectra.storage.runfile import RunFile, load_trajectory
+from spectra.results.storage import atomic_write as replacing
+from spectra.results.storage import lock as locking
+from spectra.results.storage.atomic_write import check_writable, replace_file
+from spectra.results.storage.lock import only_writer, refuse_if_written
+from spectra.results.storage.merge import merge
+from spectra.results.storage.partial import Partial, PartialFile
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.results.storage.safe_open import resolved
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links and FIFOs of POSIX systems")
 
@@ -121,7 +122,8 @@ def test_what_has_the_name_of_the_lock_is_neither_written_nor_removed(path, secr
 
 ANOTHER_USER = """
 import errno, os, sys
-from spectra.storage import locking, regular
+from spectra.results.storage import lock as locking
+from spectra.results.storage import safe_open as regular
 real = os.open
 def refuse(path, flags, *rest, **options):
     if flags & os.O_RDWR and os.path.exists(path):

@@ -14,15 +14,15 @@ from programs import environment
 from run_files import SETTINGS, make_record
 
 from spectra.errors import StorageError
-from spectra.storage.locking import only_writer, refuse_if_written
-from spectra.storage.runfile import RunFile, load_trajectory
+from spectra.results.storage.lock import only_writer, refuse_if_written
+from spectra.results.storage.runfile import RunFile, load_trajectory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="locks of POSIX systems")
 
 HOLDER = """
 import sys, time
 sys.argv[1:] = ["analyze", "net.pt", "--out", "run.h5"]
-from spectra.storage.locking import only_writer
+from spectra.results.storage.lock import only_writer
 with only_writer({path!r}):
     print("held", flush=True)
     sys.stdin.read()
@@ -163,8 +163,8 @@ import sys, time
 from programs import environment
 from run_files import SETTINGS, make_record
 from spectra.errors import StorageError
-from spectra.storage.locking import only_writer
-from spectra.storage.runfile import RunFile
+from spectra.results.storage.lock import only_writer
+from spectra.results.storage.runfile import RunFile
 record = make_record(0)
 print("ready", flush=True)
 number = int(sys.stdin.readline())

@@ -9,9 +9,9 @@ from contents import contents
 from run_files import SETTINGS, failed_record, make_record, make_spectrum
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.storage.locking import only_writer
-from spectra.storage.merging import merge, part_path
-from spectra.storage.runfile import RunFile, load_trajectory
+from spectra.results.storage.lock import only_writer
+from spectra.results.storage.merge import merge, part_path
+from spectra.results.storage.runfile import RunFile, load_trajectory
 
 
 def record_of(epoch, /, operator="hessian", estimates={}, **changes):  # noqa: B006  # the estimates take longest

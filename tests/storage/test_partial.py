@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spectra.errors import StorageError
-from spectra.storage.partial import Partial, PartialFile
+from spectra.results.storage.partial import Partial, PartialFile
 
 KEY = {"weights": "ab", "settings": {"seed": 0, "batch_sizes": [[7, 1]]}, "torch": "2.0"}
 
@@ -101,7 +101,7 @@ def test_a_file_that_is_cut_is_told(file, left):
 
 
 def test_a_file_of_a_later_version_is_told(file, monkeypatch):
-    monkeypatch.setattr("spectra.storage.partial.ENCODING_VERSION", 2)
+    monkeypatch.setattr("spectra.results.storage.partial.ENCODING_VERSION", 2)
     file.write(Partial(KEY, {}, [[probe(0)]]))
     monkeypatch.undo()
     with pytest.raises(StorageError, match="is not one that this version of spectra wrote"):

@@ -9,16 +9,16 @@ import torch
 from contents import contents
 from torch import nn
 
-import spectra.analysis
+import spectra.analysis.analyze
 import spectra.krylov.slq
 from spectra import Task, load_trajectory, save_checkpoint
+from spectra.analysis.resume import Unfinished
+from spectra.analysis.run import Listener, analyze_run
+from spectra.analysis.settings import Settings
 from spectra.errors import NumericsError
 from spectra.operators.curvature import CurvatureOperator
-from spectra.resuming import Unfinished
-from spectra.run import Listener, analyze_run
-from spectra.settings import Settings
-from spectra.storage.partial import PartialFile
-from spectra.storage.vectors import VectorFile
+from spectra.results.storage.partial import PartialFile
+from spectra.results.storage.vectors import VectorFile
 
 STEPS, PROBES = 3, 4
 
@@ -153,7 +153,7 @@ def test_a_record_may_be_interrupted_after_each_group(paths, out, monkeypatch, c
 @pytest.fixture
 def at_each_step(monkeypatch):
     """How far the probes are is kept after each of their steps."""
-    monkeypatch.setattr("spectra.resuming.INTERVAL", 0.0)
+    monkeypatch.setattr("spectra.analysis.resume.INTERVAL", 0.0)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_it_is_said_how_many_probes_are_in_their_midst(paths, out, monkeypatch, 
 
 def test_the_clock_says_when_they_are_kept(paths, out, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("spectra.resuming.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("spectra.analysis.resume.time.perf_counter", lambda: now[0])
     real = spectra.krylov.slq.tridiagonalize
 
     def slow(operator, starts, *arguments, tick, **options):
@@ -284,7 +284,7 @@ def test_what_a_killed_write_left_behind_the_vectors_is_not_used(paths, out, mon
 
 def test_vectors_that_would_take_too_much_are_not_kept_and_it_is_said(paths, out, monkeypatch, at_each_step):
     vector = 4 * sum(p.numel() for p in network().parameters())
-    monkeypatch.setattr("spectra.resuming.LARGEST", 5 * vector)
+    monkeypatch.setattr("spectra.analysis.resume.LARGEST", 5 * vector)
     kept = []
     real = PartialFile.write
     monkeypatch.setattr(PartialFile, "write", lambda self, partial: kept.append(partial) or real(self, partial))
@@ -458,9 +458,9 @@ def test_probes_of_a_record_that_is_not_asked_for_any_more_are_removed_at_the_en
 
 def test_the_width_of_the_probes_that_are_there_is_used_again(paths, out, monkeypatch, computed):
     """Where memory has become free, so that a wider group would fit."""
-    monkeypatch.setattr(spectra.analysis, "lockstep_width", lambda *_: 1)
+    monkeypatch.setattr(spectra.analysis.analyze, "lockstep_width", lambda *_: 1)
     interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asked(width=None), out=out))
-    monkeypatch.setattr(spectra.analysis, "lockstep_width", lambda *_: 4)
+    monkeypatch.setattr(spectra.analysis.analyze, "lockstep_width", lambda *_: 4)
     analyze_run(paths[:1], make_task, asked(width=None), out=out)
     assert computed == [1] * PROBES
     assert load_trajectory(out)[0].settings["width"] == 1
@@ -468,11 +468,11 @@ def test_the_width_of_the_probes_that_are_there_is_used_again(paths, out, monkey
 
 @pytest.mark.parametrize(("fits", "width"), [(1, 2), (2, 4)])
 def test_a_width_that_does_not_fit_any_more_is_not(fits, width, paths, out, monkeypatch, computed):
-    monkeypatch.setattr(spectra.analysis, "lockstep_width", lambda *_: width)
+    monkeypatch.setattr(spectra.analysis.analyze, "lockstep_width", lambda *_: width)
     asking = asked(width=None, num_probes=6)
     interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asking, out=out))
     # Half of what is free is what a width is chosen for: twice the width fits, and more does not.
-    monkeypatch.setattr(spectra.analysis, "lockstep_width", lambda *_: fits - (width == 4))
+    monkeypatch.setattr(spectra.analysis.analyze, "lockstep_width", lambda *_: fits - (width == 4))
     analyze_run(paths[:1], make_task, asking, out=out)
     assert computed[1:] == ([2, 2] if width == 2 else [1, 1])
 

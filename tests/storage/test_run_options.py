@@ -14,10 +14,10 @@ from programs import environment
 from torch import nn
 
 from spectra import Task, load_trajectory, save_checkpoint
+from spectra.analysis.run import Listener, analyze_run
+from spectra.analysis.settings import Settings
 from spectra.errors import CheckpointError, StorageError
-from spectra.run import Listener, analyze_run
-from spectra.settings import Settings
-from spectra.storage.locking import only_writer
+from spectra.results.storage.lock import only_writer
 
 QUICK = Settings(lanczos_steps=2, num_probes=2, metrics="none", check=False)
 
@@ -174,7 +174,7 @@ from pathlib import Path
 from spectra.errors import StorageError
 sys.path.insert(0, sys.argv[1])
 from task import make_task, QUICK
-from spectra.run import Listener, analyze_run
+from spectra.analysis.run import Listener, analyze_run
 
 class Waiting(Listener):
     def checkpoint(self, index, total, path):
@@ -188,7 +188,7 @@ TASK = """
 import torch
 from torch import nn
 from spectra import Task
-from spectra.settings import Settings
+from spectra.analysis.settings import Settings
 
 QUICK = Settings(lanczos_steps=2, num_probes=2, metrics="none", check=False)
 

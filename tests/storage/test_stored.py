@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from run_files import SETTINGS, failed_record, make_record
 
-import spectra.storage.stored
+import spectra.results.storage.stored
 from spectra.errors import StorageError
-from spectra.exact.result import ExactTrace
-from spectra.records import Record
-from spectra.storage.contents import Contents
-from spectra.storage.hdf5 import read_record
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.storage.sealing import sealed, unsealed
-from spectra.storage.stored import StoredRecord
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.record import Record
+from spectra.results.storage.checksum import sealed, unsealed
+from spectra.results.storage.contents import Contents
+from spectra.results.storage.record_codec import read_record
+from spectra.results.storage.runfile import RunFile, load_trajectory
+from spectra.results.storage.stored import StoredRecord
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def reads(monkeypatch):
         names.append(group.name.rsplit("/", 1)[-1])
         return read_record(group)
 
-    monkeypatch.setattr(spectra.storage.stored, "read_record", counting)
+    monkeypatch.setattr(spectra.results.storage.stored, "read_record", counting)
     return names
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from spectra.analysis.resume import Unfinished, weights_sha256
 from spectra.errors import ArgumentError
 from spectra.krylov.slq import slq
 from spectra.operators.dense import DenseOperator
-from spectra.resuming import Unfinished, weights_sha256
 
 
 def network() -> nn.Module:

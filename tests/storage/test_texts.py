@@ -11,8 +11,8 @@ import pytest
 from run_files import SETTINGS, make_record, sealed_anew
 
 from spectra.errors import StorageError
-from spectra.storage.runfile import RunFile, load_trajectory
-from spectra.storage.sealing import sealed, unsealed
+from spectra.results.storage.checksum import sealed, unsealed
+from spectra.results.storage.runfile import RunFile, load_trajectory
 
 RECORD = "records/000000"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError, DataError, TaskError
-from spectra.task import Task
+from spectra.task.task import Task
 from spectra.zoo.tasks import BUILT_IN, all_names, build_task, list_tasks, task_options, tasks_by_data
 
 WANTED = [

@@ -1,0 +1,1 @@
+"""From checkpoints to records: settings, one analysis, a run of many, resuming, and tracking while training."""

@@ -1,0 +1,358 @@
+"""The stair between the wings: a task at its parameters, through operators and Lanczos, to records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from spectra.analysis import presets
+from spectra.analysis.eigenspaces import Eigenspaces
+from spectra.analysis.held_out import beside, held_out_notes, shared_progress, told_of
+from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
+from spectra.analysis.provenance import origin, provenance_of
+from spectra.analysis.resume import Unfinished, key_of
+from spectra.analysis.settings import OPERATORS, Settings, run_settings
+from spectra.analysis.validation import Verification, verify, verify_spectrum
+from spectra.checkpoints.checkpoint import Checkpoint
+from spectra.errors import ArgumentError
+from spectra.krylov.eigsh import eigsh
+from spectra.krylov.slq import lockstep_width, slq
+from spectra.operators.curvature import CurvatureOperator
+from spectra.operators.point import measure_point, widths_of
+from spectra.results.measure import Measure
+from spectra.results.record import Place, Record
+from spectra.runtime.allowance import Allowance, limited
+from spectra.runtime.faults import Faults
+from spectra.runtime.memo import shared_results
+from spectra.runtime.phases import part, phase
+from spectra.sharpness.suite import bounds_of, measure_all, task_of
+from spectra.spectrum.degeneracy import rank_bound_ff
+from spectra.spectrum.exact_spectrum import GGNSpectrum
+from spectra.spectrum.spectrum import Spectrum
+from spectra.task.task import Task
+
+Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
+
+
+def analyze(task: Task, **options: Any) -> list[Record]:
+    """The records of a task at the parameters of its model, one per operator and BN mode.
+
+    Args:
+        task: the task.
+        options: those of :func:`iter_analyze`.
+
+    Returns:
+        What ``spectra analyze`` computes for one checkpoint.
+
+    Example:
+        >>> import torch
+        >>> from spectra.task.task import Task
+        >>> x, y = torch.randn(20, 3), torch.randint(2, (20,))
+        >>> task = Task(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), [(x, y)])
+        >>> record = analyze(task, lanczos_steps=8, num_probes=4)[0]
+        >>> record.operator, record.bn_mode, record.facts["n_parameters"]
+        ('hessian', 'eval', 8)
+    """
+    return list(iter_analyze(task, **options))
+
+
+def iter_analyze(
+    task: Task,
+    *,
+    checkpoint: Checkpoint | Place | None = None,
+    progress: Progress | None = None,
+    skip: Sequence[tuple[str, str]] = (),
+    settings: Settings | None = None,
+    extra: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    unfinished: Unfinished | None = None,
+    eigenspaces: Eigenspaces | None = None,
+    **options: Any,
+) -> Iterator[Record]:
+    """The records of a task, each as soon as it is there. They are of the parameters as they are at this call.
+
+    Args:
+        task: the task, with the parameters to analyse in its model.
+        checkpoint: where the parameters are from, for the record.
+        progress: called with operator, BN mode, products done and products at most.
+        skip: (operator, BN mode) pairs that are not wanted.
+        settings: what is asked, or in its place
+        options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
+            ``seed``, ``distribution``, ``params``, ``dtype``, ``width``, ``eigenpairs``, ``save_eigenvectors``.
+            ``seed``, ``distribution``, ``params``, ``dtype``, ``test_data``, ``width``; and ``preset``, whose options
+            hold where none is given.
+        extra: more settings for the record, such as how the data were chosen.
+        notes: what should be printed beside the numbers.
+        unfinished: keeps the probes of a record as they are finished, and has those that were finished before.
+        eigenspaces: has the eigenvectors of the record before, with which those of this one are compared.
+
+    Raises:
+        SpectraError: the numbers asked for would not be right, or do not fit in memory; everything that can be
+            checked is checked for all operators before the first record is computed. An unexpected error in a check or
+            a measure is logged, and its record has the status ``"unverified"`` and the reason.
+    """
+    if settings is not None and options:
+        raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
+    asked = settings or Settings(**presets.filled(**options))
+    wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
+    tasks = [task, task.held_out()] if asked.test_data else [task]
+    operators = [
+        [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
+    ]
+    # A record that is skipped has the measures of its mode already, if it is the first of it.
+    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
+    return _records(
+        operators, measured, asked, place_of(checkpoint), progress, extra or {}, notes, unfinished, eigenspaces
+    )
+
+
+def _records(
+    operators: list[list[CurvatureOperator]],
+    measured: set[str],
+    asked: Settings,
+    place: Place,
+    progress: Progress | None,
+    extra: dict[str, Any],
+    notes: Sequence[str],
+    unfinished: Unfinished | None,
+    eigenspaces: Eigenspaces | None,
+) -> Iterator[Record]:
+    """A record of each operator, which may have its twin on the test data beside it.
+
+    A sharpness measure is one of the network, not of an operator: `measured` are the modes whose records have them.
+    """
+    with shared_results():  # the operators have the same loss and data
+        for training, *held_out in operators:
+            for operator in (training, *held_out):
+                with told_of(operator, training):
+                    _width(operator, asked)
+                    phase("checking")
+                    _ = operator.self_test
+    for twins in operators:
+        mode = twins[0].bn_mode
+        without = mode in measured or asked.params is not None
+        measured.add(mode)
+        here = replace(asked, metrics="none", bounds=False) if without else asked
+        yield _analyze_one(twins, here, place, progress, extra, notes, unfinished, eigenspaces)
+
+
+def _width(operator: CurvatureOperator, asked: Settings) -> int:
+    """How many probes share each pass: as asked, else as memory allows; one that does not fit at all is refused."""
+    fits = lockstep_width(operator, min(asked.lanczos_steps, operator.n), asked.num_probes)
+    return fits if asked.width is None else min(asked.width, asked.num_probes)
+
+
+def _told(
+    name: str, progress: Callable[[int, int], None] | None, before: int, after: int
+) -> Callable[[int, int], None]:
+    """What is told of a phase, and of all products: those of the phase, with the ones before and after it."""
+
+    def tell(done: int, total: int) -> None:
+        phase(name, done, total)
+        if progress is not None:
+            progress(before + done, before + total + after)
+
+    return tell
+
+
+def _measure(
+    operator: CurvatureOperator,
+    asked: Settings,
+    progress: Callable[[int, int], None] | None,
+    width: int,
+    unfinished: Unfinished | None,
+    part: int,
+    nearby: np.ndarray | None = None,
+) -> tuple[dict[str, float | int | None], Spectrum, np.ndarray | None]:
+    """What holds at the point, and the spectrum, with its eigenpairs where they are asked for."""
+    with operator.prepared():
+        phase("loss and gradient")
+        facts = measure_point(operator)
+        pairs, ahead = None, asked.num_probes * min(asked.lanczos_steps, operator.n)
+        if asked.eigenpairs:
+            phase("eigenpairs")
+            pairs = eigsh(
+                operator,
+                min(asked.eigenpairs, operator.n),
+                "LM",
+                seed=asked.seed,
+                nearby=nearby,
+                progress=_told("eigenpairs", progress, 0, ahead),
+            )
+        done = [] if unfinished is None else unfinished.done(part)
+        under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
+        already = sum(r.tridiagonal.steps for r in done) + sum(len(h.alphas) for h in under_way)
+        phase("probes", already, ahead)
+        spectrum = slq(
+            operator,
+            asked.lanczos_steps,
+            asked.num_probes,
+            asked.seed,
+            distribution=asked.distribution,
+            width=width,
+            progress=_told("probes", progress, 0 if pairs is None else pairs.products, 0),
+            eigenpairs=pairs,
+            done=done,
+            group_done=None if unfinished is None else partial(unfinished.keep, part),
+            under_way=under_way,
+            step_done=None if unfinished is None else partial(unfinished.step, part),
+        )
+    if pairs is not None and not asked.save_eigenvectors:
+        spectrum.eigenpairs = pairs.without_vectors()
+    return facts, spectrum, None if pairs is None else pairs.vectors
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What is known of a record beside its spectrum."""
+
+    verified: Verification
+    compared: Verification  # with all eigenvalues
+    eigenvalues: GGNSpectrum | None
+    sharpness: dict[str, Measure]
+
+
+def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, faults: Faults) -> _Findings:
+    allowance = _allowance(operator, spectrum, asked)
+    verified, eigenvalues, compared = Verification(), None, Verification()
+    measures: dict[str, Measure] = {}
+    with operator.prepared(), shared_results():
+        task = task_of(operator)
+        if asked.check is not False:
+            with faults.kept("the check of the traces"), limited(None if asked.check else allowance):
+                verified = verify(operator, spectrum, task)
+        if asked.exact_spectrum:
+            phase("exact spectrum")
+            with faults.kept("the exact spectrum"):
+                eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
+        with limited(allowance):
+            measures = measure_all(task, asked.metrics or "none", operator.bn_mode, faults)
+        if asked.bounds:
+            with faults.kept("the bounds"), part("bounds", 0, 1):
+                measures |= bounds_of(task, operator.bn_mode)
+        return _Findings(verified, compared, eigenvalues, measures)
+
+
+def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> Allowance:
+    """What is not asked for by name may cost as much as the spectrum, which it is beside."""
+    products = asked.num_probes * min(asked.lanczos_steps, operator.n)
+    if spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
+        products += asked.eigenpairs if asked.warm_start else spectrum.eigenpairs.products
+    return Allowance.of_products(
+        products,
+        parameters=operator.n,
+        targets=operator.task.survey().total_weight,
+        dtype=operator.dtype.name,
+    )
+
+
+def _analyze_one(
+    operators: list[CurvatureOperator],
+    asked: Settings,
+    place: Place,
+    progress: Progress | None,
+    extra: dict[str, Any],
+    notes: Sequence[str],
+    unfinished: Unfinished | None,
+    eigenspaces: Eigenspaces | None,
+) -> Record:
+    start = time.perf_counter()
+    operator, *held_out = operators
+    report = None if progress is None else partial(progress, operator.kind, operator.bn_mode)
+    first, *others = shared_progress(report, len(operators))
+    width = min(_width(each, asked) for each in operators)
+    settings = run_settings(operator.task, asked) | extra
+    if unfinished is not None:
+        record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings}
+        key = key_of(operator.task.model, operator.device, record)
+        width = unfinished.begin(key, width, fixed=asked.width is not None)
+    kind = operator.kind, operator.bn_mode
+    nearby = eigenspaces.before(kind) if eigenspaces is not None and asked.warm_start else None
+    facts, spectrum, vectors = _measure(operator, asked, first, width, unfinished, 0, nearby)
+    overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(kind, place, vectors)
+    faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
+    found = _find(operator, spectrum, asked, faults)
+    widths = widths_of(operator)
+    if widths is not None:
+        d_y, units, d_x = widths
+        facts |= {"rank_bound_ff": rank_bound_ff(d_y, units, d_x), "d_y": d_y, "d_x": d_x, "sum_of_widths": units}
+    said = [
+        *faults.notes,
+        *found.verified.warnings,
+        *found.compared.warnings,
+        *notes_of(operator),
+        *notes_of_rank(operator, facts),
+        *notes_of_pairs(spectrum.eigenpairs),
+    ]
+    test_spectrum: Spectrum | None = None
+    cost: dict[str, int] = {}
+    for twin, again in zip(held_out, others):
+        with part("held-out", 0, 1):
+            test_facts, test_spectrum, _ = _measure(twin, asked, again, width, unfinished, 1)
+        facts |= beside(facts, test_facts, twin.task.reduces_to)
+        cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
+        said += held_out_notes(twin, operator.self_test.notes)
+    seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
+    return Record(
+        checkpoint=place.checkpoint,
+        checkpoint_sha256=place.sha256,
+        weights_sha256=place.weights,
+        own_tensors=place.own_tensors,
+        epoch=place.epoch,
+        step=place.step,
+        operator=operator.kind,
+        bn_mode=operator.bn_mode,
+        status="complete" if faults.reason is None else "unverified",
+        reason=faults.reason,
+        settings=settings | {"width": width},
+        facts=facts,
+        spectrum=spectrum,
+        test_spectrum=test_spectrum,
+        provenance=provenance_of(operator, spectrum, seconds) | cost | faults.as_provenance(),
+        exact=found.verified.exact,
+        checks=(*found.verified.checks, *found.compared.checks),
+        exact_spectrum=found.eigenvalues,
+        overlap=overlap,
+        remainder=found.verified.remainder,
+        sharpness=found.sharpness,
+        notes=(*said, *place.notes, *notes),
+    )
+
+
+def place_of(checkpoint: Checkpoint | Place | None) -> Place:
+    """Where the weights are from, in what a record keeps of it."""
+    if checkpoint is None or isinstance(checkpoint, Place):
+        return checkpoint or Place()
+    return Place(
+        checkpoint=str(checkpoint.path),
+        sha256=checkpoint.sha256,
+        epoch=checkpoint.epoch,
+        step=checkpoint.step,
+        notes=tuple(checkpoint.notes),
+    )
+
+
+def failed_record(operator: str, bn_mode: str, reason: str, settings: dict[str, Any], place: Place) -> Record:
+    """A record that says why there are no numbers, for one checkpoint among several."""
+    return Record(
+        checkpoint=place.checkpoint,
+        checkpoint_sha256=place.sha256,
+        weights_sha256=place.weights,
+        own_tensors=place.own_tensors,
+        epoch=place.epoch,
+        step=place.step,
+        operator=operator,
+        bn_mode=bn_mode,
+        status="failed",
+        reason=reason,
+        settings=settings,
+        facts={},
+        spectrum=None,
+        provenance=origin(),
+        notes=(),
+    )

@@ -1,0 +1,94 @@
+"""The eigenvectors of the checkpoint before, for as long as a run goes on, so that the next ones can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from spectra.errors import StorageError
+from spectra.results.record import Place
+from spectra.results.storage.partial import Partial, PartialFile
+from spectra.results.storage.runfile import load_trajectory
+from spectra.spectrum.overlap import Overlap, overlap_of
+
+Pair = tuple[str, str]  # operator and batch-norm mode
+
+
+class Eigenspaces:
+    """The last vectors of each operator and mode of a run, in a file beside the results file that goes when it ends.
+
+    The vectors of a record are written before the record is, beside those of the one before it: whenever the process
+    dies, those that the next record is compared with are there.
+
+    Args:
+        out: the results file.
+        say: is told in a line what cannot be used.
+    """
+
+    def __init__(self, out: Path, say: Callable[[str], None]) -> None:
+        self.out = out
+        self.file = PartialFile(out, "vectors")
+        self._vectors: dict[tuple[Pair, str], np.ndarray] = {}  # (n, K) float32, as they would be in a record
+        self._last: dict[Pair, Place] = {}  # of the last record that the file has
+        try:
+            left = self.file.read()
+        except StorageError as error:
+            say(f"{error}; it is not used")
+            left = None
+        if left is not None:
+            for (operator, mode, key), arrays in zip(left.key["names"], left.parts[0]):
+                self._vectors[(operator, mode), key] = arrays["vectors"]
+
+    def before(self, pair: Pair) -> np.ndarray | None:
+        """The vectors of the record before, if they are there."""
+        place = self._last.get(pair)
+        return None if place is None else self._of(pair, place)
+
+    def compare(self, pair: Pair, place: Place, vectors: np.ndarray) -> Overlap | None:
+        """The overlap with the record before, None at the first; and keep these vectors for the one after.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        now = vectors.astype(np.float32)
+        last = self._last.get(pair)
+        found: Overlap | None = None
+        if last is not None:
+            earlier = self._of(pair, last)
+            why = "its vectors were not kept when the run ended; --save-eigenvectors keeps them"
+            found = Overlap(last.words, reason=why) if earlier is None else overlap_of(earlier, now, last.words)
+        kept = {(pair, _key(place)), *((other, _key(at)) for other, at in self._last.items())}
+        self._vectors[pair, _key(place)] = now
+        self._vectors = {name: array for name, array in self._vectors.items() if name in kept}
+        names = [(*which, key) for which, key in self._vectors]
+        parts = [[{"vectors": array} for array in self._vectors.values()]]
+        self.file.write(Partial({"names": names}, {}, parts))
+        return found
+
+    def passed(self, pair: Pair, place: Place) -> None:
+        """The file has the record of this place now: the next one is compared with it."""
+        self._last[pair] = place
+
+    def close(self) -> None:
+        """The run has ended.
+
+        Raises:
+            StorageError: the file cannot be removed.
+        """
+        self.file.remove()
+
+    def _of(self, pair: Pair, place: Place) -> np.ndarray | None:
+        found = self._vectors.get((pair, _key(place)))
+        if found is not None or not self.out.exists():
+            return found
+        for record in load_trajectory(self.out):  # where they were saved
+            same = (record.operator, record.bn_mode) == pair and record.place.words == place.words
+            if same and record.spectrum is not None and record.spectrum.eigenpairs is not None:
+                return record.spectrum.eigenpairs.vectors
+        return None
+
+
+def _key(place: Place) -> str:
+    return f"{place.sha256} {place.words}"

@@ -1,0 +1,111 @@
+"""What a record says of held-out data: the numbers beside those of the training data, and the words with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from spectra.errors import SpectraError
+from spectra.operators.curvature import CurvatureOperator
+from spectra.operators.modes import batch_norm_layers
+from spectra.task.task import Task
+
+Report = Callable[[int, int], None]
+
+
+def beside(
+    facts: Mapping[str, float | int | None], test: Mapping[str, float | int | None], reduces_to: str
+) -> dict[str, float | int | None]:
+    """The facts of the test data under their names in a record, and what lies between them and the training data.
+
+    ``generalization_gap = test_loss - loss``, both without the l2 term; left out for a sum over the data, which grows
+    with their number. ``accuracy_gap = accuracy - test_accuracy``, a difference of fractions.
+
+    Example:
+        >>> beside({"loss": 0.25, "accuracy": 0.9}, {"loss": 1.0, "accuracy": 0.4, "n_samples": 7}, "mean")
+        {'test_loss': 1.0, 'test_accuracy': 0.4, 'test_n_samples': 7, 'generalization_gap': 0.75, 'accuracy_gap': 0.5}
+    """
+    found = {f"test_{name}": test.get(name) for name in ("loss", "accuracy", "n_samples")}
+    if reduces_to == "mean":
+        found["generalization_gap"] = _difference(test["loss"], facts["loss"])
+    accuracies = facts.get("accuracy"), test.get("accuracy")
+    if None not in accuracies:
+        found["accuracy_gap"] = _difference(*accuracies)
+    return found
+
+
+def _difference(a: float | int | None, b: float | int | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def held_out_settings(task: Task) -> dict[str, Any]:
+    """What the records of a run share of their test data: a run without them is another one.
+
+    Raises:
+        DataError: the task has none, or they cannot be used.
+    """
+    held_out = task.held_out()
+    with told_of(held_out, task):
+        survey = held_out.survey()
+    return {"test_data": survey.fingerprint, "test_batch_sizes": run_lengths(survey.rows)}
+
+
+def held_out_notes(operator: CurvatureOperator, told: Sequence[str]) -> list[str]:
+    """What belongs beside the numbers of test data.
+
+    Args:
+        operator: that of the test data.
+        told: the notes of the training data, which are not said twice.
+    """
+    notes = [f"test data: {note}" for note in operator.self_test.notes if note not in told]
+    if operator.bn_mode == "recalibrated" and batch_norm_layers(operator.task.model):
+        notes.append("the numbers of the test data take the running statistics estimated over the training data")
+    if operator.task.reduces_to == "sum":
+        notes.append("the loss is a sum over the data: those of training and test data are not comparable")
+    return notes
+
+
+@contextmanager
+def told_of(subject: object, training: object) -> Iterator[None]:
+    """Say in an error that it is of the test data, where the subject is not that of the training data."""
+    try:
+        yield
+    except SpectraError as error:
+        if subject is not training:
+            error.args = (f"test data: {error}",)
+        raise
+
+
+def shared_progress(report: Report | None, parts: int) -> list[Report | None]:
+    """One progress for work in several parts of equal size, the reports that each part makes.
+
+    Example:
+        >>> first, second = shared_progress(lambda done, total: print(done, total), 2)
+        >>> first(3, 8), second(3, 8)
+        3 16
+        11 16
+        (None, None)
+    """
+    if report is None:
+        return [None] * parts
+
+    def of_part(part: int) -> Report:
+        return lambda done, total: report(part * total + done, parts * total)
+
+    return [of_part(part) for part in range(parts)]
+
+
+def run_lengths(sizes: Sequence[int | None]) -> list[list[int | None]]:
+    """Batch sizes as [size, how many in a row], so that a partition of many batches stays short.
+
+    >>> run_lengths([64, 64, 10])
+    [[64, 2], [10, 1]]
+    """
+    runs: list[list[int | None]] = []
+    for size in sizes:
+        if runs and runs[-1][0] == size:
+            runs[-1][1] = (runs[-1][1] or 0) + 1
+        else:
+            runs.append([size, 1])
+    return runs

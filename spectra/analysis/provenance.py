@@ -1,0 +1,61 @@
+"""Where a record comes from: the machine, the versions, the command, and how exact and how long the computation was."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy
+import torch
+
+from spectra.operators.curvature import CurvatureOperator
+from spectra.spectrum.spectrum import Spectrum
+from spectra.version import __version__
+
+
+def provenance_of(operator: CurvatureOperator, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
+    """What is kept of how a spectrum was computed: effort, exactness, device, and :func:`origin`."""
+    test = operator.self_test
+    device = operator.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "products": int(sum(t.steps for t in spectrum.tridiagonals))
+        + (0 if spectrum.eigenpairs is None else spectrum.eigenpairs.products),
+        "seconds": seconds,
+        "strategy": "reverse over reverse, one graph per batch and block",
+        "noise": test.noise,
+        "asymmetry": test.asymmetry,
+        "repeatability": test.repeatability,
+        "roundoff": test.roundoff,
+        "self_test": test.on,
+        "orthogonality": float(max(t.orthogonality for t in spectrum.tridiagonals)),
+        "data_order": operator.task.survey().order,
+    } | origin()
+
+
+def origin() -> dict[str, Any]:
+    """The date, the command and the versions: what is known of a record that failed, too."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": _command_line(),
+        "spectra": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "h5py": h5py.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def _command_line() -> str:
+    """The command as it was typed, by the name of the program alone, so that it runs elsewhere too."""
+    program, *arguments = sys.argv or [""]
+    return shlex.join([Path(program).name, *arguments])

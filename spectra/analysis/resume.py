@@ -1,0 +1,315 @@
+"""Going on in the middle of a record: finished probes are kept, and every half minute how far the others have come.
+
+The numbers of a run that was interrupted are those of one that was not, bit for bit on the same machine, since a probe
+depends on its number alone, and since the width of the groups and the threads are those of the part that is kept. The
+clock says when something is kept, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectra.errors import StorageError
+from spectra.krylov.lanczos import Halfway, Recurrence
+from spectra.operators.base import Parts
+from spectra.results.storage.partial import Arrays, Partial, PartialFile, UnderWay
+from spectra.results.storage.vectors import VectorFile
+from spectra.runtime.exclusive import exclusively, one_at_a_time
+from spectra.runtime.memory import in_words
+from spectra.spectrum.tridiagonal import Tridiagonal
+from spectra.version import __version__
+
+Say = Callable[[str], None]
+#: How far the probes have come is kept when so many seconds have gone since the last time,
+INTERVAL = 30.0
+#: as long as their vectors take no more bytes than this, nor than half of what is free on the disk.
+LARGEST = 4 * 2**30
+
+
+class Unfinished:
+    """The finished probes of the record that is under way, and how far the others are, in files beside the results.
+
+    Args:
+        out: the results file.
+        say: is told in a line what is used again, or why it is not.
+    """
+
+    def __init__(self, out: Path, say: Say) -> None:
+        self.say = say
+        self.file = PartialFile(out)
+        self.vectors = VectorFile(out)
+        self.left: Partial | None = None  # by an earlier process, until a record begins
+        try:
+            self.left = self.file.read()
+        except StorageError as error:
+            say(f"{error}; it is not used")
+        self._key: Mapping[str, Any] = {}
+        self._how: dict[str, Any] = {}
+        self._parts: list[list[Arrays]] = []
+        self._under_way: UnderWay | None = None  # of an earlier process, until it is taken up
+        self._rows: list[int] = []  # vectors of each recurrence of this group that are in the file of vectors
+        self._kept = time.perf_counter()  # when something was kept last
+        self._room: int | None = None  # bytes that the vectors of this group may take; None: not looked at yet
+        self.seconds = 0.0  # that an earlier process spent on the probes that are taken up
+        self._begun = time.perf_counter()
+        self._written = False  # over what was left
+        self._passed_over = False  # what is left was not of the first record that was taken up
+
+    @property
+    def threads(self) -> int | None:
+        """Of the part that was left, if that was on this machine: elsewhere it is not used, so nor are they."""
+        if self.left is None or self.left.key.get("platform") != _machine():
+            return None
+        return self.left.how.get("threads")
+
+    def begin(self, key: Mapping[str, Any], width: int, *, fixed: bool) -> int:
+        """Take up a record, with what is left of it.
+
+        Args:
+            key: what its numbers depend on; :func:`key_of`.
+            width: the probes in a group, as memory allows or as asked.
+            fixed: it was asked for.
+
+        Returns:
+            The width to go on with: that of what is left, unless another is fixed or it does not fit any more.
+        """
+        key = {**key, "threads": torch.get_num_threads()}
+        self._parts, self.seconds, self._begun = [], 0.0, time.perf_counter()
+        self._kept, self._under_way, self._rows, self._room = self._begun, None, [], None
+        left = self.left
+        if left is not None:
+            differs = left.differs(key)
+            if differs:  # it may be of a record that comes later: one before it failed, and is tried again
+                if not self._passed_over:
+                    self.say(f"{self.file.shown}: is not of the next record ({', '.join(differs)}): not used for it")
+                self._passed_over = True
+            else:
+                self.left = None
+                self._parts, self._under_way = [list(part) for part in left.parts], left.under_way
+                # Memory for twice the width there is, since half of what is free is what a width is chosen for.
+                self.seconds = float(left.how.get("seconds", 0.0))
+                recorded = int(left.how["width"])
+                width = recorded if not fixed and recorded <= 2 * width else width
+                finished = sum(map(len, self._parts))
+                begun = "" if left.under_way is None else f", and {len(left.under_way.recurrences)} in their midst"
+                self.say(f"{self.file.shown}: {finished} probes of an unfinished record are there already{begun}")
+        self._key, self._how = key, {"width": width, "threads": torch.get_num_threads()}
+        return width
+
+    def done(self, part: int) -> list[Recurrence]:
+        """The finished probes of a part of the record, in order."""
+        return [_recurrence(arrays) for arrays in self._parts[part]] if part < len(self._parts) else []
+
+    def under_way(self, part: int, device: torch.device) -> list[Halfway]:
+        """How far the probes after those of a part had come. Asked once, before anything else of the part is kept."""
+        found = self._under_way
+        if found is None or found.part != part:
+            return []
+        self._under_way = None
+        try:
+            rows = self.vectors.read(found.written, len(found.recurrences))
+        except StorageError as error:
+            self.say(f"{error}; it is not used")
+            return []
+        self._rows = [len(vectors) for vectors in rows]
+        return [_halfway(arrays, vectors, device) for arrays, vectors in zip(found.recurrences, rows)]
+
+    def step(self, part: int, how_far: Callable[[], Sequence[Halfway]]) -> None:
+        """Keep how far a group of probes has come, if it is time.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if time.perf_counter() - self._kept < INTERVAL:
+            return
+        halfway = how_far()
+        if len(self._rows) != len(halfway):  # the first time in this group
+            self._rows = [0] * len(halfway)
+            self.vectors.begin()
+            if self.left is not None:  # its vectors are overwritten
+                self.left = replace(self.left, under_way=None)
+        rows = [h.vectors[begin:].cpu().numpy() for h, begin in zip(halfway, self._rows)]
+        if self._room is None:
+            self._room = min(LARGEST, self.vectors.size + shutil.disk_usage(self.file.path.parent).free // 2)
+        if self.vectors.size + sum(part.nbytes for part in rows) > self._room:
+            if self._room:
+                self.say(
+                    f"{self.vectors.shown}: would take more than {in_words(self._room)}: probes are kept when they are "
+                    "finished"
+                )
+            self._room = 0
+            return
+        written = self.vectors.extend(rows)
+        self._rows = [len(h.vectors) for h in halfway]
+        self._write(UnderWay(part, [_arrays_of(h) for h in halfway], written))
+
+    def keep(self, part: int, finished: Sequence[Recurrence]) -> None:
+        """Write the finished probes of a part, in place of fewer of the same part.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self._parts[part:] = [[_arrays(recurrence) for recurrence in finished]]
+        self._write(None)
+        if self._rows:
+            self.vectors.remove()
+        self._rows, self._room = [], None
+
+    def _write(self, under_way: UnderWay | None) -> None:
+        how = {**self._how, "seconds": self.seconds + time.perf_counter() - self._begun}
+        self.file.write(Partial(self._key, how, self._parts, under_way))
+        self._written = True
+        self._kept = time.perf_counter()
+
+    def end(self) -> None:
+        """The record is stored: nothing is unfinished. What an earlier process left is of one that is stored too."""
+        self._parts, self.left = [], None
+        self.file.remove()
+        self.vectors.remove()
+
+    def fail(self) -> None:
+        """The record has failed. What an earlier process left of a later one is put back, so that it is not lost."""
+        self._parts, self._rows = [], []
+        if self.left is None or self.left.under_way is None:
+            self.vectors.remove()
+        if self.left is None:
+            self.file.remove()
+        elif self._written:
+            self.file.write(self.left)
+        self._written = False
+
+
+def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers of probes depend on: the weights and buffers, what was asked, and the machine's arithmetic.
+
+    Args:
+        model: with the weights.
+        device: that computes.
+        asked: JSON-able.
+
+    Example:
+        >>> sorted(key_of(torch.nn.Linear(2, 1), torch.device("cpu"), {"seed": 0}))
+        ['device', 'numpy', 'platform', 'seed', 'spectra', 'torch', 'weights']
+    """
+    return {
+        **asked,
+        "weights": weights_sha256(model),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "platform": _machine(),
+        "spectra": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+@exclusively
+def weights_sha256(model: torch.nn.Module) -> str:
+    """The SHA-256 of the names, types, shapes and bytes of the weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):  # a module may have extra state of any kind
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _machine() -> str:
+    return f"{platform.node()} {platform.platform()}"
+
+
+class SameThreads:
+    """Compute with the threads of what is there already, and set the number back at the end.
+
+    Sums are split over threads, so another number of threads gives other last digits.
+
+    Args:
+        threads: of the probes or records that are there; None: there are none of this machine.
+        say: is told if the number is changed, or cannot be.
+    """
+
+    def __init__(self, threads: int | None, say: Say) -> None:
+        with one_at_a_time:  # while no other thread has set it
+            self.before = torch.get_num_threads()
+        self.threads = self.before if threads is None else threads
+        self.say = say
+
+    def __enter__(self) -> None:
+        if self.threads == self.before:
+            return
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.threads > max(cores, self.before):
+            self.say(f"what is in the file was computed with {self.threads} threads; here are {cores} cores")
+            self.threads = self.before
+            return
+        self.say(f"computing with {self.threads} threads, as what is in the file")
+        one_at_a_time.acquire()  # the number is that of the whole process
+        torch.set_num_threads(self.threads)
+
+    def __exit__(self, *error: object) -> None:
+        if self.threads != self.before:
+            torch.set_num_threads(self.before)
+            one_at_a_time.release()
+
+
+def _arrays(recurrence: Recurrence) -> Arrays:
+    tridiagonal = recurrence.tridiagonal
+    return {
+        "alphas": tridiagonal.alphas,
+        "betas": tridiagonal.betas,
+        "exhausted": np.array(tridiagonal.exhausted, dtype=np.uint8),
+        "orthogonality": np.array(tridiagonal.orthogonality),
+        "forms": recurrence.forms,
+        **_by_batch(recurrence.parts),
+        **({} if recurrence.start_overlaps is None else {"start_overlaps": recurrence.start_overlaps}),
+    }
+
+
+def _recurrence(arrays: Arrays) -> Recurrence:
+    return Recurrence(
+        Tridiagonal(
+            arrays["alphas"], arrays["betas"], bool(arrays["exhausted"]), orthogonality=float(arrays["orthogonality"])
+        ),
+        arrays["forms"],
+        _parts_in(arrays),
+        arrays.get("start_overlaps"),
+    )
+
+
+def _arrays_of(halfway: Halfway) -> Arrays:
+    return {
+        "alphas": halfway.alphas,
+        "betas": halfway.betas,
+        "exhausted": np.array(halfway.exhausted, dtype=np.uint8),
+        "forms": halfway.forms,
+        **_by_batch(halfway.parts),
+    }
+
+
+def _halfway(arrays: Arrays, vectors: np.ndarray, device: torch.device) -> Halfway:
+    return Halfway(
+        arrays["alphas"],
+        arrays["betas"],
+        bool(arrays["exhausted"]),
+        arrays["forms"],
+        _parts_in(arrays),
+        torch.from_numpy(vectors).to(device),
+    )
+
+
+def _by_batch(parts: Parts | None) -> Arrays:
+    return {} if parts is None else {"batch_forms": parts.forms, "batch_weights": parts.weights}
+
+
+def _parts_in(arrays: Arrays) -> Parts | None:
+    return Parts(arrays["batch_forms"], arrays["batch_weights"]) if "batch_forms" in arrays else None

@@ -1,0 +1,162 @@
+"""What is asked of an analysis, and what of it all records of a run share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spectra.analysis.held_out import held_out_settings, run_lengths
+from spectra.errors import ArgumentError
+from spectra.krylov.probes import DISTRIBUTIONS
+from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
+from spectra.operators.fisher import EmpiricalFisherOperator
+from spectra.operators.function import choose_parameters
+from spectra.operators.ggn import GGNOperator
+from spectra.operators.hessian import HessianOperator
+from spectra.operators.modes import check_bn_mode
+from spectra.results.measure_catalogue import chosen_measures
+from spectra.task.task import Task
+
+OPERATORS: dict[str, type[CurvatureOperator]] = {
+    "hessian": HessianOperator,
+    "ggn": GGNOperator,
+    "empirical_fisher": EmpiricalFisherOperator,
+}
+
+
+LARGEST = 2**63 - 1  # that a results file holds
+_MOST = {"lanczos_steps": 10**6, "num_probes": 10**6, "seed": LARGEST, "width": 10**6, "eigenpairs": 10**6}
+_MOST["exact_spectrum"] = 10**9
+
+
+def check_at_most(name: str, value: int | None, most: int = LARGEST) -> None:
+    """
+    Raises:
+        ArgumentError: the value is larger.
+    """
+    if value is not None and value > most:
+        words = str(value) if value < 10**20 else "a number of more than 20 digits"
+        raise ArgumentError(f"{name}={words}: at most {most} is possible")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked of an analysis, apart from the task itself. The defaults are those of the command line.
+
+    Raises:
+        ArgumentError: a value outside its range.
+    """
+
+    operators: str | Sequence[str] = ("hessian",)
+    bn_modes: str | Sequence[str] = ("eval",)
+    lanczos_steps: int = 100
+    num_probes: int = 8
+    seed: int = 0
+    distribution: str = "sphere"
+    params: str | Sequence[str] | None = None
+    dtype: str | None = None
+    # Sharpness measures: all, none, names, or cheap, which are computed as far as the budget goes; not of chosen
+    # parameters.
+    metrics: str | Sequence[str] = "cheap"
+    bounds: bool = False  # the PAC-Bayes bounds behind normalized sharpness, among the measures
+    exact_spectrum: int = 0  # all eigenvalues of the Gauss-Newton matrix on at most so many samples
+    # The traces against exact ones, where there are such: True whatever it costs, None as far as the budget goes.
+    check: bool | None = None
+    test_data: bool = False  # the same numbers on the task's test data, in the same records
+    preset: str | None = None  # in words, for the record; `presets.filled` gives the options that it stands for
+    width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
+    eigenpairs: int = 0  # so many of the largest magnitude, found before the probes; at most n
+    warm_start: bool = False  # the search for eigenpairs begins with the vectors of the checkpoint before
+    save_eigenvectors: bool = False  # keep their vectors in the record
+
+    def __post_init__(self) -> None:
+        for name, value in (("operators", self.operators), ("bn_modes", self.bn_modes)):
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for name in self.operators:
+            if name not in OPERATORS:
+                known = ", ".join(map(repr, OPERATORS))
+                raise ArgumentError(f"operator={name!r}: one of {known} is needed")
+        for mode in self.bn_modes:
+            check_bn_mode(mode)
+        if not self.operators or not self.bn_modes:
+            raise ArgumentError("at least one operator and one BN mode are needed")
+        if self.lanczos_steps < 1:
+            raise ArgumentError(f"lanczos_steps={self.lanczos_steps}: at least 1 is needed; 100 is the default")
+        if self.num_probes < 1:
+            raise ArgumentError(f"num_probes={self.num_probes}: at least 1 is needed; 8 is the default")
+        if self.seed < 0:
+            raise ArgumentError(f"seed={self.seed}: at least 0 is needed")
+        for name, most in _MOST.items():
+            check_at_most(name, getattr(self, name), most)
+        if self.distribution not in DISTRIBUTIONS:
+            known = ", ".join(map(repr, DISTRIBUTIONS))
+            raise ArgumentError(f"distribution={self.distribution!r}: one of {known} is needed")
+        if self.width is not None and self.width < 1:
+            raise ArgumentError(f"width={self.width}: at least 1 is needed")
+        if self.exact_spectrum < 0:
+            raise ArgumentError(f"exact_spectrum={self.exact_spectrum}: at least 0 samples are needed; 0 is none")
+        if self.eigenpairs < 0:
+            raise ArgumentError(f"eigenpairs={self.eigenpairs}: at least 0 is needed; 0, the default, is none")
+        if self.warm_start and not self.eigenpairs:
+            raise ArgumentError("warm_start without eigenpairs: say how many are to be found with eigenpairs=K")
+        if self.save_eigenvectors and not self.eigenpairs:
+            raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
+        torch_dtype_of(self.dtype)
+        chosen_measures(self.metrics)  # the names are checked
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The (operator, BN mode) pairs asked for, in order, each once."""
+        return list(dict.fromkeys((name, mode) for name in self.operators for mode in self.bn_modes))
+
+
+def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
+    """The settings that all records of a run share: what makes their numbers comparable.
+
+    Raises:
+        ArgumentError: the pattern of parameters meets none.
+        DataError, TaskError: the data cannot be used.
+    """
+    chosen = choose_parameters(task.model, asked.params)
+    survey = task.survey()
+    params = asked.params if asked.params is None or isinstance(asked.params, str) else list(asked.params)
+    dtype = torch_dtype_of(asked.dtype) or next(iter(chosen.values())).dtype
+    return {
+        "task": task.name,
+        "loss": task.describe(),
+        "reduction": task.reduces_to,
+        "l2": task.l2,
+        "data": survey.fingerprint,
+        "batch_sizes": run_lengths(survey.rows),
+        "lanczos_steps": asked.lanczos_steps,
+        "num_probes": asked.num_probes,
+        "seed": asked.seed,
+        "distribution": asked.distribution,
+        "params": params,
+        "dtype": str(dtype).removeprefix("torch."),
+        # Only where they are asked for, so that files of runs without them can be continued.
+        **({"eigenpairs": asked.eigenpairs} if asked.eigenpairs else {}),
+        **({"warm_start": True} if asked.warm_start else {}),
+        **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
+        **({"preset": asked.preset} if asked.preset else {}),
+        **(held_out_settings(task) if asked.test_data else {}),
+    }
+
+
+def sampled(
+    task: Task,
+    *,
+    samples: int | None = None,
+    data_seed: int = 0,
+    batch_size: int | None = None,
+    l2: float | None = None,
+    reduction: str | None = None,
+) -> Task:
+    """The task on a fixed random subset of its data, in other batches, with another l2 or reduction, as asked."""
+    if samples is not None:
+        task = task.subset(samples, data_seed)
+    if batch_size is not None:
+        task = task.rebatched(batch_size)
+    if l2 is not None:
+        task = replace(task, l2=l2)
+    return task if reduction is None else replace(task, reduction=reduction)

@@ -1,0 +1,263 @@
+"""A run of training analysed from inside its loop: no checkpoint file, and training goes on as without it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from spectra.analysis.presets import filled
+from spectra.analysis.resume import SameThreads, Unfinished, weights_sha256
+from spectra.analysis.run import Chosen, analyze_into, check_output, record_failure
+from spectra.analysis.settings import Settings
+from spectra.analysis.store import DataChoice, Listener, Store
+from spectra.analysis.training_state import training_kept
+from spectra.checkpoints.checkpoint import check_finite
+from spectra.errors import ArgumentError, NumericsError, StorageError
+from spectra.results.record import Place, Record, Trajectory
+from spectra.results.storage.lock import only_writer
+from spectra.results.storage.runfile import load_trajectory
+from spectra.task.task import Task
+from spectra.task.user_errors import reason_of, unexpected
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Adds a record of the model as it is to a results file, each time it is called.
+
+    Weights, buffers, gradients, modes of the layers, what modules count or store beside them, and the states of all
+    random generators (those of Python, NumPy and torch, and those that the task's data have of their own) are
+    afterwards what they were, also after an error: training goes on bit for bit as without it. What it cannot undo is
+    what forward hooks of yours do outside of the network, and, on a GPU with ``torch.backends.cudnn.benchmark``, which
+    algorithms cuDNN has tried.
+
+    The file is held by this process alone until :meth:`close`; it may be read at any time. With several processes, call
+    it in one of them.
+
+    Args:
+        task: with the model that is trained, and data on which it is to be judged. Data that shuffle or augment are
+            refused, unless frozen by ``snapshot=True``.
+        out: the results file; one that is there is continued if it is of the same run.
+        every: analyse where the epoch is a multiple of it; without epochs the step, without both each K-th call.
+        strict: any error raises. By default that is so at the first call only, since what is wrong from the start
+            should be seen. After a call without an error none ends a training, whoever raises it (data, model,
+            criterion or spectra): the moment is recorded as failed with the reason, and what is neither an error of
+            spectra nor memory that ran out is logged with its traceback. Where the record cannot be written (a full
+            disk), that is a warning, and the next call tries again with the next record. ``KeyboardInterrupt`` and
+            ``SystemExit`` pass.
+        force: what the file has of other settings, or of other weights at the same epoch, is replaced.
+        options: those of :func:`spectra.analyze` (``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
+            ``seed``, ``metrics``, ``eigenpairs``, ``test_data``, ...), and which data: ``samples``, ``batch_size``,
+            ``snapshot``, ``data_seed``, ``l2``, ``reduction``.
+
+    Raises:
+        ArgumentError: an option out of its range.
+        StorageError: the file cannot be written or is being written by another process.
+
+    Example:
+        >>> import tempfile, torch
+        >>> x, y = torch.randn(20, 3), torch.randint(2, (20,))
+        >>> task = Task(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), [(x, y)])
+        >>> sgd = torch.optim.SGD(task.model.parameters(), lr=0.1)
+        >>> with Tracker(task, out=tempfile.mkdtemp() + "/run.h5", lanczos_steps=4, num_probes=2) as tracker:
+        ...     for epoch in range(3):
+        ...         _ = tracker(epoch=epoch)
+        ...         sgd.zero_grad()
+        ...         task.loss_of((x, y)).backward()
+        ...         sgd.step()
+        >>> tracker.trajectory["hessian", "eval"].epochs
+        array([0., 1., 2.])
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        out: str | Path = "run.h5",
+        every: int = 1,
+        strict: bool = False,
+        force: bool = False,
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise ArgumentError(f"every={every}: at least 1 is needed; 1 is each time")
+        self.task, self.out, self.every, self.strict = task, Path(out), every, strict
+        data = {name: options.pop(name) for name in list(options) if name in DataChoice.__dataclass_fields__}
+        _check_known(options)
+        self.settings = Settings(**filled(**options))
+        self.seconds = 0.0  #: that the analyses have taken in all
+        self._calls = 0
+        self._begun = False
+        self._weights: str | None = None  # of the call before
+        check_output(self.out)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(only_writer(self.out))
+            self._voice = _Voice(self.out)
+            self._unfinished = Unfinished(self.out, self._voice.note)
+            self._store = stack.enter_context(Store(self.out, DataChoice(**data), self._unfinished, force, self._voice))
+            self._chosen = Chosen(self._store.choice, with_test=self.settings.test_data)
+            # Also at the end of the process, for loops that never close it.
+            self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid(), self._voice)
+
+    def __call__(self, *, epoch: float | None = None, step: int | None = None, now: bool = False) -> bool:
+        """Analyse the model as it is, if it is its turn.
+
+        Args:
+            epoch: that are behind the model; 0 before the first.
+            step: the same in steps of the optimizer.
+            now: whatever `every` says, such as at the end of training.
+
+        Returns:
+            Whether it was its turn. A moment that is in the file already, with the same weights, is kept.
+
+        Raises:
+            ArgumentError: the tracker is closed, or a time is not a number from 0 on.
+            Exception: at the first call, or with ``strict``: an error of spectra where the task or its data cannot be
+                used, the numbers would not be right, or the file cannot be written or continued; else whatever was
+                raised. Model and file are whole whatever is raised.
+        """
+        if not self._release.alive:
+            raise ArgumentError("the tracker is closed: make another one; the same file is continued")
+        for name, value in (("epoch", epoch), ("step", step)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise ArgumentError(f"{name}={value}: a number from 0 on is needed")
+        at = epoch if epoch is not None else step if step is not None else self._calls
+        self._calls += 1
+        if self.every > 1 and at % self.every != 0 and not now:
+            return False
+        start = time.perf_counter()
+        place = Place(epoch=float(at) if epoch is not None or step is None else None, step=step)
+        try:
+            place = replace(place, sha256=self._hashed())
+            self._analyze(place)
+        except Exception as error:
+            if self.strict or not self._begun:
+                if isinstance(error, NumericsError):
+                    self._unfinished.fail()
+                raise
+            self._fail(place, error)
+        finally:
+            self.seconds += time.perf_counter() - start
+        self._begun = True
+        return True
+
+    @property
+    def failed(self) -> int:
+        """How many records of this tracker have failed."""
+        return self._voice.failed
+
+    def _hashed(self) -> str:
+        weights = weights_sha256(self.task.model)
+        if weights == self._weights:
+            logger.warning(
+                "%s: the weights are those of the call before: the task must hold the network that is trained, not a "
+                "copy of it",
+                self.out,
+            )
+        self._weights = weights
+        return weights
+
+    def _analyze(self, place: Place) -> None:
+        threads = self._unfinished.threads or self._store.threads()
+        data = [self.task.data, self.task.test_data]
+        with (
+            training_kept([self.task.model, self.task.criterion], data, self._store.choice.data_seed),
+            SameThreads(threads, self._voice.note),
+        ):
+            task = self._chosen.task(self.task)
+            check_finite(task.model.state_dict())
+            analyze_into(self._store, task, place, self.settings, self._voice)
+
+    def _fail(self, place: Place, error: Exception) -> None:
+        """Record a moment as failed; a warning where that cannot be written either."""
+        try:
+            if isinstance(error, StorageError):
+                raise error
+            if unexpected(error):
+                words = "%s: %s: unexpected %s; it is recorded as failed, and training goes on"
+                logger.warning(words, self.out, place.words, reason_of(error), exc_info=error)
+            record_failure(self._store, place, self.settings, self._voice, error)
+        except Exception as other:
+            self._voice.unwritten += 1
+            logger.warning("%s: %s: %s", self.out, place.words, reason_of(other))
+
+    def close(self) -> None:
+        """Let go of the file, and say how many records failed, if any did. Calling it twice does nothing."""
+        try:
+            if self._release.alive:
+                self._store.eigenspaces.close()
+        except StorageError as error:
+            if self.strict:
+                raise
+            logger.warning("%s: %s", self.out, error)
+        finally:
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What is in the file now.
+
+        Raises:
+            StorageError: nothing yet.
+        """
+        return load_trajectory(self.out)
+
+
+def _let_go(held: contextlib.ExitStack, owner: int, voice: _Voice) -> None:
+    """Close the file and give up the lock, in the process that holds it: the workers of a loader are copies of it."""
+    if os.getpid() == owner:
+        try:
+            held.close()
+        except StorageError as error:  # its records are in it all the same, and training has ended
+            logger.warning("%s", error)
+        voice.summary()
+
+
+class _Voice(Listener):
+    """What is told of a run goes to the log."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.records = self.failed = 0
+        self.unwritten = 0  # moments whose record could not be written
+
+    def record(self, record: Record) -> None:
+        self.records += 1
+        if record.status == "failed":
+            self.failed += 1
+        if record.status != "complete":
+            logger.warning("%s: %s: %s: %s", self.out, record.label, record.status, record.reason)
+
+    def summary(self) -> None:
+        """How much is missing, in a warning."""
+        if self.failed:
+            words = "%s: %d of %d records failed; the file has the reasons (spectra show)"
+            logger.warning(words, self.out, self.failed, self.records)
+        if self.unwritten:
+            words = "%s: %d moment%s could not be recorded"
+            logger.warning(words, self.out, self.unwritten, "" if self.unwritten == 1 else "s")
+
+    def note(self, words: str) -> None:
+        logger.info("%s", words)
+
+
+def _check_known(options: dict[str, Any]) -> None:
+    known = [*Settings.__dataclass_fields__, *DataChoice.__dataclass_fields__]
+    for name in options:
+        if name not in known:
+            raise ArgumentError(f"{name}=: there is no such option; there are {', '.join(known)}")

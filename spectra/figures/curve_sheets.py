@@ -1,0 +1,92 @@
+"""Whole figures of one checkpoint that show a function of the spectrum: distribution, counts over tau, dimension."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from spectra.figures import draw
+from spectra.figures.curves import cumulative_grid, draw_cumulative, draw_dimension
+from spectra.figures.moments import Moment
+from spectra.figures.sheets import band_of, blank, finished, matrix_at, mode_words
+from spectra.figures.style import look_of
+
+#: The operators that are positive semidefinite by their construction.
+SEMIDEFINITE = ("ggn", "empirical_fisher")
+
+_WIDTH = 6.4  # inches: its heading in two lines, and legible at the width of a column
+
+
+def cumulative_figure(moment: Moment) -> Figure:
+    modes = moment.complete
+    figure = blank(_WIDTH, 1.7 + 2.5 * len(modes))
+    axes = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
+    spectra = {mode: record.spectrum for mode, record in modes.items() if record.spectrum is not None}
+    threshold = max(spectrum.linear_threshold() for spectrum in spectra.values())
+    limits: list[float] = []
+    for ax, (mode, spectrum) in zip(axes, spectra.items()):
+        draw_cumulative(
+            ax, spectrum.cumulative(cumulative_grid(spectrum)), spectrum, look=look_of(mode), threshold=threshold
+        )
+        ax.set_title(mode_words(mode), loc="left")
+        ax.legend(loc="lower right")
+        limits += ax.get_xlim()
+    axes[-1].set_xlim(min(limits), max(limits))
+    axes[-1].set_xlabel(rf"eigenvalue $\lambda$ of the {matrix_at(moment)} (asinh axis)")
+    caption = (
+        "Dark: Chebyshev-Markov-Stieltjes bounds, which hold whatever the spectrum between the Ritz values is. Light: "
+        f"with the error of the probes, 95 %, at each point. The axis is linear within {threshold:.2g} of 0."
+    )
+    return finished(figure, [moment], caption)
+
+
+def negative_figure(moment: Moment) -> Figure:
+    modes = moment.complete
+    figure = blank(7.4, 1.6 + 2.9 * len(modes))
+    rows = figure.subplots(len(modes), 2, sharey=True, squeeze=False)
+    for axes, (mode, record) in zip(rows, modes.items()):
+        spectrum = record.spectrum
+        assert spectrum is not None
+        for ax, curve, name, counted in (
+            (axes[0], spectrum.degeneracy_curve(), "rank_degeneracy", r"$|\lambda| \leq \tau$"),
+            (axes[1], spectrum.negative_curve(), "negative_mass", r"$\lambda < -\tau$"),
+        ):
+            draw.draw_degeneracy(
+                ax,
+                curve,
+                record.estimates["spectral_norm"].value,
+                headline=record.estimates.get(name),
+                look=look_of(mode),
+                label="resolved",
+                counted=counted,
+            )
+            if ax.get_legend_handles_labels()[0]:
+                place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.1}
+                ax.legend(title=mode_words(mode), alignment="left", **place)
+            else:
+                ax.set_title(mode_words(mode), loc="left")
+    caption = (
+        "Left: eigenvalues near 0; right: those below it by more than τ. Resolved: the bracket of m steps is narrower "
+        "than 0.02; the bars and the band are the bracket with 95 % over probes. The star is the smallest resolved "
+        "tolerance. Hatched: m steps cannot tell."
+    )
+    return finished(figure, [moment], caption)
+
+
+def dimension_figure(moment: Moment) -> Figure:
+    figure = blank(_WIDTH, 4.2)
+    ax = figure.subplots()
+    for mode, record in moment.complete.items():
+        assert record.spectrum is not None
+        draw_dimension(ax, record.spectrum, look=look_of(mode), label=mode_words(mode))
+    if ax.lines:
+        ax.legend(loc="lower left")
+    else:  # only the reasons why there is no curve
+        ax.set_xticks([])
+        ax.set_yticks([])
+    band = (
+        "No band: a single probe has no error."
+        if band_of(moment).startswith("none")
+        else ("Band: the bounds of the Gauss and Gauss-Radau rules with the error of the probes, 95 %.")
+    )
+    caption = f"λ: of the {matrix_at(moment)}. Two curves compare at one g. {band}"
+    return finished(figure, [moment], caption)

@@ -1,0 +1,113 @@
+"""Draws what is known of a spectrum as a function: its cumulative distribution, its effective dimension."""
+
+from __future__ import annotations
+
+import textwrap
+from math import nan
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from spectra.figures.style import GREY, LOOKS, Look, asinh_axis, literal
+from spectra.spectrum.cumulative import Cumulative
+from spectra.spectrum.spectrum import Spectrum
+
+# Points of the grid at which the bounds of the distribution are computed; between two of them they are a step.
+_POINTS = 81
+
+# The tolerances of an effective dimension: |G|_2 times these.
+_RIDGES = np.logspace(1, -6, 29)
+
+
+def cumulative_grid(spectrum: Spectrum, points: int = _POINTS) -> np.ndarray:
+    """Where to evaluate the distribution: even in ``asinh(lambda / s)``, a little beyond the Ritz values; ascending."""
+    s = spectrum.linear_threshold()
+    low = min(float(t.nodes[0]) for t in spectrum.tridiagonals)
+    high = max(float(t.nodes[-1]) for t in spectrum.tridiagonals)
+    start, stop = float(np.arcsinh(low / s)), float(np.arcsinh(high / s))
+    beyond = max(0.04 * (stop - start), 0.1)
+    return np.asarray(s * np.sinh(np.linspace(start - beyond, stop + beyond, points)))
+
+
+def draw_cumulative(
+    ax: Axes,
+    cumulative: Cumulative,
+    spectrum: Spectrum,
+    *,
+    look: Look = LOOKS["eval"],
+    threshold: float | None = None,
+) -> None:
+    """The fraction of eigenvalues up to each point: the Ritz mass as a step at each node, and its bounds.
+
+    The dark band are the Chebyshev-Markov-Stieltjes bounds of the probes' measures, the light one adds the error of
+    the probes. Between two points of the grid the distribution, which only rises, lies between the lower bound at the
+    left one and the upper bound at the right one: so they are drawn, and the staircase hides nothing.
+
+    Args:
+        cumulative: on an ascending grid.
+        threshold: the axis is linear within it.
+    """
+    x = np.repeat(cumulative.x, 2)[1:-1]
+    for lower, upper, alpha, words in (
+        (cumulative.lower, cumulative.upper, 0.18, f"with {cumulative.confidence:.0%} over probes".replace("%", " %")),
+        (cumulative.bracket_lower, cumulative.bracket_upper, 0.38, "bounds from m steps"),
+    ):
+        held, reached = np.repeat(lower[:-1], 2), np.repeat(upper[1:], 2)
+        ax.fill_between(x, held, reached, color=look.colour, alpha=alpha, linewidth=0, label=words)
+    nodes = np.unique(np.concatenate([t.nodes for t in spectrum.tridiagonals]))
+    ends = cumulative.x[[0, -1]]
+    at = np.concatenate([ends[:1], nodes, ends[1:]])
+    ax.step(at, spectrum.cdf(at), where="post", color=look.colour, linewidth=1.1, label="Ritz mass")
+    ax.set_ylim(-0.02, 1.02)
+    ax.set_ylabel("fraction of eigenvalues up to $\\lambda$")
+    asinh_axis(ax, spectrum.linear_threshold() if threshold is None else threshold, float(ends[0]), float(ends[1]))
+
+
+def draw_dimension(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], label: str | None = None) -> None:
+    """The effective dimension ``sum lambda / (lambda + g)`` over ``g``, with its two-sided interval.
+
+    Of an operator that is positive semidefinite by its construction. Where a Ritz value says that it is not, or where
+    every eigenvalue is 0, the reason takes the place of the curve.
+    """
+    ax.set_xlabel(r"$g$ (in units of the eigenvalues: loss per squared parameter)")
+    ax.set_ylabel("effective dimension\n$\\sum_i \\lambda_i/(\\lambda_i + g)$")
+    scale = spectrum.quadrature.scale
+    if scale == 0:
+        _say(ax, ": ".join(filter(None, (label, "every eigenvalue is 0, and so is the effective dimension"))))
+        return
+    g = scale * _RIDGES
+    found = [spectrum.effective_dimension(float(at), semidefinite=True) for at in g]
+    value = np.array([estimate.value for estimate in found])
+    if not np.isfinite(value).any():
+        _say(ax, ": ".join(filter(None, (label, found[0].note))))
+        return
+    lower, upper = (
+        np.array([nan if end is None else end for end in ends])
+        for ends in ([e.lower for e in found], [e.upper for e in found])
+    )
+    open_ = np.isfinite(upper) & np.isnan(lower)  # g is within the noise
+    ax.plot(g, np.where(open_, nan, value), look.line, color=look.colour, label=label)
+    if open_.any():
+        ax.plot(g, np.where(open_, value, nan), ":", color=look.colour, label="upper bound: g is within the noise")
+    banded = np.isfinite(lower) & np.isfinite(upper)
+    ax.fill_between(g, lower, upper, where=banded.tolist(), color=look.colour, alpha=0.22, linewidth=0)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    lowest = float(value.min())
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], lowest / 10))  # an interval that reaches 0 has no end on this axis
+
+
+def _say(ax: Axes, words: str) -> None:
+    """Words in the upper right, where no curve is, below those that are there."""
+    lines = textwrap.wrap(literal(words), 46)
+    above = sum(text.get_text().count("\n") + 2 for text in ax.texts)
+    ax.annotate(
+        "\n".join(lines),
+        (1, 1),
+        xycoords="axes fraction",
+        xytext=(-6, -6 - 12 * above),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=GREY,
+    )

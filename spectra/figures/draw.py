@@ -1,0 +1,331 @@
+"""Draws spectra and estimates on the Axes it is given. Its look is that of `spectra.figures.style`.
+
+Nothing touches pyplot: there is no current figure, no window and no state that a caller would have to restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf, isfinite, nan
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
+
+from spectra.figures.readable import Drawn, fit_scale
+from spectra.figures.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
+from spectra.results.trajectory import Values
+from spectra.spectrum.density import Density
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.fractions import CountCurve
+from spectra.spectrum.spectrum import Spectrum
+
+# A Ritz value whose residual is below this part of the distance to its neighbours has met an eigenvalue.
+_CONVERGED = 0.1
+
+#: How exact traces are called in a legend.
+EXACT_TRACE = "exact trace"
+
+# A series of more points has smaller ones.
+_MANY = 25
+
+
+# --- spectra ------------------------------------------------------------------------------------------------------
+
+
+def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval"], label: str | None = None) -> None:
+    """A smoothed density on a logarithmic axis with its pointwise band; in the view that it was smoothed in.
+
+    The axis ends where a hundredth of one eigenvalue in `n` would show, relative to the peak. In the asinh view the
+    strip in which the axis is linear, ``|lambda| <= s``, is shaded.
+    """
+    ax.plot(density.grid, density.values, linestyle=look.line, color=look.colour, label=label)
+    if density.lower is not None and density.upper is not None:
+        ax.fill_between(density.grid, density.lower, density.upper, color=look.colour, alpha=0.22, linewidth=0)
+    peak = max(float(np.max(line.get_ydata())) for line in ax.lines)
+    ax.set_yscale("log")
+    ax.set_ylim(peak * min(max(0.01 / n, 1e-10), 1e-4), peak * 4)
+    low, high = float(density.grid[0]), float(density.grid[-1])
+    if len(ax.lines) > 1:
+        low, high = min(low, ax.get_xlim()[0]), max(high, ax.get_xlim()[1])
+    if density.linear_threshold is None:
+        ax.set_ylabel("density of eigenvalues (mass 1)")
+    else:
+        if len(ax.lines) == 1:
+            ax.axvspan(-density.linear_threshold, density.linear_threshold, color=PALE, linewidth=0, zorder=0)
+        asinh_axis(ax, density.linear_threshold, low, high)
+        ax.set_ylabel(r"density per unit of asinh($\lambda/s$) (mass 1)")
+    ax.set_xlim(low, high)
+
+
+def draw_stems(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], label: str | None = None) -> None:
+    """Every probe's Ritz values against their weights, which sum to 1 per probe, on a logarithmic axis.
+
+    Filled markers: the residual is below a tenth of the distance to the probe's next Ritz value, so an eigenvalue is
+    met there. Open ones stand for the eigenvalues around them.
+    """
+    nodes = np.concatenate([t.nodes for t in spectrum.tridiagonals])
+    weights = np.concatenate([t.weights for t in spectrum.tridiagonals])
+    met = np.concatenate([t.residuals <= _CONVERGED * _spacing(t.nodes) for t in spectrum.tridiagonals])
+    seen = weights > 0
+    bottom = max(float(weights[seen].min()) / 3, 1e-16)
+    ax.vlines(nodes[seen], bottom, weights[seen], color=look.colour, linewidth=0.7, alpha=0.6)
+    for which, face, words in ((met & seen, look.colour, "converged"), (~met & seen, "white", "not converged")):
+        ax.plot(
+            nodes[which],
+            weights[which],
+            look.marker,
+            markersize=3.8,
+            markeredgewidth=0.9,
+            markeredgecolor=look.colour,
+            markerfacecolor=face,
+            label=f"{label}, {words}" if label else words,
+        )
+    ax.set_yscale("log")
+    ax.set_ylim(bottom, 2.0)
+    ax.set_ylabel("weight of the Ritz value\n(sum 1 per probe)")
+
+
+def _spacing(nodes: np.ndarray) -> np.ndarray:
+    """The distance of each of the ascending nodes to the nearest other one, (m,); 0 where there is no other."""
+    if nodes.size == 1:
+        return np.zeros(1)
+    gaps = np.diff(nodes)
+    return np.asarray(np.minimum(np.append(inf, gaps), np.append(gaps, inf)))
+
+
+def draw_degeneracy(
+    ax: Axes,
+    curve: CountCurve,
+    scale: float,
+    *,
+    headline: Estimate | None = None,
+    look: Look = LOOKS["eval"],
+    label: str | None = None,
+    counted: str = r"$|\lambda| \leq \tau$",
+) -> None:
+    """The fraction of eigenvalues within `tau` of 0, or another count, over ``tau / |H|_2``, with its bracket.
+
+    Where the bracket is too wide for a number it is hatched, and no number is drawn.
+
+    Args:
+        scale: ``|H|_2``, the unit of the tolerances.
+        headline: the estimate that is reported, marked at its tolerance if it is resolved.
+        counted: which eigenvalues the curve counts.
+    """
+    ax.set_ylabel(f"fraction of eigenvalues with {counted}")
+    ax.set_xlabel(r"tolerance $\tau\,/\,\|H\|_2$")
+    ax.set_ylim(-0.02, 1.02)
+    if scale <= 0 or len(curve) == 0:
+        words = "every eigenvalue is 0" if scale <= 0 else "the noise of the products\nleaves no tolerance"
+        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY)
+        return
+    x = curve.tau / scale
+    ax.set_xscale("log")
+    # The hatching reaches the neighbours of an unresolved tolerance, so that both kinds meet.
+    open_ = ~curve.resolved
+    near = open_ | np.append(open_[1:], False) | np.append(False, open_[:-1])
+    if open_.any():
+        ax.fill_between(
+            x,
+            curve.lower,
+            curve.upper,
+            where=near.tolist(),
+            facecolor=PALE,
+            edgecolor=GREY,
+            hatch="////",
+            linewidth=0,
+            label="not resolved: bracket only",
+        )
+    ax.fill_between(
+        x, curve.lower, curve.upper, where=curve.resolved.tolist(), color=look.colour, alpha=0.25, linewidth=0
+    )
+    if curve.resolved.any():
+        shown = np.where(curve.resolved, curve.value, nan)
+        ax.errorbar(
+            x,
+            shown,
+            _reach(shown, curve.lower, curve.upper),
+            fmt=look.marker,
+            linestyle=look.line,
+            color=look.colour,
+            markersize=3.2,
+            label="resolved, with bracket and 95 % over probes" if label is None else label,
+        )
+    if headline is not None and headline.resolved and headline.tau:
+        ax.plot(
+            headline.tau / scale,
+            headline.value,
+            "*",
+            markersize=12,
+            color=look.colour,
+            markeredgecolor="white",
+            zorder=5,
+            label=_at_tolerance(headline, scale),
+        )
+    ax.set_xlim(float(x.min()) / 1.3, float(x.max()) * 1.3)
+
+
+def _at_tolerance(estimate: Estimate, scale: float) -> str:
+    bracket = f" in [{estimate.lower:.3f}, {estimate.upper:.3f}]" if estimate.lower is not None else ""
+    return rf"{estimate.value:.3f}{bracket} at $\tau$ = {(estimate.tau or 0.0) / scale:.2g} $\|H\|_2$"
+
+
+# --- estimates ----------------------------------------------------------------------------------------------------
+
+
+def draw_series(
+    ax: Axes, x: np.ndarray, values: Values, *, look: Look = LOOKS["eval"], label: str | None = None
+) -> Drawn:
+    """One estimate over training with its intervals. A gap stays a gap.
+
+    What is not resolved is an open bracket without a point. A missing bound is an arrow head at the value. An exact
+    number, which is its own interval, is a point without a bar.
+
+    Args:
+        x: (T,) epochs or steps.
+        values: (T,).
+
+    Returns:
+        What was drawn, for :func:`spectra.figures.readable.clip_intervals`.
+    """
+    point = np.where(values.resolved, values.value, nan)
+    reach, size = _reach(point, values.lower, values.upper), 4.5 if len(values) <= _MANY else 2.5
+    ax.errorbar(
+        x,
+        point,
+        reach,
+        fmt=look.marker,
+        linestyle=look.line,
+        color=look.colour,
+        markersize=size,
+        markerfacecolor=look.face,
+        elinewidth=0.2 * size,
+        capsize=0.6 * size,
+        label=label,
+    )
+    for marker, unbounded in zip((CARETUPBASE, CARETDOWNBASE), _unbounded(point, values.lower, values.upper)):
+        if unbounded.any():
+            ax.plot(x[unbounded], point[unbounded], marker=marker, linestyle="none", color=look.colour, markersize=9)
+    bracket = ~values.resolved & np.isfinite(values.lower) & np.isfinite(values.upper)
+    if bracket.any():
+        middle = (values.lower + values.upper)[bracket] / 2
+        ax.errorbar(
+            x[bracket],
+            middle,
+            middle - values.lower[bracket],
+            fmt="none",
+            ecolor=look.colour,
+            elinewidth=0.9,
+            capsize=5,
+            label="not resolved: bracket only",
+        )[2][0].set_linestyle(":")
+    fit_scale(ax)
+    return Drawn.of(x, values, look.colour)
+
+
+def draw_tensors(
+    ax: Axes,
+    traces: Mapping[str, Estimate],
+    *,
+    look: Look = LOOKS["eval"],
+    label: str | None = None,
+    place: int = 0,
+    places: int = 1,
+    exact: Mapping[str, float] | None = None,
+) -> list[Drawn]:
+    """The trace of each parameter tensor's diagonal block as a horizontal bar, the first tensor at the top.
+
+    Args:
+        traces: the estimates, by the tensor's name.
+        place, places: which of how many bars this is, where several share a tensor's row.
+        exact: of some tensors the exact trace, drawn as a marker over the bar.
+
+    Returns:
+        What was drawn, for :func:`spectra.figures.readable.clip_intervals`.
+    """
+    height = 0.8 / places
+    rows = np.arange(len(traces)) + (place - (places - 1) / 2) * height
+    value, lower, upper = _columns(traces.values())
+    ax.barh(
+        rows,
+        value,
+        0.92 * height,
+        xerr=_reach(value, lower, upper),
+        color=look.colour,
+        alpha=0.8,
+        label=label,
+        hatch="" if place == 0 else "//",
+        edgecolor="white",
+        linewidth=0.4,
+        error_kw={"elinewidth": 0.9, "ecolor": "black", "capsize": min(2.5, 6 * height)},
+    )
+    known = np.array([nan if exact is None else exact.get(name, nan) for name in traces], dtype=np.float64)
+    if np.isfinite(known).any():
+        looks: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5}
+        ax.plot(known, rows, "D", linestyle="none", zorder=5, label=EXACT_TRACE, **looks)
+    ax.set_yticks(range(len(traces)), [literal(shortened(name)) for name in traces])
+    ax.set_ylim(len(traces) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.axvline(0, color=GREY, linewidth=0.8)
+    nothing = np.full(rows.size, nan)
+    return [Drawn(rows, value, lower, upper, look.colour), Drawn(rows, known, nothing, nothing, "black")]
+
+
+def draw_rows(
+    ax: Axes,
+    estimates: Sequence[Estimate | None],
+    names: Sequence[str],
+    *,
+    look: Look = LOOKS["eval"],
+    label: str | None = None,
+    place: int = 0,
+    places: int = 1,
+) -> None:
+    """Estimates of several quantities, a row each, as points with their intervals; the first at the top."""
+    rows = np.arange(len(estimates)) + (place - (places - 1) / 2) * 0.25
+    value, lower, upper = _columns(estimates)
+    ax.errorbar(
+        value,
+        rows,
+        xerr=_reach(value, lower, upper),
+        fmt=look.marker,
+        color=look.colour,
+        markerfacecolor=look.face,
+        linestyle="none",
+        label=label,
+    )
+    for marker, unbounded in zip((CARETRIGHTBASE, CARETLEFTBASE), _unbounded(value, lower, upper)):
+        if unbounded.any():
+            ax.plot(value[unbounded], rows[unbounded], marker=marker, linestyle="none", color=look.colour, markersize=9)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(True, axis="y", linestyle=":")
+
+
+def _columns(estimates: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """value, lower and upper, NaN where there is none."""
+    rows = [(nan, nan, nan) if e is None else (e.value, _or_nan(e.lower), _or_nan(e.upper)) for e in estimates]
+    value, lower, upper = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return value, lower, upper
+
+
+def _or_nan(number: float | None) -> float:
+    return nan if number is None or not isfinite(number) else number
+
+
+def _reach(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """How far the interval goes down and up from the value, (2, T): 0 on a side without a bound.
+
+    NaN, which draws no bar, without both bounds, and for an exact number.
+    """
+    down, up = np.clip(value - lower, 0, inf), np.clip(upper - value, 0, inf)
+    neither = (np.isnan(down) & np.isnan(up)) | ((down == 0) & (up == 0))
+    return np.asarray(np.where(neither, nan, np.nan_to_num([down, up], nan=0.0)))
+
+
+def _unbounded(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where an interval has no upper bound, and where it has no lower one; two (T,) of bool."""
+    down, up, drawn = np.isfinite(lower), np.isfinite(upper), np.isfinite(value)
+    return drawn & down & ~up, drawn & up & ~down

@@ -1,0 +1,156 @@
+"""The checkpoints of a run as figures need them: the records of one operator side by side, and their time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from pathlib import Path
+
+import numpy as np
+
+from spectra.errors import ArgumentError
+from spectra.results.headline import is_exact
+from spectra.results.record import Record
+from spectra.results.trajectory import Values
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One checkpoint under one operator: a record per batch-norm mode, some of them failed, some not there."""
+
+    operator: str
+    modes: tuple[str, ...]  # those that the run has, here or at another checkpoint
+    index: int  # among the checkpoints of the run
+    epoch: float | None
+    step: int | None
+    checkpoint: str | None
+    records: dict[str, Record] = field(default_factory=dict)  # by batch-norm mode
+
+    @property
+    def complete(self) -> Mapping[str, Record]:
+        """The records that have a spectrum, eval mode first."""
+        return {
+            mode: self.records[mode]
+            for mode in self.modes
+            if mode in self.records and self.records[mode].spectrum is not None
+        }
+
+    @property
+    def label(self) -> str:
+        """When it was, in words."""
+        if self.epoch is not None:
+            return f"epoch {self.epoch:g}"
+        if self.step is not None:
+            return f"step {self.step}"
+        return Path(self.checkpoint).name if self.checkpoint else f"checkpoint {self.index + 1}"
+
+    @property
+    def slug(self) -> str:
+        """When it was, for the name of a file."""
+        return re.sub(r"[^A-Za-z0-9.]+", "", self.label.replace(" ", "")).strip(".") or f"checkpoint{self.index + 1}"
+
+    @property
+    def gaps(self) -> list[str]:
+        """What is missing here and why, a few words each."""
+        found = []
+        for mode in self.modes:
+            if mode not in self.records:
+                found.append(f"no record of {mode} mode at {self.label}")
+            elif self.records[mode].spectrum is None:
+                found.append(f"{mode} mode at {self.label} failed: {self.records[mode].reason}")
+        return found
+
+
+def moments_of(records: Iterable[Record], operator: str) -> list[Moment]:
+    """The checkpoints that have records of an operator, in the order of the records."""
+    own = [record for record in records if record.operator == operator]
+    met = dict.fromkeys(record.bn_mode for record in own)
+    modes = tuple(sorted(met, key=lambda mode: (mode != "eval", list(met).index(mode))))
+    moments: list[Moment] = []
+    for record in own:
+        moment = next((moment for moment in reversed(moments) if _is_of(record, moment)), None)
+        if moment is None:
+            moment = Moment(operator, modes, len(moments), record.epoch, record.step, record.checkpoint)
+            moments.append(moment)
+        before = moment.records.get(record.bn_mode)
+        if before is None or before.spectrum is None or record.spectrum is not None:  # the last complete one
+            moment.records[record.bn_mode] = record
+    return moments
+
+
+def _is_of(record: Record, moment: Moment) -> bool:
+    """Whether a record is of this checkpoint: by the content of the file, else by its name."""
+    if (record.epoch, record.step) != (moment.epoch, moment.step):
+        return False
+    hashes = {other.checkpoint_sha256 for other in moment.records.values()} - {None}
+    if hashes and record.checkpoint_sha256:
+        return record.checkpoint_sha256 in hashes
+    return record.checkpoint == moment.checkpoint
+
+
+def check_epochs(moments: Sequence[Moment], epochs: Iterable[float]) -> None:
+    """See that something can be drawn of every one of these epochs.
+
+    Raises:
+        ArgumentError: an epoch that there is not, or of which nothing is complete.
+    """
+    for epoch in epochs:
+        found = [moment for moment in moments if moment.epoch == epoch]
+        if not found:
+            known = sorted({moment.epoch for moment in moments if moment.epoch is not None})
+            raise ArgumentError(
+                f"epoch={epoch:g}: no record has it; there are {', '.join(f'{e:g}' for e in known) or 'none'}"
+            )
+        if not any(moment.complete for moment in found):
+            raise ArgumentError(f"epoch={epoch:g}: nothing to draw: {found[0].gaps[0]}")
+
+
+def chosen_moments(moments: Sequence[Moment], epochs: Sequence[float] = ()) -> list[Moment]:
+    """The complete checkpoints of these epochs; by default the first, the middle and the last."""
+    drawable = [moment for moment in moments if moment.complete]
+    if epochs:
+        return [moment for moment in drawable if moment.epoch in epochs]
+    picked = sorted({0, len(drawable) // 2, len(drawable) - 1}) if drawable else []
+    return [drawable[index] for index in picked]
+
+
+def axis_of(moments: Sequence[Moment]) -> tuple[np.ndarray, str]:
+    """Where the checkpoints stand on an axis of training time, (T,), NaN where it is not known; and what the axis is.
+
+    Epochs if every complete checkpoint knows its own and no two are alike, else steps likewise, else their order.
+    """
+    for name in ("epoch", "step"):
+        times = [getattr(moment, name) for moment in moments]
+        known = [time for time, moment in zip(times, moments) if moment.complete]
+        if None not in known and len(set(known)) == len(known):
+            return np.array([nan if time is None else float(time) for time in times]), name
+    return np.arange(len(moments), dtype=np.float64) + 1, "checkpoint, in the order of training"
+
+
+def values_over(moments: Sequence[Moment], bn_mode: str, name: str) -> Values:
+    """A number to quote, or a fact such as the loss, at every checkpoint; NaN where it is missing or failed.
+
+    A trace is the exact one where that is known, and then its own interval; see `Record.headline`.
+    """
+    cells = [_cell(moment.complete.get(bn_mode), name) for moment in moments]
+    value, stderr, lower, upper, resolved = np.array(cells, dtype=np.float64).reshape(-1, 5).T
+    return Values(value, stderr, lower, upper, resolved.astype(bool))
+
+
+def has_exact(moments: Sequence[Moment], name: str = "trace") -> bool:
+    """Whether the number of this name is exact in some record."""
+    return any(is_exact(record.headlines.get(name)) for moment in moments for record in moment.complete.values())
+
+
+def _cell(record: Record | None, name: str) -> tuple[float, float, float, float, bool]:
+    estimate = None if record is None else record.headlines.get(name)
+    if estimate is not None:
+        numbers = [
+            nan if number is None else number
+            for number in (estimate.value, estimate.stderr, estimate.lower, estimate.upper)
+        ]
+        return numbers[0], numbers[1], numbers[2], numbers[3], estimate.resolved is not False and isfinite(numbers[0])
+    fact = None if record is None else record.facts.get(name)
+    return (nan, nan, nan, nan, False) if fact is None else (float(fact), nan, nan, nan, isfinite(fact))

@@ -1,0 +1,97 @@
+"""The numbers to quote of a record: exact ones where they are known, estimates from probes elsewhere.
+
+The trace of the Gauss-Newton matrix is computed exactly with most records. It is the trace of a record of that matrix,
+and of a record of the Hessian where the certificate of the exact trace holds; the same holds for each parameter tensor.
+A trace that is itself drawn at random (Monte Carlo) is not exact. Where a check of the traces failed, one of the two
+numbers is wrong and it is not known which, so nothing of that record counts as exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spectra.spectrum.estimates import Estimate
+
+if TYPE_CHECKING:
+    from spectra.results.record import Record
+    from spectra.results.trace_checks import Check
+
+EXACT, PROBES = "exact", "probes"
+
+
+@dataclass(frozen=True)
+class Headline(Estimate):
+    """The number to quote, and its source: ``"exact"``, or ``"probes"`` for an estimate.
+
+    An exact number has the standard error 0 and an interval that is the number itself, to the rounding of the
+    arithmetic.
+
+    Example:
+        >>> print(exactly(31.377), Headline(12.3456, 0.5621, 11.0, 13.7, num_probes=8))
+        31.377 (exact) 12.35 +- 0.56
+    """
+
+    source: str = PROBES
+
+    @property
+    def exact(self) -> bool:
+        """Whether the number is exact."""
+        return self.source == EXACT
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g} (exact)" if self.exact else super().__str__()
+
+
+def exactly(value: float) -> Headline:
+    """An exact number."""
+    return Headline(value, 0.0, value, value, 0, confidence=1.0, source=EXACT)
+
+
+def is_exact(estimate: Estimate | None) -> bool:
+    """Whether a number is exact, and no estimate."""
+    return isinstance(estimate, Headline) and estimate.exact
+
+
+def headlines_of(record: Record) -> dict[str, Headline]:
+    """Name -> the number to quote, for every estimate of a record.
+
+    ``trace`` and ``mean_eigenvalue`` are exact where the exact trace is that of the record's matrix.
+    """
+    found = {name: Headline(**vars(estimate)) for name, estimate in record.estimates.items()}
+    total, _ = exact_traces(record)
+    if total is not None and record.spectrum is not None:
+        whole = {"trace": total, "mean_eigenvalue": total / record.spectrum.n}
+        found |= {name: exactly(value) for name, value in whole.items() if name in found}
+    return found
+
+
+def headline_tensor_traces(record: Record) -> dict[str, Headline]:
+    """The trace of each parameter tensor's diagonal block; exact where the block of the exact trace is the record's.
+
+    Returns:
+        In the order of the tensors; empty where neither estimates nor exact traces are known.
+    """
+    traces = {} if record.spectrum is None else record.spectrum.tensor_traces()
+    _, exact = exact_traces(record)
+    return {name: Headline(**vars(estimate)) for name, estimate in traces.items()} | {
+        name: exactly(value) for name, value in exact.items()
+    }
+
+
+def exact_traces(record: Record) -> tuple[float | None, dict[str, float]]:
+    """The exact trace of the record's matrix, None where it is not known, and those of blocks that are exact."""
+    exact = record.exact
+    if exact is None or exact.total is None or exact.drawn or any(map(_is_in_doubt, record.checks)):
+        return None, {}
+    if record.operator == "ggn":
+        return exact.total, dict(exact.by_layer)
+    if record.operator != "hessian":
+        return None, {}
+    own = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}
+    return exact.total if exact.applies else None, own
+
+
+def _is_in_doubt(check: Check) -> bool:
+    """Whether a check of the exact traces themselves failed: of the whole, or of a tensor."""
+    return check.failed and (check.name == "trace" or check.name.startswith("trace of "))

@@ -1,0 +1,323 @@
+"""Runs side by side: arms of one or more runs each, what differs between them, and what that difference is a fact of.
+
+Two kinds of noise stand between two numbers. That of the probes is small and known, and tells whether two *networks*
+differ. That of training (initial weights, order of the data) is seen only where an arm has several runs, and is what a
+claim about two *optimizers* has to exceed: a difference of two single runs says nothing of what they stand for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import hypot, isfinite, isnan, nan, sqrt
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from spectra.errors import ArgumentError
+from spectra.jsonable import to_jsonable
+from spectra.results.headline import is_exact
+from spectra.results.headline_difference import headline_difference
+from spectra.results.record import Record
+from spectra.spectrum.differences import COUNTS, common_tolerance, p_of, welch_dof
+from spectra.spectrum.estimates import CONFIDENCE, Estimate
+from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.wasserstein import Distance, spectral_distance
+
+FACTS = ("loss", "accuracy", "gradient_norm")
+QUANTITIES = (
+    "trace",
+    "frobenius_norm",
+    "spectral_norm",
+    "lambda_max",
+    "lambda_min",
+    "rank_degeneracy",
+    "negative_mass",
+    "stable_rank",
+    "participation_rank",
+    "entropy_rank",
+)
+
+#: Where these differ the numbers still mean what they say, but a difference may be due to them.
+_ALIKE = {
+    "data": "the data",
+    "loss": "the loss",
+    "dtype": "the precision (dtype)",
+    "l2": "l2",
+    "lanczos_steps": "the Lanczos steps",
+    "params": "the choice of parameters",
+    "bn_mode": "the batch-norm mode",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: a label, and a complete record of each of its runs."""
+
+    label: str
+    records: tuple[Record, ...]
+    sources: tuple[str, ...] = ()  # the files
+
+    @property
+    def spectra(self) -> list[Spectrum]:
+        return [record.spectrum for record in self.records if record.spectrum is not None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A quantity in an arm: its values in the runs, and their mean and spread."""
+
+    quantity: str
+    arm: str
+    runs: tuple[Estimate, ...]  # one per run; a fact has no error
+
+    @property
+    def value(self) -> float:
+        """The mean over the runs; NaN where one of them is not known, or is not resolved."""
+        known = all(isfinite(run.value) and run.resolved is not False for run in self.runs)
+        return float(np.mean([run.value for run in self.runs])) if known else nan
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the runs; None with one."""
+        if len(self.runs) < 2 or isnan(self.value):
+            return None
+        return float(np.std([run.value for run in self.runs], ddof=1))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A quantity in one arm less that in another one.
+
+    `basis` says what the error is of: ``"probes"`` (one run each: of these two networks), ``"exact"`` (one run each,
+    and both numbers are exact), ``"runs"`` (Welch's test over the runs, with the error of the probes added), or
+    ``"none"`` (a single run against several: no error is known).
+    """
+
+    quantity: str
+    arm: str
+    against: str
+    value: float
+    stderr: float | None
+    lower: float | None
+    upper: float | None
+    p_value: float | None  # two-sided, of this row by itself
+    basis: str
+    confidence: float = CONFIDENCE
+    paired: bool = False  # of the probes
+    note: str | None = None
+    exact: bool = False  # every number that is compared is exact: probes add no error
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The distance of the densities of two arms: with several runs the mean over pairs of runs, one of each arm."""
+
+    arm: str
+    against: str
+    distance: Distance  # of the only pair, or the means over the pairs
+    within: float | None  # the mean distance of two runs of one arm; None where no arm has two
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `compare` found."""
+
+    arms: tuple[Arm, ...]
+    cells: tuple[Cell, ...]  # quantity by quantity, an arm after the other
+    contrasts: tuple[Contrast, ...]  # of every arm with the first
+    gaps: tuple[Gap, ...]
+    warnings: tuple[str, ...]
+    tolerances: dict[str, float | None]  # of the counts: the common tau
+
+    @property
+    def single(self) -> bool:
+        """Whether each arm has one run."""
+        return all(len(arm.records) == 1 for arm in self.arms)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as a dictionary for JSON; what is NaN or infinite is None."""
+        entries: dict[str, Any] = to_jsonable(
+            {
+                "arms": [
+                    {"label": a.label, "files": list(a.sources), "runs": [r.label for r in a.records]}
+                    for a in self.arms
+                ],
+                "quantities": [
+                    {
+                        "quantity": c.quantity,
+                        "arm": c.arm,
+                        "value": c.value,
+                        "spread": c.spread,
+                        "runs": [run.to_json() for run in c.runs],
+                    }
+                    for c in self.cells
+                ],
+                "differences": [dict(vars(contrast)) for contrast in self.contrasts],
+                "distances": [
+                    {"arm": g.arm, "against": g.against, "within": g.within}
+                    | vars(g.distance)
+                    | {"above_floor": g.distance.above_floor}
+                    for g in self.gaps
+                ],
+                "tolerances": self.tolerances,
+                "warnings": list(self.warnings),
+            }
+        )
+        return entries
+
+
+def compare(arms: Sequence[Arm]) -> Comparison:
+    """Every quantity in every arm, the other arms against the first, and the distances of their densities.
+
+    Counts are taken at one tolerance, the smallest that all runs resolve. A trace is the exact one where that is known
+    (`Record.headline`). With one run each, a difference has the error of the probes (see ``spectrum.differences``), and
+    none between exact numbers. With several, Welch's test over the runs; the error of the probes, at most the mean of
+    that over pairs of runs, is added in quadrature, since probes that all runs share do not show in their spread.
+
+    Raises:
+        ArgumentError: fewer than two arms, labels that are alike, an arm without a run, a run without a spectrum, or
+            matrices that are not of one kind: of different operators, or means beside sums.
+
+    References:
+        B. L. Welch, The generalization of 'Student's' problem, Biometrika 34 (1947).
+    """
+    records = [record for arm in arms for record in arm.records]
+    _check(arms, records)
+    spectra = [spectrum for arm in arms for spectrum in arm.spectra]
+    tolerances = {name: common_tolerance(spectra, name) for name in COUNTS}
+    columns: dict[str, list[Cell]] = {}
+    for name in (*FACTS, *QUANTITIES):
+        found = [Cell(name, arm.label, tuple(_value(r, name, tolerances) for r in arm.records)) for arm in arms]
+        if any(isfinite(run.value) for cell in found for run in cell.runs):
+            columns[name] = found
+    contrasts = [
+        _contrast(name, first, other, arms[0], arm, tolerances.get(name))
+        for name, (first, *others) in columns.items()
+        for other, arm in zip(others, arms[1:])
+    ]
+    cells = [cell for found in columns.values() for cell in found]
+    gaps = [_gap(arms[0], arm) for arm in arms[1:]]
+    return Comparison(tuple(arms), tuple(cells), tuple(contrasts), tuple(gaps), tuple(_warnings(records)), tolerances)
+
+
+def _check(arms: Sequence[Arm], records: Sequence[Record]) -> None:
+    if len(arms) < 2:
+        raise ArgumentError(f"{len(arms)} run or label to compare: at least 2 are needed")
+    labels = [arm.label for arm in arms]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ArgumentError(f"label {twice!r} is there twice: give the runs of one arm to one label")
+    for arm in arms:
+        if not arm.records:
+            raise ArgumentError(f"label {arm.label!r} has no runs: name a file")
+        for record in arm.records:
+            if record.spectrum is None:
+                raise ArgumentError(f"{arm.label}: {record.label} failed and cannot be compared: {record.reason}")
+    for name, read in _SAME.items():
+        found = list(dict.fromkeys(read(record) for record in records))
+        if len(found) > 1:
+            raise ArgumentError(f"{name} {found[0]} and {found[1]} cannot be compared: choose runs of one kind")
+
+
+_SAME: dict[str, Callable[[Record], str]] = {
+    "operators": lambda record: record.operator,
+    "losses that are a": lambda record: str(record.settings.get("reduction", "mean")),
+}
+
+
+def _warnings(records: Sequence[Record]) -> list[str]:
+    """One line for everything in which the runs differ and that a difference might be due to."""
+    found = []
+    readers: dict[str, Callable[[Record], Any]] = {
+        "the number of parameters n": lambda record: record.spectrum.n if record.spectrum else None,
+        "the distribution of the probes": lambda record: record.spectrum.distribution if record.spectrum else None,
+    }
+    for key, words in _ALIKE.items():
+        if key == "bn_mode":
+            readers[words] = lambda record: record.bn_mode
+        else:
+            readers[words] = lambda record, key=key: to_jsonable(record.settings.get(key))  # type: ignore[misc]
+    for words, read in readers.items():
+        values = [str(read(record)) for record in records]
+        if len(set(values)) > 1:
+            shown = ", ".join(value if len(value) <= 40 else f"{value[:37]}..." for value in dict.fromkeys(values))
+            found.append(f"{words} is not the same: {shown}; a difference may be due to that")
+    epochs = [record.epoch for record in records]
+    if len(set(epochs)) > 1:
+        shown = ", ".join(dict.fromkeys("unknown" if epoch is None else f"{epoch:g}" for epoch in epochs))
+        found.append(f"the epochs are not the same: {shown}; --epoch E compares at one")
+    return found
+
+
+def _value(record: Record, name: str, tolerances: dict[str, float | None]) -> Estimate:
+    nothing = Estimate(nan, None, None, None, 0)
+    if name in FACTS:
+        fact = record.facts.get(name)
+        return nothing if fact is None else replace(nothing, value=float(fact))
+    if name in COUNTS and record.spectrum is not None:
+        tau = tolerances[name]
+        if tau is None:
+            return replace(nothing, resolved=False, note="no tolerance is resolved in every run")
+        estimate: Estimate = getattr(record.spectrum, name)(tau)
+        return estimate
+    return record.headlines.get(name, nothing)
+
+
+def _contrast(name: str, first: Cell, other: Cell, against: Arm, arm: Arm, tau: float | None) -> Contrast:
+    value = other.value - first.value
+    plain = Contrast(name, arm.label, against.label, value, None, None, None, None, "none")
+    if isnan(value):
+        return replace(plain, note="not known, or not resolved, in every run")
+    options = {"tau": tau} if name in COUNTS else {}
+    found = [
+        headline_difference(a, b, name, **options) for a in arm.records for b in against.records if name not in FACTS
+    ]
+    exact = all(is_exact(run) for run in (*first.runs, *other.runs))
+    plain = replace(plain, exact=exact)
+    if len(first.runs) == len(other.runs) == 1:
+        if not found:  # a fact is exact for its data
+            return replace(plain, basis="probes")
+        d = found[0]
+        names = ("value", "stderr", "lower", "upper", "p_value", "confidence")
+        parts: dict[str, Any] = {name: getattr(d, name) for name in names}
+        return replace(plain, basis="exact" if exact else "probes", paired=d.paired, note=d.note, **parts)
+    sizes = len(first.runs), len(other.runs)
+    if min(sizes) < 2:
+        return replace(plain, note="an arm of one run has no spread")
+    errors = [float(cell.spread or 0.0) / sqrt(len(cell.runs)) for cell in (first, other)]
+    probes = [d.stderr for d in found if d.stderr is not None]
+    stderr = hypot(*errors, float(np.mean(probes)) if probes else 0.0)
+    dof = welch_dof(errors, sizes)
+    reach = float(stdtrit(dof, 0.5 + CONFIDENCE / 2)) * stderr
+    return replace(
+        plain,
+        stderr=stderr,
+        lower=value - reach,
+        upper=value + reach,
+        p_value=p_of(abs(value), stderr, dof),
+        basis="runs",
+        paired=bool(found) and all(d.paired for d in found),
+    )
+
+
+def _gap(against: Arm, arm: Arm) -> Gap:
+    between = [spectral_distance(a, b) for a in arm.spectra for b in against.spectra]
+    inside = [
+        spectral_distance(a, b).value for side in (arm, against) for a, b in itertools.combinations(side.spectra, 2)
+    ]
+    distance = replace(
+        between[0],
+        value=_mean(d.value for d in between),
+        floor=_mean(d.floor for d in between),
+        truncation=_mean(d.truncation for d in between),
+        paired=all(d.paired for d in between),
+        why_not=next((d.why_not for d in between if d.why_not), None),
+    )
+    return Gap(arm.label, against.label, distance, _mean(inside) if inside else None)
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    return float(np.mean(list(numbers)))

@@ -1,0 +1,121 @@
+"""What optional work may cost: predicted from counts before it begins, and never from the clock.
+
+The unit is a gradient: one forward and one backward pass over all data, in the precision of the record. The optional
+work of a record may cost as much as its spectrum; what would cost more is drawn in place of computed exactly, or left
+out. Work that was asked for by name has no such limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from spectra.errors import SpectraError
+
+PRODUCT = 2.5  #: gradients that a product with a Hessian costs, which is two to three
+WIDER = 4.0  #: what a pass in float64 costs, in passes in float32
+#: Work that is always allowed, in parameters times targets: a second or so, such as 300 gradients of a small network.
+SMALL = 1e9
+#: Fewer draws than this are not worth having: their standard error would itself be known to a third at best.
+FEWEST_DRAWS = 8
+
+
+class OverBudget(SpectraError):
+    """Optional work that would cost more than is left; raised before it begins."""
+
+
+@dataclass
+class Allowance:
+    """How many gradients the optional work of a record may cost, and what was spent of it.
+
+    Example:
+        >>> allowance = Allowance.of_products(20, parameters=10**6, targets=2000.0)
+        >>> with limited(allowance):
+        ...     spend(30)
+        ...     spend(4000, what="all columns")
+        Traceback (most recent call last):
+        ...
+        spectra.runtime.allowance.OverBudget: all columns: about 4,000 gradients, and 20 of a budget of 50 are left
+    """
+
+    total: float
+    dtype: str = "float32"  # of the passes that are counted
+    spent: float = 0.0
+
+    @classmethod
+    def of_products(cls, products: int, *, parameters: int, targets: float, dtype: str = "float32") -> Allowance:
+        """As much as so many products cost, and no less than is small for any network.
+
+        Args:
+            products: of the spectrum.
+            parameters: ``n``.
+            targets: what the loss averages over: samples, tokens, elements.
+            dtype: of the products.
+        """
+        return cls(max(PRODUCT * products, SMALL / (parameters * max(targets, 1.0))), dtype)
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.total - self.spent)
+
+
+_current: ContextVar[Allowance | None] = ContextVar("spectra_allowance", default=None)
+
+
+@contextmanager
+def limited(allowance: Allowance | None) -> Iterator[None]:
+    """Within the block :func:`spend` takes from this allowance; with None nothing limits it."""
+    token = _current.set(allowance)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def cost(passes: float, dtype: object = None) -> float:
+    """Passes over the data in a precision, in gradients in that of the record.
+
+    Args:
+        passes: of a forward and a backward pass each.
+        dtype: in which they are made, as ``torch.float64`` or its name; None for the record's.
+    """
+    allowance = _current.get()
+    wider = allowance is not None and allowance.dtype == "float32" and str(dtype).endswith("float64")
+    return passes * WIDER if wider else passes
+
+
+def affordable(each: float) -> float:
+    """How many times a piece of work of this cost fits in what is left; infinitely often where nothing limits it."""
+    allowance = _current.get()
+    return math.inf if allowance is None else allowance.left / each
+
+
+def spend(gradients: float, *, what: str = "") -> None:
+    """Take the cost of the work that comes next from what is left.
+
+    Raises:
+        OverBudget: it is more. Nothing is taken then.
+    """
+    allowance = _current.get()
+    if allowance is None:
+        return
+    if gradients > allowance.left:
+        words = f"about {in_words(gradients)} gradients, and {in_words(allowance.left, floor=True)} of a budget of"
+        words = f"{words} {in_words(allowance.total)} are left"
+        raise OverBudget(f"{what}: {words}" if what else words)
+    allowance.spent += gradients
+
+
+def in_words(count: float, *, floor: bool = False) -> str:
+    """A number of gradients, to two digits; rounded down with ``floor``.
+
+    >>> in_words(4163.0), in_words(4163.0, floor=True), in_words(7.6), in_words(0.3)
+    ('4,200', '4,100', '8', '0.3')
+    """
+    if count < 1:
+        return f"{count:.1g}"
+    size = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return f"{(math.floor if floor else round)(count / size) * size:,}"

@@ -1,0 +1,1 @@
+"""Every number that follows from the tridiagonal matrices of Lanczos. NumPy only."""

@@ -1,0 +1,132 @@
+"""What limits a number: the parts of its error, side by side, and what would make it smaller.
+
+The parts are half-widths of 95 % intervals, in the units of the number:
+
+- ``probes``: Student's t times the standard error over probes;
+- ``truncation``: what the interval has beyond that because of ``m`` Lanczos steps; 0 for what they determine exactly;
+- ``arithmetic``: what it has because of the noise ``eta`` of the products;
+- ``data``: by how much the number would change with another sample of data of the same size, which no interval of the
+  package contains, since the loss of the given data is what it is about.
+
+The error from the data is that of ``spectrum.sampling_error``, from what each batch has of the first product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
+from spectra.jsonable import to_jsonable
+from spectra.spectrum.estimates import Estimate, t_quantile
+from spectra.spectrum.sampling_error import population_error
+
+if TYPE_CHECKING:
+    from spectra.spectrum.spectrum import Spectrum
+
+#: What `m` steps determine exactly, so that nothing of its error is due to them.
+_EXACT_IN_M = ("trace", "mean_eigenvalue", "second_moment", "frobenius_norm")
+_ENDS = ("spectral_norm", "lambda_max", "lambda_min")
+_COUNTS = ("rank_degeneracy", "negative_mass")
+_RANKS = ("stable_rank", "participation_rank", "entropy_rank")
+#: Linear in the matrix, so that the batches' parts add up to it.
+_LINEAR = ("trace", "mean_eigenvalue")
+
+NAMES = (*_EXACT_IN_M, *_ENDS, *_COUNTS, *_RANKS)
+
+ADVICE = {
+    "probes": "more probes (--probes): four times as many halve it",
+    "truncation": "more Lanczos steps (--lanczos-steps)",
+    "arithmetic": "products in float64 (--dtype float64)",
+    "data": "more data: the loss of these samples is known better than that of their population",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The parts of the error of one number. None: not known, for the reason in ``unknown``."""
+
+    probes: float | None
+    truncation: float | None
+    arithmetic: float | None
+    data: float | None
+    unknown: Mapping[str, str]  # part -> why it is not known
+
+    @property
+    def largest(self) -> str | None:
+        """The largest of the known parts; None where all are 0."""
+        known = {name: value for name in ADVICE if (value := getattr(self, name))}
+        return max(known, key=lambda name: float(known[name])) if known else None
+
+    @property
+    def advice(self) -> str | None:
+        """What makes the largest part smaller."""
+        return None if self.largest is None else ADVICE[self.largest]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dictionary for JSON, with ``largest`` and ``advice``."""
+        entries: dict[str, Any] = to_jsonable(asdict(self))
+        return entries | {"largest": self.largest, "advice": self.advice}
+
+
+def budgets_of(spectrum: Spectrum, estimates: Mapping[str, Estimate]) -> dict[str, Budget]:
+    """What limits each of the spectrum's estimates, for those of :data:`NAMES` that could be computed."""
+    quiet = spectrum.without_noise()
+    there = {name: estimates[name] for name in NAMES if name in estimates and not isnan(estimates[name].value)}
+    return {name: _budget(spectrum, quiet, name, estimate) for name, estimate in there.items()}
+
+
+def _budget(spectrum: Spectrum, quiet_spectrum: Spectrum, name: str, estimate: Estimate) -> Budget:
+    unknown = {}
+    data = None
+    if name in _LINEAR:
+        error = data_error(spectrum)
+        if isinstance(error, str):
+            unknown["data"] = error
+        else:
+            data = error / (spectrum.n if name == "mean_eigenvalue" else 1)
+    else:
+        unknown["data"] = "not linear in the matrix: the parts of the batches do not add up to it"
+    if estimate.lower is None or estimate.upper is None:
+        unknown["probes"] = "one probe has no scatter"
+        return Budget(None, 0.0 if name in _EXACT_IN_M else None, None, data, unknown)
+    whole = _reach(estimate)
+    exact = _again(quiet_spectrum, name, estimate)
+    quiet = min(whole, _reach(exact))
+    if name in _EXACT_IN_M:
+        return Budget(quiet, 0.0, whole - quiet, data, unknown)
+    if estimate.stderr is None:
+        unknown["probes"] = "the bound of an end of the spectrum is for the best of all probes together"
+        return Budget(None, quiet, whole - quiet, data, unknown)
+    probes = min(quiet, t_quantile(estimate.num_probes, estimate.confidence) * estimate.stderr)
+    return Budget(probes, quiet - probes, whole - quiet, data, unknown)
+
+
+def data_error(spectrum: Spectrum) -> float | str:
+    """The half-width of the 95 % interval of the trace that is due to the data, or why it is not known."""
+    forms, weights = spectrum.batch_forms, spectrum.batch_weights
+    if forms is None or weights is None:
+        return "the parts of the batches were not kept"
+    found = population_error(forms, weights)
+    if found.stderr is None:
+        return str(found.reason)
+    return t_quantile(weights.size) * spectrum.n * found.stderr
+
+
+def _reach(estimate: Estimate) -> float:
+    """How far the interval reaches from the value, on its longer side."""
+    assert estimate.lower is not None
+    assert estimate.upper is not None
+    return max(estimate.upper - estimate.value, estimate.value - estimate.lower, 0.0)
+
+
+def _again(quiet: Spectrum, name: str, estimate: Estimate) -> Estimate:
+    """The same estimate from the spectrum whose products have no error."""
+    if name == "second_moment":
+        found = quiet.moment(2)
+    elif name in _COUNTS:
+        found = getattr(quiet, name)(estimate.tau)
+    else:
+        found = getattr(quiet, name)()
+    return found if found.lower is not None and found.upper is not None else estimate

@@ -1,0 +1,139 @@
+"""The ends of the spectrum: the outermost Ritz values, with intervals at a stated confidence.
+
+A Ritz value lies within the true range, so the outermost one is a bound from inside, up to the arithmetic. How far
+outside the true end can be follows from the random start. Let ``R = lambda_1 - lambda_n`` and suppose that all Ritz
+values of ``m`` steps lie at or below ``c = lambda_1 - eps R``. The Gauss rule is exact for the square of the Chebyshev
+polynomial ``T_{m-1}`` scaled to ``[lambda_n, c]``, which is at most 1 at every node, while the probe's measure gives it
+at least ``w_1 T_{m-1}(gamma)^2`` with ``gamma = (1 + eps) / (1 - eps)`` and ``w_1`` the weight of the top eigenvector:
+
+    w_1 <= 1 / T_{m-1}(gamma)^2,    T_{m-1}(gamma) = cosh(2 (m - 1) artanh(sqrt(eps))).
+
+For a start uniform on the sphere ``w_1`` has the law Beta(1/2, (n-1)/2), so the event has a known probability, and for
+independent probes the product of theirs. This is the bound of Kuczynski and Wozniakowski in another form; theirs is
+``1.648 sqrt(n) exp(-(2m - 1) sqrt(eps))``, of the same order.
+
+References:
+    J. Kuczynski, H. Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos algorithms with a random
+    start, SIAM J. Matrix Anal. Appl. 13 (1992).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import atanh, exp, log, sqrt
+
+import numpy as np
+from scipy.special import betainc
+
+from spectra.spectrum.estimates import CONFIDENCE, Estimate
+from spectra.spectrum.quadrature import Quadrature
+
+# A residual above this part of |H|_2 says that the Ritz value has not settled.
+_CONVERGED = 1e-2
+
+
+def lambda_max(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
+    """The largest eigenvalue: the largest Ritz value of all probes.
+
+    ``lower`` is that value less the arithmetic; ``upper`` the bound from the random start, None where the steps give
+    none. Together with the one of the other end it holds with the confidence, 95 % by default.
+    """
+    return _end(q, +1, confidence)
+
+
+def lambda_min(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
+    """The smallest eigenvalue: the smallest Ritz value of all probes, with the interval of ``lambda_max`` mirrored."""
+    return _end(q, -1, confidence)
+
+
+def spectral_norm(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
+    """``|H|_2 = max |lambda|``, from both ends of the spectrum; their bounds hold together, with 95 % by default."""
+    top = lambda_max(q, confidence)
+    bottom = lambda_min(q, confidence)
+    leading, value = (top, top.value) if top.value >= -bottom.value else (bottom, -bottom.value)
+    upper = None if top.upper is None or bottom.lower is None else max(top.upper, -bottom.lower, 0.0)
+    margin = _margin(q)
+    return Estimate(value, None, max(0.0, value - margin), upper, q.num_probes, confidence, note=leading.note)
+
+
+def missed_fraction(steps: Sequence[int], n: int, failure: float) -> float | None:
+    """The ``eps`` with which one end is known: with probability ``1 - failure`` the outermost Ritz value is not further
+    from it than ``eps (lambda_1 - lambda_n)``.
+
+    Solves ``prod_i F(1 / T_{m_i - 1}(gamma)^2) = failure`` with ``F`` the distribution function of
+    Beta(1/2, (n-1)/2), by bisection in ``log eps``.
+
+    Args:
+        steps: the Lanczos steps of each probe, from independent starts uniform on the sphere of R^n.
+        n: the number of rows.
+        failure: the probability that is left to chance.
+
+    Returns:
+        ``eps``, or None where it is not below 1/2, which says nothing.
+
+    Example:
+        >>> round(missed_fraction([40] * 5, 10**6, 0.025), 4)
+        0.0106
+    """
+    if n == 1:
+        return 0.0
+    target = log(failure)
+
+    def log_probability(eps: float) -> float:
+        angle = 2 * atanh(sqrt(eps))
+        return sum(_log_below(1 / np.cosh(min((m - 1) * angle, 300.0)) ** 2, n) for m in steps)
+
+    low, high = log(1e-30), log(0.5)
+    if log_probability(exp(high)) >= target:
+        return None
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if log_probability(exp(middle)) > target else (low, middle)
+    return exp(high)
+
+
+def _log_below(w: float, n: int) -> float:
+    return log(max(float(betainc(0.5, (n - 1) / 2, min(w, 1.0))), 1e-300))
+
+
+def _end(q: Quadrature, sign: int, confidence: float) -> Estimate:
+    index = -1 if sign > 0 else 0
+    ritz = np.array([t.nodes[index] for t in q.tridiagonals])
+    first = int(np.argmax(sign * ritz))
+    value = float(ritz[first])
+    residual = float(q.tridiagonals[first].residuals[index])
+    margin = _margin(q)
+    beyond, missing = _beyond(q, confidence)
+
+    notes = []
+    scale = q.scale
+    if residual > _CONVERGED * scale:
+        share = f", {residual / scale:.0%} of |H|_2" if scale > 0 else ""
+        notes.append(f"not converged: residual {residual:.2g}{share}; take more steps")
+    if missing is not None:
+        notes.append(missing)
+    inner = value - sign * margin
+    outer = None if beyond is None else value + sign * (beyond + margin)
+    lower, upper = (inner, outer) if sign > 0 else (outer, inner)
+    return Estimate(value, None, lower, upper, q.num_probes, confidence, note="; ".join(notes) or None)
+
+
+def _beyond(q: Quadrature, confidence: float) -> tuple[float | None, str | None]:
+    """How far beyond the outermost Ritz values the ends can lie, both together at the confidence; or None, and why."""
+    # A sphere start has a part in every eigenspace with probability one, so its invariant subspace meets them all.
+    if any(t.exhausted and (q.distribution == "sphere" or t.steps == q.n) for t in q.tridiagonals):
+        return 0.0, None
+    if q.distribution != "sphere":
+        return None, f"no bound beyond the Ritz values is known for {q.distribution} probes; sphere probes have one"
+    eps = missed_fraction([t.steps for t in q.tridiagonals], q.n, (1 - confidence) / 2)
+    if eps is None:
+        steps = max(t.steps for t in q.tridiagonals)
+        return None, f"{steps} steps of {q.num_probes} probes give no bound beyond the Ritz values"
+    # R itself is unknown, but R <= r + 2 eps R where both ends hold, r being the range of the Ritz values.
+    seen = max(float(t.nodes[-1]) for t in q.tridiagonals) - min(float(t.nodes[0]) for t in q.tridiagonals)
+    return eps * seen / (1 - 2 * eps), None
+
+
+def _margin(q: Quadrature) -> float:
+    """``noise |H|_2``, and what was neglected where a recurrence was declared exhausted."""
+    return q.blur + min((t.defect for t in q.tridiagonals if t.exhausted), default=0.0)
