@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 import spectra
 from spectra.figures.figures import FORMATS, rendered
-from spectra.results.record import Series, Trajectory
 from spectra.results.storage.atomic_write import replace_file
+from spectra.results.trajectory import Series, Trajectory
 
 
 def parser_of(text: str | None, *, several: bool = False, matrix: bool = True) -> argparse.ArgumentParser:

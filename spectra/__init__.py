@@ -26,8 +26,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.foreign import as_operator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
-    from spectra.results.record import Record, Trajectory
+    from spectra.results.record import Record
     from spectra.results.storage.runfile import load_trajectory
+    from spectra.results.trajectory import Trajectory
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
     from spectra.sharpness.bounds import pac_bayes_bounds
@@ -94,7 +95,7 @@ _HOME = {
     "iter_analyze": "spectra.analysis.analyze",
     "Tracker": "spectra.analysis.tracker",
     "Record": "spectra.results.record",
-    "Trajectory": "spectra.results.record",
+    "Trajectory": "spectra.results.trajectory",
     "load_trajectory": "spectra.results.storage.runfile",
     # exact quantities
     "exact_trace": "spectra.exact.trace",

@@ -18,8 +18,8 @@ from spectra.errors import ArgumentError
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.headline import Headline, exactly, is_exact
 from spectra.results.headline_difference import headline_difference
-from spectra.results.record import Trajectory
 from spectra.results.trace_checks import compare
+from spectra.results.trajectory import Trajectory
 from spectra.spectrum.differences import difference
 
 LAYERS = {"conv.weight": 20.0, "conv.bias": 1.5, "fc.weight": 10.0}

@@ -16,7 +16,7 @@ from spectra.figures import curve_sheets, figures
 from spectra.figures.curves import cumulative_grid, draw_cumulative, draw_dimension
 from spectra.figures.moments import moments_of
 from spectra.figures.style import style
-from spectra.results.record import Trajectory
+from spectra.results.trajectory import Trajectory
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 

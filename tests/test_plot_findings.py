@@ -16,8 +16,8 @@ from spectra.figures import figures, findings
 from spectra.figures.style import style
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure, not_measured
-from spectra.results.record import Trajectory
 from spectra.results.trace_checks import compare
+from spectra.results.trajectory import Trajectory
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from spectra.errors import ArgumentError, StorageError
 from spectra.figures import draw, figures, sheets
 from spectra.figures.moments import axis_of, moments_of, values_over
 from spectra.figures.style import LOOKS, literal, style
-from spectra.results.record import Record, Trajectory
-from spectra.results.trajectory import Values
+from spectra.results.record import Record
+from spectra.results.trajectory import Trajectory, Values
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
 

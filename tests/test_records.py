@@ -11,7 +11,8 @@ from run_files import SETTINGS, failed_record, make_record, make_spectrum
 
 from spectra.errors import ArgumentError
 from spectra.jsonable import dumps, to_jsonable
-from spectra.results.record import Identity, Record, Trajectory
+from spectra.results.record import Identity, Record
+from spectra.results.trajectory import Trajectory
 from spectra.spectrum.estimates import Estimate
 
 # --- Record -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from run_files import failed_record, make_record
 from spectra.errors import ArgumentError, MissingDependency
 from spectra.results import tables as columns
 from spectra.results.measure import Measure
-from spectra.results.record import Trajectory
+from spectra.results.trajectory import Trajectory
 from spectra.spectrum.spectrum import Spectrum
 
 SIZES = {"w": 150, "b": 50}

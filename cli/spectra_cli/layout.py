@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spectra.errors import escaped
-from spectra.results.record import Record, Trajectory
+from spectra.results.record import Record
+from spectra.results.trajectory import Trajectory
 from spectra_cli.console import SafeConsole
 from spectra_cli.numbers import plain
 

@@ -14,9 +14,10 @@ import click
 
 from spectra.analysis.run import Outcome
 from spectra.errors import CheckpointError, NumericsError
-from spectra.results.record import Record, Trajectory
+from spectra.results.record import Record
 from spectra.results.storage.partial import PartialFile
 from spectra.results.storage.runfile import load_trajectory
+from spectra.results.trajectory import Trajectory
 from spectra_cli.layout import make_console
 from spectra_cli.tables import print_trajectory
 from spectra_cli.terminal import say

@@ -13,8 +13,9 @@ import click
 
 from spectra.errors import ArgumentError
 from spectra.jsonable import to_jsonable
-from spectra.results.record import Record, Trajectory
+from spectra.results.record import Record
 from spectra.results.storage.runfile import load_trajectory
+from spectra.results.trajectory import Trajectory
 from spectra_cli.budget_table import print_budgets
 from spectra_cli.layout import make_console, print_heading
 from spectra_cli.on_request import HELP, parse_asks, quantities_at

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spectra.results.record import Record, Series, Trajectory
+from spectra.results.record import Record
+from spectra.results.trajectory import Series, Trajectory
 from spectra.spectrum.estimates import Estimate
 from spectra_cli.findings_table import checks_in_short, measure_in_short, second_trace
 from spectra_cli.layout import FEW_NOTES, header, new_table, print_heading, print_line, print_notes, print_pairs

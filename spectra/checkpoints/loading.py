@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,8 +14,24 @@ from spectra.checkpoints.shards import index_of
 from spectra.checkpoints.sidecars import compare_adapter
 from spectra.errors import CheckpointError, NumericsError
 
-if TYPE_CHECKING:
-    from spectra.checkpoints.checkpoint import Checkpoint
+
+class Weights(Protocol):
+    """What fitting needs of a :class:`spectra.Checkpoint`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    @property
+    def others(self) -> tuple[str, ...]: ...
+
+    @property
+    def adapter_config(self) -> dict[str, Any] | None: ...
 
 
 class Recipient:
@@ -34,7 +50,7 @@ class Recipient:
         self._own: dict[str, Any] = {}  # of the model before the first checkpoint, where it has been replaced
         self._lost: set[str] = set()  # replaced, and not kept
 
-    def load(self, checkpoint: Checkpoint, model: nn.Module) -> Fit:
+    def load(self, checkpoint: Weights, model: nn.Module) -> Fit:
         """Copy the weights of a checkpoint into the model, or raise and leave the model as it was.
 
         Raises:
@@ -67,7 +83,7 @@ class Recipient:
             self._lost |= replaced
 
 
-def fitted(checkpoint: Checkpoint, model: nn.Module, partial: bool) -> Fit:
+def fitted(checkpoint: Weights, model: nn.Module, partial: bool) -> Fit:
     """How a checkpoint fits a model.
 
     Raises:

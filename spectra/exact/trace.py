@@ -20,13 +20,14 @@ import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.certificate import Certificate, certify, passes_of
+from spectra.exact.diagonal import ExactDiagonal
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
 from spectra.operators.recalibration import recalibrate
-from spectra.results.exact_trace import ExactDiagonal, ExactTrace
+from spectra.results.exact_trace import ExactTrace
 from spectra.runtime.allowance import FEWEST_DRAWS, OverBudget, affordable, cost, spend
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.faults import refusal_in

@@ -15,9 +15,9 @@ from spectra.errors import ArgumentError, StorageError
 from spectra.figures import curve_sheets, findings, over_training, sheets
 from spectra.figures.moments import Moment, check_epochs, chosen_moments, moments_of
 from spectra.figures.style import style
-from spectra.results.record import Trajectory
 from spectra.results.storage.atomic_write import replace_file
 from spectra.results.trace_checks import can_tell
+from spectra.results.trajectory import Trajectory
 
 KINDS = (
     *("density", "stems", "cumulative", "degeneracy", "negative", "dimension"),

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, Self
 
 import torch
 
 from spectra.errors import NumericsError, TaskError
+from spectra.operators.function import LossFunction
 from spectra.operators.graph import dtype_name
 from spectra.operators.modes import couples_samples
 from spectra.runtime.faults import is_limit, is_refusal
 from spectra.runtime.phases import phase
 from spectra.task.batches import choose_rows, rows_of
+from spectra.task.task import Task
 
-if TYPE_CHECKING:
-    from spectra.operators.curvature import CurvatureOperator
+
+class Testable(Protocol):
+    """What the test needs of a curvature operator."""
+
+    task: Task
+    function: LossFunction
+    bn_mode: str
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def torch_dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def linearise(self, batch: Any) -> Callable[[torch.Tensor], torch.Tensor]: ...
+
+    def at(self, dtype: torch.dtype) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,7 @@ _LONGER_PART = 4  # of the data, at most: what is multiplied at once and in piec
 _COUPLED_PART = 8  # of a batch whose samples are coupled
 
 
-def self_test(operator: CurvatureOperator, note: str | None = None, *, whole: bool = False) -> SelfTest:
+def self_test(operator: Testable, note: str | None = None, *, whole: bool = False) -> SelfTest:
     """Products with random vectors on the first batch: repeated, transposed, and in float64 where that can be.
 
     Of a large batch that is much of the data a few rows are taken. Sums over more rows are rounded more often: what
@@ -116,7 +137,7 @@ def self_test(operator: CurvatureOperator, note: str | None = None, *, whole: bo
     return SelfTest(change / length, crossed / length, roundoff, noise, tuple(notes), on)
 
 
-def _few_rows(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor) -> Any:
+def _few_rows(operator: Testable, batch: Any, vectors: torch.Tensor) -> Any:
     """Some rows of a batch from all over it; the batch where it is small, or where they would say less than it does."""
     task, rows, survey = operator.task, rows_of(batch), operator.task.survey()
     targets = task.weight_of(batch)
@@ -143,7 +164,7 @@ class _Growth:
     added: float  # to it
 
 
-def _growth(operator: CurvatureOperator, batch: Any, few: Any, vector: torch.Tensor) -> tuple[_Growth | None, str]:
+def _growth(operator: Testable, batch: Any, few: Any, vector: torch.Tensor) -> tuple[_Growth | None, str]:
     """How rounding grows from a few rows to the batch, and what was looked at; None where the rows are no parts of it.
 
     Args:
@@ -177,13 +198,13 @@ def _growth(operator: CurvatureOperator, batch: Any, few: Any, vector: torch.Ten
     return _Growth(1.0, error * rows / part), f"{on}, and {part} rows at once against pieces of them"
 
 
-def _unit(operator: CurvatureOperator) -> float:
+def _unit(operator: Testable) -> float:
     """The least noise that is believed. Float64 has nothing to be compared with, so some rounding is allowed for."""
     unit = float(torch.finfo(operator.function.carried).eps)
     return 8 * unit if operator.function.carried == torch.float64 else unit
 
 
-def _products(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, seed: int) -> torch.Tensor:
+def _products(operator: Testable, batch: Any, vectors: torch.Tensor, seed: int) -> torch.Tensor:
     """Products on a batch, in float64 on the CPU, under a random state of their own."""
     with operator.function.evaluation():
         torch.manual_seed(seed)
@@ -200,7 +221,7 @@ def _products(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, se
     return block.to("cpu", torch.float64)
 
 
-def _roundoff(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, products: torch.Tensor) -> float | None:
+def _roundoff(operator: Testable, batch: Any, vectors: torch.Tensor, products: torch.Tensor) -> float | None:
     """The largest error of float32 products with unit vectors, against float64 ones."""
     if operator.torch_dtype != torch.float32:
         return None
@@ -214,7 +235,7 @@ def _roundoff(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, pr
     return float((products - exact).norm(dim=1).max())
 
 
-def _rounding_within(operator: CurvatureOperator, batch: Any, vectors: torch.Tensor, products: torch.Tensor) -> float:
+def _rounding_within(operator: Testable, batch: Any, vectors: torch.Tensor, products: torch.Tensor) -> float:
     """The error of products with unit vectors that rounding to a lower precision on the way leaves, in float64 too.
 
     Products at ``theta + j d`` for ``j`` from -2 to 2 are rounded independently, and their fourth difference is

@@ -1,15 +1,12 @@
-"""ExactTrace and ExactDiagonal: the numbers, whose they are, and why. No torch is imported for them."""
+"""An exact trace: the numbers, which matrix they belong to, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spectra.jsonable import to_jsonable
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,7 @@ class ExactTrace:
     @property
     def how(self) -> list[str]:
         """What must be said beside a quantity that rests on drawn numbers; empty where nothing is drawn."""
-        return _how(self.method, self.stderr)
+        return drawn_words(self.method, self.stderr)
 
     @property
     def by_module(self) -> dict[str, float]:
@@ -75,43 +72,6 @@ class ExactTrace:
         return cls(**(given | {"reasons": tuple(given.get("reasons", ()))}))
 
 
-class ExactDiagonal(dict[str, "torch.Tensor"]):
-    """The diagonal of the Gauss-Newton matrix by tensor, in the tensors' shapes, float64; empty where refused.
-
-    The attributes are those of :class:`ExactTrace`; ``stderr`` has the standard errors by tensor where it is drawn.
-    """
-
-    def __init__(
-        self,
-        diagonal: Mapping[str, torch.Tensor],
-        *,
-        kind: str | None,
-        reasons: tuple[str, ...],
-        certified: Mapping[str, bool],
-        stderr: Mapping[str, torch.Tensor] | None,
-        method: str,
-        bn_mode: str,
-        l2: float,
-    ) -> None:
-        super().__init__(diagonal)
-        self.kind = kind
-        self.reasons = reasons
-        self.certified = certified
-        self.stderr = stderr
-        self.method = method
-        self.bn_mode = bn_mode
-        self.l2 = l2
-
-    @property
-    def applies(self) -> bool:
-        """Whether the entries are those of the Hessian."""
-        return bool(self) and self.kind == "hessian"
-
-    @property
-    def how(self) -> list[str]:
-        """As that of :class:`ExactTrace`."""
-        return _how(self.method, self.stderr)
-
-
-def _how(method: str, stderr: object) -> list[str]:
+def drawn_words(method: str, stderr: object) -> list[str]:
+    """What to say with numbers that are drawn; nothing where none is."""
     return [] if stderr is None else [f"not exact ({method}); the standard error is at most the one given"]

@@ -9,15 +9,37 @@ numbers is wrong and it is not known which, so nothing of that record counts as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from spectra.spectrum.estimates import Estimate
 
 if TYPE_CHECKING:
-    from spectra.results.record import Record
+    from collections.abc import Mapping
+
+    from spectra.results.exact_trace import ExactTrace
     from spectra.results.trace_checks import Check
+    from spectra.spectrum.spectrum import Spectrum
 
 EXACT, PROBES = "exact", "probes"
+
+
+class Numbers(Protocol):
+    """What headlines need of a :class:`spectra.Record`."""
+
+    @property
+    def operator(self) -> str: ...
+
+    @property
+    def spectrum(self) -> Spectrum | None: ...
+
+    @property
+    def exact(self) -> ExactTrace | None: ...
+
+    @property
+    def checks(self) -> tuple[Check, ...]: ...
+
+    @property
+    def estimates(self) -> Mapping[str, Estimate]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,7 @@ def is_exact(estimate: Estimate | None) -> bool:
     return isinstance(estimate, Headline) and estimate.exact
 
 
-def headlines_of(record: Record) -> dict[str, Headline]:
+def headlines_of(record: Numbers) -> dict[str, Headline]:
     """Name -> the number to quote, for every estimate of a record.
 
     ``trace`` and ``mean_eigenvalue`` are exact where the exact trace is that of the record's matrix.
@@ -66,7 +88,7 @@ def headlines_of(record: Record) -> dict[str, Headline]:
     return found
 
 
-def headline_tensor_traces(record: Record) -> dict[str, Headline]:
+def headline_tensor_traces(record: Numbers) -> dict[str, Headline]:
     """The trace of each parameter tensor's diagonal block; exact where the block of the exact trace is the record's.
 
     Returns:
@@ -79,7 +101,7 @@ def headline_tensor_traces(record: Record) -> dict[str, Headline]:
     }
 
 
-def exact_traces(record: Record) -> tuple[float | None, dict[str, float]]:
+def exact_traces(record: Numbers) -> tuple[float | None, dict[str, float]]:
     """The exact trace of the record's matrix, None where it is not known, and those of blocks that are exact."""
     exact = record.exact
     if exact is None or exact.total is None or exact.drawn or any(map(_is_in_doubt, record.checks)):

@@ -1,7 +1,4 @@
-"""What was asked and what was found: a Record is one checkpoint x operator x batch-norm mode.
-
-The records of a run, in training order, are a `Trajectory`: it has its own file, and is imported from here or there.
-"""
+"""What was asked and what was found: a Record is one checkpoint x operator x batch-norm mode."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from spectra.errors import ArgumentError
 from spectra.jsonable import dumps, to_jsonable
 from spectra.results.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
-from spectra.results.trajectory import Series, Trajectory, Values
 from spectra.spectrum.estimates import Estimate
 
 if TYPE_CHECKING:
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
     from spectra.spectrum.exact_spectrum import GGNSpectrum
     from spectra.spectrum.overlap import Overlap
     from spectra.spectrum.spectrum import Spectrum
-
-__all__ = ["Identity", "Record", "Series", "Trajectory", "Values"]
 
 #: The numbers about a record that `to_json` shows on its first level.
 HEADLINE_FACTS = ("loss", "n_parameters", "n_samples")

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.exact.diagonal import ExactDiagonal
 from spectra.exact.linearised import Plans, linearise
 from spectra.exact.trace import exact_diagonal
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.jacobian import slope_of
 from spectra.operators.modes import check_bn_mode
-from spectra.results.exact_trace import ExactDiagonal
 from spectra.results.measure import Measure, not_measured
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.faults import refusal_in

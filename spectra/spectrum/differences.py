@@ -13,10 +13,10 @@ same reason the bands of a trajectory are correlated: two of them that overlap m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import fdtri, stdtr, stdtrit
@@ -28,9 +28,37 @@ from spectra.spectrum.degeneracy import degeneracy_curve
 from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, moment, power_samples
 from spectra.spectrum.fractions import CountCurve, default_tolerances
 from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.tridiagonal import Tridiagonal
 
-if TYPE_CHECKING:
-    from spectra.spectrum.spectrum import Spectrum
+
+class SpectrumLike(Protocol):
+    """What a difference needs of a :class:`spectra.Spectrum`."""
+
+    seed: int | None
+    tensor_forms: np.ndarray | None  # (k, number of tensors)
+
+    @property
+    def tensor_sizes(self) -> Mapping[str, int]: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def distribution(self) -> str: ...
+
+    @property
+    def num_probes(self) -> int: ...
+
+    @property
+    def tridiagonals(self) -> Sequence[Tridiagonal]: ...
+
+    @property
+    def quadrature(self) -> Quadrature: ...
+
+    def trace(self) -> Estimate: ...
+
+    def estimates(self) -> dict[str, Estimate]: ...
+
 
 COUNTS: dict[str, Callable[..., CountCurve]] = {"rank_degeneracy": degeneracy_curve, "negative_mass": negative_curve}
 _ENDS = {name: getattr(extremes, name) for name in ("lambda_max", "lambda_min", "spectral_norm")}
@@ -63,7 +91,7 @@ class Difference(Estimate):
         return False if self.lower is not None and self.upper is not None else None
 
 
-def why_not_paired(a: Spectrum, b: Spectrum) -> str | None:
+def why_not_paired(a: SpectrumLike, b: SpectrumLike) -> str | None:
     """Which of the things that make two spectra share their probes is not the same, in words; None: they share them."""
     if a.seed is None or b.seed is None:
         return "the seed of the probes is not known"
@@ -75,7 +103,7 @@ def why_not_paired(a: Spectrum, b: Spectrum) -> str | None:
     return None
 
 
-def difference(a: Spectrum, b: Spectrum, name: str = "trace", **options: Any) -> Difference:
+def difference(a: SpectrumLike, b: SpectrumLike, name: str = "trace", **options: Any) -> Difference:
     """``f(a) - f(b)`` of an estimate with an interval, 95 % unless it says otherwise.
 
     Means over probes (``trace``, ``mean_eigenvalue``, ``moment``, ``second_moment``, ``frobenius_square``) are taken
@@ -101,7 +129,7 @@ def difference(a: Spectrum, b: Spectrum, name: str = "trace", **options: Any) ->
         B. L. Welch, The generalization of 'Student's' problem, Biometrika 34 (1947).
 
     Example:
-        >>> from spectra.spectrum.spectrum import Spectrum
+        >>> from spectra.spectrum.spectrum import SpectrumLike
         >>> from spectra.spectrum.tridiagonal import Tridiagonal
         >>> a = Spectrum([Tridiagonal([x], [0.1]) for x in (1.0, 2.0, 4.0)], n=2, seed=0)
         >>> b = Spectrum([Tridiagonal([x], [0.1]) for x in (0.5, 1.5, 3.4)], n=2, seed=0)
@@ -123,7 +151,7 @@ def difference(a: Spectrum, b: Spectrum, name: str = "trace", **options: Any) ->
     return _of_intervals(first, second, confidence)
 
 
-def tensor_differences(a: Spectrum, b: Spectrum) -> dict[str, Difference]:
+def tensor_differences(a: SpectrumLike, b: SpectrumLike) -> dict[str, Difference]:
     """The differences of the traces of each parameter tensor's diagonal block, which sum to that of the trace.
 
     Raises:
@@ -141,7 +169,7 @@ def tensor_differences(a: Spectrum, b: Spectrum) -> dict[str, Difference]:
     return found
 
 
-def common_tolerance(spectra: Sequence[Spectrum], name: str = "rank_degeneracy") -> float | None:
+def common_tolerance(spectra: Sequence[SpectrumLike], name: str = "rank_degeneracy") -> float | None:
     """The smallest tolerance that all of the spectra resolve, of four to the decade; None: there is none.
 
     They go from a tenth of the largest of the spectral norms down by six decades, not below ten times the noise of any.
@@ -208,7 +236,7 @@ def _of_power(q: Quadrature, p: int) -> _Side:
     return _Side(samples, arithmetic + q.error_of_known(f), q.least_error(f, centre))
 
 
-def _sides(a: Spectrum, b: Spectrum, name: str, options: dict[str, Any]) -> tuple[_Side, _Side] | None:
+def _sides(a: SpectrumLike, b: SpectrumLike, name: str, options: dict[str, Any]) -> tuple[_Side, _Side] | None:
     """The samples of both. Where an eigenvalue has converged on one side only, the plain ones if they scatter less.
 
     Of two nearly equal matrices the plain samples cancel, and those of which one side lacks an eigenvalue do not. They
@@ -227,11 +255,11 @@ def _sides(a: Spectrum, b: Spectrum, name: str, options: dict[str, Any]) -> tupl
     return first, second
 
 
-def _blur(s: Spectrum) -> float:
+def _blur(s: SpectrumLike) -> float:
     return s.quadrature.blur
 
 
-def _of_means(a: Spectrum, b: Spectrum, first: _Side, second: _Side) -> Difference:
+def _of_means(a: SpectrumLike, b: SpectrumLike, first: _Side, second: _Side) -> Difference:
     """Probe by probe where the probes are shared, else by Welch."""
     reason = why_not_paired(a, b)
     both = [mean_estimate(side.samples, least_error=side.least_error) for side in (first, second)]
@@ -281,7 +309,7 @@ def p_of(size: float, stderr: float, dof: float) -> float:
 # --- counts -------------------------------------------------------------------------------------------------------
 
 
-def _of_counts(a: Spectrum, b: Spectrum, name: str, tau: float | None = None) -> Difference:
+def _of_counts(a: SpectrumLike, b: SpectrumLike, name: str, tau: float | None = None) -> Difference:
     if tau is None:
         tau = common_tolerance([a, b], name)
     if tau is None:
@@ -321,7 +349,7 @@ def _of_counts(a: Spectrum, b: Spectrum, name: str, tau: float | None = None) ->
     )
 
 
-def _masses(s: Spectrum, name: str, tau: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _masses(s: SpectrumLike, name: str, tau: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each probe the lower bound, the Ritz mass within it, and the upper bound; three (k,)."""
     found = []
     for t in s.tridiagonals:
@@ -335,7 +363,7 @@ def _masses(s: Spectrum, name: str, tau: float) -> tuple[np.ndarray, np.ndarray,
 # --- what has an interval only ------------------------------------------------------------------------------------
 
 
-def _estimate(s: Spectrum, name: str, options: dict[str, Any]) -> Estimate:
+def _estimate(s: SpectrumLike, name: str, options: dict[str, Any]) -> Estimate:
     method = None if name.startswith("_") else getattr(type(s), name, None)
     found: Any = method(s, **options) if callable(method) else s.estimates().get(name)
     if not isinstance(found, Estimate):

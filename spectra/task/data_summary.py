@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 
@@ -13,8 +14,18 @@ from spectra.runtime.rng_state import random_state_kept
 from spectra.task.averaging import ignored_class
 from spectra.task.batches import batch_digest, rows_digest, rows_of
 
-if TYPE_CHECKING:
-    from spectra.task.task import Task
+
+class Surveyed(Protocol):
+    """What a survey needs of a :class:`spectra.Task`."""
+
+    @property
+    def criterion(self) -> Any: ...
+
+    def batches(self) -> Iterable[Any]: ...
+
+    def weight_of(self, batch: Any) -> float: ...
+
+    def target_of(self, batch: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Survey:
         return sum(known) if len(known) == len(self.rows) else None
 
 
-def take_survey(task: Task) -> Survey:
+def take_survey(task: Surveyed) -> Survey:
     """Read the data of a task twice and compare the passes. The global random states are left as found.
 
     Raises:
@@ -73,7 +84,7 @@ def take_survey(task: Task) -> Survey:
     return Survey(tuple(rows), tuple(weights), total, ordered, order, labels)
 
 
-def _pass(task: Task) -> tuple[list[int | None], list[float], str, int, tuple[int, int] | None]:
+def _pass(task: Surveyed) -> tuple[list[int | None], list[float], str, int, tuple[int, int] | None]:
     rows: list[int | None] = []
     weights: list[float] = []
     digest, unordered = hashlib.sha256(), 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,12 +23,10 @@ from spectra.runtime.memo import remembered
 from spectra.runtime.rng_state import random_state_kept
 from spectra.task import averaging as reductions
 from spectra.task.batches import Rebatched, choose_samples, rows_of
+from spectra.task.data_summary import Survey, take_survey
 from spectra.task.model_io import check_data, described, input_of, scalar, target_in, tensor_of, unwrapped
 from spectra.task.snapshot import take_snapshot
 from spectra.task.user_errors import batches_of, calling
-
-if TYPE_CHECKING:
-    from spectra.task.data_summary import Survey
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,8 +283,6 @@ class Task:
         """What the data are: batches, rows, weights, fingerprint. Two passes, made once per task and kept."""
 
         def take() -> Survey:
-            from spectra.task.data_summary import take_survey
-
             return self._survey[0] if self._survey else take_survey(self)
 
         # The same data under another l2 are another task; what is measured for one record is measured once.

@@ -13,7 +13,7 @@ import h5py
 
 from spectra.errors import SpectraError, StorageError
 from spectra.jsonable import dumps
-from spectra.results.record import Record, Trajectory
+from spectra.results.record import Record
 from spectra.results.storage.appended import GROWING, MARK, frames_in, put
 from spectra.results.storage.attributes import verify
 from spectra.results.storage.checksum import data_end, parted, read_bytes, seal_of
@@ -21,6 +21,7 @@ from spectra.results.storage.contents import Contents
 from spectra.results.storage.record_codec import read_record
 from spectra.results.storage.stored import StoredRecord
 from spectra.results.storage.texts import settings_in
+from spectra.results.trajectory import Trajectory
 from spectra.version import __version__
 
 ENCODING_TYPE = "spectra-run"

@@ -53,7 +53,7 @@ import h5py
 
 from spectra.errors import StorageError
 from spectra.jsonable import dumps
-from spectra.results.record import Identity, Record, Trajectory
+from spectra.results.record import Identity, Record
 from spectra.results.storage.appended import GROWING, Frame, put
 from spectra.results.storage.atomic_write import check_writable, cut_back, extend_file, fingerprint, replace_file
 from spectra.results.storage.attributes import seal, set_attribute
@@ -62,6 +62,7 @@ from spectra.results.storage.index import Index, Known
 from spectra.results.storage.reader import ENCODING_TYPE, ENCODING_VERSION, differences, load, one_line, whole
 from spectra.results.storage.record_codec import write_record
 from spectra.results.storage.safe_open import resolved
+from spectra.results.trajectory import Trajectory
 from spectra.version import __version__
 
 #: The oldest HDF5 library that must be able to read the file; from 1.8 on its own structures carry checksums too.
