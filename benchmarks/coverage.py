@@ -256,7 +256,7 @@ always recognised; that is the price, and it is seen in the rows of the double s
 In {checked} records, of every kind with 2 or 4 probes, all standard estimates were held against each other,
 values and intervals: `|H|_2 <= |H|_F <= sqrt(n) |H|_2`, `lambda_min <= Tr H / n <= lambda_max`, stable <=
 participation <= entropy rank, the fractions against the ends and norms, and the other relations of
-`spectra/consistency.py`. Contradictions found: {contradictions}.
+`spectra/spectrum/consistency.py`. Contradictions found: {contradictions}.
 
 ## The spectra
 

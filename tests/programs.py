@@ -21,9 +21,9 @@ def environment() -> dict[str, str]:
 
 
 def run_program(name: str, *arguments: object, timeout: float = 3000) -> dict[str, Any]:
-    """What a program in `tests/storage` prints as JSON on its last line; its error is this test's."""
+    """What a program in `tests/results/storage` prints as JSON on its last line; its error is this test's."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "storage" / name), *map(str, arguments)],
+        [sys.executable, str(Path(__file__).parent / "results" / "storage" / name), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,

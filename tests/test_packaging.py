@@ -88,7 +88,7 @@ def test_the_sdist_can_be_built_from_again(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "LICENSE", "README.md", "spectra/task.py", "cli/spectra_cli/main.py"} <= inside
+    assert {"pyproject.toml", "LICENSE", "README.md", "spectra/task/task.py", "cli/spectra_cli/main.py"} <= inside
     assert {"spectra/py.typed", "cli/spectra_cli/py.typed"} <= inside
 
 

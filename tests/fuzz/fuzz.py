@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).resolve().parent / place) for place in (".", "..", "../storage"))
+sys.path.extend(str(Path(__file__).resolve().parent / place) for place in (".", "..", "../results/storage"))
 
 from mutations import CHECKPOINTS, DAMAGE, RESULTS, WORDS
 from mutilating import ANYWHERE

@@ -161,7 +161,7 @@ def test_the_traces_of_tensors_have_the_eigenpairs_taken_out_of_their_variance()
 
 def test_the_intervals_hold_the_truth(monkeypatch):
     """The table of docs/coverage.md in small: 400 runs (standard error 1.1 %) of the hardest spectra at k = 8."""
-    where = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+    where = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_coverage", where)
     benchmark = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, benchmark)  # its dataclasses look there

@@ -29,7 +29,7 @@ from spectra.spectrum.estimates import trace as plain_trace
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 def write(path, *records, settings=SETTINGS):
@@ -370,7 +370,7 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_the_file(tmp_path):
     program = textwrap.dedent(
         f"""
         import resource, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from run_files import SETTINGS, make_record
         from spectra.errors import StorageError
         from spectra.results.storage.runfile import RunFile
@@ -394,7 +394,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     path = tmp_path / "run.h5"
     program = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from run_files import SETTINGS, make_record
 from spectra.results.storage.runfile import RunFile
 run = RunFile.open({str(path)!r}, SETTINGS)
@@ -692,7 +692,7 @@ def test_the_file_of_version_1_keeps_loading():
 def test_reading_and_writing_need_no_torch(path):
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import spectra
 from run_files import SETTINGS, make_record
 from spectra.results.storage.runfile import RunFile
