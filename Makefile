@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/peers
 FOREIGN := $(VENV)/foreign
+COVERAGE := $(VENV)/coverage
 
 # A process per core, up to four: each imports torch.
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4
@@ -12,7 +13,7 @@ IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test slow fuzz peers foreign check format build clean
+.PHONY: help demo test slow fuzz peers foreign coverage check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
@@ -21,6 +22,7 @@ help:
 	@echo "make fuzz    mutate results files, checkpoints and options for SECONDS=300; what is found is in fuzz-findings/"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
 	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
+	@echo "make coverage say which lines no test runs (installs coverage beside the environment)"
 	@echo "make check   lint, format and types"
 	@echo "make format  rewrite the sources in the project's format"
 
@@ -56,6 +58,13 @@ $(FOREIGN)/.ready: tests/foreign/requirements.txt $(READY)
 
 foreign: $(FOREIGN)/.ready
 	PYTHONPATH=$(FOREIGN) $(BIN)/python -m pytest -m foreign tests/foreign
+
+$(COVERAGE)/.ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(COVERAGE) coverage==7.17.5 pytest-cov==7.1.0
+	@touch $@
+
+coverage: $(COVERAGE)/.ready
+	PYTHONPATH=$(COVERAGE) $(BIN)/python -m pytest $(IN_PARALLEL) --cov=spectra --cov=spectra_cli --cov-report=term-missing:skip-covered
 
 check: $(READY)
 	$(BIN)/ruff check .
