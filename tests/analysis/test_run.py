@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from choices import crossed
 from torch import nn
 
 from spectra import Task, analyze, load_trajectory, save_checkpoint
@@ -458,23 +459,25 @@ def test_however_a_run_ends_h5py_alone_finds_every_record_in_the_file(run, out, 
         assert "growing" not in file.attrs
 
 
-@pytest.mark.parametrize("where", ["reading", "putting in"])
 @pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        OutOfMemory("the weights need 9 GB and 2 GB are free"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RecursionError("maximum recursion depth exceeded"),
-        OSError(5, "Input/output error"),
-        FileNotFoundError(2, "No such file or directory"),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
-        KeyError("weight"),
-        OverflowError(),
-        struct.error("unpack requires a buffer of 4 bytes"),
-    ],
-    ids=lambda error: type(error).__name__,
+    ("where", "error"),
+    crossed(
+        ["reading", "putting in"],
+        [
+            MemoryError(),
+            OutOfMemory("the weights need 9 GB and 2 GB are free"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RecursionError("maximum recursion depth exceeded"),
+            OSError(5, "Input/output error"),
+            FileNotFoundError(2, "No such file or directory"),
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            KeyError("weight"),
+            OverflowError(),
+            struct.error("unpack requires a buffer of 4 bytes"),
+        ],
+        lambda entry: entry if isinstance(entry, str) else type(entry).__name__,
+    ),
 )
 def test_whatever_ends_the_loading_of_one_checkpoint_is_recorded_and_the_rest_goes_on(
     run, tmp_path, monkeypatch, where, error

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from choices import crossed
 from torch import nn
 
 from spectra import Task, Tracker, load_trajectory
@@ -148,12 +149,14 @@ ERRORS = [
 ]
 
 
-def named(error: BaseException) -> str:
-    return f"{type(error).__name__} {error}".split("\n")[0][:30]
+def named(entry: BaseException | str) -> str:
+    return entry if isinstance(entry, str) else f"{type(entry).__name__} {entry}".split("\n")[0][:30]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=named)
-@pytest.mark.parametrize("place", ["forward", "criterion", "opening the data", "within the data", "weight="])
+@pytest.mark.parametrize(
+    ("place", "error"),
+    crossed(["within the data", "forward", "criterion", "opening the data", "weight="], ERRORS, named),
+)
 def test_an_error_is_recorded_and_training_goes_on_from_where_it_was(loop, tmp_path, place, error):
     tracker, fuse = loop
     moved_on(tracker.task)

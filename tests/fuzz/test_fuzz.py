@@ -44,11 +44,16 @@ def test_mutated_inputs_are_refused_in_words_or_read(tmp_path):
         ("time.sleep(60)", "no end within 1 s"),
         ("raise TypeError('x')", "unexpected error"),
         ("print('a\\x1bb')", "control character '\\x1b' on the terminal"),
-        ("print('Traceback (most recent call last)')", "traceback"),
-        ("sys.exit(7)", "exit code 7"),
-        ("sys.exit(1)", "an error without a word"),
         ("print('[{}]')", "a damaged file was read as whole"),
-        ("bytearray(2**45)", "out of memory"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("print('Traceback (most recent call last)')", "traceback"),
+                ("sys.exit(7)", "exit code 7"),
+                ("sys.exit(1)", "an error without a word"),
+                ("bytearray(2**45)", "out of memory"),
+            )
+        ),
     ],
 )
 def test_what_must_not_happen_is_a_finding(tmp_path, code, what):

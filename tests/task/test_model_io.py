@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from choices import crossed
 from torch import nn
 from torch.nn import functional as F
 
@@ -104,8 +105,7 @@ def matrices(task):
 
 
 @pytest.mark.parametrize("own_forward", [False, True])
-@pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("form", TAKEN)
+@pytest.mark.parametrize(("form", "criterion"), crossed(TAKEN, CRITERIA))
 def test_a_criterion_of_one_tensor_is_given_the_logits(form, criterion, own_forward):
     function, target = CRITERIA[criterion]
     options = {"forward": lambda model, batch: model(batch[0])} if own_forward else {}

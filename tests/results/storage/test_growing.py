@@ -160,7 +160,7 @@ def growing_run(out, done):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", ["kill", "full"])
 def test_whatever_ends_it_at_any_step_the_records_are_there_and_the_run_goes_on(tmp_path, fault, every):
     out = tmp_path / "run.h5"
