@@ -121,7 +121,7 @@ def _analyze_all(
             place = place_of(checkpoint)
             if (first := seen.content(place)) is not None:
                 tell.duplicate(path, Path(first.words), len(settings.pairs()))
-                store.count(settings.pairs(), first)
+                store.keep_all(settings.pairs(), first)
                 continue
             try:
                 made = make_task(checkpoint)
@@ -137,7 +137,7 @@ def _analyze_all(
             place = replace(place, weights=weights_sha256(task.model), own_tensors=len(found.own) or None)
             if (first := seen.weights(place, task.model, one_task=store.twins)) is not None:
                 tell.twin(path, Path(first.words), len(settings.pairs()))
-                store.count(settings.pairs(), first)
+                store.keep_all(settings.pairs(), first)
                 continue
             if where is not None:
                 task.model.to(where)
@@ -222,7 +222,7 @@ def analyze_into(
         SpectraError: numbers that would not be right, or a file that cannot be written or continued.
     """
     store.open(run_settings(task, settings))
-    done = [pair for pair in settings.pairs() if store.has(pair, place)]
+    done = store.keep_all(settings.pairs(), place)
     for pair in done:
         tell.kept(place, *pair)
     for record in iter_analyze(

@@ -137,13 +137,16 @@ class Store:
             )
 
     def has(self, pair: tuple[str, str], place: Place) -> bool:
-        assert self.file is not None
+        """Whether the file has the record of an operator and BN mode at these parameters."""
+        if self.file is None:
+            return False
         identity = self._identity(pair, place)
-        found = (self.twins and self.file.has_twin(identity)) or self.file.has(identity)
-        self.kept += found
-        if found:
-            self.eigenspaces.passed(pair, place)
-        return found
+        return (self.twins and self.file.has_twin(identity)) or self.file.has(identity)
+
+    def keep(self, pair: tuple[str, str], place: Place) -> None:
+        """Count a record that the file has; the eigenvectors of the next one are compared with those of this."""
+        self.kept += 1
+        self.eigenspaces.passed(pair, place)
 
     def _identity(self, pair: tuple[str, str], place: Place) -> Identity:
         return Identity.of(
@@ -162,11 +165,12 @@ class Store:
         """Whether a record with numbers, of this call or of an earlier one, is there."""
         return self.file is not None and self.file.has_numbers(self._identity(pair, place))
 
-    def count(self, pairs: Sequence[tuple[str, str]], place: Place) -> None:
-        """Count what the file has of a checkpoint."""
-        if self.file is not None:
-            for pair in pairs:
-                self.has(pair, place)
+    def keep_all(self, pairs: Sequence[tuple[str, str]], place: Place) -> list[tuple[str, str]]:
+        """Count the records that the file has of these, and return their operators and BN modes."""
+        there = [pair for pair in pairs if self.has(pair, place)]
+        for pair in there:
+            self.keep(pair, place)
+        return there
 
     def threads(self) -> int | None:
         """With how many the last complete record of the file was computed, if that was on such a machine."""
