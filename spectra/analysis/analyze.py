@@ -126,25 +126,36 @@ def _records(
 
     A sharpness measure is one of the network, not of an operator: `measured` are the modes whose records have them.
     """
+    chosen = [choose_probes_per_pass(twins, asked) for twins in operators]
     with shared_results():  # the operators have the same loss and data
         for training, *held_out in operators:
             for operator in (training, *held_out):
                 with told_of(operator, training):
-                    _width(operator, asked)
                     phase("checking")
                     _ = operator.self_test
-    for twins in operators:
+    for twins, probes_per_pass in zip(operators, chosen):
         mode = twins[0].bn_mode
         without = mode in measured or asked.params is not None
         measured.add(mode)
         here = replace(asked, metrics="none", bounds=False) if without else asked
-        yield _analyze_one(twins, here, place, progress, extra, notes, unfinished, eigenspaces)
+        yield _analyze_one(twins, here, place, progress, extra, notes, unfinished, eigenspaces, probes_per_pass)
 
 
-def _width(operator: CurvatureOperator, asked: Settings) -> int:
-    """How many probes share each pass: as asked, else as memory allows; one that does not fit at all is refused."""
-    fits = lockstep_width(operator, min(asked.lanczos_steps, operator.n), asked.num_probes)
-    return fits if asked.width is None else min(asked.width, asked.num_probes)
+def choose_probes_per_pass(operators: Sequence[CurvatureOperator], asked: Settings) -> int:
+    """How many probes of a record share each pass over the data: as asked, else as many as fit in memory.
+
+    Args:
+        operators: of the record: on the training data, and on the test data where they are asked for.
+        asked: the settings; ``width`` is the number that is asked for.
+
+    Raises:
+        OutOfMemory: not even one probe fits.
+    """
+    fits: list[int] = []
+    for operator in operators:
+        with told_of(operator, operators[0]):
+            fits.append(lockstep_width(operator, min(asked.lanczos_steps, operator.n), asked.num_probes))
+    return min(fits) if asked.width is None else min(asked.width, asked.num_probes)
 
 
 def _told(
@@ -164,7 +175,7 @@ def _measure(
     operator: CurvatureOperator,
     asked: Settings,
     progress: Callable[[int, int], None] | None,
-    width: int,
+    probes_per_pass: int,
     unfinished: Unfinished | None,
     part: int,
     nearby: np.ndarray | None = None,
@@ -194,7 +205,7 @@ def _measure(
             asked.num_probes,
             asked.seed,
             distribution=asked.distribution,
-            width=width,
+            width=probes_per_pass,
             progress=_told("probes", progress, 0 if pairs is None else pairs.products, 0),
             eigenpairs=pairs,
             done=done,
@@ -260,20 +271,20 @@ def _analyze_one(
     notes: Sequence[str],
     unfinished: Unfinished | None,
     eigenspaces: Eigenspaces | None,
+    probes_per_pass: int,
 ) -> Record:
     start = time.perf_counter()
     operator, *held_out = operators
     report = None if progress is None else partial(progress, operator.kind, operator.bn_mode)
     first, *others = shared_progress(report, len(operators))
-    width = min(_width(each, asked) for each in operators)
     settings = run_settings(operator.task, asked) | extra
     if unfinished is not None:
         record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings}
         key = key_of(operator.task.model, operator.device, record)
-        width = unfinished.begin(key, width, fixed=asked.width is not None)
+        probes_per_pass = unfinished.begin(key, probes_per_pass, fixed=asked.width is not None)
     kind = operator.kind, operator.bn_mode
     nearby = eigenspaces.before(kind) if eigenspaces is not None and asked.warm_start else None
-    facts, spectrum, vectors = _measure(operator, asked, first, width, unfinished, 0, nearby)
+    facts, spectrum, vectors = _measure(operator, asked, first, probes_per_pass, unfinished, 0, nearby)
     overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(kind, place, vectors)
     faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
     found = _find(operator, spectrum, asked, faults)
@@ -293,7 +304,7 @@ def _analyze_one(
     cost: dict[str, int] = {}
     for twin, again in zip(held_out, others):
         with part("held-out", 0, 1):
-            test_facts, test_spectrum, _ = _measure(twin, asked, again, width, unfinished, 1)
+            test_facts, test_spectrum, _ = _measure(twin, asked, again, probes_per_pass, unfinished, 1)
         facts |= beside(facts, test_facts, twin.task.reduces_to)
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
         said += held_out_notes(twin, operator.self_test.notes)
@@ -309,7 +320,7 @@ def _analyze_one(
         bn_mode=operator.bn_mode,
         status="complete" if faults.reason is None else "unverified",
         reason=faults.reason,
-        settings=settings | {"width": width},
+        settings=settings | {"width": probes_per_pass},
         facts=facts,
         spectrum=spectrum,
         test_spectrum=test_spectrum,
