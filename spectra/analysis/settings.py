@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from spectra.analysis.held_out import held_out_settings, run_lengths
+from spectra.checkpoints.bounds import parse_size
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
@@ -108,6 +110,53 @@ class Settings:
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""
         return list(dict.fromkeys((name, mode) for name in self.operators for mode in self.bn_modes))
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which of the task's data are used, and how: None leaves what the task says."""
+
+    samples: int | None = None  # a fixed random subset of this many rows
+    data_seed: int = 0  # of that subset, and of the snapshot
+    batch_size: int | None = None
+    l2: float | None = None
+    reduction: str | None = None  # "mean" or "sum" over the data
+    snapshot: bool = False  # one pass over the data, frozen and used for every product
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "data_seed", "batch_size"):
+            check_at_most(name, getattr(self, name))
+
+    def as_settings(self) -> dict[str, Any]:
+        seeded = self.snapshot or self.samples is not None
+        found: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
+        return found | ({"snapshot_data": True} if self.snapshot else {})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that is asked of a run of checkpoints into one file: the analysis, its data, and how checkpoints are read.
+
+    Raises:
+        ArgumentError: a value outside its range.
+    """
+
+    analysis: Settings = Settings()
+    data: DataChoice = DataChoice()  # a subset, a batch size, an l2 or a reduction in place of the task's
+    out: Path = Path("run.h5")  # the results file; its folder must exist
+    device: str | None = None  # where to compute; None: where the task's model is
+    weights: str | None = None  # which weights of a checkpoint that has several
+    partial: bool = False  # checkpoints may lack keys, for which the task's model keeps what it has
+    unsafe: bool = False  # load checkpoints that hold code, and run it
+    max_size: int | str | None = None  # bytes that a checkpoint may take in memory, as of `load_checkpoint`
+    # A checkpoint that fails stops the run, rather than being recorded as failed; a record that is unverified is stored
+    # and stops it too.
+    strict: bool = False
+    # What the file has of other settings, or of checkpoints whose content has changed, is replaced, not refused.
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        parse_size(self.max_size)  # is checked
 
 
 def run_settings(task: Task, asked: Settings) -> dict[str, Any]:

@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from spectra import Task, save_checkpoint
-from spectra.analysis.resume import Unfinished
 from spectra.analysis.run import Listener, analyze_run
-from spectra.analysis.settings import Settings, run_settings
-from spectra.analysis.store import DataChoice, Store
+from spectra.analysis.settings import RunSettings, Settings, run_settings
+from spectra.analysis.store import Store
 from spectra.results.record import Place
 
 QUICK = Settings(lanczos_steps=2, num_probes=2, metrics="none", check=False)
@@ -27,7 +26,7 @@ def test_asking_whether_a_record_is_there_counts_nothing(tmp_path):
     save_checkpoint(path, make_task(None).model, epoch=1)
     (record,) = analyze_run([path], make_task, QUICK, out=out).records
     listener = Listener()
-    with Store(out, DataChoice(), Unfinished(out, listener.note), False, listener) as store:
+    with Store(RunSettings(QUICK, out=out), listener) as store:
         assert not store.has(PAIR, record.place)  # not opened
         assert store.keep_all([PAIR], record.place) == []
         store.open(run_settings(make_task(None), QUICK))
