@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 from click.core import ParameterSource
 
 from spectra.analysis.presets import PRESETS, departures, filled
-from spectra.analysis.run import DataChoice
-from spectra.analysis.settings import OPERATORS, Settings
+from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.task.task import Task
 from spectra_cli.grouped_help import grouped_option
@@ -27,15 +27,49 @@ BN_CHOICES = {
     "both": ("eval", "train"),
 }
 
+#: What the options set. The parameter of such an option has the name of the field.
+SETTINGS: tuple[type[Settings | DataChoice | RunSettings], ...] = (Settings, DataChoice, RunSettings)
+_DEFAULTS = {one.name: one.default for settings in SETTINGS for one in fields(settings)}
+_TYPES = {name: kind for settings in SETTINGS for name, kind in get_type_hints(settings).items()}
+_OF_TYPE: dict[Any, dict[str, Any]] = {
+    bool: {"is_flag": True},
+    int: {"type": int},
+    float: {"type": float},
+    Path: {"type": click.Path(path_type=Path)},
+}
+
 _Option = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _option(*names: str, **options: Any) -> _Option:
+    """An option that is no setting of the analysis."""
     return names, options
 
 
+def _setting(name: str, *names: str, **options: Any) -> _Option:
+    """The option that sets a field of the settings, with the type and the default of that field.
+
+    Args:
+        name: of the field.
+        names: of the option.
+        options: of `click.option`; they hold where the option is not written as the field is.
+    """
+    kinds = [kind for kind in get_args(_TYPES[name]) or [_TYPES[name]] if kind is not NoneType]
+    of_type = _OF_TYPE.get(kinds[0], {}) if len(kinds) == 1 and "type" not in options else {}
+    return (*names, name), {"default": _DEFAULTS[name]} | of_type | options
+
+
+def _modes(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return BN_CHOICES[value]
+
+
+def _patterns(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[str] | None:
+    return list(value) or None
+
+
 #: Also an option of `inspect`.
-MAX_SIZE: _Option = _option(
+MAX_SIZE: _Option = _setting(
+    "max_size",
     "--max-size",
     metavar="SIZE",
     help="How much memory a checkpoint may take, such as 8G. Default: 20 times its own size, and at least 256 MiB.",
@@ -49,120 +83,134 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         _option(
             "--task-arg", "task_args", multiple=True, metavar="KEY=VALUE", help="For the task function; repeatable."
         ),
-        _option("--weights", metavar="KEY", help="Which weights of a checkpoint that holds several, such as ema."),
-        _option(
+        _setting(
+            "weights", "--weights", metavar="KEY", help="Which weights of a checkpoint that holds several, such as ema."
+        ),
+        _setting(
+            "partial",
             "--partial",
-            is_flag=True,
             help="Checkpoints may lack keys: the task's model keeps what it has for them, and it is said how many. "
             "Without it only frozen parameters may be missing, as they are in an adapter's file.",
         ),
-        _option("--unsafe-load", is_flag=True, help="Load a checkpoint that holds code, and run that code."),
+        _setting("unsafe", "--unsafe-load", help="Load a checkpoint that holds code, and run that code."),
         MAX_SIZE,
-        _option("--device", help="cpu, cuda or cuda:1. Default: where the task puts its model."),
+        _setting("device", "--device", help="cpu, cuda or cuda:1. Default: where the task puts its model."),
     ),
     "What is computed": (
-        _option(
+        _setting(
+            "preset",
             "--preset",
             type=click.Choice(list(PRESETS)),
             help="A paper's whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated "
             "batch norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020).",
         ),
-        _option(
-            "--operator",
+        _setting(
             "operators",
+            "--operator",
             multiple=True,
             type=click.Choice(list(OPERATORS)),
-            default=("hessian",),
             show_default=True,
             help="Which curvature; repeatable.",
         ),
-        _option(
+        _setting(
+            "bn_modes",
             "--bn",
             type=click.Choice(list(BN_CHOICES)),
-            default="eval",
+            default=next(name for name, modes in BN_CHOICES.items() if modes == _DEFAULTS["bn_modes"]),
+            callback=_modes,
             show_default=True,
             help="Batch norm by its running statistics (eval), by such estimated anew over the data (recalibrated), by "
             "those of each batch (train), or a record of eval and one of train (both).",
         ),
-        _option("--lanczos-steps", "-m", type=int, default=100, show_default=True, help="m: resolution and cost."),
-        _option("--probes", "-k", type=int, default=8, show_default=True, help="k: errors shrink like 1/sqrt(k)."),
-        _option("--seed", type=int, default=0, show_default=True, help="Of the probes, and for the task function."),
-        _option("--params", multiple=True, metavar="GLOB|REGEX", help="Only parameters of such names; repeatable."),
-        _option("--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters."),
-        _option(
+        _setting("lanczos_steps", "--lanczos-steps", "-m", show_default=True, help="m: resolution and cost."),
+        _setting("num_probes", "--probes", "-k", show_default=True, help="k: errors shrink like 1/sqrt(k)."),
+        _setting("seed", "--seed", show_default=True, help="Of the probes, and for the task function."),
+        _setting(
+            "params",
+            "--params",
+            multiple=True,
+            default=(),
+            callback=_patterns,
+            metavar="GLOB|REGEX",
+            help="Only parameters of such names; repeatable.",
+        ),
+        _setting(
+            "dtype", "--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters."
+        ),
+        _setting(
+            "eigenpairs",
             "--eigenpairs",
-            type=int,
-            default=0,
             metavar="K",
             help="Find the K eigenvalues of the largest magnitude first, and take them out of the variance of trace "
             "and Frobenius norm.",
         ),
-        _option(
+        _setting(
+            "warm_start",
             "--warm-start",
-            is_flag=True,
             help="Begin the search for eigenpairs with the vectors of the checkpoint before: fewer products, and "
             "other last digits after a restart.",
         ),
-        _option("--save-eigenvectors", is_flag=True, help="Keep their vectors too: 4 n K bytes per record."),
+        _setting("save_eigenvectors", "--save-eigenvectors", help="Keep their vectors too: 4 n K bytes per record."),
     ),
     "What it is checked against, and measured beside it": (
-        _option(
+        _setting(
+            "check",
             "--check/--no-check",
-            default=None,
             help="Compare the traces with exact ones, where there are such. Default: as far as that costs no more than "
             "the spectrum.",
         ),
-        _option(
+        _setting(
+            "exact_spectrum",
             "--exact-spectrum",
-            type=int,
-            default=0,
             metavar="N",
             help="All eigenvalues of the Gauss-Newton matrix on at most N samples, exactly, and a Lanczos run on the "
             "same samples checked against them; for --operator ggn.",
         ),
-        _option(
+        _setting(
+            "metrics",
             "--metrics",
-            default="cheap",
             show_default=True,
             metavar="all|none|cheap|NAME,...",
             help="Sharpness measures; `spectra metrics` lists them. Those of cheap are drawn or left out where they "
             "would cost more than the spectrum; those that are named, and all, are computed whatever they cost.",
         ),
-        _option(
+        _setting(
+            "bounds",
             "--bounds",
-            is_flag=True,
             help="The PAC-Bayes bounds behind normalized sharpness too, as diagnostics, or vacuous.",
         ),
     ),
     "The data and the loss": (
-        _option("--samples", type=int, metavar="N", help="Use a fixed random subset of N rows of the data."),
-        _option("--batch-size", type=int, help="Rows per batch; with --bn train part of what is analysed."),
-        _option(
+        _setting("samples", "--samples", metavar="N", help="Use a fixed random subset of N rows of the data."),
+        _setting("batch_size", "--batch-size", help="Rows per batch; with --bn train part of what is analysed."),
+        _setting(
+            "snapshot",
             "--snapshot-data",
-            is_flag=True,
             help="Freeze one pass of data that augment or shuffle, and use it throughout.",
         ),
-        _option("--data-seed", type=int, default=0, show_default=True, help="Of that subset, and of that pass."),
-        _option("--test-data", is_flag=True, help="The same numbers on the task's held-out data, beside the others."),
-        _option("--l2", type=float, help="Coefficient of (l2/2)|theta|^2, added analytically."),
-        _option(
-            "--reduction", type=click.Choice(["mean", "sum"]), help="Over the data. Default: what the criterion does."
+        _setting("data_seed", "--data-seed", show_default=True, help="Of that subset, and of that pass."),
+        _setting("test_data", "--test-data", help="The same numbers on the task's held-out data, beside the others."),
+        _setting("l2", "--l2", help="Coefficient of (l2/2)|theta|^2, added analytically."),
+        _setting(
+            "reduction",
+            "--reduction",
+            type=click.Choice(["mean", "sum"]),
+            help="Over the data. Default: what the criterion does.",
         ),
     ),
     "The file, and what is shown": (
-        _option(
+        _setting(
+            "out",
             "--out",
-            type=click.Path(path_type=Path),
-            default=Path("run.h5"),
             show_default=True,
             help="The results file; one that is there is continued if it is of the same run.",
         ),
-        _option(
+        _setting(
+            "force",
             "--force",
-            is_flag=True,
             help="Replace what the file has of other settings, or of a checkpoint that was another.",
         ),
-        _option("--strict", is_flag=True, help="Stop at the first checkpoint that fails or is unverified."),
+        _setting("strict", "--strict", help="Stop at the first checkpoint that fails or is unverified."),
         _option(
             "--progress",
             type=click.Choice(DISPLAYS),
@@ -187,90 +235,23 @@ def analysis_options(command: _Command) -> _Command:
     return command
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the options say."""
+def settings_in(options: dict[str, Any]) -> RunSettings:
+    """What the options of the command that runs ask for. What is not given has the default of its field.
 
-    settings: Settings
-    data: DataChoice
-    options: dict[str, Any]
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Request:
-        """From the values of the options of the command that runs.
-
-        Raises:
-            ArgumentError: a value out of its range.
-        """
-        protocol = {
-            "operators": options["operators"],
-            "bn_modes": BN_CHOICES[options["bn"]],
-            "lanczos_steps": options["lanczos_steps"],
-            "num_probes": options["probes"],
-        }
-        preset = options["preset"]
-        if preset is not None:  # what is a mere default gives way to it
-            sources = {"operators": "operators", "bn_modes": "bn", "lanczos_steps": "lanczos_steps"}
-            sources["num_probes"] = "probes"
-            protocol = {name: value for name, value in protocol.items() if _was_given(sources[name])}
-            if (other := departures(preset, protocol)) and not options["quiet"]:
-                say(f"spectra: --preset {preset}, but as given: {', '.join(other)}")
-        same = (
-            "seed",
-            "dtype",
-            "metrics",
-            "bounds",
-            "exact_spectrum",
-            "check",
-            "eigenpairs",
-            "warm_start",
-            "save_eigenvectors",
-            "test_data",
-        )
-        settings = Settings(
-            **filled(preset, **protocol),
-            params=list(options["params"]) or None,
-            **{name: options[name] for name in same},
-        )
-        data = DataChoice(
-            samples=options["samples"],
-            data_seed=options["data_seed"],
-            batch_size=options["batch_size"],
-            l2=options["l2"],
-            reduction=options["reduction"],
-            snapshot=options["snapshot_data"],
-        )
-        return cls(settings, data, options)
-
-    @property
-    def out(self) -> Path:
-        path: Path = self.options["out"]
-        return path
-
-    @property
-    def quiet(self) -> bool:
-        return bool(self.options["quiet"])
-
-    def for_run(self, display: RunDisplay) -> dict[str, Any]:
-        """Arguments of `analyze_run` beside the checkpoints and the file, which are the command's."""
-        options = self.options
-        return {
-            "make_task": TaskMaker(options["task_option"], options["task_args"], options["seed"], display),
-            "listener": display,
-            "settings": self.settings,
-            "data": self.data,
-            "device": options["device"],
-            "unsafe": options["unsafe_load"],
-            "weights": options["weights"],
-            "partial": options["partial"],
-            "strict": options["strict"],
-            "force": options["force"],
-            "max_size": options["max_size"],
-        }
+    Raises:
+        ArgumentError: a value out of its range.
+    """
+    analysis, data, run = (
+        {one.name: options[one.name] for one in fields(kind) if _was_given(one.name)} for kind in SETTINGS
+    )
+    preset = analysis.pop("preset", None)
+    if preset is not None and (other := departures(preset, analysis)) and not options["quiet"]:
+        say(f"spectra: --preset {preset}, but as given: {', '.join(other)}")
+    return RunSettings(Settings(**filled(preset, **analysis)), DataChoice(**data), **run)
 
 
 def _was_given(parameter: str) -> bool:
-    return click.get_current_context().get_parameter_source(parameter) is not ParameterSource.DEFAULT
+    return click.get_current_context().get_parameter_source(parameter) not in (None, ParameterSource.DEFAULT)
 
 
 class TaskMaker:

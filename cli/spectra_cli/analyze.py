@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spectra.analysis.run import analyze_run, check_output
+from spectra.analysis.run import analyze_checkpoints, check_output
 from spectra.checkpoints.discovery import find_checkpoints, in_training_order
 from spectra.checkpoints.selection import select, shard
 from spectra.results.storage.merge import part_path
-from spectra_cli.analysis_options import Request, analysis_options
+from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
@@ -78,26 +79,27 @@ def command(
       spectra analyze out/ --task task.py:task
       spectra analyze adapter/ --task task.py:with_adapter
     """
-    asked = Request.of(options)
+    asked = settings_in(options)
     out = asked.out
     if shard_text is None:
         check_output(out)  # before the checkpoints are read
     words: list[str] = []
     try:
-        with terminated_as_interrupted(), display_of(options["progress"], None, quiet=asked.quiet) as display:
+        with terminated_as_interrupted(), display_of(options["progress"], None, quiet=options["quiet"]) as display:
             display.phase("reading", 0, 0, "which checkpoints there are")
             there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
-            found = select(in_training_order(there, options["max_size"]), every=every, epochs=epochs, last=last)
+            found = select(in_training_order(there, asked.max_size), every=every, epochs=epochs, last=last)
             if shard_text is not None:
                 found, number, shards = shard(found, shard_text)
                 out = part_path(out, number, shards)
                 check_output(out)
             paths = [one.path for one in found]
-            display.expect(len(paths) * len(asked.settings.pairs()))
+            display.expect(len(paths) * len(asked.analysis.pairs()))
             for one in words:
                 display.note(one)
-            outcome = analyze_run(paths, out=out, **asked.for_run(display))
+            make_task = TaskMaker(options["task_option"], options["task_args"], asked.analysis.seed, display)
+            outcome = analyze_checkpoints(paths, make_task, replace(asked, out=out), display)
     except KeyboardInterrupt:
         interrupted(out)
         raise
-    report(outcome, as_json=as_json, quiet=asked.quiet, everything=options["everything"])
+    report(outcome, as_json=as_json, quiet=options["quiet"], everything=options["everything"])

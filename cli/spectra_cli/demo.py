@@ -56,7 +56,8 @@ def command(out: Path, quiet: bool) -> None:
     )
     say(
         f"Analysing {len(paths)} checkpoints with the Hessian and the GGN, batch norm in eval and train mode, "
-        f"on {SAMPLES} of the images (m = {STEPS} Lanczos steps, k = {PROBES} probes; the defaults are 100 and 8):"
+        f"on {SAMPLES} of the images (m = {STEPS} Lanczos steps, k = {PROBES} probes; "
+        f"the defaults are {Settings.lanczos_steps} and {Settings.num_probes}):"
     )
     results = folder / "run.h5"
     with RunDisplay(len(paths) * len(settings.pairs()), quiet=quiet) as display:

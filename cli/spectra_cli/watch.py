@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from spectra.analysis.run import analyze_run, check_output
+from spectra.analysis.run import analyze_checkpoints, check_output
 from spectra.checkpoints.watching import arriving
-from spectra_cli.analysis_options import Request, analysis_options
+from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
@@ -48,15 +48,16 @@ def command(places: tuple[Path, ...], idle: float | None, settle: float, **optio
       spectra watch run/ --task task.py:task --out run.h5
       spectra watch "run/epoch_*.pt" --task task.py:task --idle 3600
     """
-    asked = Request.of(options)
+    asked = settings_in(options)
     check_output(asked.out)
     try:
-        with terminated_as_interrupted(), display_of(options["progress"], None, quiet=asked.quiet) as display:
+        with terminated_as_interrupted(), display_of(options["progress"], None, quiet=options["quiet"]) as display:
             named = " ".join(map(str, places))
             display.say(f"spectra: watching {named}; Ctrl-C stops")
             coming = arriving(places, settle=settle, idle=idle, note=display.note)
-            outcome = analyze_run(coming, out=asked.out, **asked.for_run(display))
+            make_task = TaskMaker(options["task_option"], options["task_args"], asked.analysis.seed, display)
+            outcome = analyze_checkpoints(coming, make_task, asked, display)
     except KeyboardInterrupt:
         interrupted(asked.out)
         raise
-    report(outcome, as_json=False, quiet=asked.quiet, everything=options["everything"])
+    report(outcome, as_json=False, quiet=options["quiet"], everything=options["everything"])

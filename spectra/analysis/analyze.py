@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from spectra.analysis import presets
+from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.eigenspaces import Eigenspaces
 from spectra.analysis.held_out import beside, held_out_notes, shared_progress, told_of
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
 from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
-from spectra.analysis.settings import OPERATORS, Settings, run_settings
+from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
+from spectra.analysis.store import Listener
 from spectra.analysis.validation import Verification, verify, verify_spectrum
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import ArgumentError
@@ -81,15 +83,15 @@ def iter_analyze(
         checkpoint: where the parameters are from, for the record.
         progress: called with operator, BN mode, products done and products at most.
         skip: (operator, BN mode) pairs that are not wanted.
-        settings: what is asked, or in its place
-        options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
-            ``seed``, ``distribution``, ``params``, ``dtype``, ``width``, ``eigenpairs``, ``save_eigenvectors``.
-            ``seed``, ``distribution``, ``params``, ``dtype``, ``test_data``, ``width``; and ``preset``, whose options
-            hold where none is given.
+        settings: what is asked, in place of the options.
         extra: more settings for the record, such as how the data were chosen.
-        notes: what should be printed beside the numbers.
+        notes: for the notes of the records.
         unfinished: keeps the probes of a record as they are finished, and has those that were finished before.
         eigenspaces: has the eigenvectors of the record before, with which those of this one are compared.
+        options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
+            ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
+            ``test_data``, ``width``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``; and ``preset``, the name of
+            a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the numbers asked for would not be right, or do not fit in memory; everything that can be
@@ -98,7 +100,38 @@ def iter_analyze(
     """
     if settings is not None and options:
         raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
-    asked = settings or Settings(**presets.filled(**options))
+    asked = RunSettings(settings or Settings(**presets.filled(**options)))
+    run = AnalysisRun(asked, _ProgressListener(progress), extra or {}, unfinished, eigenspaces)
+    return records_of(run, task, place_of(checkpoint), skip=skip, notes=notes)
+
+
+class _ProgressListener(Listener):
+    """Passes the progress on to a function."""
+
+    def __init__(self, report: Progress | None) -> None:
+        self._report = report
+
+    def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
+        if self._report is not None:
+            self._report(operator, bn_mode, done, total)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A record to be computed."""
+
+    operators: list[CurvatureOperator]  # on the training data, and on the test data where they are asked for
+    settings: Settings
+    probes_per_pass: int
+    place: Place
+    notes: Sequence[str]
+
+
+def records_of(
+    run: AnalysisRun, task: Task, place: Place, *, skip: Sequence[tuple[str, str]] = (), notes: Sequence[str] = ()
+) -> Iterator[Record]:
+    """The records of a task within a run, as of :func:`iter_analyze`. A file of the run is neither read nor written."""
+    asked = run.settings
     wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
     tasks = [task, task.held_out()] if asked.test_data else [task]
     operators = [
@@ -106,45 +139,46 @@ def iter_analyze(
     ]
     # A record that is skipped has the measures of its mode already, if it is the first of it.
     measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
-    return _records(
-        operators, measured, asked, place_of(checkpoint), progress, extra or {}, notes, unfinished, eigenspaces
-    )
+    return _records(run, operators, measured, place, notes)
 
 
 def _records(
-    operators: list[list[CurvatureOperator]],
-    measured: set[str],
-    asked: Settings,
-    place: Place,
-    progress: Progress | None,
-    extra: dict[str, Any],
-    notes: Sequence[str],
-    unfinished: Unfinished | None,
-    eigenspaces: Eigenspaces | None,
+    run: AnalysisRun, operators: list[list[CurvatureOperator]], measured: set[str], place: Place, notes: Sequence[str]
 ) -> Iterator[Record]:
-    """A record of each operator, which may have its twin on the test data beside it.
+    """A record for each list of operators: that on the training data, and that on the test data, if there are any.
 
     A sharpness measure is one of the network, not of an operator: `measured` are the modes whose records have them.
     """
+    chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
     with shared_results():  # the operators have the same loss and data
         for training, *held_out in operators:
             for operator in (training, *held_out):
                 with told_of(operator, training):
-                    _width(operator, asked)
                     phase("checking")
                     _ = operator.self_test
-    for twins in operators:
-        mode = twins[0].bn_mode
-        without = mode in measured or asked.params is not None
+    for of_record, probes_per_pass in zip(operators, chosen):
+        mode, asked = of_record[0].bn_mode, run.settings
+        if mode in measured or asked.params is not None:
+            asked = replace(asked, metrics="none", bounds=False)
         measured.add(mode)
-        here = replace(asked, metrics="none", bounds=False) if without else asked
-        yield _analyze_one(twins, here, place, progress, extra, notes, unfinished, eigenspaces)
+        yield _analyze_one(run, _Planned(of_record, asked, probes_per_pass, place, notes))
 
 
-def _width(operator: CurvatureOperator, asked: Settings) -> int:
-    """How many probes share each pass: as asked, else as memory allows; one that does not fit at all is refused."""
-    fits = lockstep_width(operator, min(asked.lanczos_steps, operator.n), asked.num_probes)
-    return fits if asked.width is None else min(asked.width, asked.num_probes)
+def choose_probes_per_pass(operators: Sequence[CurvatureOperator], asked: Settings) -> int:
+    """How many probes of a record share each pass over the data: as asked, else as many as fit in memory.
+
+    Args:
+        operators: of the record: on the training data, and on the test data where they are asked for.
+        asked: the settings; ``width`` is the number that is asked for.
+
+    Raises:
+        OutOfMemory: not even one probe fits.
+    """
+    fits: list[int] = []
+    for operator in operators:
+        with told_of(operator, operators[0]):
+            fits.append(lockstep_width(operator, min(asked.lanczos_steps, operator.n), asked.num_probes))
+    return min(fits) if asked.width is None else min(asked.width, asked.num_probes)
 
 
 def _told(
@@ -161,15 +195,22 @@ def _told(
 
 
 def _measure(
-    operator: CurvatureOperator,
-    asked: Settings,
-    progress: Callable[[int, int], None] | None,
-    width: int,
-    unfinished: Unfinished | None,
+    run: AnalysisRun,
+    planned: _Planned,
     part: int,
+    progress: Callable[[int, int], None] | None,
     nearby: np.ndarray | None = None,
 ) -> tuple[dict[str, float | int | None], Spectrum, np.ndarray | None]:
-    """What holds at the point, and the spectrum, with its eigenpairs where they are asked for."""
+    """What holds at the point, and the spectrum, with its eigenpairs where they are asked for.
+
+    Args:
+        run: what is under way.
+        planned: the record.
+        part: of the record: 0 is on the training data, 1 on the test data.
+        progress: called with products done and products at most.
+        nearby: vectors with which the search for eigenpairs begins.
+    """
+    operator, asked, unfinished = planned.operators[part], planned.settings, run.unfinished
     with operator.prepared():
         phase("loss and gradient")
         facts = measure_point(operator)
@@ -194,7 +235,7 @@ def _measure(
             asked.num_probes,
             asked.seed,
             distribution=asked.distribution,
-            width=width,
+            width=planned.probes_per_pass,
             progress=_told("probes", progress, 0 if pairs is None else pairs.products, 0),
             eigenpairs=pairs,
             done=done,
@@ -251,29 +292,21 @@ def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings)
     )
 
 
-def _analyze_one(
-    operators: list[CurvatureOperator],
-    asked: Settings,
-    place: Place,
-    progress: Progress | None,
-    extra: dict[str, Any],
-    notes: Sequence[str],
-    unfinished: Unfinished | None,
-    eigenspaces: Eigenspaces | None,
-) -> Record:
+def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
     start = time.perf_counter()
-    operator, *held_out = operators
-    report = None if progress is None else partial(progress, operator.kind, operator.bn_mode)
-    first, *others = shared_progress(report, len(operators))
-    width = min(_width(each, asked) for each in operators)
-    settings = run_settings(operator.task, asked) | extra
+    operator, *held_out = planned.operators
+    asked, place, unfinished, eigenspaces = planned.settings, planned.place, run.unfinished, run.eigenspaces
+    report = partial(run.listener.progress, operator.kind, operator.bn_mode)
+    first, *others = shared_progress(report, len(planned.operators))
+    settings = run_settings(operator.task, asked) | run.extra
     if unfinished is not None:
         record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings}
         key = key_of(operator.task.model, operator.device, record)
-        width = unfinished.begin(key, width, fixed=asked.width is not None)
+        goes_on_with = unfinished.begin(key, planned.probes_per_pass, fixed=asked.width is not None)
+        planned = replace(planned, probes_per_pass=goes_on_with)
     kind = operator.kind, operator.bn_mode
     nearby = eigenspaces.before(kind) if eigenspaces is not None and asked.warm_start else None
-    facts, spectrum, vectors = _measure(operator, asked, first, width, unfinished, 0, nearby)
+    facts, spectrum, vectors = _measure(run, planned, 0, first, nearby)
     overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(kind, place, vectors)
     faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
     found = _find(operator, spectrum, asked, faults)
@@ -293,7 +326,7 @@ def _analyze_one(
     cost: dict[str, int] = {}
     for twin, again in zip(held_out, others):
         with part("held-out", 0, 1):
-            test_facts, test_spectrum, _ = _measure(twin, asked, again, width, unfinished, 1)
+            test_facts, test_spectrum, _ = _measure(run, planned, 1, again)
         facts |= beside(facts, test_facts, twin.task.reduces_to)
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
         said += held_out_notes(twin, operator.self_test.notes)
@@ -309,7 +342,7 @@ def _analyze_one(
         bn_mode=operator.bn_mode,
         status="complete" if faults.reason is None else "unverified",
         reason=faults.reason,
-        settings=settings | {"width": width},
+        settings=settings | {"width": planned.probes_per_pass},
         facts=facts,
         spectrum=spectrum,
         test_spectrum=test_spectrum,
@@ -320,7 +353,7 @@ def _analyze_one(
         overlap=overlap,
         remainder=found.verified.remainder,
         sharpness=found.sharpness,
-        notes=(*said, *place.notes, *notes),
+        notes=(*said, *place.notes, *planned.notes),
     )
 
 

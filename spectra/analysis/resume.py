@@ -1,7 +1,7 @@
 """Going on in the middle of a record: finished probes are kept, and every half minute how far the others have come.
 
 The numbers of a run that was interrupted are those of one that was not, bit for bit on the same machine, since a probe
-depends on its number alone, and since the width of the groups and the threads are those of the part that is kept. The
+depends on its number alone, and since the probes per pass and the threads are those of the part that is kept. The
 clock says when something is kept, and nothing else.
 """
 
@@ -73,16 +73,16 @@ class Unfinished:
             return None
         return self.left.how.get("threads")
 
-    def begin(self, key: Mapping[str, Any], width: int, *, fixed: bool) -> int:
+    def begin(self, key: Mapping[str, Any], probes_per_pass: int, *, fixed: bool) -> int:
         """Take up a record, with what is left of it.
 
         Args:
             key: what its numbers depend on; :func:`key_of`.
-            width: the probes in a group, as memory allows or as asked.
+            probes_per_pass: the probes that share each pass over the data, as memory allows or as asked.
             fixed: it was asked for.
 
         Returns:
-            The width to go on with: that of what is left, unless another is fixed or it does not fit any more.
+            The probes per pass to go on with: those of what is left, unless others are asked for or do not fit.
         """
         key = {**key, "threads": torch.get_num_threads()}
         self._parts, self.seconds, self._begun = [], 0.0, time.perf_counter()
@@ -97,15 +97,16 @@ class Unfinished:
             else:
                 self.left = None
                 self._parts, self._under_way = [list(part) for part in left.parts], left.under_way
-                # Memory for twice the width there is, since half of what is free is what a width is chosen for.
+                # Twice as many probes fit, since their number is chosen to fill half of the free memory.
                 self.seconds = float(left.how.get("seconds", 0.0))
                 recorded = int(left.how["width"])
-                width = recorded if not fixed and recorded <= 2 * width else width
+                if not fixed and recorded <= 2 * probes_per_pass:
+                    probes_per_pass = recorded
                 finished = sum(map(len, self._parts))
                 begun = "" if left.under_way is None else f", and {len(left.under_way.recurrences)} in their midst"
                 self.say(f"{self.file.shown}: {finished} probes of an unfinished record are there already{begun}")
-        self._key, self._how = key, {"width": width, "threads": torch.get_num_threads()}
-        return width
+        self._key, self._how = key, {"width": probes_per_pass, "threads": torch.get_num_threads()}
+        return probes_per_pass
 
     def done(self, part: int) -> list[Recurrence]:
         """The finished probes of a part of the record, in order."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from spectra.analysis.held_out import held_out_settings, run_lengths
+from spectra.checkpoints.bounds import parse_size
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
@@ -26,18 +28,37 @@ OPERATORS: dict[str, type[CurvatureOperator]] = {
 
 
 LARGEST = 2**63 - 1  # that a results file holds
-_MOST = {"lanczos_steps": 10**6, "num_probes": 10**6, "seed": LARGEST, "width": 10**6, "eigenpairs": 10**6}
-_MOST["exact_spectrum"] = 10**9
 
 
-def check_at_most(name: str, value: int | None, most: int = LARGEST) -> None:
+def bounded(default: int | None, *, least: int | None = None, most: int = LARGEST, **words: str) -> Any:
+    """A field of settings that holds a number.
+
+    Args:
+        default: of the field; None: the number need not be given.
+        least: the smallest possible value; None: another function checks that.
+        most: the largest possible value.
+        words: for the message about a value that is too small: `unit` of the numbers, `remark` at its end.
+    """
+    return field(default=default, metadata={"least": least, "most": most, **words})
+
+
+def check_bounds(settings: Settings | DataChoice) -> None:
     """
     Raises:
-        ArgumentError: the value is larger.
+        ArgumentError: a field is outside the bounds that its declaration gives.
     """
-    if value is not None and value > most:
-        words = str(value) if value < 10**20 else "a number of more than 20 digits"
-        raise ArgumentError(f"{name}={words}: at most {most} is possible")
+    for one in fields(settings):
+        value, bounds = getattr(settings, one.name), one.metadata
+        if value is None or not bounds:
+            continue
+        least, most = bounds["least"], bounds["most"]
+        if least is not None and value < least:
+            needed = f"{least} {bounds['unit']} are needed" if "unit" in bounds else f"{least} is needed"
+            remark = f"; {bounds['remark']}" if "remark" in bounds else ""
+            raise ArgumentError(f"{one.name}={value}: at least {needed}{remark}")
+        if value > most:
+            words = str(value) if value < 10**20 else "a number of more than 20 digits"
+            raise ArgumentError(f"{one.name}={words}: at most {most} is possible")
 
 
 @dataclass(frozen=True)
@@ -50,9 +71,9 @@ class Settings:
 
     operators: str | Sequence[str] = ("hessian",)
     bn_modes: str | Sequence[str] = ("eval",)
-    lanczos_steps: int = 100
-    num_probes: int = 8
-    seed: int = 0
+    lanczos_steps: int = bounded(100, least=1, most=10**6, remark="100 is the default")
+    num_probes: int = bounded(8, least=1, most=10**6, remark="8 is the default")
+    seed: int = bounded(0, least=0)
     distribution: str = "sphere"
     params: str | Sequence[str] | None = None
     dtype: str | None = None
@@ -60,13 +81,16 @@ class Settings:
     # parameters.
     metrics: str | Sequence[str] = "cheap"
     bounds: bool = False  # the PAC-Bayes bounds behind normalized sharpness, among the measures
-    exact_spectrum: int = 0  # all eigenvalues of the Gauss-Newton matrix on at most so many samples
+    # All eigenvalues of the Gauss-Newton matrix on at most so many samples.
+    exact_spectrum: int = bounded(0, least=0, most=10**9, unit="samples", remark="0 is none")
     # The traces against exact ones, where there are such: True whatever it costs, None as far as the budget goes.
     check: bool | None = None
     test_data: bool = False  # the same numbers on the task's test data, in the same records
     preset: str | None = None  # in words, for the record; `presets.filled` gives the options that it stands for
-    width: int | None = None  # probes that share each pass over the data; None: as many as fit in memory
-    eigenpairs: int = 0  # so many of the largest magnitude, found before the probes; at most n
+    # Probes that share each pass over the data; None: as many as fit in memory.
+    width: int | None = bounded(None, least=1, most=10**6)
+    # So many eigenpairs of the largest magnitude are found before the probes; at most n.
+    eigenpairs: int = bounded(0, least=0, most=10**6, remark="0, the default, is none")
     warm_start: bool = False  # the search for eigenpairs begins with the vectors of the checkpoint before
     save_eigenvectors: bool = False  # keep their vectors in the record
 
@@ -81,23 +105,10 @@ class Settings:
             check_bn_mode(mode)
         if not self.operators or not self.bn_modes:
             raise ArgumentError("at least one operator and one BN mode are needed")
-        if self.lanczos_steps < 1:
-            raise ArgumentError(f"lanczos_steps={self.lanczos_steps}: at least 1 is needed; 100 is the default")
-        if self.num_probes < 1:
-            raise ArgumentError(f"num_probes={self.num_probes}: at least 1 is needed; 8 is the default")
-        if self.seed < 0:
-            raise ArgumentError(f"seed={self.seed}: at least 0 is needed")
-        for name, most in _MOST.items():
-            check_at_most(name, getattr(self, name), most)
+        check_bounds(self)
         if self.distribution not in DISTRIBUTIONS:
             known = ", ".join(map(repr, DISTRIBUTIONS))
             raise ArgumentError(f"distribution={self.distribution!r}: one of {known} is needed")
-        if self.width is not None and self.width < 1:
-            raise ArgumentError(f"width={self.width}: at least 1 is needed")
-        if self.exact_spectrum < 0:
-            raise ArgumentError(f"exact_spectrum={self.exact_spectrum}: at least 0 samples are needed; 0 is none")
-        if self.eigenpairs < 0:
-            raise ArgumentError(f"eigenpairs={self.eigenpairs}: at least 0 is needed; 0, the default, is none")
         if self.warm_start and not self.eigenpairs:
             raise ArgumentError("warm_start without eigenpairs: say how many are to be found with eigenpairs=K")
         if self.save_eigenvectors and not self.eigenpairs:
@@ -108,6 +119,52 @@ class Settings:
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""
         return list(dict.fromkeys((name, mode) for name in self.operators for mode in self.bn_modes))
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which of the task's data are used, and how: None leaves what the task says."""
+
+    samples: int | None = bounded(None)  # a fixed random subset of this many rows
+    data_seed: int = bounded(0)  # of that subset, and of the snapshot
+    batch_size: int | None = bounded(None)
+    l2: float | None = None
+    reduction: str | None = None  # "mean" or "sum" over the data
+    snapshot: bool = False  # one pass over the data, frozen and used for every product
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def as_settings(self) -> dict[str, Any]:
+        seeded = self.snapshot or self.samples is not None
+        found: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
+        return found | ({"snapshot_data": True} if self.snapshot else {})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that is asked of a run of checkpoints into one file: the analysis, its data, and how checkpoints are read.
+
+    Raises:
+        ArgumentError: a value outside its range.
+    """
+
+    analysis: Settings = Settings()
+    data: DataChoice = DataChoice()  # a subset, a batch size, an l2 or a reduction in place of the task's
+    out: Path = Path("run.h5")  # the results file; its folder must exist
+    device: str | None = None  # where to compute; None: where the task's model is
+    weights: str | None = None  # which weights of a checkpoint that has several
+    partial: bool = False  # checkpoints may lack keys, for which the task's model keeps what it has
+    unsafe: bool = False  # load checkpoints that hold code, and run it
+    max_size: int | str | None = None  # bytes that a checkpoint may take in memory, as of `load_checkpoint`
+    # A checkpoint that fails stops the run, rather than being recorded as failed; a record that is unverified is stored
+    # and stops it too.
+    strict: bool = False
+    # What the file has of other settings, or of checkpoints whose content has changed, is replaced, not refused.
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        parse_size(self.max_size)  # is checked
 
 
 def run_settings(task: Task, asked: Settings) -> dict[str, Any]:

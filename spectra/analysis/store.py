@@ -11,32 +11,11 @@ from typing import Any, Self
 
 from spectra.analysis.eigenspaces import Eigenspaces
 from spectra.analysis.resume import Unfinished
-from spectra.analysis.settings import check_at_most
+from spectra.analysis.settings import RunSettings
 from spectra.errors import CheckpointError, TaskError
 from spectra.results.record import Identity, Place, Record
 from spectra.results.storage.reader import load
 from spectra.results.storage.runfile import RunFile, load_trajectory
-
-
-@dataclass(frozen=True)
-class DataChoice:
-    """Which of the task's data are used, and how: None leaves what the task says."""
-
-    samples: int | None = None  # a fixed random subset of this many rows
-    data_seed: int = 0  # of that subset, and of the snapshot
-    batch_size: int | None = None
-    l2: float | None = None
-    reduction: str | None = None  # "mean" or "sum" over the data
-    snapshot: bool = False  # one pass over the data, frozen and used for every product
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "data_seed", "batch_size"):
-            check_at_most(name, getattr(self, name))
-
-    def as_settings(self) -> dict[str, Any]:
-        seeded = self.snapshot or self.samples is not None
-        found: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
-        return found | ({"snapshot_data": True} if self.snapshot else {})
 
 
 class Listener:
@@ -95,12 +74,13 @@ class Outcome:
 class Store:
     """The file of a run: opened when the first checkpoint says what the run is, filled record by record."""
 
-    def __init__(self, out: Path, choice: DataChoice, unfinished: Unfinished, force: bool, tell: Listener) -> None:
-        self.out, self.choice, self.unfinished, self.force, self.tell = out, choice, unfinished, force, tell
+    def __init__(self, asked: RunSettings, listener: Listener) -> None:
+        self.out, self.choice, self.force, self.listener = asked.out, asked.data, asked.force, listener
+        self.unfinished = Unfinished(self.out, listener.note)
         self.file: RunFile | None = None
         self.settings: dict[str, Any] = {}
         self.waiting: list[Record] = []  # failures, until a checkpoint says what the run is
-        self.eigenspaces = Eigenspaces(out, tell.note)
+        self.eigenspaces = Eigenspaces(self.out, listener.note)
         self.twins = True  # a record of the same weights from another file counts as one of this checkpoint
         self.added: set[Identity] = set()  # the records themselves are in the file
         self.kept = 0
@@ -121,11 +101,11 @@ class Store:
         if self.file is None:
             self.file = RunFile.open(self.out, settings, force=self.force)
             if self.file.replaced:
-                self.tell.note(f"{self.out}: is begun anew: {'; '.join(self.file.replaced)}")
+                self.listener.note(f"{self.out}: is begun anew: {'; '.join(self.file.replaced)}")
             self.settings = settings
             for record in (replace(one, settings=settings) for one in self.waiting):
                 if self.file.has(record.identity):
-                    self.tell.note(f"{record.reason}; what the file has of it already is kept")
+                    self.listener.note(f"{record.reason}; what the file has of it already is kept")
                 else:
                     self._append(record)
             self.waiting = []
@@ -137,13 +117,16 @@ class Store:
             )
 
     def has(self, pair: tuple[str, str], place: Place) -> bool:
-        assert self.file is not None
+        """Whether the file has the record of an operator and BN mode at these parameters."""
+        if self.file is None:
+            return False
         identity = self._identity(pair, place)
-        found = (self.twins and self.file.has_twin(identity)) or self.file.has(identity)
-        self.kept += found
-        if found:
-            self.eigenspaces.passed(pair, place)
-        return found
+        return (self.twins and self.file.has_twin(identity)) or self.file.has(identity)
+
+    def keep(self, pair: tuple[str, str], place: Place) -> None:
+        """Count a record that the file has; the eigenvectors of the next one are compared with those of this."""
+        self.kept += 1
+        self.eigenspaces.passed(pair, place)
 
     def _identity(self, pair: tuple[str, str], place: Place) -> Identity:
         return Identity.of(
@@ -162,14 +145,17 @@ class Store:
         """Whether a record with numbers, of this call or of an earlier one, is there."""
         return self.file is not None and self.file.has_numbers(self._identity(pair, place))
 
-    def count(self, pairs: Sequence[tuple[str, str]], place: Place) -> None:
-        """Count what the file has of a checkpoint."""
-        if self.file is not None:
-            for pair in pairs:
-                self.has(pair, place)
+    def keep_all(self, pairs: Sequence[tuple[str, str]], place: Place) -> list[tuple[str, str]]:
+        """Count the records that the file has of these, and return their operators and BN modes."""
+        there = [pair for pair in pairs if self.has(pair, place)]
+        for pair in there:
+            self.keep(pair, place)
+        return there
 
     def threads(self) -> int | None:
-        """With how many the last complete record of the file was computed, if that was on such a machine."""
+        """The threads of the unfinished record, else of the last complete one; None: neither is of this machine."""
+        if (left := self.unfinished.threads) is not None:
+            return left
         if self._threads is None:
             stored = load_trajectory(self.out) if self.out.exists() else ()
             self._threads = (_threads_of([record for record in stored if record.status != "failed"][-1:]),)
@@ -191,6 +177,14 @@ class Store:
             self._threads = (_threads_of([record]),)
 
     def close(self) -> Outcome:
+        """What the run came to. Its probes and eigenvectors in other files than the results file are removed.
+
+        Raises:
+            CheckpointError: there is no record.
+            StorageError: a file cannot be removed.
+        """
+        self.unfinished.end()
+        self.eigenspaces.close()
         if self.file is None:
             first = f"; the first: {self.waiting[0].reason}" if self.waiting else ""
             raise CheckpointError(f"none of the checkpoints could be analysed{first}")

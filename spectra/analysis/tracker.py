@@ -12,16 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.presets import filled
-from spectra.analysis.resume import SameThreads, Unfinished, weights_sha256
-from spectra.analysis.run import Chosen, analyze_into, check_output, record_failure
-from spectra.analysis.settings import Settings
-from spectra.analysis.store import DataChoice, Listener, Store
+from spectra.analysis.resume import SameThreads, weights_sha256
+from spectra.analysis.run import analyze_into, record_failure
+from spectra.analysis.settings import DataChoice, RunSettings, Settings
+from spectra.analysis.store import Listener
 from spectra.analysis.training_state import training_kept
 from spectra.checkpoints.checkpoint import check_finite
 from spectra.errors import ArgumentError, NumericsError, StorageError
 from spectra.results.record import Place, Record
-from spectra.results.storage.lock import only_writer
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.trajectory import Trajectory
 from spectra.task.task import Task
@@ -97,13 +97,12 @@ class Tracker:
         self._calls = 0
         self._begun = False
         self._weights: str | None = None  # of the call before
-        check_output(self.out)
+        self._voice = _Voice(self.out)
+        # `strict` of a run also ends it at an unverified record, which here is a warning.
+        asked = RunSettings(self.settings, DataChoice(**data), self.out, force=force)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(only_writer(self.out))
-            self._voice = _Voice(self.out)
-            self._unfinished = Unfinished(self.out, self._voice.note)
-            self._store = stack.enter_context(Store(self.out, DataChoice(**data), self._unfinished, force, self._voice))
-            self._chosen = Chosen(self._store.choice, with_test=self.settings.test_data)
+            self._run = AnalysisRun.open(asked, self._voice, stack)
+            stack.enter_context(self._run.store)
             # Also at the end of the process, for loops that never close it.
             self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid(), self._voice)
 
@@ -141,7 +140,7 @@ class Tracker:
         except Exception as error:
             if self.strict or not self._begun:
                 if isinstance(error, NumericsError):
-                    self._unfinished.fail()
+                    self._run.store.unfinished.fail()
                 raise
             self._fail(place, error)
         finally:
@@ -166,15 +165,14 @@ class Tracker:
         return weights
 
     def _analyze(self, place: Place) -> None:
-        threads = self._unfinished.threads or self._store.threads()
         data = [self.task.data, self.task.test_data]
         with (
-            training_kept([self.task.model, self.task.criterion], data, self._store.choice.data_seed),
-            SameThreads(threads, self._voice.note),
+            training_kept([self.task.model, self.task.criterion], data, self._run.asked.data.data_seed),
+            SameThreads(self._run.store.threads(), self._voice.note),
         ):
-            task = self._chosen.task(self.task)
+            task = self._run.data.task(self.task)
             check_finite(task.model.state_dict())
-            analyze_into(self._store, task, place, self.settings, self._voice)
+            analyze_into(self._run, task, place)
 
     def _fail(self, place: Place, error: Exception) -> None:
         """Record a moment as failed; a warning where that cannot be written either."""
@@ -184,7 +182,7 @@ class Tracker:
             if unexpected(error):
                 words = "%s: %s: unexpected %s; it is recorded as failed, and training goes on"
                 logger.warning(words, self.out, place.words, reason_of(error), exc_info=error)
-            record_failure(self._store, place, self.settings, self._voice, error)
+            record_failure(self._run, place, error)
         except Exception as other:
             self._voice.unwritten += 1
             logger.warning("%s: %s: %s", self.out, place.words, reason_of(other))
@@ -193,7 +191,7 @@ class Tracker:
         """Let go of the file, and say how many records failed, if any did. Calling it twice does nothing."""
         try:
             if self._release.alive:
-                self._store.eigenspaces.close()
+                self._run.store.eigenspaces.close()
         except StorageError as error:
             if self.strict:
                 raise

@@ -526,3 +526,28 @@ def test_a_sum_over_the_data_is_the_mean_times_their_number():
     assert total.spectrum.nodes == pytest.approx(12 * mean.spectrum.nodes, rel=1e-6)
     assert total.facts["loss"] == pytest.approx(12 * mean.facts["loss"], rel=1e-6)
     assert (mean.settings["reduction"], total.settings["reduction"]) == ("mean", "sum")
+
+
+def test_probes_per_pass_are_decided_once_before_the_first_record(monkeypatch):
+    """Where memory shrinks between the records of a task, they are still computed in the same way."""
+    fits, asked_of = iter([3, 2, 1, 3]), []
+
+    def fitting(operator, steps, probes):
+        asked_of.append((operator.kind, steps, probes))
+        return next(fits)
+
+    monkeypatch.setattr("spectra.analysis.analyze.lockstep_width", fitting)
+    task = replace(make("twice"), test_data=make("held out").data)
+    options = {"operators": ("hessian", "ggn"), "lanczos_steps": 2, "num_probes": 4, "metrics": "none", "check": False}
+    records = iter_analyze(task, test_data=True, **options)
+    first = next(records)
+    assert asked_of == [("hessian", 2, 4)] * 2 + [("ggn", 2, 4)] * 2
+    assert [record.settings["width"] for record in (first, *records)] == [2, 1]  # the least of training and test data
+    assert len(asked_of) == 4
+
+
+@pytest.mark.parametrize(("width", "expected"), [(3, 3), (9, 4)])
+def test_probes_per_pass_that_are_asked_for_are_taken_up_to_their_number(width, expected, monkeypatch):
+    monkeypatch.setattr("spectra.analysis.analyze.lockstep_width", lambda *_: 1)
+    (record,) = analyze(make(None), lanczos_steps=2, num_probes=4, width=width, metrics="none", check=False)
+    assert record.settings["width"] == expected

@@ -174,18 +174,18 @@ def test_a_file_of_the_same_run_is_continued(run, out):
 
 def test_what_is_there_already_costs_no_product(run, out, monkeypatch):
     analyze_run(run, maker(), QUICK, out=out)
-    monkeypatch.setattr(run_room, "iter_analyze", lambda *a, skip, settings, **k: iter(set(settings.pairs()) - {*skip}))
+    monkeypatch.setattr(run_room, "records_of", lambda run, *a, skip, **k: iter(set(run.settings.pairs()) - {*skip}))
     assert analyze_run(run, maker(), QUICK, out=out).kept == 3
 
 
 @pytest.mark.parametrize(
     ("settings", "choice", "words"),
     [
-        (Settings(lanczos_steps=5, num_probes=2), None, "lanczos_steps is 4 in the file, 5 now"),
-        (Settings(lanczos_steps=4, num_probes=3), None, "num_probes is 2 in the file, 3 now"),
-        (Settings(lanczos_steps=4, num_probes=2, seed=1), None, "seed is 0 in the file, 1 now"),
-        (Settings(lanczos_steps=4, num_probes=2, dtype="float64"), None, 'dtype is "float32" in the file'),
-        (Settings(lanczos_steps=4, num_probes=2, params="0.*"), None, 'params is null in the file, "0.*" now'),
+        (Settings(lanczos_steps=5, num_probes=2), DataChoice(), "lanczos_steps is 4 in the file, 5 now"),
+        (Settings(lanczos_steps=4, num_probes=3), DataChoice(), "num_probes is 2 in the file, 3 now"),
+        (Settings(lanczos_steps=4, num_probes=2, seed=1), DataChoice(), "seed is 0 in the file, 1 now"),
+        (Settings(lanczos_steps=4, num_probes=2, dtype="float64"), DataChoice(), 'dtype is "float32" in the file'),
+        (Settings(lanczos_steps=4, num_probes=2, params="0.*"), DataChoice(), 'params is null in the file, "0.*" now'),
         (QUICK, DataChoice(samples=8), "samples is null in the file, 8 now"),
         (QUICK, DataChoice(batch_size=4), "batch_sizes is"),
         (QUICK, DataChoice(l2=0.1), "l2 is 0.0 in the file, 0.1 now"),

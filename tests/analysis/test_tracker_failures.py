@@ -367,7 +367,7 @@ def test_a_file_that_cannot_be_removed_at_the_end_is_a_warning(loop, monkeypatch
     def stays():
         raise StorageError("run.h5.vectors: cannot be removed")
 
-    monkeypatch.setattr(tracker._store.eigenspaces, "close", stays)
+    monkeypatch.setattr(tracker._run.store.eigenspaces, "close", stays)
     with caplog.at_level(logging.WARNING, "spectra"):
         tracker.close()
     assert any("cannot be removed" in message for message in caplog.messages)

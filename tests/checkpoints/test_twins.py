@@ -108,7 +108,7 @@ def test_the_file_of_an_earlier_version_goes_on_without_a_product(run, tmp_path,
         analyzed(paths, out)
     assert len(load_trajectory(out)) == 5
     assert Place().weights is None
-    monkeypatch.setattr(module, "iter_analyze", lambda *a, skip, settings, **k: iter(set(settings.pairs()) - {*skip}))
+    monkeypatch.setattr(module, "records_of", lambda run, *a, skip, **k: iter(set(run.settings.pairs()) - {*skip}))
     outcome, heard = analyzed(paths, out)
     assert (outcome.new, outcome.kept, len(heard)) == (frozenset(), 5, 3)
     assert len(load_trajectory(out)) == 5

@@ -648,7 +648,7 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_what_was_there(here, existing
         os.close(descriptor)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spectra.analysis.run.check_output", lambda out: None)  # there was room at the start
+    monkeypatch.setattr("spectra.analysis.analysis_run.check_output", lambda out: None)  # there was room at the start
     monkeypatch.setattr("spectra_cli.analyze.check_output", lambda out: None)
     monkeypatch.setattr("spectra.results.storage.runfile.check_writable", lambda *a, **k: None)
     monkeypatch.setattr("spectra.results.storage.atomic_write._write", full)

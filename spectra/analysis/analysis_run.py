@@ -1,0 +1,146 @@
+"""One analysis under way: what is asked, who is informed, and the file with what is in it already."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectra.analysis.eigenspaces import Eigenspaces
+from spectra.analysis.resume import Unfinished
+from spectra.analysis.settings import DataChoice, RunSettings, Settings, sampled
+from spectra.analysis.store import Listener, Store
+from spectra.errors import ArgumentError, StorageError
+from spectra.results.storage.atomic_write import check_writable
+from spectra.results.storage.lock import only_writer
+from spectra.results.storage.runfile import load_trajectory
+from spectra.results.storage.safe_open import resolved
+from spectra.task.task import Task
+
+
+@dataclass(frozen=True)
+class AnalysisRun:
+    """What the records of a run share. `analyze` makes one without a file, `analyze_run` and `Tracker` open one.
+
+    Attributes:
+        asked: the settings.
+        listener: is informed of what happens.
+        extra: more settings for the records, such as how the data were chosen.
+        unfinished: keeps the probes of a record as they are finished, and has those that were finished before.
+        eigenspaces: has the eigenvectors of the record before, with which those of the next one are compared.
+        device: where the task's model is moved to; None: it stays where it is.
+        data: makes the task on the chosen data.
+        file: where the records are stored; None: they are returned only.
+    """
+
+    asked: RunSettings
+    listener: Listener = field(default_factory=Listener)
+    extra: dict[str, Any] = field(default_factory=dict)
+    unfinished: Unfinished | None = None
+    eigenspaces: Eigenspaces | None = None
+    device: torch.device | None = None
+    data: ChosenData = field(default_factory=lambda: ChosenData(DataChoice(), with_test=False))
+    file: Store | None = None
+
+    @classmethod
+    def open(cls, asked: RunSettings, listener: Listener, stack: ExitStack) -> AnalysisRun:
+        """A run with its file, to be used within ``with run.store``; the stack holds the lock of the file.
+
+        Raises:
+            ArgumentError: there is no such device.
+            StorageError: the file cannot be written, is no results file, or is being written by another process.
+        """
+        check_output(asked.out)
+        device = _device(asked.device)
+        stack.enter_context(only_writer(asked.out))
+        store = Store(asked, listener)
+        data = ChosenData(asked.data, with_test=asked.analysis.test_data)
+        return cls(asked, listener, asked.data.as_settings(), store.unfinished, store.eigenspaces, device, data, store)
+
+    @property
+    def settings(self) -> Settings:
+        """What is asked of the analysis of each checkpoint."""
+        return self.asked.analysis
+
+    @property
+    def store(self) -> Store:
+        """The file.
+
+        Raises:
+            StorageError: the run has none.
+        """
+        if self.file is None:
+            raise StorageError("this analysis has no results file: AnalysisRun.open makes one that has")
+        return self.file
+
+
+def check_output(out: Path) -> None:
+    """See that a results file can be written, and that what is there already is one, before anything else is done.
+
+    Raises:
+        StorageError: it cannot, or it is not.
+    """
+    target = resolved(out)  # a link stays a link: what it points to is replaced
+    check_writable(target, shown=str(out))
+    if target.exists():
+        load_trajectory(out)
+
+
+class ChosenData:
+    """The task on the chosen data; the choice is made once for a task, or for data, that serve every checkpoint."""
+
+    def __init__(self, choice: DataChoice, *, with_test: bool) -> None:
+        self.choice = choice
+        self.with_test = with_test
+        self.varies = False  # the task has not been the same object for every checkpoint
+        self._last: tuple[Task, Task] | None = None  # as it was made, and on the chosen data
+        self._frozen: tuple[Task, Task] | None = None  # the task of the last snapshot, and the same with it
+
+    def task(self, made: Task) -> Task:
+        if self._last is None or self._last[0] is not made:
+            self.varies = self._last is not None
+            self._last = None  # its data are not kept beside the new ones
+            choice = self.choice
+            chosen = sampled(
+                self._snapshot(made) if choice.snapshot else made,
+                samples=choice.samples,
+                data_seed=choice.data_seed,
+                batch_size=choice.batch_size,
+                l2=choice.l2,
+                reduction=choice.reduction,
+            )
+            self._last = made, chosen
+        return self._last[1]
+
+    def _snapshot(self, made: Task) -> Task:
+        """A snapshot of the task's data: that of the checkpoint before, where the data are the same object."""
+        if self._frozen is not None:
+            before, frozen = self._frozen
+            if made.data is before.data and made.test_data is before.test_data:
+                return replace(made, data=frozen.data, test_data=frozen.test_data)
+        self._frozen = None
+        self._frozen = made, made.snapshot(self.choice.data_seed, test=self.with_test)
+        return self._frozen[1]
+
+
+def _device(name: str | None) -> torch.device | None:
+    """The device of that name, if it is there.
+
+    Raises:
+        ArgumentError: no such device, or none of its kind here.
+    """
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ArgumentError(f"device={name!r}: 'cpu', 'cuda' or 'cuda:INDEX' is needed") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ArgumentError(f"device={name!r}: {found} CUDA devices are available here; --device cpu works everywhere")
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device={name!r}: 'cpu' or 'cuda' is needed")
+    return device
