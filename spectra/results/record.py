@@ -12,6 +12,7 @@ from spectra.errors import ArgumentError
 from spectra.jsonable import dumps, to_jsonable
 from spectra.results.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
 from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimators import FROM_TRACE
 
 if TYPE_CHECKING:
     from spectra.results.exact_trace import ExactTrace
@@ -27,8 +28,6 @@ HEADLINE_FACTS = ("loss", "n_parameters", "n_samples")
 #: From the least to the most that a record holds: no numbers; numbers of which a check or a measure failed
 #: unexpectedly; all that was asked for. The first two are computed again by the same command.
 STATUSES = ("failed", "unverified", "complete")
-#: The numbers that can be exact; `to_json` shows them with their source.
-HEADLINE_NUMBERS = ("trace", "mean_eigenvalue")
 
 
 @dataclass(frozen=True)
@@ -315,9 +314,7 @@ class Record:
                 | ({"budget": self.budgets[name].to_json()} if name in self.budgets else {})
                 for name, estimate in self.estimates.items()
             },
-            "headline": {
-                name: _estimate_json(self.headlines[name]) for name in HEADLINE_NUMBERS if name in self.headlines
-            },
+            "headline": {name: _estimate_json(self.headlines[name]) for name in FROM_TRACE if name in self.headlines},
             "tensor_traces": {name: _estimate_json(estimate) for name, estimate in traces.items()},
             **({} if pairs is None else {"eigenpairs": to_jsonable(pairs.to_json())}),
             "facts": facts,
