@@ -17,9 +17,7 @@ from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 PAGE = Path(__file__).parents[2] / "docs" / "quantities.md"
-BEGIN = (
-    "<!-- The table is made from spectra/spectrum/estimators.py by: python tests/spectrum/test_estimators.py -->\n\n"
-)
+BEGIN = "<!-- python tests/spectrum/test_estimators.py makes this table from spectra/spectrum/estimators.py -->\n\n"
 END = "\n<!-- end of the table -->\n"
 
 ROWS = (
