@@ -22,7 +22,7 @@ from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import ArgumentError, CheckpointError, NumericsError, OutOfMemory, SpectraError
-from spectra.results.record import Place, apart
+from spectra.results.identity import Place, apart
 from spectra.results.storage.atomic_write import check_writable
 from spectra.results.storage.lock import only_writer
 from spectra.results.storage.runfile import load_trajectory

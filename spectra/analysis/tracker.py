@@ -20,7 +20,8 @@ from spectra.analysis.store import DataChoice, Listener, Store
 from spectra.analysis.training_state import training_kept
 from spectra.checkpoints.checkpoint import check_finite
 from spectra.errors import ArgumentError, NumericsError, StorageError
-from spectra.results.record import Place, Record
+from spectra.results.identity import Place
+from spectra.results.record import Record
 from spectra.results.storage.lock import only_writer
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.trajectory import Trajectory
