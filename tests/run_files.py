@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.results.storage.attributes import checksum
+from spectra.results.storage.record_codec import PLACE
 from spectra.results.trace_checks import Check, compare
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -73,11 +75,9 @@ def make_spectrum(seed: int = 0, *, num_probes: int = 4, steps: int = 12, ragged
 
 
 def make_record(epoch: float = 0.0, /, operator: str = "hessian", bn_mode: str = "eval", **changes: Any) -> Record:
+    place = Place(checkpoint=f"run/ckpt_{epoch:g}.pt", sha256=f"{int(epoch):064x}", epoch=epoch, step=int(100 * epoch))
     record = Record(
-        checkpoint=f"run/ckpt_{epoch:g}.pt",
-        checkpoint_sha256=f"{int(epoch):064x}",
-        epoch=epoch,
-        step=int(100 * epoch),
+        place=place,
         operator=operator,
         bn_mode=bn_mode,
         settings=SETTINGS | {"width": 1},
@@ -86,7 +86,13 @@ def make_record(epoch: float = 0.0, /, operator: str = "hessian", bn_mode: str =
         provenance={"device": "cpu", "threads": 2, "products": 46, "seconds": 1.5, "noise": 1e-7, "spectra": "0.1.0"},
         notes=("TF32 was off",),
     )
-    return dataclasses.replace(record, **changes)
+    return changed(record, **changes)
+
+
+def changed(record: Record, **changes: Any) -> Record:
+    """A copy with other fields; those of its place by the names that a record has for them."""
+    parts = {PLACE[name]: changes.pop(name) for name in PLACE.keys() & changes}
+    return dataclasses.replace(record, place=dataclasses.replace(record.place, **parts), **changes)
 
 
 def failed_record(epoch: float = 0.0, /, **changes: Any) -> Record:

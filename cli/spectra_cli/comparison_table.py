@@ -9,10 +9,9 @@ from rich.console import Console
 
 from spectra.results.headline import EXACT
 from spectra.results.run_comparison import FACTS, Cell, Comparison, Contrast
+from spectra.spectrum.estimators import ENDS
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import as_range, in_short, interval, plain, rounded, with_error
-
-_ENDS = ("spectral_norm", "lambda_max", "lambda_min")
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
@@ -110,7 +109,7 @@ def _cell(cell: Cell) -> str:
         (run,) = cell.runs
         if cell.quantity in FACTS:
             return plain(run.value) if isfinite(run.value) else "-"
-        return as_range(run) if cell.quantity in _ENDS else in_short(run).partition(" (tau")[0]
+        return as_range(run) if cell.quantity in ENDS else in_short(run).partition(" (tau")[0]
     if isnan(cell.value):
         return "-"
     return f"{with_error(cell.value, None)} ({plain(cell.spread, 2)})"

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from spectra.analysis.run import Listener
 from spectra.errors import escaped
 from spectra.jsonable import dumps
-from spectra.results.record import Place, Record
+from spectra.results.identity import Place
+from spectra.results.record import Record
 from spectra_cli.console import SafeConsole
 from spectra_cli.phase_clock import Phase, PhaseClock
 

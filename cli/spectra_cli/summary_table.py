@@ -8,6 +8,7 @@ from rich.console import Console
 
 from spectra.results.headline import is_exact
 from spectra.results.record import Record
+from spectra.spectrum.estimators import ENDS, SUMMARY
 from spectra_cli.budget_table import limited_by, print_budgets
 from spectra_cli.findings_table import checks_in_words, measure_in_short, second_trace
 from spectra_cli.layout import FEW_NOTES, new_table, print_line, print_notes, print_pairs
@@ -15,12 +16,6 @@ from spectra_cli.numbers import as_range, in_short, plain
 from spectra_cli.preset_table import print_preset
 from spectra_cli.record_table import estimate_cells
 
-#: The rows of the table, of those that a record has.
-_SHOWN = (
-    *("trace", "trace_deflated", "frobenius_norm", "frobenius_norm_deflated", "spectral_norm"),
-    *("lambda_max", "lambda_min", "rank_degeneracy", "negative_mass", "stable_rank"),
-)
-_ENDS = ("spectral_norm", "lambda_max", "lambda_min")
 _FACTS = {"loss": "loss", "accuracy": "accuracy", "gradient_norm": "gradient norm"}
 _MOST_MEASURES, _MOST_EIGENVALUES = 3, 5
 _LONG = 60  # characters of a task with its arguments
@@ -88,7 +83,7 @@ def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
     if not tested:
         table.columns[4].justify = "left"
     remarks: dict[str, list[str]] = {}
-    for name in _SHOWN:
+    for name in SUMMARY:
         if name in record.headlines:
             estimate = record.headlines[name]
             *cells, marks = estimate_cells(name, estimate, remarks)
@@ -104,7 +99,7 @@ def _on_test_data(record: Record, name: str, remarks: dict[str, list[str]]) -> s
     estimate = record.test_estimates.get(name)
     if estimate is not None and estimate.resolved is False:
         return "not resolved"
-    words = as_range(estimate) if name in _ENDS else in_short(estimate)
+    words = as_range(estimate) if name in ENDS else in_short(estimate)
     if estimate is None or estimate.note is None:
         return words
     remarks[f"{name} (test data)"] = [estimate.note]

@@ -11,6 +11,7 @@ from rich.console import Console
 from spectra.results.record import Record
 from spectra.results.trajectory import Series, Trajectory
 from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimators import ENDS
 from spectra_cli.findings_table import checks_in_short, measure_in_short, second_trace
 from spectra_cli.layout import FEW_NOTES, header, new_table, print_heading, print_line, print_notes, print_pairs
 from spectra_cli.numbers import as_range, in_short, plain
@@ -18,7 +19,6 @@ from spectra_cli.preset_table import print_preset
 from spectra_cli.record_table import FACTS, print_record
 from spectra_cli.summary_table import print_summary
 
-_ENDS = ("spectral_norm", "lambda_max", "lambda_min")
 _LEGEND = "+- one standard error over the probes; a to b: from the Ritz value to the 95 % bound beyond it"
 
 
@@ -86,7 +86,7 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
             cells = (plain(record.facts.get("test_" * test + name)) for record, test in _columns(complete))
             table.add_row(FACTS[name], *cells)
     for name in dict.fromkeys(name for record in complete for name in record.estimates):
-        words = as_range if name in _ENDS else in_short
+        words = as_range if name in ENDS else in_short
         cells = (_cell(record, name, words, remarks, test=test) for record, test in _columns(complete))
         table.add_row(name, *cells)
     seconds = [second_trace(record) for record in complete]

@@ -26,8 +26,9 @@ from spectra.krylov.eigsh import eigsh
 from spectra.krylov.slq import lockstep_width, slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import measure_point, widths_of
+from spectra.results.identity import Place
 from spectra.results.measure import Measure
-from spectra.results.record import Place, Record
+from spectra.results.record import Record
 from spectra.runtime.allowance import Allowance, limited
 from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
@@ -332,12 +333,7 @@ def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
         said += held_out_notes(twin, operator.self_test.notes)
     seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
     return Record(
-        checkpoint=place.checkpoint,
-        checkpoint_sha256=place.sha256,
-        weights_sha256=place.weights,
-        own_tensors=place.own_tensors,
-        epoch=place.epoch,
-        step=place.step,
+        place=place,
         operator=operator.kind,
         bn_mode=operator.bn_mode,
         status="complete" if faults.reason is None else "unverified",
@@ -373,12 +369,7 @@ def place_of(checkpoint: Checkpoint | Place | None) -> Place:
 def failed_record(operator: str, bn_mode: str, reason: str, settings: dict[str, Any], place: Place) -> Record:
     """A record that says why there are no numbers, for one checkpoint among several."""
     return Record(
-        checkpoint=place.checkpoint,
-        checkpoint_sha256=place.sha256,
-        weights_sha256=place.weights,
-        own_tensors=place.own_tensors,
-        epoch=place.epoch,
-        step=place.step,
+        place=place,
         operator=operator,
         bn_mode=bn_mode,
         status="failed",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from spectra.errors import StorageError
-from spectra.results.record import Place
+from spectra.results.identity import Place
 from spectra.results.storage.partial import Partial, PartialFile
 from spectra.results.storage.runfile import load_trajectory
 from spectra.spectrum.overlap import Overlap, overlap_of

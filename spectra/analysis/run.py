@@ -24,7 +24,7 @@ from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import CheckpointError, NumericsError, OutOfMemory, SpectraError
-from spectra.results.record import Place, apart
+from spectra.results.identity import Place, apart
 from spectra.runtime.exclusive import one_at_a_time
 from spectra.runtime.phases import phase, reported
 from spectra.task.task import Task

@@ -13,7 +13,8 @@ from spectra.analysis.eigenspaces import Eigenspaces
 from spectra.analysis.resume import Unfinished
 from spectra.analysis.settings import RunSettings
 from spectra.errors import CheckpointError, TaskError
-from spectra.results.record import Identity, Place, Record
+from spectra.results.identity import Identity, Place
+from spectra.results.record import Record
 from spectra.results.storage.reader import load
 from spectra.results.storage.runfile import RunFile, load_trajectory
 
@@ -129,17 +130,7 @@ class Store:
         self.eigenspaces.passed(pair, place)
 
     def _identity(self, pair: tuple[str, str], place: Place) -> Identity:
-        return Identity.of(
-            operator=pair[0],
-            bn_mode=pair[1],
-            settings=self.settings,
-            checkpoint=place.checkpoint,
-            checkpoint_sha256=place.sha256,
-            epoch=place.epoch,
-            step=place.step,
-            weights_sha256=place.weights,
-            own_tensors=place.own_tensors,
-        )
+        return Identity.of(place, operator=pair[0], bn_mode=pair[1], settings=self.settings)
 
     def knows(self, pair: tuple[str, str], place: Place) -> bool:
         """Whether a record with numbers, of this call or of an earlier one, is there."""

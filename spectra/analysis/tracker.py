@@ -21,7 +21,8 @@ from spectra.analysis.store import Listener
 from spectra.analysis.training_state import training_kept
 from spectra.checkpoints.checkpoint import check_finite
 from spectra.errors import ArgumentError, NumericsError, StorageError
-from spectra.results.record import Place, Record
+from spectra.results.identity import Place
+from spectra.results.record import Record
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.trajectory import Trajectory
 from spectra.task.task import Task

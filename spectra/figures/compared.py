@@ -17,7 +17,8 @@ from spectra.figures.style import ARMS, Look, literal, shortened
 from spectra.results.run_comparison import Arm
 from spectra.results.trajectory import Series, Values
 from spectra.spectrum.density import Density
-from spectra.spectrum.differences import COUNTS, common_tolerance
+from spectra.spectrum.differences import common_tolerance
+from spectra.spectrum.estimators import COUNTS
 
 _SHOWN = ("trace", "lambda_max", "rank_degeneracy")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimators import FROM_TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,13 +79,13 @@ def is_exact(estimate: Estimate | None) -> bool:
 def headlines_of(record: Numbers) -> dict[str, Headline]:
     """Name -> the number to quote, for every estimate of a record.
 
-    ``trace`` and ``mean_eigenvalue`` are exact where the exact trace is that of the record's matrix.
+    What the trace determines is exact where the exact trace is that of the record's matrix.
     """
     found = {name: Headline(**vars(estimate)) for name, estimate in record.estimates.items()}
     total, _ = exact_traces(record)
     if total is not None and record.spectrum is not None:
-        whole = {"trace": total, "mean_eigenvalue": total / record.spectrum.n}
-        found |= {name: exactly(value) for name, value in whole.items() if name in found}
+        n = record.spectrum.n
+        found |= {name: exactly(number(total, n)) for name, number in FROM_TRACE.items() if name in found}
     return found
 
 

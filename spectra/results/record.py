@@ -1,17 +1,18 @@
-"""What was asked and what was found: a Record is one checkpoint x operator x batch-norm mode."""
+"""A Record: the settings and results of one checkpoint, one operator and one batch-norm mode."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectra.errors import ArgumentError
-from spectra.jsonable import dumps, to_jsonable
+from spectra.jsonable import to_jsonable
 from spectra.results.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
+from spectra.results.identity import Identity, Place
 from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimators import FROM_TRACE
 
 if TYPE_CHECKING:
     from spectra.results.exact_trace import ExactTrace
@@ -27,114 +28,11 @@ HEADLINE_FACTS = ("loss", "n_parameters", "n_samples")
 #: From the least to the most that a record holds: no numbers; numbers of which a check or a measure failed
 #: unexpectedly; all that was asked for. The first two are computed again by the same command.
 STATUSES = ("failed", "unverified", "complete")
-#: The numbers that can be exact; `to_json` shows them with their source.
-HEADLINE_NUMBERS = ("trace", "mean_eigenvalue")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What makes two records the same record: which weights, which matrix, which probes, which data.
-
-    The weights are known by the SHA-256 of their file; where there is none, by the file's name; where there is no
-    file, by epoch and step, and the SHA-256 of the weights if that is known. Where the file holds only a part of the
-    weights, the SHA-256 of all of them counts too. Two identities are equal when all but the name of a hashed file is
-    equal.
-    """
-
-    subject: str  # the file's SHA-256 (and that of the weights), else its path, else (the latter and) epoch and step
-    operator: str
-    bn_mode: str
-    params: str | None = None  # the pattern that selects parameters; None: all
-    l2: float = 0.0
-    seed: int | None = None  # of the probes
-    data_seed: int | None = None  # of the subset of the data
-    checkpoint: str | None = field(default=None, compare=False)  # the path, else epoch and step of hashed weights
-    weights: str | None = field(default=None, compare=False)  # the SHA-256 of those that came from a file, if known
-    time: tuple[float | None, int | None] = field(default=(None, None), compare=False)  # epoch and step
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        operator: str,
-        bn_mode: str,
-        settings: Mapping[str, Any],
-        checkpoint: str | None = None,
-        checkpoint_sha256: str | None = None,
-        epoch: float | None = None,
-        step: int | None = None,
-        weights_sha256: str | None = None,
-        own_tensors: int | None = None,
-    ) -> Identity:
-        """The identity of the record that these would lead to; `settings` are those of the record."""
-        time = _time(epoch, step)
-        if checkpoint is None:
-            place = None if checkpoint_sha256 is None else time
-            subject = time if checkpoint_sha256 is None else f"{checkpoint_sha256} {time}"
-        else:
-            place, subject = checkpoint, checkpoint_sha256 or checkpoint
-            if own_tensors:
-                subject = f"{subject} {weights_sha256}"
-        params = settings.get("params")
-        return cls(
-            subject=subject,
-            operator=operator,
-            bn_mode=bn_mode,
-            params=params if params is None or isinstance(params, str) else dumps(params),
-            l2=float(settings.get("l2") or 0.0),
-            seed=settings.get("seed"),
-            data_seed=settings.get("data_seed"),
-            checkpoint=place,
-            weights=weights_sha256,
-            time=(epoch, step),
-        )
-
-    def is_of_file(self, other: Identity) -> bool:
-        """Whether this is of a part of the weights, from the file of the other, whose weights are not known."""
-        same = other.weights is None and self.subject == f"{other.subject} {self.weights}"
-        return same and self.question == other.question
-
-    def twin_of(self, other: Identity) -> bool:
-        """Whether both are of the same weights from two files, at no two moments of training, and the same question."""
-        same = self.weights is not None and self.weights == other.weights
-        return same and not apart(self.time, other.time) and self.question == other.question
-
-    @property
-    def question(self) -> tuple[object, ...]:
-        """What is asked of the weights: everything but which they are."""
-        return self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed
-
-    def same_place(self, other: Identity) -> bool:
-        """Whether both are of the same file by name, or the same epoch, whatever the weights, and the same question."""
-        return self.checkpoint is not None and self.checkpoint == other.checkpoint and self.question == other.question
-
-
-def apart(one: tuple[float | None, int | None], other: tuple[float | None, int | None]) -> bool:
-    """Whether two moments, as epoch and step, are known to be different ones."""
-    return any(a is not None and b is not None and a != b for a, b in zip(one, other))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where the weights of a record are from: a checkpoint file, or a moment of training."""
-
-    checkpoint: str | None = None  # path as it was given; None: the weights were in memory
-    sha256: str | None = None  # of the file, else of the weights and buffers
-    epoch: float | None = None
-    step: int | None = None
-    notes: tuple[str, ...] = ()  # what was not literal in reading them
-    weights: str | None = None  # the SHA-256 of the weights and buffers that came from a file, once they are loaded
-    own_tensors: int | None = None  # so many of them are the task's own; None: all are from the file
-
-    @property
-    def words(self) -> str:
-        """The file, else epoch and step."""
-        return self.checkpoint or _time(self.epoch, self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One checkpoint, one operator, one batch-norm mode: what was asked, and what came out.
+    """The settings and results of one checkpoint, one operator and one batch-norm mode.
 
     `spectrum` (the tridiagonals) is the result; every estimate follows from it. A record that failed has no spectrum,
     and a reason. One whose check or measures ended in an unexpected error is unverified: it has both.
@@ -142,12 +40,7 @@ class Record:
 
     operator: str  # "hessian" | "ggn" | "empirical_fisher"
     bn_mode: str  # "eval" | "train"
-    checkpoint: str | None = None  # path as it was given; None: the weights were in memory
-    checkpoint_sha256: str | None = None
-    weights_sha256: str | None = None  # of the weights and buffers as they were loaded from it
-    own_tensors: int | None = None  # so many of them are the task's own, since the checkpoint lacks them; None: none
-    epoch: float | None = None
-    step: int | None = None
+    place: Place = field(default_factory=Place)  # where the weights come from
     status: str = "complete"  # one of STATUSES
     reason: str | None = None  # why it failed, or what of it did; one line
     settings: Mapping[str, Any] = field(default_factory=dict)  # what was asked; JSON-able
@@ -236,36 +129,43 @@ class Record:
 
     @property
     def identity(self) -> Identity:
-        return Identity.of(
-            operator=self.operator,
-            bn_mode=self.bn_mode,
-            settings=self.settings,
-            checkpoint=self.checkpoint,
-            checkpoint_sha256=self.checkpoint_sha256,
-            epoch=self.epoch,
-            step=self.step,
-            weights_sha256=self.weights_sha256,
-            own_tensors=self.own_tensors,
-        )
+        """What makes this record the same as another one."""
+        return Identity.of(self.place, operator=self.operator, bn_mode=self.bn_mode, settings=self.settings)
 
     @property
-    def place(self) -> Place:
-        return Place(
-            checkpoint=self.checkpoint,
-            sha256=self.checkpoint_sha256,
-            epoch=self.epoch,
-            step=self.step,
-            weights=self.weights_sha256,
-            own_tensors=self.own_tensors,
-        )
+    def checkpoint(self) -> str | None:
+        """The path of the checkpoint as it was given; None: the weights were in memory."""
+        return self.place.checkpoint
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        """The SHA-256 of the file; without a file that of the weights and buffers."""
+        return self.place.sha256
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The SHA-256 of the weights and buffers as they were loaded from the checkpoint."""
+        return self.place.weights
+
+    @property
+    def own_tensors(self) -> int | None:
+        """The number of tensors that are the task's own, since the checkpoint lacks them; None: none."""
+        return self.place.own_tensors
+
+    @property
+    def epoch(self) -> float | None:
+        """The epoch of the checkpoint; None: not known."""
+        return self.place.epoch
+
+    @property
+    def step(self) -> int | None:
+        """The training step of the checkpoint; None: not known."""
+        return self.place.step
 
     @property
     def where(self) -> str:
         """The checkpoint in a few words: its name, and its epoch or step."""
-        name = Path(self.checkpoint).name if self.checkpoint else ""
-        if self.epoch is not None:
-            return f"{name} epoch {self.epoch:g}".strip()
-        return name if self.step is None else f"{name} step {self.step}".strip()
+        return self.place.short
 
     @property
     def label(self) -> str:
@@ -315,9 +215,7 @@ class Record:
                 | ({"budget": self.budgets[name].to_json()} if name in self.budgets else {})
                 for name, estimate in self.estimates.items()
             },
-            "headline": {
-                name: _estimate_json(self.headlines[name]) for name in HEADLINE_NUMBERS if name in self.headlines
-            },
+            "headline": {name: _estimate_json(self.headlines[name]) for name in FROM_TRACE if name in self.headlines},
             "tensor_traces": {name: _estimate_json(estimate) for name, estimate in traces.items()},
             **({} if pairs is None else {"eigenpairs": to_jsonable(pairs.to_json())}),
             "facts": facts,
@@ -336,13 +234,6 @@ class Record:
             **{name: facts.get(f"test_{name}") for name in ("loss", "accuracy", "n_samples")},
             "estimates": {name: _estimate_json(estimate) for name, estimate in self.test_estimates.items()},
         }
-
-
-def _time(epoch: float | None, step: int | None) -> str:
-    """Epoch and step in words: the same for 3 and 3.0, which are one epoch."""
-    whole = epoch is not None and float(epoch).is_integer()
-    words = [] if epoch is None else [f"epoch {int(epoch) if whole else epoch!r}"]
-    return " ".join([*words, *([] if step is None else [f"step {step}"])]) or "epoch unknown"
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:

@@ -21,25 +21,13 @@ from spectra.jsonable import to_jsonable
 from spectra.results.headline import is_exact
 from spectra.results.headline_difference import headline_difference
 from spectra.results.record import Record
-from spectra.spectrum.differences import COUNTS, common_tolerance, p_of, welch_dof
+from spectra.spectrum.differences import common_tolerance, p_of, welch_dof
 from spectra.spectrum.estimates import CONFIDENCE, Estimate
+from spectra.spectrum.estimators import COMPARED, COUNTS
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.wasserstein import Distance, spectral_distance
 
 FACTS = ("loss", "accuracy", "gradient_norm")
-QUANTITIES = (
-    "trace",
-    "frobenius_norm",
-    "spectral_norm",
-    "lambda_max",
-    "lambda_min",
-    "rank_degeneracy",
-    "negative_mass",
-    "stable_rank",
-    "participation_rank",
-    "entropy_rank",
-)
-
 #: Where these differ the numbers still mean what they say, but a difference may be due to them.
 _ALIKE = {
     "data": "the data",
@@ -189,7 +177,7 @@ def compare(arms: Sequence[Arm]) -> Comparison:
     spectra = [spectrum for arm in arms for spectrum in arm.spectra]
     tolerances = {name: common_tolerance(spectra, name) for name in COUNTS}
     columns: dict[str, list[Cell]] = {}
-    for name in (*FACTS, *QUANTITIES):
+    for name in (*FACTS, *COMPARED):
         found = [Cell(name, arm.label, tuple(_value(r, name, tolerances) for r in arm.records)) for arm in arms]
         if any(isfinite(run.value) for cell in found for run in cell.runs):
             columns[name] = found

@@ -104,7 +104,7 @@ def negative_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurve:
     return count_curve(q, _below, taus)
 
 
-def negative_mass(q: Quadrature, tau: float | None = None, curve: CountCurve | None = None) -> Estimate:
+def negative_mass(q: Quadrature, tau: float | None = None) -> Estimate:
     """The fraction of eigenvalues with ``lambda < -tau``, or the statement that it is not resolved.
 
     At ``tau = 0`` it is never resolved, unless the operator is zero: the many eigenvalues of a network that are zero
@@ -113,12 +113,11 @@ def negative_mass(q: Quadrature, tau: float | None = None, curve: CountCurve | N
 
     Args:
         tau: in units of the eigenvalues.
-        curve: the curve over the default tolerances, if it has been computed already.
 
     Raises:
         ArgumentError: ``tau`` is negative or not finite.
     """
-    return count(q, _below, tau, curve)
+    return count(q, _below, tau)
 
 
 def _below(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, float]:

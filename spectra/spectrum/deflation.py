@@ -34,39 +34,41 @@ from math import sqrt
 
 import numpy as np
 
+from spectra.errors import ArgumentError
 from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.estimates import Estimate, dominance, mean_estimate
 from spectra.spectrum.quadrature import Quadrature
 
 
-def trace(q: Quadrature, pairs: Eigenpairs, overlaps: np.ndarray) -> Estimate:
+def trace(q: Quadrature) -> Estimate:
     """``Tr H = sum theta_i + n mean_q (alpha_1 - sum theta_i (y_i'q)^2)``, unbiased.
-
-    Args:
-        overlaps: (k, r), ``y_i'q`` of every probe with every vector of the pairs.
 
     Returns:
         The estimate with a Student-t interval over the probes, widened by ``sqrt(n) noise |H|_2``.
+
+    Raises:
+        ArgumentError: the quadrature has no eigenpairs.
     """
     moments = np.array([t.alphas[0] for t in q.tridiagonals])
     arithmetic = sqrt(q.n) * q.blur
-    return _mean(q, moments, 1, (pairs, overlaps), arithmetic)
+    return _mean(q, moments, 1, arithmetic)
 
 
-def frobenius_norm(q: Quadrature, pairs: Eigenpairs, overlaps: np.ndarray) -> Estimate:
+def frobenius_norm(q: Quadrature) -> Estimate:
     """``|H|_F``, the root of ``sum theta_i^2 + n mean_q (|H q|^2 - sum theta_i^2 (y_i'q)^2)``, which is unbiased.
 
     The error goes over to the root as in ``spectrum.estimates.frobenius_norm``. Rayleigh quotients on orthonormal
     vectors give a lower bound: ``|H|_F^2 >= sum theta_i^2``.
 
-    Args:
-        overlaps: (k, r), ``y_i'q`` of every probe with every vector of the pairs.
+    Raises:
+        ArgumentError: the quadrature has no eigenpairs.
     """
-    square = _mean(q, q.product_norms**2, 2, (pairs, overlaps))
+    square = _mean(q, q.product_norms**2, 2)
     value = sqrt(max(square.value, 0.0))
     if square.stderr is None or square.lower is None or square.upper is None:
         return Estimate(value, None, None, None, square.num_probes)
     arithmetic = sqrt(q.n) * q.blur
+    pairs, _ = _known(q)
     least = (1 - q.noise) * sqrt(float((pairs.values**2).sum()))
     return Estimate(
         value,
@@ -78,11 +80,19 @@ def frobenius_norm(q: Quadrature, pairs: Eigenpairs, overlaps: np.ndarray) -> Es
     )
 
 
-def _mean(
-    q: Quadrature, moments: np.ndarray, power: int, known_pairs: tuple[Eigenpairs, np.ndarray], arithmetic: float = 0.0
-) -> Estimate:
+def _known(q: Quadrature) -> tuple[Eigenpairs, np.ndarray]:
+    """The eigenpairs, and (k, r), ``y_i'q`` of every probe with every vector of theirs."""
+    if q.eigenpairs is None or q.overlaps is None:
+        raise ArgumentError(
+            "this spectrum has no eigenpairs: give those of spectra.eigsh to slq(..., eigenpairs=), "
+            "or --eigenpairs K to spectra analyze"
+        )
+    return q.eigenpairs, q.overlaps
+
+
+def _mean(q: Quadrature, moments: np.ndarray, power: int, arithmetic: float = 0.0) -> Estimate:
     """``Tr H^p`` from ``q' H^p q`` of every probe, with the pairs taken out."""
-    pairs, overlaps = known_pairs
+    pairs, overlaps = _known(q)
     known = pairs.values**power
     samples = float(known.sum()) + q.n * (moments - overlaps**2 @ known)
     k, found = len(samples), pairs.rest

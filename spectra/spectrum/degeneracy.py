@@ -47,17 +47,16 @@ def degeneracy_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurv
     return count_curve(q, _masses, taus)
 
 
-def rank_degeneracy(q: Quadrature, tau: float | None = None, curve: CountCurve | None = None) -> Estimate:
+def rank_degeneracy(q: Quadrature, tau: float | None = None) -> Estimate:
     """The fraction of eigenvalues with ``|lambda| <= tau``, or the statement that it is not resolved.
 
     Args:
         tau: in units of the eigenvalues; by default the smallest tolerance that is resolved, see `counts.count`.
-        curve: the curve over the default tolerances, if it has been computed already.
 
     Raises:
         ArgumentError: ``tau`` is negative or not finite.
     """
-    return count(q, _masses, tau, curve)
+    return count(q, _masses, tau)
 
 
 def _masses(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, float]:

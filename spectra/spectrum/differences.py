@@ -13,7 +13,7 @@ same reason the bands of a trajectory are correlated: two of them that overlap m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, sqrt
 from typing import Any, Protocol
@@ -22,11 +22,9 @@ import numpy as np
 from scipy.special import fdtri, stdtr, stdtrit
 
 from spectra.errors import ArgumentError
-from spectra.spectrum import extremes
-from spectra.spectrum.cumulative import negative_curve
-from spectra.spectrum.degeneracy import degeneracy_curve
 from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, moment, power_samples
-from spectra.spectrum.fractions import CountCurve, default_tolerances
+from spectra.spectrum.estimators import COUNTS, ENDS
+from spectra.spectrum.fractions import default_tolerances
 from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.tridiagonal import Tridiagonal
 
@@ -59,9 +57,6 @@ class SpectrumLike(Protocol):
 
     def estimates(self) -> dict[str, Estimate]: ...
 
-
-COUNTS: dict[str, Callable[..., CountCurve]] = {"rank_degeneracy": degeneracy_curve, "negative_mass": negative_curve}
-_ENDS = {name: getattr(extremes, name) for name in ("lambda_max", "lambda_min", "spectral_norm")}
 
 # Sums of weights are known to this; between equal masses nothing else may be seen.
 _ROUNDING = 1e-13
@@ -145,8 +140,8 @@ def difference(a: SpectrumLike, b: SpectrumLike, name: str = "trace", **options:
     if sides is not None:
         return _of_means(a, b, *sides)
     first, second = (_estimate(s, name, options) for s in (a, b))
-    if name in _ENDS and not options:
-        first, second = (_ENDS[name](s.quadrature, _EACH) for s in (a, b))
+    if name in ENDS and not options:
+        first, second = (ENDS[name](s.quadrature, _EACH) for s in (a, b))
     confidence = 1 - (1 - first.confidence) - (1 - second.confidence)
     return _of_intervals(first, second, confidence)
 

@@ -20,20 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from spectra.jsonable import to_jsonable
 from spectra.spectrum.estimates import Estimate, t_quantile
+from spectra.spectrum.estimators import ESTIMATORS, Estimator, Interval
+from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.sampling_error import population_error
 
 if TYPE_CHECKING:
     from spectra.spectrum.spectrum import Spectrum
 
-#: What `m` steps determine exactly, so that nothing of its error is due to them.
-_EXACT_IN_M = ("trace", "mean_eigenvalue", "second_moment", "frobenius_norm")
-_ENDS = ("spectral_norm", "lambda_max", "lambda_min")
-_COUNTS = ("rank_degeneracy", "negative_mass")
-_RANKS = ("stable_rank", "participation_rank", "entropy_rank")
-#: Linear in the matrix, so that the batches' parts add up to it.
-_LINEAR = ("trace", "mean_eigenvalue")
-
-NAMES = (*_EXACT_IN_M, *_ENDS, *_COUNTS, *_RANKS)
+NAMES = tuple(estimator.name for estimator in ESTIMATORS if estimator.budget)
 
 ADVICE = {
     "probes": "more probes (--probes): four times as many halve it",
@@ -72,29 +66,34 @@ class Budget:
 
 def budgets_of(spectrum: Spectrum, estimates: Mapping[str, Estimate]) -> dict[str, Budget]:
     """What limits each of the spectrum's estimates, for those of :data:`NAMES` that could be computed."""
-    quiet = spectrum.without_noise()
-    there = {name: estimates[name] for name in NAMES if name in estimates and not isnan(estimates[name].value)}
-    return {name: _budget(spectrum, quiet, name, estimate) for name, estimate in there.items()}
+    quiet = spectrum.quadrature.without_noise()
+    return {
+        e.name: _budget(spectrum, quiet, e, estimates[e.name])
+        for e in ESTIMATORS
+        if e.budget and e.name in estimates and not isnan(estimates[e.name].value)
+    }
 
 
-def _budget(spectrum: Spectrum, quiet_spectrum: Spectrum, name: str, estimate: Estimate) -> Budget:
+def _budget(spectrum: Spectrum, quiet_rules: Quadrature, estimator: Estimator, estimate: Estimate) -> Budget:
     unknown = {}
     data = None
-    if name in _LINEAR:
+    # One sample per probe, which the steps determine exactly: nothing of the error is due to them.
+    exact_in_steps = estimator.interval is Interval.SAMPLES
+    if estimator.from_trace is not None:
         error = data_error(spectrum)
         if isinstance(error, str):
             unknown["data"] = error
         else:
-            data = error / (spectrum.n if name == "mean_eigenvalue" else 1)
+            data = estimator.from_trace(error, spectrum.n)
     else:
         unknown["data"] = "not linear in the matrix: the parts of the batches do not add up to it"
     if estimate.lower is None or estimate.upper is None:
         unknown["probes"] = "one probe has no scatter"
-        return Budget(None, 0.0 if name in _EXACT_IN_M else None, None, data, unknown)
+        return Budget(None, 0.0 if exact_in_steps else None, None, data, unknown)
     whole = _reach(estimate)
-    exact = _again(quiet_spectrum, name, estimate)
+    exact = _without_noise(quiet_rules, estimator, estimate)
     quiet = min(whole, _reach(exact))
-    if name in _EXACT_IN_M:
+    if exact_in_steps:
         return Budget(quiet, 0.0, whole - quiet, data, unknown)
     if estimate.stderr is None:
         unknown["probes"] = "the bound of an end of the spectrum is for the best of all probes together"
@@ -121,12 +120,7 @@ def _reach(estimate: Estimate) -> float:
     return max(estimate.upper - estimate.value, estimate.value - estimate.lower, 0.0)
 
 
-def _again(quiet: Spectrum, name: str, estimate: Estimate) -> Estimate:
-    """The same estimate from the spectrum whose products have no error."""
-    if name == "second_moment":
-        found = quiet.moment(2)
-    elif name in _COUNTS:
-        found = getattr(quiet, name)(estimate.tau)
-    else:
-        found = getattr(quiet, name)()
+def _without_noise(quiet: Quadrature, estimator: Estimator, estimate: Estimate) -> Estimate:
+    """The same estimate from the rules of products without error; as it is where that has no interval."""
+    found = estimator.recompute(quiet, estimate)
     return found if found.lower is not None and found.upper is not None else estimate

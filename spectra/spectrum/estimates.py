@@ -224,6 +224,11 @@ def moment(q: Quadrature, p: int) -> Estimate:
     return scaled(total, 1 / q.n)
 
 
+def second_moment(q: Quadrature) -> Estimate:
+    """``(1/n) Tr H^2``."""
+    return moment(q, 2)
+
+
 def trace_function(q: Quadrature, f: Function) -> Estimate:
     """``Tr f(H)``: the sum of ``f`` over the eigenvalues found, and ``n - r`` times its mean over the remainder.
 

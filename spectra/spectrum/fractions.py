@@ -82,15 +82,17 @@ def count_curve(q: Quadrature, masses: Masses, taus: np.ndarray | None = None) -
 
     Args:
         masses: of one probe at one tolerance, for products with that error: bounds of its measure, its Ritz mass.
-        taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``.
+        taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``, computed once.
 
     Raises:
         ArgumentError: a tolerance that is negative or not finite.
     """
     if taus is None:
-        tolerances = default_tolerances(q)
-    else:
-        tolerances = np.sort(np.atleast_1d(np.asarray(taus, dtype=np.float64)).ravel())[::-1]
+        known = q.memory.get(masses)
+        if not isinstance(known, CountCurve):
+            known = q.memory[masses] = count_curve(q, masses, default_tolerances(q))
+        return known
+    tolerances = np.sort(np.atleast_1d(np.asarray(taus, dtype=np.float64)).ravel())[::-1]
     for tau in tolerances:
         if not (isfinite(tau) and tau >= 0):
             raise ArgumentError(f"tau={tau:g}: a finite tolerance of at least 0 is needed, in units of the eigenvalues")
@@ -176,7 +178,7 @@ def _deviation(value: float, n: int, distribution: str) -> float:
     return sqrt(2 * max(0.0, min(value, 1 - value)) / n)
 
 
-def count(q: Quadrature, masses: Masses, tau: float | None = None, curve: CountCurve | None = None) -> Estimate:
+def count(q: Quadrature, masses: Masses, tau: float | None = None) -> Estimate:
     """The fraction of eigenvalues in a region, or the statement that it is not resolved.
 
     Without ``tau`` the answer is that of the smallest resolved tolerance of the curve. Where none is resolved, the
@@ -185,7 +187,6 @@ def count(q: Quadrature, masses: Masses, tau: float | None = None, curve: CountC
     Args:
         masses: as in `count_curve`.
         tau: in units of the eigenvalues. At or below the noise of the products nothing can be resolved.
-        curve: the curve over the default tolerances, if it has been computed already.
 
     Raises:
         ArgumentError: ``tau`` is negative or not finite.
@@ -197,8 +198,7 @@ def count(q: Quadrature, masses: Masses, tau: float | None = None, curve: CountC
         if tau <= q.blur and not curve.resolved[0]:
             note = f"not resolved: tau={tau:.2g} is within the noise of the products, {q.blur:.2g}"
         return _at(curve, 0, note)
-    if curve is None:
-        curve = count_curve(q, masses)
+    curve = count_curve(q, masses)
     if len(curve) == 0:
         note = f"not resolved: the noise of the products, {q.noise:.1e} of |H|_2, leaves no tolerance"
         widest = count(q, masses, 0.1 * q.scale)

@@ -20,6 +20,7 @@ from math import sqrt
 import numpy as np
 
 from spectra.spectrum.converged import Converged, find_converged, nothing_converged
+from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 Function = Callable[[np.ndarray], np.ndarray]
@@ -27,7 +28,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Quadrature:
-    """What ``k`` probes left of a symmetric operator of ``n`` rows: everything that estimates are made of."""
+    """The Gauss rules of ``k`` probes for a symmetric operator of ``n`` rows: the input of every estimator."""
 
     tridiagonals: tuple[Tridiagonal, ...]  # k
     n: int
@@ -35,6 +36,8 @@ class Quadrature:
     distribution: str = "sphere"  # "sphere" or "rademacher"
     start_overlaps: np.ndarray | None = None  # (k, m) scalar products of the probes with the first one's Krylov basis
     exact_trace: float | None = None  # Tr H, where it is known exactly
+    eigenpairs: Eigenpairs | None = None  # of a search whose starts are independent of the probes
+    overlaps: np.ndarray | None = None  # (k, r) y_j'q_i of every probe with the vectors of the eigenpairs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tridiagonals", tuple(self.tridiagonals))
@@ -53,6 +56,11 @@ class Quadrature:
     def blur(self) -> float:
         """``noise |H|_2``: by how much the noise of the products can move an eigenvalue (Weyl)."""
         return self.noise * self.scale
+
+    @cached_property
+    def memory(self) -> dict[object, object]:
+        """Results that are computed once for these rules, such as the curve of a count over the tolerances."""
+        return {}
 
     @cached_property
     def product_norms(self) -> np.ndarray:

@@ -23,6 +23,7 @@ from spectra.spectrum.degeneracy import Closest
 from spectra.spectrum.density import Density, smooth
 from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimators import estimate_all
 from spectra.spectrum.fractions import CountCurve
 from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -143,7 +144,14 @@ class Spectrum:
     def quadrature(self) -> Quadrature:
         """The rules of the probes, with what is known of single eigenvalues: what every estimate is made of."""
         return Quadrature(
-            self.tridiagonals, self.n, self.noise, self.distribution, self.start_overlaps, self.exact_trace
+            self.tridiagonals,
+            self.n,
+            self.noise,
+            self.distribution,
+            start_overlaps=self.start_overlaps,
+            exact_trace=self.exact_trace,
+            eigenpairs=self.eigenpairs,
+            overlaps=self.overlaps,
         )
 
     def without_noise(self) -> Spectrum:
@@ -165,7 +173,7 @@ class Spectrum:
     def with_exact_trace(self, exact_trace: float) -> Spectrum:
         """The same spectrum with a trace that is known exactly, as a control variate for its other estimates."""
         other = copy.copy(self)
-        other.__dict__ = {k: v for k, v in self.__dict__.items() if k not in ("quadrature", "_curve", "_negative")}
+        other.__dict__ = {k: v for k, v in self.__dict__.items() if k != "quadrature"}
         other.exact_trace = float(exact_trace)
         return other
 
@@ -254,19 +262,11 @@ class Spectrum:
 
     def deflated_trace(self) -> Estimate:
         """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.spectrum.deflation``."""
-        return deflation.trace(self.quadrature, *self._deflation())
+        return deflation.trace(self.quadrature)
 
     def deflated_frobenius_norm(self) -> Estimate:
         """``|H|_F`` with the eigenpairs taken out of the probes' variance; see ``spectra.spectrum.deflation``."""
-        return deflation.frobenius_norm(self.quadrature, *self._deflation())
-
-    def _deflation(self) -> tuple[Eigenpairs, np.ndarray]:
-        if self.eigenpairs is None or self.overlaps is None:
-            raise ArgumentError(
-                "this spectrum has no eigenpairs: give those of spectra.eigsh to slq(..., eigenpairs=), "
-                "or --eigenpairs K to spectra analyze"
-            )
-        return self.eigenpairs, self.overlaps
+        return deflation.frobenius_norm(self.quadrature)
 
     # --- ends -----------------------------------------------------------------------------------------------------
 
@@ -290,18 +290,11 @@ class Spectrum:
         Args:
             tau: in units of the eigenvalues; by default the smallest tolerance that the steps resolve.
         """
-        curve = self._curve if tau is None else None
-        return degeneracy.rank_degeneracy(self.quadrature, tau, curve)
+        return degeneracy.rank_degeneracy(self.quadrature, tau)
 
     def degeneracy_curve(self, taus: np.ndarray | None = None) -> CountCurve:
         """The same for several tolerances, by default ``|H|_2 10^-1 .. 10^-7``, descending."""
-        if taus is None:
-            return self._curve
         return degeneracy.degeneracy_curve(self.quadrature, taus)
-
-    @cached_property
-    def _curve(self) -> CountCurve:
-        return degeneracy.degeneracy_curve(self.quadrature)
 
     def closest(self, count: int = 1) -> Closest:
         """What the one or two Ritz values closest to 0 carry, for comparison with Granziol (2020)."""
@@ -313,18 +306,11 @@ class Spectrum:
         Args:
             tau: in units of the eigenvalues; by default the smallest tolerance that the steps resolve. At 0 nothing is.
         """
-        curve = self._negative if tau is None else None
-        return distribution.negative_mass(self.quadrature, tau, curve)
+        return distribution.negative_mass(self.quadrature, tau)
 
     def negative_curve(self, taus: np.ndarray | None = None) -> CountCurve:
         """The same for several tolerances, by default ``|H|_2 10^-1 .. 10^-7``, descending."""
-        if taus is None:
-            return self._negative
         return distribution.negative_curve(self.quadrature, taus)
-
-    @cached_property
-    def _negative(self) -> CountCurve:
-        return distribution.negative_curve(self.quadrature)
 
     # --- ranks ----------------------------------------------------------------------------------------------------
 
@@ -436,28 +422,4 @@ class Spectrum:
 
     def estimates(self) -> dict[str, Estimate]:
         """The standard list, by the names under which records keep them, none in contradiction to another."""
-        one, two = self.closest(1), self.closest(2)
-        found = {
-            "trace": self.trace(),
-            "mean_eigenvalue": self.mean_eigenvalue(),
-            "second_moment": self.moment(2),
-            "frobenius_norm": self.frobenius_norm(),
-            "spectral_norm": self.spectral_norm(),
-            "lambda_max": self.lambda_max(),
-            "lambda_min": self.lambda_min(),
-            "rank_degeneracy": self.rank_degeneracy(),
-            "negative_mass": self.negative_mass(),
-            "stable_rank": self.stable_rank(),
-            "participation_rank": self.participation_rank(),
-            "entropy_rank": self.entropy_rank(),
-            "closest_one_mass": one.mass,
-            "closest_one_value": one.value,
-            "closest_two_mass": two.mass,
-            "closest_two_value": two.value,
-        }
-        if self.eigenpairs is not None:
-            found |= {
-                "trace_deflated": self.deflated_trace(),
-                "frobenius_norm_deflated": self.deflated_frobenius_norm(),
-            }
-        return reconciled(found, self.n, self.semidefinite)
+        return reconciled(estimate_all(self.quadrature), self.n, self.semidefinite)

@@ -98,7 +98,7 @@ def test_a_copy_is_known_by_the_file_of_an_earlier_call(run, tmp_path):
 def test_the_file_of_an_earlier_version_goes_on_without_a_product(run, tmp_path, monkeypatch):
     """It has no hashes of weights, and records of the copies too: all of them are kept."""
     from spectra.analysis import run as module
-    from spectra.results.record import Place
+    from spectra.results.identity import Place
 
     out = tmp_path / "run.h5"
     paths = order_checkpoints(find_checkpoints([run]))

@@ -11,7 +11,8 @@ from run_files import SETTINGS, failed_record, make_record, make_spectrum
 
 from spectra.errors import ArgumentError
 from spectra.jsonable import dumps, to_jsonable
-from spectra.results.record import Identity, Record
+from spectra.results.identity import Identity, Place
+from spectra.results.record import Record
 from spectra.results.trajectory import Trajectory
 from spectra.spectrum.estimates import Estimate
 
@@ -116,7 +117,7 @@ def test_identity_tells_what_makes_numbers_different():
 
 def test_identity_without_a_hash_falls_back_to_name_then_time():
     def of(**where):
-        return Identity.of(operator="ggn", bn_mode="eval", settings={}, **where)
+        return Identity.of(Place(**where), operator="ggn", bn_mode="eval", settings={})
 
     assert of(checkpoint="a.pt") != of(checkpoint="b.pt")
     assert of(epoch=1.0) != of(epoch=2.0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from math import isnan, sqrt
 
 import numpy as np
 import pytest
 from reference import bulk_with_outliers, probes_of
-from run_files import SETTINGS, failed_record, make_record
+from run_files import SETTINGS, changed, failed_record, make_record
 from scipy import stats
 
 from spectra.errors import ArgumentError
@@ -138,7 +137,7 @@ def test_the_distance_of_two_runs_is_theirs_and_of_several_the_mean_beside_that_
 )
 def test_what_may_explain_a_difference_is_said_in_one_line(changes, words):
     plain = record(settings=SETTINGS)
-    found = compare([Arm("a", (plain,)), Arm("b", (dataclasses.replace(plain, **changes),))])
+    found = compare([Arm("a", (plain,)), Arm("b", (changed(plain, **changes),))])
     (warning,) = found.warnings
     assert words in warning
     assert "\n" not in warning

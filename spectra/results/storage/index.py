@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from spectra.results.record import Identity, Record
+from spectra.results.identity import Identity
+from spectra.results.record import Record
 
 K = TypeVar("K")  # of names
 _ANY = object()  # in a key: whatever the epoch or the step is
@@ -33,7 +34,8 @@ class Index(Generic[K]):
     """Records by name, and names by identity, place and weights. Each step takes the same time for any number of them.
 
     Example:
-        >>> one = Record(operator="ggn", bn_mode="eval", epoch=1.0, status="failed", reason="none")
+        >>> from spectra.results.identity import Place
+        >>> one = Record(operator="ggn", bn_mode="eval", place=Place(epoch=1.0), status="failed", reason="none")
         >>> index = Index({"000000": Known.of(one)}.items())
         >>> index.same(one.identity), index.twins(one.identity)
         (['000000'], [])

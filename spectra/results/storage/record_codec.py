@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from spectra.jsonable import dumps
+from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.results.storage.attributes import (
     get_attribute,
@@ -29,6 +30,15 @@ from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import ESTIMATES_EDITION, Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 
+#: Attribute of a record's group -> field of its place.
+PLACE = {
+    "checkpoint": "checkpoint",
+    "checkpoint_sha256": "sha256",
+    "weights_sha256": "weights",
+    "own_tensors": "own_tensors",
+    "epoch": "epoch",
+    "step": "step",
+}
 _PAIR_ATTRIBUTES = (
     "which", "noise", "scale", "tolerance", "products", "seed", "complete", "completeness"
 )  # fmt: skip
@@ -38,12 +48,9 @@ _NUMBERS = ("value", "stderr", "lower", "upper", "confidence", "tau")  # columns
 def write_record(group: h5py.Group, record: Record) -> None:
     """Write a record into an empty group. `complete` is the last thing written."""
     identity = record.identity
-    set_attribute(group, "checkpoint", record.checkpoint)
-    set_attribute(group, "checkpoint_sha256", record.checkpoint_sha256)
-    set_attribute(group, "weights_sha256", record.weights_sha256)
-    set_attribute(group, "own_tensors", record.own_tensors)
-    set_attribute(group, "epoch", None if record.epoch is None else float(record.epoch))
-    set_attribute(group, "step", record.step)
+    for name, part in PLACE.items():
+        value = getattr(record.place, part)
+        set_attribute(group, name, float(value) if part == "epoch" and value is not None else value)
     set_attribute(group, "operator", record.operator)
     set_attribute(group, "bn_mode", record.bn_mode)
     set_attribute(group, "params", identity.params)
@@ -71,6 +78,12 @@ def write_record(group: h5py.Group, record: Record) -> None:
     group.attrs["complete"] = np.uint8(1)
 
 
+def place_in(attributes: Mapping[str, Any]) -> Place:
+    """The place that the attributes of a record's group describe; an attribute that is not there is None."""
+    parts: dict[str, Any] = {part: attributes.get(name) for name, part in PLACE.items()}
+    return Place(**parts)
+
+
 def read_record(group: Branch | h5py.Group) -> Record:
     """The record of a group. Whatever does not fit raises; the caller names the file and the group.
 
@@ -91,12 +104,7 @@ def read_record(group: Branch | h5py.Group) -> Record:
     return Record(
         operator=str(group.attrs["operator"]),
         bn_mode=str(group.attrs["bn_mode"]),
-        checkpoint=get_attribute(group, "checkpoint"),
-        checkpoint_sha256=get_attribute(group, "checkpoint_sha256"),
-        weights_sha256=get_attribute(group, "weights_sha256"),
-        own_tensors=get_attribute(group, "own_tensors"),
-        epoch=get_attribute(group, "epoch"),
-        step=get_attribute(group, "step"),
+        place=place_in({name: get_attribute(group, name) for name in PLACE}),
         status=str(group.attrs["status"]),
         reason=get_attribute(group, "reason"),
         settings=settings_in(group.attrs["settings"]),

@@ -53,7 +53,8 @@ import h5py
 
 from spectra.errors import StorageError
 from spectra.jsonable import dumps
-from spectra.results.record import Identity, Record
+from spectra.results.identity import Identity
+from spectra.results.record import Record
 from spectra.results.storage.appended import GROWING, Frame, put
 from spectra.results.storage.atomic_write import check_writable, cut_back, extend_file, fingerprint, replace_file
 from spectra.results.storage.attributes import seal, set_attribute

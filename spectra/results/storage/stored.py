@@ -9,12 +9,12 @@ import h5py
 
 from spectra.results.record import Record
 from spectra.results.storage.contents import Contents
-from spectra.results.storage.record_codec import read_record
+from spectra.results.storage.record_codec import PLACE, place_in, read_record
 from spectra.results.storage.texts import check_attributes, settings_in
 
-#: What is read at once: what a run is ordered, listed and continued by.
-_TEXTS = ("checkpoint", "checkpoint_sha256", "weights_sha256", "reason")
-_AT_ONCE = (*_TEXTS, "own_tensors", "epoch", "step", "operator", "bn_mode", "status", "settings")
+#: The fields by which a run is ordered, listed and continued: they are read at once.
+_FIELDS = ("operator", "bn_mode", "status", "reason")
+_AT_ONCE = (*_FIELDS, "place", "settings")
 
 
 class _OnDemand:
@@ -49,9 +49,10 @@ class StoredRecord(Record):
             return read_record(contents.read(group))
 
         record = cls.__new__(cls)
-        fields: dict[str, Any] = {**dict.fromkeys(_AT_ONCE), **contents.attributes(group, _AT_ONCE)}
-        check_attributes(fields)
-        record.__dict__.update(fields, settings=settings_in(fields["settings"]))
+        found = contents.attributes(group, (*PLACE, *_FIELDS, "settings"))
+        check_attributes(found)
+        fields = {name: found.get(name) for name in _FIELDS}
+        record.__dict__.update(fields, place=place_in(found), settings=settings_in(found.get("settings")))
         record.__dict__["_source"] = lambda: reading(read)
         return record
 

@@ -22,7 +22,7 @@ from run_files import SETTINGS, failed_record, make_record
 import spectra.results.storage.atomic_write
 import spectra.results.storage.runfile
 from spectra.errors import SpectraError, StorageError
-from spectra.results.record import Identity
+from spectra.results.identity import Identity
 from spectra.results.storage import reader as loading
 from spectra.results.storage.appended import MARK, Frame, frames_in
 from spectra.results.storage.checksum import parted, seal_of

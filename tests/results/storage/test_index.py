@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from spectra.results.record import Identity
+from spectra.results.identity import Identity
 from spectra.results.storage.index import Index, Known
 
 ANYTHING = {

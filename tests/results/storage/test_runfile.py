@@ -21,7 +21,7 @@ from run_files import SETTINGS, failed_record, make_record
 import spectra.results.storage.atomic_write
 import spectra.results.storage.runfile
 from spectra.errors import StorageError
-from spectra.results.record import Identity
+from spectra.results.identity import Identity
 from spectra.results.storage.attributes import checksum
 from spectra.results.storage.runfile import RunFile, load_trajectory
 from spectra.spectrum.estimates import Estimate
@@ -201,13 +201,7 @@ def test_a_record_of_a_hundred_steps_and_eight_probes_is_small(tmp_path):
 
 
 def identity_of(record):
-    return Identity.of(
-        operator=record.operator,
-        bn_mode=record.bn_mode,
-        settings=SETTINGS,
-        checkpoint=record.checkpoint,
-        checkpoint_sha256=record.checkpoint_sha256,
-    )
+    return Identity.of(record.place, operator=record.operator, bn_mode=record.bn_mode, settings=SETTINGS)
 
 
 def test_a_run_goes_on_where_it_stopped(path):

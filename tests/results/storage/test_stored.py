@@ -10,7 +10,7 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from run_files import SETTINGS, failed_record, make_record
+from run_files import SETTINGS, changed, failed_record, make_record
 
 import spectra.results.storage.stored
 from spectra.errors import StorageError
@@ -124,9 +124,9 @@ def test_copies_are_of_the_whole_record_and_need_no_file(path, make):
 
 
 def test_a_changed_copy_of_a_record_on_demand_is_a_record(path):
-    changed = dataclasses.replace(load_trajectory(path)[0], epoch=9.0)
-    assert (changed.epoch, changed.facts["loss"]) == (9.0, 2.5)
-    assert changed.spectrum is not None
+    copied = changed(load_trajectory(path)[0], epoch=9.0)
+    assert (copied.epoch, copied.facts["loss"]) == (9.0, 2.5)
+    assert copied.spectrum is not None
 
 
 def test_the_file_may_go_or_be_replaced_while_records_are_unread(path):
