@@ -1,4 +1,4 @@
-"""What is asked of an analysis on the command line: the options that `analyze` and `watch` share."""
+"""The options of an analysis, which `analyze` and `watch` share, and the settings that they make."""
 
 from __future__ import annotations
 

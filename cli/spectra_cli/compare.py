@@ -1,4 +1,4 @@
-"""`spectra compare`: two or more runs side by side, and what their differences are a fact of. No torch is needed."""
+"""`spectra compare`: two or more runs side by side, and what their differences may be due to. No torch is needed."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _loaded(file: str) -> Trajectory:
 
 
 def _choice(runs: dict[str, Trajectory], operator: str | None, bn_modes: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """The operator and the batch-norm modes to compare, which every run has."""
+    """The operator and the batch-norm modes to compare; every run has them."""
     shared = [key for key in next(iter(runs.values())).keys() if all(key in run for run in runs.values())]  # noqa: SIM118
     operators = [operator] if operator else list(dict.fromkeys(name for name, _ in shared))
     for name in operators:

@@ -1,4 +1,4 @@
-"""``spectra demo``: the whole road in one command, on real images that come with scikit-learn."""
+"""``spectra demo``: training, analysis and figures in one command, on images that come with scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a record says beside its spectrum: exact traces and how the estimates compare with them, sharpness measures."""
+"""Tables of exact traces, of their comparisons with the estimates, and of sharpness measures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spectra_cli.numbers import plain, rounded, with_error
 
 
 def print_cross_check(record: Record, console: Console) -> None:
-    """The exact traces beside the estimated ones: a row per comparison, what it could have found, and the verdict."""
+    """The exact and the estimated traces: a row per comparison, with the error it can detect and its result."""
     exact = record.exact
     if exact is None and not record.checks:
         return
@@ -68,7 +68,7 @@ def _print_checks(record: Record, console: Console) -> None:
 
 
 def checks_in_words(record: Record) -> str:
-    """How many comparisons came out how and, where most tell nothing, why and what to do."""
+    """The number of comparisons with each result; where most detect little, the reason and what to do."""
     words = checks_in_short(record)
     if not can_tell(record.checks) and (why := why_inconclusive(record.checks)):
         words += f"; {why}: more probes (--probes) can tell"
@@ -76,7 +76,7 @@ def checks_in_words(record: Record) -> str:
 
 
 def print_exact_spectrum(record: Record, console: Console) -> None:
-    """What all eigenvalues of the Gauss-Newton matrix say, beside the rank that counting alone allows."""
+    """The exact spectrum of the Gauss-Newton matrix, and the largest rank that counting alone allows."""
     exact = record.exact_spectrum
     if exact is None:
         return
@@ -105,7 +105,7 @@ def second_trace(record: Record) -> tuple[str, str] | None:
 
 
 def checks_in_short(record: Record) -> str:
-    """How many comparisons came out how."""
+    """The number of comparisons with each result."""
     counts = Counter(check.verdict for check in record.checks)
     many = {verdict: verdict if verdict == INCONCLUSIVE else verdict.removesuffix("s") for verdict in VERDICTS}
     return ", ".join(f"{counts[verdict]} {many[verdict]}" for verdict in VERDICTS if counts[verdict]) or "-"
@@ -119,7 +119,7 @@ def measure_in_short(measure: Measure | None) -> str:
 
 
 def print_sharpness(record: Record, console: Console) -> None:
-    """Every measure with its error, its form and what it rests on; what there is to know of one stands below it."""
+    """Every measure with its error, its form and its basis; notes on a measure are below the table."""
     if not record.sharpness:
         return
     print_heading(console, "sharpness measures")
@@ -147,7 +147,7 @@ def print_sharpness(record: Record, console: Console) -> None:
 
 
 def _conditions(measure: Measure, bn_mode: str) -> list[str]:
-    """What is not as usual: the batch-norm mode, the loss, an infimum not attained, entries clipped at 0."""
+    """Unusual circumstances: the batch-norm mode, the loss, an infimum not attained, entries clipped at 0."""
     return [
         words
         for words, holds in (

@@ -134,7 +134,7 @@ def _console() -> Console:
 
 
 def _print_folder(folder: Path, max_size: str | None) -> None:
-    """The checkpoints of a folder in the order of training, with the files of each and what else is beside them."""
+    """The checkpoints of a folder in the order of training, with the files of each and other files in the folder."""
     console = _console()
     found = in_training_order(find_checkpoints([folder]), max_size)
     console.print(f"{folder}: {len(found)} checkpoint{'' if len(found) == 1 else 's'}", style="bold")

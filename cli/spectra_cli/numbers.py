@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: to the digits that their errors leave, and no further."""
+"""Numbers as text, rounded to the digits that their errors leave."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def in_short(estimate: Estimate | None) -> str:
 
 
 def unresolved(estimate: Estimate) -> str:
-    """What is known of a count that is not resolved."""
+    """The bracket of a count that the steps do not resolve, in words."""
     low = 0.0 if estimate.lower is None else estimate.lower
     high = 1.0 if estimate.upper is None else estimate.upper
     tau = "" if estimate.tau is None else f" (tau {estimate.tau:.2g})"

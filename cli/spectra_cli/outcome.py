@@ -1,4 +1,4 @@
-"""What a run came to: its table, and the errors that end it."""
+"""The result of a run on the terminal: its table, and the errors that end it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool, everything: bool = F
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
     """SIGTERM, with which schedulers end a job, counts as Ctrl-C: the file is put in order before the end."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
 
@@ -70,7 +70,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def interrupted(out: Path) -> None:
-    """Say what an interrupt leaves."""
+    """Print which records or probes an interrupted run has kept."""
     if out.exists():
         say(f"spectra: the records finished so far are in {out}; the same command goes on from there")
     elif PartialFile(out).path.exists():

@@ -1,4 +1,4 @@
-"""The phase that a run is in, how long it has been in it, and how long it will be: for displays."""
+"""The present phase of a run, the time it has taken, and the time it will take: for displays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COUNTED = ("probes", "eigenpairs")  # in products, where the others are parts o
 
 @dataclass(frozen=True)
 class Phase:
-    """What is being done."""
+    """A phase of a run: its name, and how much of it is done."""
 
     name: str
     done: float
@@ -25,7 +25,7 @@ class Phase:
     before: float  # done already when it began, by an earlier process
 
     def seconds_left(self, now: float) -> float | None:
-        """At the pace so far; None where nothing can be said."""
+        """Seconds that remain at the pace so far; None where that is not known."""
         gained = self.done - self.before
         return None if not self.of or gained <= 0 else (now - self.begun) * (self.of - self.done) / gained
 
@@ -74,7 +74,7 @@ class PhaseClock:
             self._thread.join()
 
     def set(self, name: str, done: float, of: float, what: str) -> bool:
-        """Take note of a phase; returns whether it is another than before."""
+        """Set the phase; returns whether it differs from the one before."""
         with self._lock:
             new = self.phase is None or self.phase.name != name
             begun, before = (
@@ -85,7 +85,7 @@ class PhaseClock:
         return new
 
     def clear(self) -> None:
-        """Nothing is being done."""
+        """End the phase."""
         with self._lock:
             self.phase = None
 

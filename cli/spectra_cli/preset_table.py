@@ -1,4 +1,4 @@
-"""What a preset adds to a report: the numbers that its paper prints, in the paper's terms."""
+"""The numbers that a preset adds to a report: those that its paper prints, in the paper's terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, always on standard error: a bar, a line per record, or a JSON object per line."""
+"""The display of a run under way, always on standard error: a bar, a line per record, or a JSON object per line."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class RunDisplay(Listener):
         return self
 
     def expect(self, records: int) -> None:
-        """So many records are asked for in all."""
+        """Set how many records are asked for in all."""
         self.records = records
         self.bar.update(self.row, total=float(records))
 
@@ -90,7 +90,7 @@ class RunDisplay(Listener):
 
     def phase(self, name: str, done: float, of: float, what: str) -> None:
         self.clock.set(name, done, of, what)
-        if self.drawn and self.clock.phase is not None and name != "probes":  # which has the products
+        if self.drawn and self.clock.phase is not None and name != "probes":  # `progress` shows those
             self.bar.update(self.row, description=self._described(self.clock.phase), rate="")
 
     def _described(self, phase: Phase) -> str:
@@ -101,7 +101,7 @@ class RunDisplay(Listener):
         self.say(f"spectra: {self._described(phase)}")
 
     def say(self, words: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if not self.quiet:
             self.console.print(words, markup=False)
 
@@ -109,7 +109,7 @@ class RunDisplay(Listener):
         self.say(f"spectra: {words}")
 
     def chosen_code(self, toml: str, file: str | None, function: str) -> None:
-        """What ``spectra.toml`` chooses, before it is run: shown whatever else is not."""
+        """Print what ``spectra.toml`` chooses, before it is run, also with ``--quiet``."""
         what = f"running {function} in {file}" if file else f"the built-in {function}"
         self.console.print(f"spectra: {toml} chooses the task: {what}", markup=False)
 
@@ -143,7 +143,7 @@ class RunDisplay(Listener):
     def _passed_over(self, what: str, path: Path, of: Path, records: int) -> None:
         words = f"has the {what} of {of if of.name == path.name else of.name}: passed over"
         self._line(words, records)
-        if self.drawn:  # no table will tell
+        if self.drawn:  # the bar leaves no line, and the table has no row
             self.note(f"{path.name}: {words}")
 
     def _line(self, words: str, records: int = 1) -> None:

@@ -108,7 +108,7 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
 
 
 def _print_estimates(record: Record, console: Console) -> None:
-    """Every estimate with its error and its interval; what there is to know of one stands below, under a star."""
+    """Every estimate with its error and its interval; notes on starred ones are below the table."""
     tested = record.test_spectrum is not None
     beside = ["test data", "+-", "interval", ""] * tested
     table = new_table("quantity", "value", "+-", "interval", "limited by", "", *beside)
@@ -127,7 +127,7 @@ def _print_estimates(record: Record, console: Console) -> None:
 
 
 def print_requested(found: Mapping[str, Estimate], console: Console, *, of: str) -> None:
-    """What was asked for of a record at numbers of the reader's."""
+    """The quantities that the reader asked for with ``--at``."""
     print_heading(console, f"on request, of {of}")
     table = new_table("quantity", "value", "+-", "interval", "")
     table.columns[0].justify = table.columns[4].justify = "left"
@@ -159,7 +159,7 @@ def _eigenpairs_table(record: Record) -> Table | None:
 
 
 def estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
-    """Value, error, interval and marks; a note that the marks have no room for goes to the remarks."""
+    """Value, error, interval and marks; longer notes are added to the remarks."""
     # A count that is not resolved has no value: its bracket is the result.
     value, error = ("-", "") if estimate.resolved is False else number(estimate)
     marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]

@@ -76,7 +76,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 
 
 def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
-    """The table; what the stars in it stand for is returned."""
+    """Print the table; returns the notes that its stars refer to."""
     tested = record.test_spectrum is not None
     table = new_table("quantity", "value", "+-", "interval", *(["test data"] if tested else ["limited by"]), "")
     table.columns[0].justify = table.columns[-1].justify = "left"
@@ -115,7 +115,7 @@ def _trace_check(record: Record) -> str:
 
 
 def _findings(record: Record, remarks: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """A line for each kind of finding beside the spectrum; what is to be said of a number goes to the remarks."""
+    """A line for each kind of check and measure; notes on single numbers are added to the remarks."""
     lines = []
     if (pairs := record.spectrum.eigenpairs if record.spectrum else None) is not None:
         largest = ", ".join(plain(float(value), 5) for value in pairs.values[:_MOST_EIGENVALUES])

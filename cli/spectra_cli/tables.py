@@ -76,7 +76,7 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
     complete = [record for record in records if record.status != "failed"]
     print_heading(console, ", ".join(dict.fromkeys(record.where for record in records if record.where)) or "records")
     remarks: dict[str, list[str]] = {}
-    # A record with held-out data has two columns, so that one is read beside the other.
+    # A record with held-out data has two columns, for comparison of the two.
     table = new_table(
         "quantity", *(f"{r.operator}, BN {r.bn_mode}{', test data' * test}" for r, test in _columns(complete))
     )

@@ -4,8 +4,8 @@
 2. The checkpoint's own entry, written by ``spectra.save_checkpoint``. Only built-in names are honoured: a file that
    someone sends must not be able to name code to run.
 3. ``spectra.toml`` in the working directory, or above it up to the root of its repository (the folder with ``.git``).
-   One that merely lies beside the checkpoint is never read, and one of another user is refused. ``SPECTRA_TOML=off``
-   in the environment turns this off; ``SPECTRA_TOML=PATH`` names the file, whoever owns it.
+   The folder of the checkpoint is not searched, and a file of another user is refused. ``SPECTRA_TOML=off`` in the
+   environment turns this off; ``SPECTRA_TOML=PATH`` names the file, whoever owns it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def resolve(
             checkpoint or ``spectra.toml`` gives.
         checkpoint: whose own entry is asked.
         cwd: where relative paths start and ``spectra.toml`` is looked for; the working directory by default.
-        announce: is told what ``spectra.toml`` chooses, before any of it is run.
+        announce: called with what ``spectra.toml`` chooses, before any of it is run.
 
     Raises:
         TaskError: no task, or none that can be used; the message says why.

@@ -1,7 +1,7 @@
 """Importing and calling the user's task function; what it raises becomes one line with its own last line.
 
 While the user's file is imported and its function called, its folder is first on ``sys.path``, as when Python runs the
-file. Afterwards it is last: imports inside of the model's ``forward`` still find the files beside it, and none of
+file. Afterwards it is last: imports inside of the model's ``forward`` still find the files in its folder, and none of
 these can take the place of a module that spectra or torch imports later.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Typed:
-    """A value as it was typed on the command line, before it is known what it is for."""
+    """A value as it was typed on the command line, before its type is known."""
 
     text: str
 
@@ -111,7 +111,7 @@ def bind(function: Callable[..., Any], args: Mapping[str, Any], spec: str) -> tu
     """
     try:
         parameters = inspect.signature(function).parameters
-    except (ValueError, TypeError):  # some callables of C have none; calling will tell
+    except (ValueError, TypeError):  # some callables written in C have none; the call shows what they accept
         return {name: settle(value, as_text=False) for name, value in args.items()}, False
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -90,7 +90,7 @@ def check_output(out: Path) -> None:
 
 
 class ChosenData:
-    """The task on the chosen data; the choice is made once for a task, or for data, that serve every checkpoint."""
+    """Makes the task on the chosen data; once, where the task or its data are the same object for every checkpoint."""
 
     def __init__(self, choice: DataChoice, *, with_test: bool) -> None:
         self.choice = choice
@@ -100,9 +100,10 @@ class ChosenData:
         self._frozen: tuple[Task, Task] | None = None  # the task of the last snapshot, and the same with it
 
     def task(self, made: Task) -> Task:
+        """The task on the chosen data."""
         if self._last is None or self._last[0] is not made:
             self.varies = self._last is not None
-            self._last = None  # its data are not kept beside the new ones
+            self._last = None  # so that old and new data are not in memory together
             choice = self.choice
             chosen = sampled(
                 self._snapshot(made) if choice.snapshot else made,
@@ -116,7 +117,7 @@ class ChosenData:
         return self._last[1]
 
     def _snapshot(self, made: Task) -> Task:
-        """A snapshot of the task's data: that of the checkpoint before, where the data are the same object."""
+        """The task with a snapshot of its data; the last snapshot, where the data are the same object."""
         if self._frozen is not None:
             before, frozen = self._frozen
             if made.data is before.data and made.test_data is before.test_data:

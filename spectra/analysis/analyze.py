@@ -1,4 +1,4 @@
-"""The stair between the wings: a task at its parameters, through operators and Lanczos, to records."""
+"""From a task at its parameters to its records: operators, Lanczos, checks, sharpness measures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.eigenspaces import Eigenspaces
-from spectra.analysis.held_out import beside, held_out_notes, shared_progress, told_of
+from spectra.analysis.findings import find
+from spectra.analysis.held_out import Report, errors_name_test_data, held_out_facts, held_out_notes, shared_progress
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
 from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
 from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener
-from spectra.analysis.validation import Verification, verify, verify_spectrum
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import ArgumentError
 from spectra.krylov.eigsh import eigsh
@@ -27,15 +27,11 @@ from spectra.krylov.slq import lockstep_width, slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import measure_point, widths_of
 from spectra.results.identity import Place
-from spectra.results.measure import Measure
 from spectra.results.record import Record
-from spectra.runtime.allowance import Allowance, limited
 from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.phases import part, phase
-from spectra.sharpness.suite import bounds_of, measure_all, task_of
 from spectra.spectrum.degeneracy import rank_bound_ff
-from spectra.spectrum.exact_spectrum import GGNSpectrum
 from spectra.spectrum.spectrum import Spectrum
 from spectra.task.task import Task
 
@@ -154,7 +150,7 @@ def _records(
     with shared_results():  # the operators have the same loss and data
         for training, *held_out in operators:
             for operator in (training, *held_out):
-                with told_of(operator, training):
+                with errors_name_test_data(operator is not training):
                     phase("checking")
                     _ = operator.self_test
     for of_record, probes_per_pass in zip(operators, chosen):
@@ -177,32 +173,36 @@ def choose_probes_per_pass(operators: Sequence[CurvatureOperator], asked: Settin
     """
     fits: list[int] = []
     for operator in operators:
-        with told_of(operator, operators[0]):
+        with errors_name_test_data(operator is not operators[0]):
             fits.append(lockstep_width(operator, min(asked.lanczos_steps, operator.n), asked.num_probes))
     return min(fits) if asked.width is None else min(asked.width, asked.num_probes)
 
 
-def _told(
-    name: str, progress: Callable[[int, int], None] | None, before: int, after: int
-) -> Callable[[int, int], None]:
-    """What is told of a phase, and of all products: those of the phase, with the ones before and after it."""
+def _phase_progress(name: str, progress: Report, before: int, after: int) -> Report:
+    """Reports the products of a phase, and to `progress` those of the record.
 
-    def tell(done: int, total: int) -> None:
+    Args:
+        name: of the phase.
+        progress: called with products done and products at most.
+        before: products of the record before the phase.
+        after: products of the record after the phase, at most.
+    """
+
+    def report(done: int, total: int) -> None:
         phase(name, done, total)
-        if progress is not None:
-            progress(before + done, before + total + after)
+        progress(before + done, before + total + after)
 
-    return tell
+    return report
 
 
 def _measure(
     run: AnalysisRun,
     planned: _Planned,
     part: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Report,
     nearby: np.ndarray | None = None,
 ) -> tuple[dict[str, float | int | None], Spectrum, np.ndarray | None]:
-    """What holds at the point, and the spectrum, with its eigenpairs where they are asked for.
+    """Loss, gradient and accuracy; the spectrum, with eigenpairs where they are asked for; and their vectors, (n, K).
 
     Args:
         run: what is under way.
@@ -224,7 +224,7 @@ def _measure(
                 "LM",
                 seed=asked.seed,
                 nearby=nearby,
-                progress=_told("eigenpairs", progress, 0, ahead),
+                progress=_phase_progress("eigenpairs", progress, 0, ahead),
             )
         done = [] if unfinished is None else unfinished.done(part)
         under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
@@ -237,7 +237,7 @@ def _measure(
             asked.seed,
             distribution=asked.distribution,
             width=planned.probes_per_pass,
-            progress=_told("probes", progress, 0 if pairs is None else pairs.products, 0),
+            progress=_phase_progress("probes", progress, 0 if pairs is None else pairs.products, 0),
             eigenpairs=pairs,
             done=done,
             group_done=None if unfinished is None else partial(unfinished.keep, part),
@@ -247,50 +247,6 @@ def _measure(
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
     return facts, spectrum, None if pairs is None else pairs.vectors
-
-
-@dataclass(frozen=True)
-class _Findings:
-    """What is known of a record beside its spectrum."""
-
-    verified: Verification
-    compared: Verification  # with all eigenvalues
-    eigenvalues: GGNSpectrum | None
-    sharpness: dict[str, Measure]
-
-
-def _find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, faults: Faults) -> _Findings:
-    allowance = _allowance(operator, spectrum, asked)
-    verified, eigenvalues, compared = Verification(), None, Verification()
-    measures: dict[str, Measure] = {}
-    with operator.prepared(), shared_results():
-        task = task_of(operator)
-        if asked.check is not False:
-            with faults.kept("the check of the traces"), limited(None if asked.check else allowance):
-                verified = verify(operator, spectrum, task)
-        if asked.exact_spectrum:
-            phase("exact spectrum")
-            with faults.kept("the exact spectrum"):
-                eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
-        with limited(allowance):
-            measures = measure_all(task, asked.metrics or "none", operator.bn_mode, faults)
-        if asked.bounds:
-            with faults.kept("the bounds"), part("bounds", 0, 1):
-                measures |= bounds_of(task, operator.bn_mode)
-        return _Findings(verified, compared, eigenvalues, measures)
-
-
-def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> Allowance:
-    """What is not asked for by name may cost as much as the spectrum, which it is beside."""
-    products = asked.num_probes * min(asked.lanczos_steps, operator.n)
-    if spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
-        products += asked.eigenpairs if asked.warm_start else spectrum.eigenpairs.products
-    return Allowance.of_products(
-        products,
-        parameters=operator.n,
-        targets=operator.task.survey().total_weight,
-        dtype=operator.dtype.name,
-    )
 
 
 def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
@@ -305,32 +261,31 @@ def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
         key = key_of(operator.task.model, operator.device, record)
         goes_on_with = unfinished.begin(key, planned.probes_per_pass, fixed=asked.width is not None)
         planned = replace(planned, probes_per_pass=goes_on_with)
-    kind = operator.kind, operator.bn_mode
-    nearby = eigenspaces.before(kind) if eigenspaces is not None and asked.warm_start else None
+    pair = operator.kind, operator.bn_mode
+    nearby = eigenspaces.before(pair) if eigenspaces is not None and asked.warm_start else None
     facts, spectrum, vectors = _measure(run, planned, 0, first, nearby)
-    overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(kind, place, vectors)
+    overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(pair, place, vectors)
     faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
-    found = _find(operator, spectrum, asked, faults)
+    found = find(operator, spectrum, asked, faults)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
         facts |= {"rank_bound_ff": rank_bound_ff(d_y, units, d_x), "d_y": d_y, "d_x": d_x, "sum_of_widths": units}
-    said = [
+    notes = [
         *faults.notes,
-        *found.verified.warnings,
-        *found.compared.warnings,
+        *found.warnings,
         *notes_of(operator),
         *notes_of_rank(operator, facts),
         *notes_of_pairs(spectrum.eigenpairs),
     ]
     test_spectrum: Spectrum | None = None
     cost: dict[str, int] = {}
-    for twin, again in zip(held_out, others):
+    for test_operator, test_progress in zip(held_out, others):
         with part("held-out", 0, 1):
-            test_facts, test_spectrum, _ = _measure(run, planned, 1, again)
-        facts |= beside(facts, test_facts, twin.task.reduces_to)
+            test_facts, test_spectrum, _ = _measure(run, planned, 1, test_progress)
+        facts |= held_out_facts(facts, test_facts, test_operator.task.reduces_to)
         cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
-        said += held_out_notes(twin, operator.self_test.notes)
+        notes += held_out_notes(test_operator, operator.self_test.notes)
     seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
     return Record(
         place=place,
@@ -343,18 +298,18 @@ def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
         spectrum=spectrum,
         test_spectrum=test_spectrum,
         provenance=provenance_of(operator, spectrum, seconds) | cost | faults.as_provenance(),
-        exact=found.verified.exact,
-        checks=(*found.verified.checks, *found.compared.checks),
+        exact=found.traces.exact,
+        checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,
         overlap=overlap,
-        remainder=found.verified.remainder,
+        remainder=found.traces.remainder,
         sharpness=found.sharpness,
-        notes=(*said, *place.notes, *planned.notes),
+        notes=(*notes, *place.notes, *planned.notes),
     )
 
 
 def place_of(checkpoint: Checkpoint | Place | None) -> Place:
-    """Where the weights are from, in what a record keeps of it."""
+    """The origin of the weights as a record keeps it: file, content, epoch, step and notes."""
     if checkpoint is None or isinstance(checkpoint, Place):
         return checkpoint or Place()
     return Place(
@@ -367,7 +322,7 @@ def place_of(checkpoint: Checkpoint | Place | None) -> Place:
 
 
 def failed_record(operator: str, bn_mode: str, reason: str, settings: dict[str, Any], place: Place) -> Record:
-    """A record that says why there are no numbers, for one checkpoint among several."""
+    """A record without numbers, with the reason, of a checkpoint that could not be analysed."""
     return Record(
         place=place,
         operator=operator,

@@ -17,14 +17,14 @@ Pair = tuple[str, str]  # operator and batch-norm mode
 
 
 class Eigenspaces:
-    """The last vectors of each operator and mode of a run, in a file beside the results file that goes when it ends.
+    """The last eigenvectors of each operator and BN mode of a run, in a file of their own until the run ends.
 
-    The vectors of a record are written before the record is, beside those of the one before it: whenever the process
-    dies, those that the next record is compared with are there.
+    The vectors of a record are written before the record, and those of the record before it are kept until then. So
+    the vectors that the next record is compared with exist whenever the process dies.
 
     Args:
-        out: the results file.
-        say: is told in a line what cannot be used.
+        out: the results file; the vectors are in a file in the same folder.
+        say: called with a line about vectors that cannot be used.
     """
 
     def __init__(self, out: Path, say: Callable[[str], None]) -> None:
@@ -42,7 +42,7 @@ class Eigenspaces:
                 self._vectors[(operator, mode), key] = arrays["vectors"]
 
     def before(self, pair: Pair) -> np.ndarray | None:
-        """The vectors of the record before, if they are there."""
+        """The vectors (n, K) of the record before; None where there are none."""
         place = self._last.get(pair)
         return None if place is None else self._of(pair, place)
 
@@ -68,7 +68,7 @@ class Eigenspaces:
         return found
 
     def passed(self, pair: Pair, place: Place) -> None:
-        """The file has the record of this place now: the next one is compared with it."""
+        """Take the record of this place, which the file has, as the one that the next record is compared with."""
         self._last[pair] = place
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a record says of held-out data: the numbers beside those of the training data, and the words with them."""
+"""Held-out data in a record: their facts, settings, notes and errors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from spectra.task.task import Task
 Report = Callable[[int, int], None]
 
 
-def beside(
+def held_out_facts(
     facts: Mapping[str, float | int | None], test: Mapping[str, float | int | None], reduces_to: str
 ) -> dict[str, float | int | None]:
-    """The facts of the test data under their names in a record, and what lies between them and the training data.
+    """The facts of the test data under their names in a record, and their differences from the training data.
 
     ``generalization_gap = test_loss - loss``, both without the l2 term; left out for a sum over the data, which grows
     with their number. ``accuracy_gap = accuracy - test_accuracy``, a difference of fractions.
 
     Example:
-        >>> beside({"loss": 0.25, "accuracy": 0.9}, {"loss": 1.0, "accuracy": 0.4, "n_samples": 7}, "mean")
+        >>> held_out_facts({"loss": 0.25, "accuracy": 0.9}, {"loss": 1.0, "accuracy": 0.4, "n_samples": 7}, "mean")
         {'test_loss': 1.0, 'test_accuracy': 0.4, 'test_n_samples': 7, 'generalization_gap': 0.75, 'accuracy_gap': 0.5}
     """
-    found = {f"test_{name}": test.get(name) for name in ("loss", "accuracy", "n_samples")}
+    named = {f"test_{name}": test.get(name) for name in ("loss", "accuracy", "n_samples")}
     if reduces_to == "mean":
-        found["generalization_gap"] = _difference(test["loss"], facts["loss"])
+        named["generalization_gap"] = _difference(test["loss"], facts["loss"])
     accuracies = facts.get("accuracy"), test.get("accuracy")
     if None not in accuracies:
-        found["accuracy_gap"] = _difference(*accuracies)
-    return found
+        named["accuracy_gap"] = _difference(*accuracies)
+    return named
 
 
 def _difference(a: float | int | None, b: float | int | None) -> float | None:
@@ -40,25 +40,25 @@ def _difference(a: float | int | None, b: float | int | None) -> float | None:
 
 
 def held_out_settings(task: Task) -> dict[str, Any]:
-    """What the records of a run share of their test data: a run without them is another one.
+    """The settings of a run that describe its test data. A run without test data has none of them.
 
     Raises:
         DataError: the task has none, or they cannot be used.
     """
     held_out = task.held_out()
-    with told_of(held_out, task):
+    with errors_name_test_data(True):
         survey = held_out.survey()
     return {"test_data": survey.fingerprint, "test_batch_sizes": run_lengths(survey.rows)}
 
 
-def held_out_notes(operator: CurvatureOperator, told: Sequence[str]) -> list[str]:
-    """What belongs beside the numbers of test data.
+def held_out_notes(operator: CurvatureOperator, training_notes: Sequence[str]) -> list[str]:
+    """Notes on the numbers of the test data.
 
     Args:
-        operator: that of the test data.
-        told: the notes of the training data, which are not said twice.
+        operator: on the test data.
+        training_notes: the notes on the training data, which are not repeated.
     """
-    notes = [f"test data: {note}" for note in operator.self_test.notes if note not in told]
+    notes = [f"test data: {note}" for note in operator.self_test.notes if note not in training_notes]
     if operator.bn_mode == "recalibrated" and batch_norm_layers(operator.task.model):
         notes.append("the numbers of the test data take the running statistics estimated over the training data")
     if operator.task.reduces_to == "sum":
@@ -67,18 +67,18 @@ def held_out_notes(operator: CurvatureOperator, told: Sequence[str]) -> list[str
 
 
 @contextmanager
-def told_of(subject: object, training: object) -> Iterator[None]:
-    """Say in an error that it is of the test data, where the subject is not that of the training data."""
+def errors_name_test_data(of_test_data: bool) -> Iterator[None]:
+    """Begin the message of an error with "test data:" where the computation is of the test data."""
     try:
         yield
     except SpectraError as error:
-        if subject is not training:
+        if of_test_data:
             error.args = (f"test data: {error}",)
         raise
 
 
-def shared_progress(report: Report | None, parts: int) -> list[Report | None]:
-    """One progress for work in several parts of equal size, the reports that each part makes.
+def shared_progress(report: Report, parts: int) -> list[Report]:
+    """Splits one progress report over work in several parts of equal size: a function for each part.
 
     Example:
         >>> first, second = shared_progress(lambda done, total: print(done, total), 2)
@@ -87,8 +87,6 @@ def shared_progress(report: Report | None, parts: int) -> list[Report | None]:
         11 16
         (None, None)
     """
-    if report is None:
-        return [None] * parts
 
     def of_part(part: int) -> Report:
         return lambda done, total: report(part * total + done, parts * total)

@@ -1,4 +1,4 @@
-"""What must be said beside the numbers of a record."""
+"""Notes that the operator and its eigenpairs attach to a record."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.modes import batch_norm_layers
 from spectra.spectrum.eigenpairs import Eigenpairs
 
-# A matrix whose rank is at most this part of its rows is degenerate by counting alone.
+# A matrix whose rank is at most this fraction of its rows is degenerate by counting alone.
 _FEW = 0.5
 
 
 def notes_of_pairs(pairs: Eigenpairs | None) -> list[str]:
+    """The note of the search for eigenpairs, if it has one."""
     return [] if pairs is None or pairs.note is None else [pairs.note]
 
 
 def notes_of_rank(operator: CurvatureOperator, facts: Mapping[str, float | int | None]) -> list[str]:
-    """That a degeneracy is explained by counting, where it nearly is."""
+    """A note where counting alone explains most of the degeneracy."""
     bound = facts.get("rank_bound_counting")
     if bound is None or bound > _FEW * operator.n:
         return []
@@ -30,6 +31,7 @@ def notes_of_rank(operator: CurvatureOperator, facts: Mapping[str, float | int |
 
 
 def notes_of(operator: CurvatureOperator) -> list[str]:
+    """Notes on what the operator is of: its self-test, batch norm, samples, and l2 term."""
     notes = list(operator.self_test.notes)
     if operator.bn_mode != "eval" and not batch_norm_layers(operator.task.model):
         notes.append(f"the network has no batch-norm layer: {operator.bn_mode} mode is the same function as eval mode")

@@ -1,4 +1,4 @@
-"""Presets: whole protocols of papers, as the options that they stand for."""
+"""Presets: the protocols of papers, as options of an analysis."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def filled(preset: str | None = None, **given: Any) -> dict[str, Any]:
 
 
 def departures(preset: str, given: dict[str, Any]) -> list[str]:
-    """Where options contradict a preset, a few words each."""
+    """The options that contradict a preset, in a few words each."""
     return [
         f"{name}={_words(given[name])} in place of {_words(value)}"
         for name, value in PRESETS[preset].items()

@@ -20,7 +20,7 @@ from spectra.version import __version__
 
 
 def provenance_of(operator: CurvatureOperator, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
-    """What is kept of how a spectrum was computed: effort, exactness, device, and :func:`origin`."""
+    """How a spectrum was computed: device, products, seconds, the results of the self-test, and :func:`origin`."""
     test = operator.self_test
     device = operator.device
     return {
@@ -41,7 +41,7 @@ def provenance_of(operator: CurvatureOperator, spectrum: Spectrum, seconds: floa
 
 
 def origin() -> dict[str, Any]:
-    """The date, the command and the versions: what is known of a record that failed, too."""
+    """The date, the command and the versions. A failed record has these too."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": _command_line(),

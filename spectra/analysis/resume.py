@@ -1,8 +1,8 @@
-"""Going on in the middle of a record: finished probes are kept, and every half minute how far the others have come.
+"""Resuming in the middle of a record: finished probes are kept, and every half minute the state of the others.
 
-The numbers of a run that was interrupted are those of one that was not, bit for bit on the same machine, since a probe
-depends on its number alone, and since the probes per pass and the threads are those of the part that is kept. The
-clock says when something is kept, and nothing else.
+An interrupted run gives the same numbers as one that was not interrupted, bit for bit on the same machine: a probe
+depends on its number alone, and the probes per pass and the threads are those of the part that was kept. The clock
+decides only when something is kept.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 from spectra.version import __version__
 
 Say = Callable[[str], None]
-#: How far the probes have come is kept when so many seconds have gone since the last time,
+#: The state of unfinished probes is kept every so many seconds,
 INTERVAL = 30.0
-#: as long as their vectors take no more bytes than this, nor than half of what is free on the disk.
+#: as long as their vectors take at most so many bytes, and at most half of what is free on the disk.
 LARGEST = 4 * 2**30
 
 
 class Unfinished:
-    """The finished probes of the record that is under way, and how far the others are, in files beside the results.
+    """The finished probes of the record that is being computed, and the state of the others, in files of their own.
 
     Args:
-        out: the results file.
-        say: is told in a line what is used again, or why it is not.
+        out: the results file; the files are in the same folder.
+        say: called with a line about what is used again, or why it is not.
     """
 
     def __init__(self, out: Path, say: Say) -> None:
@@ -60,21 +60,21 @@ class Unfinished:
         self._under_way: UnderWay | None = None  # of an earlier process, until it is taken up
         self._rows: list[int] = []  # vectors of each recurrence of this group that are in the file of vectors
         self._kept = time.perf_counter()  # when something was kept last
-        self._room: int | None = None  # bytes that the vectors of this group may take; None: not looked at yet
+        self._room: int | None = None  # bytes that the vectors of this group may take; None: not determined yet
         self.seconds = 0.0  # that an earlier process spent on the probes that are taken up
         self._begun = time.perf_counter()
-        self._written = False  # over what was left
-        self._passed_over = False  # what is left was not of the first record that was taken up
+        self._written = False  # replaced what an earlier process left
+        self._passed_over = False  # what an earlier process left was not of the first record here
 
     @property
     def threads(self) -> int | None:
-        """Of the part that was left, if that was on this machine: elsewhere it is not used, so nor are they."""
+        """The threads of the probes that an earlier process left on this machine; None: there are none."""
         if self.left is None or self.left.key.get("platform") != _machine():
             return None
         return self.left.how.get("threads")
 
     def begin(self, key: Mapping[str, Any], probes_per_pass: int, *, fixed: bool) -> int:
-        """Take up a record, with what is left of it.
+        """Begin a record, with the probes of it that an earlier process left.
 
         Args:
             key: what its numbers depend on; :func:`key_of`.
@@ -82,7 +82,8 @@ class Unfinished:
             fixed: it was asked for.
 
         Returns:
-            The probes per pass to go on with: those of what is left, unless others are asked for or do not fit.
+            The probes per pass to go on with: as the earlier process used, unless another number is asked for or
+            that does not fit.
         """
         key = {**key, "threads": torch.get_num_threads()}
         self._parts, self.seconds, self._begun = [], 0.0, time.perf_counter()
@@ -113,7 +114,7 @@ class Unfinished:
         return [_recurrence(arrays) for arrays in self._parts[part]] if part < len(self._parts) else []
 
     def under_way(self, part: int, device: torch.device) -> list[Halfway]:
-        """How far the probes after those of a part had come. Asked once, before anything else of the part is kept."""
+        """The state of the unfinished probes of a part. Called once, before anything else of the part is kept."""
         found = self._under_way
         if found is None or found.part != part:
             return []
@@ -127,7 +128,7 @@ class Unfinished:
         return [_halfway(arrays, vectors, device) for arrays, vectors in zip(found.recurrences, rows)]
 
     def step(self, part: int, how_far: Callable[[], Sequence[Halfway]]) -> None:
-        """Keep how far a group of probes has come, if it is time.
+        """Keep the state of a group of probes, if `INTERVAL` seconds have passed.
 
         Raises:
             StorageError: it cannot be written.
@@ -174,13 +175,13 @@ class Unfinished:
         self._kept = time.perf_counter()
 
     def end(self) -> None:
-        """The record is stored: nothing is unfinished. What an earlier process left is of one that is stored too."""
+        """The record is stored: remove the files. What an earlier process left is of a stored record too."""
         self._parts, self.left = [], None
         self.file.remove()
         self.vectors.remove()
 
     def fail(self) -> None:
-        """The record has failed. What an earlier process left of a later one is put back, so that it is not lost."""
+        """The record has failed: remove its probes, and write back what an earlier process left of a later record."""
         self._parts, self._rows = [], []
         if self.left is None or self.left.under_way is None:
             self.vectors.remove()
@@ -230,13 +231,13 @@ def _machine() -> str:
 
 
 class SameThreads:
-    """Compute with the threads of what is there already, and set the number back at the end.
+    """Compute with the number of threads of the existing probes or records, and set it back at the end.
 
     Sums are split over threads, so another number of threads gives other last digits.
 
     Args:
-        threads: of the probes or records that are there; None: there are none of this machine.
-        say: is told if the number is changed, or cannot be.
+        threads: of the existing probes or records; None: there are none of this machine.
+        say: called with a line if the number is changed, or cannot be.
     """
 
     def __init__(self, threads: int | None, say: Say) -> None:

@@ -67,7 +67,7 @@ def analyze_checkpoints(paths: Iterable[Path], make_task: TaskMaker, asked: RunS
     Raises:
         SpectraError: a single checkpoint fails, the task cannot be made, or the file cannot be written or continued.
             Whatever is raised, the file keeps the records that were finished, and the probes of the next one that
-            were finished are kept beside it.
+            were finished are kept in a file in the same folder.
     """
     total = len(paths) if isinstance(paths, Sequence) else None
     if total == 0:
@@ -84,7 +84,7 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
     read = partial(load_checkpoint, unsafe=asked.unsafe, weights=asked.weights, max_size=parse_size(asked.max_size))
     seen = Seen()
     recipient = Recipient(asked.partial)
-    shares: str | None = None  # how many tensors are the task's own, as it was said last
+    shares: str | None = None  # the last note about tensors that the checkpoint lacks
     for index, path in enumerate(paths):
         listener.checkpoint(index, total, path)
         place = Place(checkpoint=str(path))
@@ -131,7 +131,7 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
 
 @contextmanager
 def _of_checkpoint(path: Path) -> Iterator[None]:
-    """What ends the reading of a checkpoint is an error of that checkpoint, also where memory runs out."""
+    """Turn any error while a checkpoint is read into an error of that checkpoint, also where memory runs out."""
     try:
         yield
     except SpectraError as error:

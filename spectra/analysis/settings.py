@@ -1,4 +1,4 @@
-"""What is asked of an analysis, and what of it all records of a run share."""
+"""The settings of an analysis and of a run, and those that all records of a run share."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which of the task's data are used, and how: None leaves what the task says."""
+    """Which of the task's data are used, and how. None: as the task says."""
 
     samples: int | None = bounded(None)  # a fixed random subset of this many rows
     data_seed: int = bounded(0)  # of that subset, and of the snapshot
@@ -136,9 +136,10 @@ class DataChoice:
         check_bounds(self)
 
     def as_settings(self) -> dict[str, Any]:
+        """The choice as a record keeps it."""
         seeded = self.snapshot or self.samples is not None
-        found: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
-        return found | ({"snapshot_data": True} if self.snapshot else {})
+        kept: dict[str, Any] = {"samples": self.samples, "data_seed": self.data_seed if seeded else None}
+        return kept | ({"snapshot_data": True} if self.snapshot else {})
 
 
 @dataclass(frozen=True)

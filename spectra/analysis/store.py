@@ -1,4 +1,4 @@
-"""The results file of a run while it is filled: what is told of it, and what it comes to."""
+"""The results file of a run while it is filled, the listener of the run, and its outcome."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from spectra.results.storage.runfile import RunFile, load_trajectory
 
 
 class Listener:
-    """What is told of a run under way. The methods do nothing here: a display overrides those it shows."""
+    """Receives the events of a run under way. The methods do nothing here; a display overrides those that it shows."""
 
     def checkpoint(self, index: int, total: int | None, path: Path) -> None:
-        """A checkpoint is taken up, of so many if that is known."""
+        """The analysis of a checkpoint begins; `index` counts from 0, and `total` is None where it is not known."""
 
     def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
-        """Products done, of those of one record."""
+        """So many of the products of one record are done."""
 
     def phase(self, name: str, done: float, of: float, what: str) -> None:
-        """What is being done, how much of it is done already, of how much (0: not known), and what in it."""
+        """A phase goes on: `done` of `of` units (0: not known how many), and `what` it works on."""
 
     def record(self, record: Record) -> None:
         """A record is complete and stored, or has failed."""
@@ -38,19 +38,19 @@ class Listener:
         """A record is in the file already."""
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
-        """A checkpoint has the content of one before it, and is passed over, with so many records."""
+        """A checkpoint has the content of an earlier one: it is passed over, with so many records."""
 
     def twin(self, path: Path, of: Path, records: int) -> None:
-        """The same of a checkpoint that has the weights of one before it, in another file."""
+        """A checkpoint has the weights of an earlier one, in another file, and is passed over."""
         self.duplicate(path, of, records)
 
     def note(self, words: str) -> None:
-        """Something about the run as a whole, in a line."""
+        """A line about the run as a whole."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of checkpoints came to."""
+    """The outcome of a run: its file, the records of this call, and how many were in the file before."""
 
     out: Path
     new: frozenset[Identity]  # of this call
@@ -58,17 +58,17 @@ class Outcome:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """Those of this call, in the order of arrival, read from the file."""
+        """The records of this call, in the order of arrival, read from the file."""
         return tuple(record for record in load(self.out).records.values() if record.identity in self.new)
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """Those without numbers."""
+        """The records of this call without numbers."""
         return tuple(record for record in self.records if record.status == "failed")
 
     @property
     def unverified(self) -> tuple[Record, ...]:
-        """Those of which a check or a measure ended in an unexpected error."""
+        """The records of this call in which a check or a measure ended in an unexpected error."""
         return tuple(record for record in self.records if record.status == "unverified")
 
 
@@ -85,7 +85,7 @@ class Store:
         self.twins = True  # a record of the same weights from another file counts as one of this checkpoint
         self.added: set[Identity] = set()  # the records themselves are in the file
         self.kept = 0
-        self._threads: tuple[int | None] | None = None  # what `threads` found; None: not looked for yet
+        self._threads: tuple[int | None] | None = None  # result of `threads`; None: not computed yet
 
     def __enter__(self) -> Self:
         return self
@@ -93,11 +93,17 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """However the run ends, all of its records are in the HDF5 data of its file."""
+        """Closes the file; however the run ends, all of its records are in the HDF5 data of the file."""
         if self.file is not None:
             self.file.__exit__(kind, error, trace)
 
     def open(self, settings: dict[str, Any]) -> None:
+        """Open the file for a run of these settings, at the first call; later ones check that they are the same.
+
+        Raises:
+            TaskError: the settings are not those of the first checkpoint.
+            StorageError: the file cannot be written or continued.
+        """
         settings = settings | self.choice.as_settings()
         if self.file is None:
             self.file = RunFile.open(self.out, settings, force=self.force)
@@ -133,7 +139,7 @@ class Store:
         return Identity.of(place, operator=pair[0], bn_mode=pair[1], settings=self.settings)
 
     def knows(self, pair: tuple[str, str], place: Place) -> bool:
-        """Whether a record with numbers, of this call or of an earlier one, is there."""
+        """Whether the file has a record with numbers, of this call or of an earlier one."""
         return self.file is not None and self.file.has_numbers(self._identity(pair, place))
 
     def keep_all(self, pairs: Sequence[tuple[str, str]], place: Place) -> list[tuple[str, str]]:
@@ -153,6 +159,7 @@ class Store:
         return self._threads[0]
 
     def add(self, record: Record) -> None:
+        """Append a record to the file. A failed one waits until a checkpoint gives the settings of the run."""
         if self.file is None:
             self.waiting.append(record)
             return
@@ -168,7 +175,7 @@ class Store:
             self._threads = (_threads_of([record]),)
 
     def close(self) -> Outcome:
-        """What the run came to. Its probes and eigenvectors in other files than the results file are removed.
+        """The outcome of the run. The files of unfinished probes and of eigenvectors are removed.
 
         Raises:
             CheckpointError: there is no record.
@@ -183,7 +190,7 @@ class Store:
 
 
 def _threads_of(last: Sequence[Record]) -> int | None:
-    """Of the last record, if there is one that was computed on such a machine."""
+    """The threads of the last record, if it was computed on a machine of this platform."""
     if not last or last[0].provenance.get("platform") != platform.platform():
         return None
     found: int | None = last[0].provenance.get("threads")

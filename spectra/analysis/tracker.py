@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Adds a record of the model as it is to a results file, each time it is called.
 
-    Weights, buffers, gradients, modes of the layers, what modules count or store beside them, and the states of all
+    Weights, buffers, gradients, modes of the layers, counters and activations that modules store, and the states of all
     random generators (those of Python, NumPy and torch, and those that the task's data have of their own) are
     afterwards what they were, also after an error: training goes on bit for bit as without it. What it cannot undo is
     what forward hooks of yours do outside of the network, and, on a GPU with ``torch.backends.cudnn.benchmark``, which
@@ -98,14 +98,14 @@ class Tracker:
         self._calls = 0
         self._begun = False
         self._weights: str | None = None  # of the call before
-        self._voice = _Voice(self.out)
+        self._listener = _LogListener(self.out)
         # `strict` of a run also ends it at an unverified record, which here is a warning.
         asked = RunSettings(self.settings, DataChoice(**data), self.out, force=force)
         with contextlib.ExitStack() as stack:
-            self._run = AnalysisRun.open(asked, self._voice, stack)
+            self._run = AnalysisRun.open(asked, self._listener, stack)
             stack.enter_context(self._run.store)
             # Also at the end of the process, for loops that never close it.
-            self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid(), self._voice)
+            self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid(), self._listener)
 
     def __call__(self, *, epoch: float | None = None, step: int | None = None, now: bool = False) -> bool:
         """Analyse the model as it is, if it is its turn.
@@ -152,7 +152,7 @@ class Tracker:
     @property
     def failed(self) -> int:
         """How many records of this tracker have failed."""
-        return self._voice.failed
+        return self._listener.failed
 
     def _hashed(self) -> str:
         weights = weights_sha256(self.task.model)
@@ -169,14 +169,14 @@ class Tracker:
         data = [self.task.data, self.task.test_data]
         with (
             training_kept([self.task.model, self.task.criterion], data, self._run.asked.data.data_seed),
-            SameThreads(self._run.store.threads(), self._voice.note),
+            SameThreads(self._run.store.threads(), self._listener.note),
         ):
             task = self._run.data.task(self.task)
             check_finite(task.model.state_dict())
             analyze_into(self._run, task, place)
 
     def _fail(self, place: Place, error: Exception) -> None:
-        """Record a moment as failed; a warning where that cannot be written either."""
+        """Record a moment as failed. Where that cannot be written either, log a warning."""
         try:
             if isinstance(error, StorageError):
                 raise error
@@ -185,11 +185,11 @@ class Tracker:
                 logger.warning(words, self.out, place.words, reason_of(error), exc_info=error)
             record_failure(self._run, place, error)
         except Exception as other:
-            self._voice.unwritten += 1
+            self._listener.unwritten += 1
             logger.warning("%s: %s: %s", self.out, place.words, reason_of(other))
 
     def close(self) -> None:
-        """Let go of the file, and say how many records failed, if any did. Calling it twice does nothing."""
+        """Close the file, and log how many records failed, if any did. A second call does nothing."""
         try:
             if self._release.alive:
                 self._run.store.eigenspaces.close()
@@ -218,18 +218,18 @@ class Tracker:
         return load_trajectory(self.out)
 
 
-def _let_go(held: contextlib.ExitStack, owner: int, voice: _Voice) -> None:
+def _let_go(held: contextlib.ExitStack, owner: int, listener: _LogListener) -> None:
     """Close the file and give up the lock, in the process that holds it: the workers of a loader are copies of it."""
     if os.getpid() == owner:
         try:
             held.close()
         except StorageError as error:  # its records are in it all the same, and training has ended
             logger.warning("%s", error)
-        voice.summary()
+        listener.summary()
 
 
-class _Voice(Listener):
-    """What is told of a run goes to the log."""
+class _LogListener(Listener):
+    """Sends the events of a run to the log."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -244,7 +244,7 @@ class _Voice(Listener):
             logger.warning("%s: %s: %s: %s", self.out, record.label, record.status, record.reason)
 
     def summary(self) -> None:
-        """How much is missing, in a warning."""
+        """Log a warning about failed and unwritten records."""
         if self.failed:
             words = "%s: %d of %d records failed; the file has the reasons (spectra show)"
             logger.warning(words, self.out, self.failed, self.records)

@@ -1,4 +1,4 @@
-"""What training goes on from, left as it was found: random states, generators of the data, what modules hold."""
+"""Keeps the state of a training: random states, generators of the data, attributes and tensors of modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEAVES = (str, bytes, int, float, torch.Tensor, np.ndarray, nn.Module, ModuleTy
 
 @contextmanager
 def training_kept(modules: Iterable[Any], data: Iterable[Any], seed: int) -> Iterator[None]:
-    """Whatever is read and computed within, training goes on after it as if it had not been, also after an exception.
+    """Restore the state of a training at the end of the block, also after an exception.
 
     Put back are the global random states of Python, NumPy and torch (CUDA included); the states of generators that
     the data, their samplers and their data sets hold themselves; the plain attributes that a forward pass leaves on
@@ -34,8 +34,8 @@ def training_kept(modules: Iterable[Any], data: Iterable[Any], seed: int) -> Ite
     Within, the generators begin from ``seed``, so that what is computed does not depend on how far training has come.
 
     Args:
-        modules: the model that is trained, and its criterion; what is no module is passed over.
-        data: what is read within: data sets, loaders, lists of batches.
+        modules: the model that is trained, and its criterion; other objects are ignored.
+        data: the data sets, loaders or lists of batches that are read in the block.
         seed: at least 0.
 
     Raises:
@@ -59,7 +59,7 @@ def training_kept(modules: Iterable[Any], data: Iterable[Any], seed: int) -> Ite
 
 
 def _state(generator: Any) -> Callable[[], object]:
-    """What puts a generator back to where it is now."""
+    """A function that restores the present state of a generator."""
     if isinstance(generator, torch.Generator):
         state = generator.get_state()
         return lambda: generator.set_state(state)
@@ -104,7 +104,7 @@ def _generators(data: Iterable[Any]) -> list[Any]:
 
 
 def _attributes(model: nn.Module) -> Callable[[], None]:
-    """What puts the plain attributes of all modules back: the same objects, with what they hold now."""
+    """A function that restores the plain attributes of all modules: the same objects with their present contents."""
     modules = [(module, _plain(module)) for module in model.modules()]
     held = [(value, _copy(value)) for _, plain in modules for value in plain.values()]
 
@@ -128,7 +128,7 @@ def _attributes(model: nn.Module) -> Callable[[], None]:
 
 
 def _tensors(model: nn.Module) -> Callable[[], None]:
-    """What puts back the flags and gradients of parameters, and buffers: the same tensors, with what they hold now."""
+    """A function that restores buffers, and flags and gradients of parameters: the same tensors and contents."""
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())

@@ -1,4 +1,4 @@
-"""What is checked in every analysis: the traces of the run against exact ones, on the same data and parameters."""
+"""Checks of a run against exact traces and eigenvalues, on the same data and parameters."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from spectra.spectrum.exact_spectrum import GGNSpectrum
 from spectra.spectrum.spectrum import Spectrum
 from spectra.task.task import Task
 
-#: The seed of the fresh probes that confirm a disagreement: one that nobody is likely to give.
+#: The seed of the fresh probes that confirm a disagreement: a number that no user is likely to choose.
 _FRESH = 7_340_033_507
-#: Of the samples that an exact spectrum is of, where the data are too many.
+#: The seed of the random subset for an exact spectrum of large data.
 _SUBSET = 0
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of it: the exact traces, the comparisons, and ``Tr H - Tr G`` where they are not the Hessian's."""
+    """Exact traces, their comparisons with the run, and ``Tr H - Tr G`` where they are not the Hessian's."""
 
     exact: ExactTrace | None = None  # None: of this operator there is no such trace
     checks: tuple[Check, ...] = ()
     remainder: Estimate | None = None
-    failure: str | None = None  # why nothing could be compared, where that is not how the matrix is
+    failure: str | None = None  # why a comparison could not be made, where one should exist
 
     @property
     def warnings(self) -> list[str]:
@@ -141,16 +141,16 @@ def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Veri
     if not kept_for_pairs:
         why = f"a product with each probe costs about {in_words(paired_cost)} gradients, more than the budget"
         return Verification(exact, checks, failure=f"the Gauss-Newton matrix was not compared: {why}")
-    twin = GGNOperator(operator.task, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
-    twin.function.adopt(operator.function)
-    paired = _first_products(twin, spectrum.num_probes, spectrum, spectrum.seed)
+    ggn = GGNOperator(operator.task, operator.bn_mode, dtype=operator.torch_dtype, params=operator.params)
+    ggn.function.adopt(operator.function)
+    paired = _first_products(ggn, spectrum.num_probes, spectrum, spectrum.seed)
     samples = spectrum.n * np.array(
         [h.alphas[0] - g.alphas[0] for h, g in zip(spectrum.tridiagonals, paired.tridiagonals)]
     )
     noise = sqrt(spectrum.n) * (spectrum.noise + paired.noise) * scale
     return Verification(
         exact,
-        (*checks, *_compared(twin, paired, exact, exact.by_layer, scale)),
+        (*checks, *_compared(ggn, paired, exact, exact.by_layer, scale)),
         mean_estimate(samples, arithmetic=noise),
     )
 
@@ -165,12 +165,12 @@ def _compared(
     checks = compare(spectrum)
     if any(check.failed for check in checks):
         more = max(FRESH_PROBES, spectrum.num_probes)
-        # An alarm is looked into whatever that costs; what comes after it has so much less.
+        # A disagreement is confirmed whatever that costs; its cost is taken from the allowance of what follows.
         spend(min(affordable(1.0), cost(PRODUCT * more, operator.torch_dtype)))
         checks = confirmed(checks, compare(_first_products(operator, more, spectrum, _FRESH)))
     return tuple(checks)
 
 
 def _first_products(operator: CurvatureOperator, num_probes: int, like: Spectrum, seed: int | None) -> Spectrum:
-    """One product with each probe of this seed."""
+    """Lanczos of one step: one product with each probe of this seed."""
     return slq(operator, 1, num_probes, seed or 0, distribution=like.distribution)

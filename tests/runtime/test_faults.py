@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-import spectra.analysis.analyze
+import spectra.analysis.findings
 import spectra.analysis.validation
 import spectra.sharpness.bounds
 import spectra.sharpness.norms
@@ -117,13 +117,13 @@ class FailsLater(nn.Module):
 @pytest.mark.parametrize("error", KINDS, ids=lambda error: type(error).__name__)
 def test_an_error_in_the_users_forward_pass_is_no_refusal(error, monkeypatch):
     model, x = FailsLater(), torch.randn(6, 3)
-    original = spectra.analysis.analyze.verify
+    original = spectra.analysis.findings.verify
 
     def from_now_on(*args):
         model.error = error
         return original(*args)
 
-    monkeypatch.setattr(spectra.analysis.analyze, "verify", from_now_on)
+    monkeypatch.setattr(spectra.analysis.findings, "verify", from_now_on)
     task = Task(model, nn.CrossEntropyLoss(), [(x, (x[:, 0] > 0).long())])
     (record,) = analyze(task, lanczos_steps=2, num_probes=2, metrics="gradient_norm")
     assert record.status == "unverified"

@@ -1,0 +1,73 @@
+"""What a record has besides its spectrum: checks against exact numbers, exact eigenvalues, sharpness measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spectra.analysis.settings import Settings
+from spectra.analysis.validation import Verification, verify, verify_spectrum
+from spectra.operators.curvature import CurvatureOperator
+from spectra.results.measure import Measure
+from spectra.runtime.allowance import Allowance, limited
+from spectra.runtime.faults import Faults
+from spectra.runtime.memo import shared_results
+from spectra.runtime.phases import part, phase
+from spectra.sharpness.suite import bounds_of, measure_all, task_of
+from spectra.spectrum.exact_spectrum import GGNSpectrum
+from spectra.spectrum.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Checks, exact eigenvalues and sharpness measures of a record."""
+
+    traces: Verification  # the traces compared with exact ones
+    spectrum: Verification  # the spectrum compared with all eigenvalues
+    eigenvalues: GGNSpectrum | None  # all of them, where they are asked for and exist
+    sharpness: dict[str, Measure]
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for every check that failed or could not be made."""
+        return [*self.traces.warnings, *self.spectrum.warnings]
+
+
+def find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, faults: Faults) -> Findings:
+    """Check a spectrum against exact numbers, and measure the sharpness of its network.
+
+    Args:
+        operator: of the spectrum, on the training data.
+        spectrum: of the operator.
+        asked: the settings: which checks and measures.
+        faults: takes up the unexpected errors; the check or measure that raised one is left out.
+    """
+    allowance = _allowance(operator, spectrum, asked)
+    traces, eigenvalues, compared = Verification(), None, Verification()
+    with operator.prepared(), shared_results():
+        task = task_of(operator)
+        if asked.check is not False:
+            with faults.kept("the check of the traces"), limited(None if asked.check else allowance):
+                traces = verify(operator, spectrum, task)
+        if asked.exact_spectrum:
+            phase("exact spectrum")
+            with faults.kept("the exact spectrum"):
+                eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
+        with limited(allowance):
+            measures = measure_all(task, asked.metrics or "none", operator.bn_mode, faults)
+        if asked.bounds:
+            with faults.kept("the bounds"), part("bounds", 0, 1):
+                measures |= bounds_of(task, operator.bn_mode)
+        return Findings(traces, compared, eigenvalues, measures)
+
+
+def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> Allowance:
+    """Checks and measures that are not asked for by name may cost as much as the spectrum."""
+    products = asked.num_probes * min(asked.lanczos_steps, operator.n)
+    if spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
+        products += asked.eigenpairs if asked.warm_start else spectrum.eigenpairs.products
+    return Allowance.of_products(
+        products,
+        parameters=operator.n,
+        targets=operator.task.survey().total_weight,
+        dtype=operator.dtype.name,
+    )
