@@ -36,8 +36,9 @@ import numpy as np
 
 from spectra.errors import ArgumentError
 from spectra.spectrum.eigenpairs import Eigenpairs
-from spectra.spectrum.estimates import Estimate, dominance, mean_estimate
+from spectra.spectrum.estimates import Estimate, mean_estimate
 from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.traces import dominance
 
 
 def trace(q: Quadrature) -> Estimate:
@@ -57,7 +58,7 @@ def trace(q: Quadrature) -> Estimate:
 def frobenius_norm(q: Quadrature) -> Estimate:
     """``|H|_F``, the root of ``sum theta_i^2 + n mean_q (|H q|^2 - sum theta_i^2 (y_i'q)^2)``, which is unbiased.
 
-    The error goes over to the root as in ``spectrum.estimates.frobenius_norm``. Rayleigh quotients on orthonormal
+    The error goes over to the root as in ``spectrum.traces.frobenius_norm``. Rayleigh quotients on orthonormal
     vectors give a lower bound: ``|H|_F^2 >= sum theta_i^2``.
 
     Raises:

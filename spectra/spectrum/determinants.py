@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.spectrum.estimates import CONFIDENCE, Estimate, dominance, mean_estimate, not_computed
+from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, not_computed
 from spectra.spectrum.extremes import lambda_min
 from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.traces import dominance
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 

@@ -22,10 +22,11 @@ import numpy as np
 from scipy.special import fdtri, stdtr, stdtrit
 
 from spectra.errors import ArgumentError
-from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, moment, power_samples
+from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate
 from spectra.spectrum.estimators import COUNTS, ENDS
 from spectra.spectrum.fractions import default_tolerances
 from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.traces import moment, power_samples
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 

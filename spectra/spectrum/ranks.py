@@ -12,9 +12,10 @@ from math import exp, frexp, inf, ldexp, log, sqrt
 
 import numpy as np
 
-from spectra.spectrum.estimates import CONFIDENCE, Estimate, dominance, frobenius_norm, mean_estimate, not_computed
+from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, not_computed
 from spectra.spectrum.extremes import spectral_norm
 from spectra.spectrum.quadrature import Function, Quadrature
+from spectra.spectrum.traces import dominance, frobenius_norm
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 _USUAL = 2.0**128  # between this and its inverse no fourth power of an eigenvalue leaves the range of float64

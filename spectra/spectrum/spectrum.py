@@ -16,7 +16,7 @@ import numpy as np
 
 from spectra.errors import ArgumentError, NumericsError
 from spectra.spectrum import cumulative as distribution
-from spectra.spectrum import deflation, degeneracy, determinants, differences, estimates, extremes, outliers, ranks
+from spectra.spectrum import deflation, degeneracy, determinants, differences, extremes, outliers, ranks, traces
 from spectra.spectrum.consistency import reconciled
 from spectra.spectrum.cumulative import Cumulative
 from spectra.spectrum.degeneracy import Closest
@@ -217,24 +217,24 @@ class Spectrum:
     # --- traces ---------------------------------------------------------------------------------------------------
 
     def trace(self) -> Estimate:
-        """``Tr H`` over all ``n`` rows, without normalisation; see ``spectra.spectrum.estimates.trace``."""
-        return estimates.trace(self.quadrature)
+        """``Tr H`` over all ``n`` rows, without normalisation; see ``spectra.spectrum.traces.trace``."""
+        return traces.trace(self.quadrature)
 
     def mean_eigenvalue(self) -> Estimate:
         """``(1/n) Tr H``."""
-        return estimates.mean_eigenvalue(self.quadrature)
+        return traces.mean_eigenvalue(self.quadrature)
 
     def frobenius_norm(self) -> Estimate:
-        """``|H|_F = sqrt(sum lambda^2)``, without normalisation; see ``spectra.spectrum.estimates.frobenius_norm``."""
-        return estimates.frobenius_norm(self.quadrature)
+        """``|H|_F = sqrt(sum lambda^2)``, without normalisation; see ``spectra.spectrum.traces.frobenius_norm``."""
+        return traces.frobenius_norm(self.quadrature)
 
     def moment(self, p: int) -> Estimate:
         """``(1/n) sum lambda^p``; the steps determine it for ``p <= 2m``, and beyond only where exhausted."""
-        return estimates.moment(self.quadrature, p)
+        return traces.moment(self.quadrature, p)
 
     def trace_function(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-        """``Tr f(H) = sum f(lambda)`` for a function of arrays; see ``spectra.spectrum.estimates.trace_function``."""
-        return estimates.trace_function(self.quadrature, f)
+        """``Tr f(H) = sum f(lambda)`` for a function of arrays; see ``spectra.spectrum.traces.trace_function``."""
+        return traces.trace_function(self.quadrature, f)
 
     def tensor_traces(self) -> dict[str, Estimate]:
         """The trace of each parameter tensor's diagonal block; empty where the forms were not kept.
@@ -244,7 +244,7 @@ class Spectrum:
         if self.tensor_forms is None:
             return {}
         forms, known = self.deflated_tensor_forms or (self.tensor_forms, np.zeros(len(self.tensor_sizes)))
-        return estimates.tensor_traces(forms, self.tensor_sizes, self.quadrature, known)
+        return traces.tensor_traces(forms, self.tensor_sizes, self.quadrature, known)
 
     def trace_of_tensors(self, names: Collection[str]) -> Estimate:
         """The trace of the diagonal blocks of these parameter tensors together.
@@ -258,7 +258,7 @@ class Spectrum:
         chosen = np.array([name in names for name in self.tensor_sizes])
         size = sum(size for name, size in self.tensor_sizes.items() if name in names)
         sums, taken_out = forms[:, chosen].sum(axis=1, keepdims=True), known[chosen].sum(keepdims=True)
-        return estimates.tensor_traces(sums, {"": size}, self.quadrature, taken_out)[""]
+        return traces.tensor_traces(sums, {"": size}, self.quadrature, taken_out)[""]
 
     def deflated_trace(self) -> Estimate:
         """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.spectrum.deflation``."""
