@@ -21,9 +21,10 @@ from spectra.jsonable import to_jsonable
 from spectra.results.headline import is_exact
 from spectra.results.headline_difference import headline_difference
 from spectra.results.record import Record
-from spectra.spectrum.differences import common_tolerance, p_of, welch_dof
+from spectra.spectrum.count_differences import common_tolerance
 from spectra.spectrum.estimates import CONFIDENCE, Estimate
 from spectra.spectrum.estimators import COMPARED, COUNTS
+from spectra.spectrum.pairing import p_of, welch_dof
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.wasserstein import Distance, spectral_distance
 
