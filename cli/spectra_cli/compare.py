@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from spectra.errors import ArgumentError
+from spectra.results.comparison import Arm, Comparison
 from spectra.results.record import Record
-from spectra.results.run_comparison import Arm, Comparison, compare
+from spectra.results.run_comparison import compare
 from spectra.results.series import Series
 from spectra.results.storage.atomic_write import replace_file
 from spectra.results.storage.runfile import load_trajectory

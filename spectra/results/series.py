@@ -152,7 +152,7 @@ class Series:
         return overlap_of(found[0], found[1], f"epoch {a:g}")
 
     def apply(self, function: Callable[[Spectrum], Estimate | float]) -> Values:
-        """What a function of a spectrum gives over training, from the stored tridiagonals; NaN where a record failed.
+        """A function of the spectrum over training, from the stored tridiagonals; NaN where a record failed.
 
         Example: ``series.apply(lambda s: s.moment(3))``.
 

@@ -32,7 +32,7 @@ class Trajectory:
         arrived = enumerate(records)
         self.records: tuple[Record, ...] = tuple(record for _, record in sorted(arrived, key=_training_time))
         self.settings: Mapping[str, Any] = dict(settings or {})  # of the run
-        self.notes = tuple(notes)  # what the reader of the file had to say
+        self.notes = tuple(notes)  # warnings of the reader of the file
         self.path = path
 
     def __len__(self) -> int:

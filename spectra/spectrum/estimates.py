@@ -36,7 +36,7 @@ class Estimate:
     confidence: float = CONFIDENCE
     tau: float | None = None  # the tolerance that a count belongs to, in units of the eigenvalues
     resolved: bool | None = None  # of a count: whether its bracket is narrow enough for the value to mean anything
-    note: str | None = None  # a warning to print beside the number
+    note: str | None = None  # a warning to print with the number
 
     def __float__(self) -> float:
         return self.value
@@ -48,7 +48,7 @@ class Estimate:
             return f"not resolved, in [{self.lower:.4g}, {self.upper:.4g}]"
         if self.stderr is not None:
             text = _with_error(self.value, self.stderr)
-            # A count has a bracket beside the scatter of its probes.
+            # A count has a bracket as well as the scatter of its probes.
             return f"{text} in [{self.lower:.4g}, {self.upper:.4g}]" if self.resolved else text
         if self.lower is None and self.upper is None:
             return f"{self.value:.4g}"
@@ -57,7 +57,7 @@ class Estimate:
         return f"{self.value:.6g} in [{low}, {high}]"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a dictionary for JSON: what is missing, NaN or infinite is None."""
+        """The fields as a dictionary for JSON: missing, NaN and infinite values are None."""
         return {
             key: None if isinstance(value, float) and not isfinite(value) else value
             for key, value in asdict(self).items()
@@ -96,9 +96,9 @@ def mean_estimate(
     Args:
         samples: (k,).
         arithmetic: the error of the arithmetic, by which the interval is widened on both sides.
-        least_error: what the standard error is not below.
-        least, greatest: what the quantity cannot exceed; the interval is cut there.
-        note: a warning to print beside the number; dropped where the samples agree, since there is then no law of
+        least_error: a lower bound of the standard error.
+        least, greatest: bounds of the quantity; the interval is cut there.
+        note: a warning to print with the number; dropped where the samples agree, since there is then no law of
             large numbers to be warned about.
     """
     k = samples.size

@@ -122,7 +122,7 @@ class LanczosOutput:
 
     @cached_property
     def quadrature(self) -> Quadrature:
-        """The rules of the probes, with what is known of single eigenvalues: what every estimate is made of."""
+        """The quadrature rules of the probes, the input of every estimator."""
         return Quadrature(
             self.tridiagonals,
             self.n,

@@ -20,11 +20,11 @@ _SURELY_LESS = 0.999
 
 @dataclass(frozen=True)
 class Side:
-    """What one spectrum has of a number that is a mean over probes."""
+    """A number of one spectrum that is a mean over probes: its samples and the errors that they do not show."""
 
     samples: np.ndarray  # (k,), their mean is the number
     arithmetic: float = 0.0  # the error of the products
-    least_error: float = 0.0  # what the standard error of the mean is not below
+    least_error: float = 0.0  # a lower bound of the standard error of the mean
 
     def scaled(self, factor: float) -> Side:
         """The same of a multiple, by a factor of at least 0."""

@@ -15,7 +15,7 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 
 
 class SpectrumLike(Protocol):
-    """What a difference needs of a :class:`spectra.Spectrum`."""
+    """The attributes of a :class:`spectra.Spectrum` that a difference uses."""
 
     seed: int | None
     tensor_forms: np.ndarray | None  # (k, number of tensors)
@@ -49,7 +49,7 @@ class Difference(Estimate):
 
     paired: bool = False  # its error is that of the differences, probe by probe
     why_not: str | None = None  # why the probes are not paired; None also where there is no sample per probe
-    unpaired_stderr: float | None = None  # what the standard error would be of independent probes; for comparison
+    unpaired_stderr: float | None = None  # the standard error if the probes were independent; for comparison
     dof: float | None = None  # degrees of freedom of Student's t behind the interval
     p_value: float | None = None  # two-sided, of no difference but for the noise of the probes; None without stderr
 

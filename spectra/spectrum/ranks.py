@@ -189,7 +189,7 @@ def _from_logarithm(q: Quadrature, logarithm: float, influence: np.ndarray, move
         q: the quadrature rules.
         logarithm: of the value.
         influence: (k,), the derivative of the logarithm along each probe's part in the sums, but for a constant.
-        moved: what is added to the logarithm's interval on both sides.
+        moved: the amount that is added to the logarithm's interval on both sides.
         along: the derivative of the logarithm along a single eigenvalue's part in the sums.
     """
     value = _within(_exp(logarithm), q.n)

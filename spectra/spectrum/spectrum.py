@@ -24,7 +24,7 @@ from spectra.spectrum.fractions import CountCurve
 from spectra.spectrum.lanczos_output import LanczosOutput
 from spectra.spectrum.pairing import Difference
 
-#: Of the formulas behind :meth:`Spectrum.estimates`. Estimates that were stored by another edition are computed again.
+#: The edition of the formulas of :meth:`Spectrum.estimates`. Stored estimates of another edition are computed again.
 ESTIMATES_EDITION = 2
 
 
@@ -124,7 +124,7 @@ class Spectrum(LanczosOutput):
         return degeneracy.degeneracy_curve(self.quadrature, taus)
 
     def closest(self, count: int = 1) -> Closest:
-        """What the one or two Ritz values closest to 0 carry, for comparison with Granziol (2020)."""
+        """Mass and mean of the one or two Ritz values closest to 0, for comparison with Granziol (2020)."""
         return degeneracy.closest(self.quadrature, count)
 
     def negative_mass(self, tau: float | None = None) -> Estimate:
@@ -157,8 +157,8 @@ class Spectrum(LanczosOutput):
         """``sum lambda / (lambda + g)``, of positive semidefinite operators; see ``spectra.spectrum.determinants``."""
         return determinants.effective_dimension(self.quadrature, g, self._definite(semidefinite))
 
-    def _definite(self, told: bool | None) -> bool:
-        return self.semidefinite if told is None else told
+    def _definite(self, given: bool | None) -> bool:
+        return self.semidefinite if given is None else given
 
     # --- determinants, and single eigenvalues ---------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class Spectrum(LanczosOutput):
         Args:
             g: above 0, in units of the eigenvalues.
             semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher); by
-                default what the spectrum knows of its operator.
+                default `semidefinite` of the spectrum.
         """
         return determinants.log_determinant(self.quadrature, g, self._definite(semidefinite))
 

@@ -28,7 +28,7 @@ _DOMINANT_POWER = 0.2
 
 
 def trace(q: Quadrature) -> Estimate:
-    """``Tr H``: the eigenvalues that all probes have found, and ``n - r`` times the mean of the remainder.
+    """``Tr H``: the eigenvalues that have converged in all probes, and ``n - r`` times the mean of the remainder.
 
     One product per probe determines ``q_i' H q_i``, and where nothing has converged further steps add nothing. Per
     probe the variance is ``2n / (n + 2) (|H|_F^2 - (Tr H)^2 / n)`` of the remainder for sphere probes, and
@@ -43,7 +43,7 @@ def trace(q: Quadrature) -> Estimate:
 
 
 def frobenius_norm(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
-    """``|H|_F``, the root of the sum of ``lambda^2``: of the eigenvalues found and of the mean of the remainder.
+    """``|H|_F``, the root of the sum of ``lambda^2``: of the converged eigenvalues and of the mean of the remainder.
 
     Without the former it is ``sqrt(n mean_i |H q_i|^2)`` with ``|H q_i|^2 = alpha_i1^2 + beta_i1^2``. The square is
     unbiased; its error goes over to the root by ``se(F) = se(F^2) / 2F``, and the interval is the root of the square's.
@@ -112,7 +112,7 @@ def second_moment(q: Quadrature) -> Estimate:
 
 
 def trace_function(q: Quadrature, f: Function) -> Estimate:
-    """``Tr f(H)``: the sum of ``f`` over the eigenvalues found, and ``n - r`` times its mean over the remainder.
+    """``Tr f(H)``: the sum of ``f`` over the converged eigenvalues, and ``n - r`` times its mean over the remainder.
 
     Exact per probe for polynomials of degree at most ``2m - 1``; otherwise the error of the quadrature is not in the
     interval. Every eigenvalue is known to ``noise |H|_2`` (Weyl); what ``f`` changes over that is.
@@ -188,7 +188,7 @@ def sum_estimate(
         q: the quadrature rules of the probes.
         f: the function.
         samples: (k,).
-        arithmetic: the error of the products; that of the eigenvalues found is added.
+        arithmetic: the error of the products; that of the converged eigenvalues is added.
         options: of `mean_estimate`.
     """
     known = float(f(q.converged.values).sum()) if q.converged.count else 0.0
