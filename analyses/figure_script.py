@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 import spectra
 from spectra.figures.figures import FORMATS, rendered
+from spectra.results.series import Series
 from spectra.results.storage.atomic_write import replace_file
-from spectra.results.trajectory import Series, Trajectory
+from spectra.results.trajectory import Trajectory
 
 
 def parser_of(text: str | None, *, several: bool = False, matrix: bool = True) -> argparse.ArgumentParser:

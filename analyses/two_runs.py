@@ -19,7 +19,8 @@ from figure_script import parser_of, run, save, series_of
 import spectra
 from spectra.figures.compared import comparison_figure
 from spectra.figures.style import style
-from spectra.results.run_comparison import Arm, compare
+from spectra.results.comparison import Arm
+from spectra.results.run_comparison import compare
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -45,10 +45,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.sharpness.penalised import penalised_sharpness
     from spectra.sharpness.training import BNSharpnessOptimizer
     from spectra.spectrum.density import Density
-    from spectra.spectrum.differences import Difference
     from spectra.spectrum.eigenpairs import Eigenpairs
     from spectra.spectrum.estimates import Estimate
     from spectra.spectrum.exact_spectrum import GGNSpectrum
+    from spectra.spectrum.pairing import Difference
     from spectra.spectrum.spectrum import Spectrum
     from spectra.spectrum.tridiagonal import Tridiagonal
     from spectra.spectrum.wasserstein import Distance, spectral_distance
@@ -79,7 +79,7 @@ _HOME = {
     "Estimate": "spectra.spectrum.estimates",
     "Eigenpairs": "spectra.spectrum.eigenpairs",
     "Density": "spectra.spectrum.density",
-    "Difference": "spectra.spectrum.differences",
+    "Difference": "spectra.spectrum.pairing",
     "Distance": "spectra.spectrum.wasserstein",
     "spectral_distance": "spectra.spectrum.wasserstein",
     # sharpness measures

@@ -11,11 +11,13 @@ from pathlib import Path
 import click
 
 from spectra.errors import ArgumentError
+from spectra.results.comparison import Arm, Comparison
 from spectra.results.record import Record
-from spectra.results.run_comparison import Arm, Comparison, compare
+from spectra.results.run_comparison import compare
+from spectra.results.series import Series
 from spectra.results.storage.atomic_write import replace_file
 from spectra.results.storage.runfile import load_trajectory
-from spectra.results.trajectory import Series, Trajectory
+from spectra.results.trajectory import Trajectory
 from spectra_cli.comparison_table import print_comparison
 from spectra_cli.layout import make_console
 from spectra_cli.terminal import escaped_row, say

@@ -7,8 +7,9 @@ from math import isfinite, isnan
 
 from rich.console import Console
 
+from spectra.results.comparison import Cell, Comparison, Contrast
 from spectra.results.headline import EXACT
-from spectra.results.run_comparison import FACTS, Cell, Comparison, Contrast
+from spectra.results.run_comparison import FACTS
 from spectra.spectrum.estimators import ENDS
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import as_range, in_short, interval, plain, rounded, with_error

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from spectra.results.record import Record
-from spectra.results.trajectory import Series, Trajectory
+from spectra.results.series import Series
+from spectra.results.trajectory import Trajectory
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.estimators import ENDS
 from spectra_cli.findings_table import checks_in_short, measure_in_short, second_trace

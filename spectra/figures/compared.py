@@ -14,10 +14,11 @@ from spectra.figures.draw import draw_density
 from spectra.figures.readable import CLIPPED, WIDE, Drawn, clip_intervals, plain_ticks
 from spectra.figures.sheets import PANELS, matrix_words, wrapped
 from spectra.figures.style import ARMS, Look, literal, shortened
-from spectra.results.run_comparison import Arm
-from spectra.results.trajectory import Series, Values
+from spectra.results.comparison import Arm
+from spectra.results.series import Series
+from spectra.results.values import Values
+from spectra.spectrum.count_differences import common_tolerance
 from spectra.spectrum.density import Density
-from spectra.spectrum.differences import common_tolerance
 from spectra.spectrum.estimators import COUNTS
 
 _SHOWN = ("trace", "lambda_max", "rank_degeneracy")

@@ -15,7 +15,7 @@ from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CAR
 
 from spectra.figures.readable import Drawn, fit_scale
 from spectra.figures.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
-from spectra.results.trajectory import Values
+from spectra.results.values import Values
 from spectra.spectrum.density import Density
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.fractions import CountCurve

@@ -17,7 +17,7 @@ from spectra.figures.readable import CLIPPED, clip_intervals, plain_ticks
 from spectra.figures.sheets import blank, finished, mode_words
 from spectra.figures.style import GREY, PALE, asinh_axis, literal, look_of, shortened
 from spectra.results.trace_checks import Check, can_tell
-from spectra.results.trajectory import Values
+from spectra.results.values import Values
 
 #: More rows than this could not be read.
 _MOST_CHECKS = 40

@@ -13,7 +13,7 @@ import numpy as np
 from spectra.errors import ArgumentError
 from spectra.results.headline import is_exact
 from spectra.results.record import Record
-from spectra.results.trajectory import Values
+from spectra.results.values import Values
 
 
 @dataclass(frozen=True)

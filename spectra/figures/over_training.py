@@ -19,9 +19,9 @@ from spectra.figures.sheets import band_of, blank, finished, matrix_at, mode_wor
 from spectra.figures.style import GREY, LOOKS, asinh_axis, literal, look_of, shortened
 from spectra.results.headline_difference import headline_difference
 from spectra.results.record import Record
-from spectra.results.trajectory import Values
+from spectra.results.values import Values
+from spectra.spectrum.count_differences import common_tolerance
 from spectra.spectrum.density import Density, span
-from spectra.spectrum.differences import common_tolerance
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
-from spectra.results.trajectory import Values
+from spectra.results.values import Values
 
 #: Positive values that span more than this factor get a logarithmic axis.
 WIDE = 30.0

@@ -51,7 +51,7 @@ def associate(
     """Pearson's and Kendall's coefficient of two columns, with bootstrap intervals over the rows.
 
     With `levels`, such as the batch size of each run, only runs of the same level are compared: Pearson's coefficient
-    is of what is left of both when the mean of each level is taken off; Kendall's is tau-b, ``(concordant -
+    is of the residuals of both about the mean of each level; Kendall's is tau-b, ``(concordant -
     discordant) / sqrt((pairs not tied in x) (pairs not tied in y))``, with the pairs within levels alone. What a
     confounder does to both columns is then not counted as association. Rows are resampled within their level.
 

@@ -47,7 +47,7 @@ class ExactTrace:
 
     @property
     def how(self) -> list[str]:
-        """What must be said beside a quantity that rests on drawn numbers; empty where nothing is drawn."""
+        """The remark to print with a quantity that rests on drawn numbers; empty where nothing is drawn."""
         return drawn_words(self.method, self.stderr)
 
     @property

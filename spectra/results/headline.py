@@ -25,7 +25,7 @@ EXACT, PROBES = "exact", "probes"
 
 
 class Numbers(Protocol):
-    """What headlines need of a :class:`spectra.Record`."""
+    """The attributes of a :class:`spectra.Record` that headlines use."""
 
     @property
     def operator(self) -> str: ...
@@ -79,7 +79,7 @@ def is_exact(estimate: Estimate | None) -> bool:
 def headlines_of(record: Numbers) -> dict[str, Headline]:
     """Name -> the number to quote, for every estimate of a record.
 
-    What the trace determines is exact where the exact trace is that of the record's matrix.
+    Numbers that the trace determines are exact where the exact trace is that of the record's matrix.
     """
     found = {name: Headline(**vars(estimate)) for name, estimate in record.estimates.items()}
     total, _ = exact_traces(record)

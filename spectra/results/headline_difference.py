@@ -7,7 +7,8 @@ from typing import Any
 
 from spectra.errors import ArgumentError
 from spectra.results.record import Record
-from spectra.spectrum.differences import Difference, difference, p_of
+from spectra.spectrum.differences import difference
+from spectra.spectrum.pairing import Difference, p_of
 from spectra.spectrum.spectrum import Spectrum
 
 

@@ -94,7 +94,7 @@ class Identity:
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What is asked of the weights: everything but which they are."""
+        """The parts of the identity other than the weights: operator, mode, parameters, l2, seeds."""
         return self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed
 
     def same_place(self, other: Identity) -> bool:

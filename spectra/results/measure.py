@@ -30,7 +30,7 @@ class Measure:
     attained: bool | None = None  # of an infimum: whether some rescaling reaches it
     certificate: float | None = None  # of an optimum: the relative violation of its optimality conditions
     clipped: float | None = None  # sum of negative diagonal entries set to 0, over the sum of the positive ones
-    reason: str | None = None  # why there is no value, or what must be said beside it
+    reason: str | None = None  # why there is no value, or a warning to print with it
     details: Mapping[str, Any] = field(default_factory=dict)  # by layer, scales, what was left out; JSON-able
 
     def __float__(self) -> float:

@@ -43,12 +43,12 @@ class Record:
     place: Place = field(default_factory=Place)  # where the weights come from
     status: str = "complete"  # one of STATUSES
     reason: str | None = None  # why it failed, or what of it did; one line
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what was asked; JSON-able
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the analysis; JSON-able
     facts: Mapping[str, float | int | None] = field(default_factory=dict)  # loss, accuracy, norms, counts
     spectrum: Spectrum | None = None
     test_spectrum: Spectrum | None = None  # of the same operator on held-out data, by the same probes
     provenance: Mapping[str, Any] = field(default_factory=dict)  # where it comes from; JSON-able
-    notes: tuple[str, ...] = ()  # warnings to print beside the numbers
+    notes: tuple[str, ...] = ()  # warnings to print with the numbers
     exact: ExactTrace | None = None  # None: not asked for, or not a matrix that has one (the empirical Fisher)
     checks: tuple[Check, ...] = ()  # of the estimates against it
     exact_spectrum: GGNSpectrum | None = None  # all eigenvalues of the Gauss-Newton matrix of few samples

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import hypot, isfinite, isnan, nan, sqrt
 from typing import Any
 
@@ -18,14 +18,15 @@ from scipy.special import stdtrit
 
 from spectra.errors import ArgumentError
 from spectra.jsonable import to_jsonable
+from spectra.results.comparison import Arm, Cell, Comparison, Contrast, Gap
 from spectra.results.headline import is_exact
 from spectra.results.headline_difference import headline_difference
 from spectra.results.record import Record
-from spectra.spectrum.differences import common_tolerance, p_of, welch_dof
+from spectra.spectrum.count_differences import common_tolerance
 from spectra.spectrum.estimates import CONFIDENCE, Estimate
 from spectra.spectrum.estimators import COMPARED, COUNTS
-from spectra.spectrum.spectrum import Spectrum
-from spectra.spectrum.wasserstein import Distance, spectral_distance
+from spectra.spectrum.pairing import p_of, welch_dof
+from spectra.spectrum.wasserstein import spectral_distance
 
 FACTS = ("loss", "accuracy", "gradient_norm")
 #: Where these differ the numbers still mean what they say, but a difference may be due to them.
@@ -40,123 +41,6 @@ _ALIKE = {
 }
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What is compared: a label, and a complete record of each of its runs."""
-
-    label: str
-    records: tuple[Record, ...]
-    sources: tuple[str, ...] = ()  # the files
-
-    @property
-    def spectra(self) -> list[Spectrum]:
-        return [record.spectrum for record in self.records if record.spectrum is not None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A quantity in an arm: its values in the runs, and their mean and spread."""
-
-    quantity: str
-    arm: str
-    runs: tuple[Estimate, ...]  # one per run; a fact has no error
-
-    @property
-    def value(self) -> float:
-        """The mean over the runs; NaN where one of them is not known, or is not resolved."""
-        known = all(isfinite(run.value) and run.resolved is not False for run in self.runs)
-        return float(np.mean([run.value for run in self.runs])) if known else nan
-
-    @property
-    def spread(self) -> float | None:
-        """The standard deviation over the runs; None with one."""
-        if len(self.runs) < 2 or isnan(self.value):
-            return None
-        return float(np.std([run.value for run in self.runs], ddof=1))
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A quantity in one arm less that in another one.
-
-    `basis` says what the error is of: ``"probes"`` (one run each: of these two networks), ``"exact"`` (one run each,
-    and both numbers are exact), ``"runs"`` (Welch's test over the runs, with the error of the probes added), or
-    ``"none"`` (a single run against several: no error is known).
-    """
-
-    quantity: str
-    arm: str
-    against: str
-    value: float
-    stderr: float | None
-    lower: float | None
-    upper: float | None
-    p_value: float | None  # two-sided, of this row by itself
-    basis: str
-    confidence: float = CONFIDENCE
-    paired: bool = False  # of the probes
-    note: str | None = None
-    exact: bool = False  # every number that is compared is exact: probes add no error
-
-
-@dataclass(frozen=True)
-class Gap:
-    """The distance of the densities of two arms: with several runs the mean over pairs of runs, one of each arm."""
-
-    arm: str
-    against: str
-    distance: Distance  # of the only pair, or the means over the pairs
-    within: float | None  # the mean distance of two runs of one arm; None where no arm has two
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything that `compare` found."""
-
-    arms: tuple[Arm, ...]
-    cells: tuple[Cell, ...]  # quantity by quantity, an arm after the other
-    contrasts: tuple[Contrast, ...]  # of every arm with the first
-    gaps: tuple[Gap, ...]
-    warnings: tuple[str, ...]
-    tolerances: dict[str, float | None]  # of the counts: the common tau
-
-    @property
-    def single(self) -> bool:
-        """Whether each arm has one run."""
-        return all(len(arm.records) == 1 for arm in self.arms)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as a dictionary for JSON; what is NaN or infinite is None."""
-        entries: dict[str, Any] = to_jsonable(
-            {
-                "arms": [
-                    {"label": a.label, "files": list(a.sources), "runs": [r.label for r in a.records]}
-                    for a in self.arms
-                ],
-                "quantities": [
-                    {
-                        "quantity": c.quantity,
-                        "arm": c.arm,
-                        "value": c.value,
-                        "spread": c.spread,
-                        "runs": [run.to_json() for run in c.runs],
-                    }
-                    for c in self.cells
-                ],
-                "differences": [dict(vars(contrast)) for contrast in self.contrasts],
-                "distances": [
-                    {"arm": g.arm, "against": g.against, "within": g.within}
-                    | vars(g.distance)
-                    | {"above_floor": g.distance.above_floor}
-                    for g in self.gaps
-                ],
-                "tolerances": self.tolerances,
-                "warnings": list(self.warnings),
-            }
-        )
-        return entries
-
-
 def compare(arms: Sequence[Arm]) -> Comparison:
     """Every quantity in every arm, the other arms against the first, and the distances of their densities.
 
@@ -167,7 +51,7 @@ def compare(arms: Sequence[Arm]) -> Comparison:
 
     Raises:
         ArgumentError: fewer than two arms, labels that are alike, an arm without a run, a run without a spectrum, or
-            matrices that are not of one kind: of different operators, or means beside sums.
+            matrices that are not of one kind: of different operators, or means and sums.
 
     References:
         B. L. Welch, The generalization of 'Student's' problem, Biometrika 34 (1947).

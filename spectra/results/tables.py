@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spectra.results.record import Record
     from spectra.spectrum.estimates import Estimate
 
-#: What tells records apart; the coordinates of a data set.
+#: The columns by which records are distinguished; the coordinates of a data set.
 KEYS = ("epoch", "step", "operator", "bn_mode", "checkpoint", "status")
 #: Of every estimate, as ``NAME``, ``NAME_stderr``, ``NAME_lower`` and ``NAME_upper``.
 PARTS = ("value", "stderr", "lower", "upper")

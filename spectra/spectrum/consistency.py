@@ -1,4 +1,4 @@
-"""What is proved between the numbers of one operator, and intervals that respect all of it.
+"""Proved inequalities between the numbers of one operator, and intervals that respect all of them.
 
 Every relation is an inequality ``a <= b`` between monotone functions of two estimates. It is stated once, in
 :data:`RELATIONS`; :func:`contradictions` lists those that a set of estimates breaks, :func:`reconciled` mends them.
@@ -202,7 +202,7 @@ def _covering(estimate: Estimate, value: float, *, move: bool = False) -> Estima
 
 
 def _bounds_of_counts(found: Mapping[str, Estimate], n: int) -> dict[str, tuple[float, float]]:
-    """What the ends of the spectrum and the Frobenius norm leave for the fractions, as (least, most)."""
+    """Bounds of the fractions by the ends of the spectrum and the Frobenius norm, as (least, most)."""
     bounds: dict[str, tuple[float, float]] = {}
     norm, frobenius, bottom = (found.get(name) for name in ("spectral_norm", "frobenius_norm", "lambda_min"))
     within, below = found.get("rank_degeneracy"), found.get("negative_mass")

@@ -52,7 +52,7 @@ def cumulative(q: Quadrature, x: np.ndarray | float) -> Cumulative:
     For each probe the Radau rule with a node at ``x`` bounds the mass below ``x`` and up to ``x`` (Chebyshev, Markov,
     Stieltjes); the products' noise ``e = noise |H|_2`` moves an eigenvalue by at most ``e`` (Weyl), so the lower bound
     is that at ``x - e`` and the upper that at ``x + e``. The bounds are averaged, and the error of the probes is added
-    as `counts.fraction` has it. Two Radau rules for every point and probe.
+    as `fractions.fraction` has it. Two Radau rules for every point and probe.
 
     Args:
         x: finite numbers, of any shape.
@@ -93,7 +93,7 @@ def _up_to(t: Tridiagonal, x: float, blur: float) -> tuple[float, float, float]:
 
 
 def negative_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurve:
-    """The fraction of eigenvalues with ``lambda < -tau``, for several tolerances; see `counts.count_curve`.
+    """The fraction of eigenvalues with ``lambda < -tau``, for several tolerances; see `fractions.count_curve`.
 
     Args:
         taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``.

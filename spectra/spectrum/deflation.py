@@ -14,9 +14,9 @@ it is that of probes in the complement up to terms of order ``r / n``. Pairs fro
 not be independent of them, and the estimates biased; those of :func:`spectra.krylov.eigsh.eigsh` have starts of their
 own.
 
-The scatter of a few probes is too small more often than a t-interval allows for where few eigenvalues dominate what is
-left, since most probes see little of them. But the search for the pairs has ended with Ritz values ``t_j`` of what is
-left, and by interlacing these are no larger than its eigenvalues, so that with ``b = Tr B / n``::
+The scatter of a few probes is too small more often than a t-interval allows for where few eigenvalues dominate ``B``,
+since most probes see little of them. But the search for the pairs has ended with Ritz values ``t_j`` of ``B``,
+and by interlacing these are no larger than its eigenvalues, so that with ``b = Tr B / n``::
 
     variance of a sphere probe = 2n/(n+2) sum (lambda - b)^2 >= 2n/(n+2) sum_j max(0, |t_j| - |b|)^2
 
@@ -36,8 +36,9 @@ import numpy as np
 
 from spectra.errors import ArgumentError
 from spectra.spectrum.eigenpairs import Eigenpairs
-from spectra.spectrum.estimates import Estimate, dominance, mean_estimate
+from spectra.spectrum.estimates import Estimate, mean_estimate
 from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.traces import dominance
 
 
 def trace(q: Quadrature) -> Estimate:
@@ -57,7 +58,7 @@ def trace(q: Quadrature) -> Estimate:
 def frobenius_norm(q: Quadrature) -> Estimate:
     """``|H|_F``, the root of ``sum theta_i^2 + n mean_q (|H q|^2 - sum theta_i^2 (y_i'q)^2)``, which is unbiased.
 
-    The error goes over to the root as in ``spectrum.estimates.frobenius_norm``. Rayleigh quotients on orthonormal
+    The error goes over to the root as in ``spectrum.traces.frobenius_norm``. Rayleigh quotients on orthonormal
     vectors give a lower bound: ``|H|_F^2 >= sum theta_i^2``.
 
     Raises:
@@ -97,7 +98,7 @@ def _mean(q: Quadrature, moments: np.ndarray, power: int, arithmetic: float = 0.
     samples = float(known.sum()) + q.n * (moments - overlaps**2 @ known)
     k, found = len(samples), pairs.rest
     if k == 1 or found is None:
-        # Nobody has looked at what is left: what is known of the plain estimate is known of this one.
+        # Nothing is known of the deflated operator: the warning of the plain estimate holds for this one.
         return mean_estimate(samples, arithmetic=arithmetic, note=dominance(q, power))
     centre = abs(float(np.mean(moments - overlaps**2 @ known)))
     least = sqrt(2 * q.n / (q.n + 2) / k) * float(np.linalg.norm(np.maximum(0.0, np.abs(found) ** power - centre)))

@@ -1,8 +1,8 @@
 """Rank degeneracy: which fraction of the eigenvalues is zero, as far as ``m`` Lanczos steps can tell.
 
 The count belongs to a tolerance: ``f(tau)`` is the fraction of eigenvalues with ``|lambda| <= tau``. A probe's measure
-of ``[-tau, tau]`` has the mean ``f(tau)``, and the Radau rules at both ends bracket that measure rigorously; `counts`
-has what follows from it. The procedure of Granziol (2020), which takes the Ritz values closest to 0, is here too; its
+of ``[-tau, tau]`` has the mean ``f(tau)``, and the Radau rules at both ends bracket that measure rigorously; see
+`fractions`. The procedure of Granziol (2020), which takes the Ritz values closest to 0, is here too; its
 answer depends on ``m`` wherever the spectrum is continuous.
 """
 
@@ -21,7 +21,7 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 
 @dataclass(frozen=True)
 class Closest:
-    """What the Ritz values closest to 0 carry, by the procedure of Granziol (2020)."""
+    """Mass and mean of the Ritz values closest to 0, by the procedure of Granziol (2020)."""
 
     mass: Estimate  # their summed weight, as a fraction of n
     value: Estimate  # their weighted mean: small also by cancellation of signs, so see reach
@@ -33,7 +33,7 @@ def degeneracy_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurv
 
     ``value`` is the mean over probes of ``sum_k tau_ik [|theta_ik| <= tau]``. The products' noise ``e = noise |H|_2``
     moves every eigenvalue by at most ``e`` (Weyl): the lower end of a bracket is that of ``[-(tau - e), tau - e]``,
-    the upper that of ``[-(tau + e), tau + e]``. The error of the probes is that of `counts.fraction`.
+    the upper that of ``[-(tau + e), tau + e]``. The error of the probes is that of `fractions.fraction`.
 
     Args:
         taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``.
@@ -51,7 +51,7 @@ def rank_degeneracy(q: Quadrature, tau: float | None = None) -> Estimate:
     """The fraction of eigenvalues with ``|lambda| <= tau``, or the statement that it is not resolved.
 
     Args:
-        tau: in units of the eigenvalues; by default the smallest tolerance that is resolved, see `counts.count`.
+        tau: in units of the eigenvalues; by default the smallest tolerance that is resolved, see `fractions.count`.
 
     Raises:
         ArgumentError: ``tau`` is negative or not finite.
@@ -109,7 +109,7 @@ def closest(q: Quadrature, count: int) -> Closest:
 def rank_bound_ff(d_y: int, units: int, d_x: int) -> int:
     """``4 d_y (sum_l N_l + d_x)``, which Granziol (2020) gives as a bound on the rank of the Hessian.
 
-    A heuristic, to be printed beside a degeneracy and never asserted: its argument takes the rank of a product as the
+    A heuristic, to be printed next to a degeneracy and never asserted: its argument takes the rank of a product as the
     minimum of the ranks and counts second derivatives of products as rank one. A 16-48-2 ReLU network has a
     Gauss-Newton matrix of rank 768 where it says 528.
 

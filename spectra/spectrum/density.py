@@ -54,7 +54,7 @@ class Density:
 
     @property
     def coordinate(self) -> np.ndarray:
-        """What is drawn along the axis, (G,): ``grid``, or ``asinh(grid / s)``."""
+        """The coordinates along the axis, (G,): ``grid``, or ``asinh(grid / s)``."""
         return self.grid if self.linear_threshold is None else np.asarray(np.arcsinh(self.grid / self.linear_threshold))
 
 

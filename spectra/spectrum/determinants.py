@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.spectrum.estimates import CONFIDENCE, Estimate, dominance, mean_estimate, not_computed
+from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, not_computed
 from spectra.spectrum.extremes import lambda_min
 from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.traces import dominance
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 
 @dataclass(frozen=True)
 class _Floor:
-    """What is known of the smallest eigenvalue: a number that it is not below, or None, and what to say of it."""
+    """A lower bound of the smallest eigenvalue, or None, and a warning about it."""
 
     node: float | None
     confidence: float  # of the interval over probes that is left where the floor has a confidence of its own
@@ -174,7 +175,7 @@ def _lowest(q: Quadrature) -> float:
 
 
 def _blur(q: Quadrature) -> float:
-    """``noise |H|_2``, and what was neglected where a recurrence was declared exhausted."""
+    """``noise |H|_2`` plus the largest coupling that was neglected where a recurrence was declared exhausted."""
     return q.blur + max(t.defect for t in q.tridiagonals)
 
 

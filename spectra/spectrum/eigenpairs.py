@@ -90,7 +90,7 @@ class Eigenpairs:
 
     @property
     def note(self) -> str | None:
-        """What must be printed beside the values: pairs that did not converge, or that may not be all; else None."""
+        """The warning to print with the values: pairs that did not converge, or that may not be all; else None."""
         missing = int((~self.converged).sum())
         parts = [f"{missing} of {self.count} eigenpairs have not converged"] if missing else []
         if not self.complete:
@@ -98,7 +98,7 @@ class Eigenpairs:
         return "; ".join(parts) or None
 
     def without_vectors(self) -> Eigenpairs:
-        """The same without the vectors: what a record keeps unless they are asked for."""
+        """The same without the vectors, which a record keeps only on request."""
         return replace(self, vectors=None)
 
     def to_json(self) -> dict[str, Any]:

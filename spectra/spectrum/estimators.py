@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from spectra.spectrum import cumulative, deflation, degeneracy, estimates, extremes, ranks
+from spectra.spectrum import cumulative, deflation, degeneracy, extremes, ranks, traces
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.fractions import CountCurve
 from spectra.spectrum.quadrature import Quadrature
@@ -106,7 +106,7 @@ _END = "Ritz value inside, random-start bound outside, both ends together 95 %"
 ESTIMATORS: tuple[Estimator, ...] = (
     Estimator(
         name="trace",
-        compute=estimates.trace,
+        compute=traces.trace,
         formula="`Tr H = sum lambda`, by `n mean alpha_i1` and the eigenvalues that all probes have found",
         unit=Unit.EIGENVALUE,
         cost="`k`; `m k` for the eigenvalues",
@@ -118,7 +118,7 @@ ESTIMATORS: tuple[Estimator, ...] = (
     ),
     Estimator(
         name="mean_eigenvalue",
-        compute=estimates.mean_eigenvalue,
+        compute=traces.mean_eigenvalue,
         formula="`(1/n) Tr H`",
         unit=Unit.EIGENVALUE,
         cost="`k`",
@@ -131,7 +131,7 @@ ESTIMATORS: tuple[Estimator, ...] = (
     ),
     Estimator(
         name="second_moment",
-        compute=estimates.second_moment,
+        compute=traces.second_moment,
         formula="`(1/n) sum lambda^2 = (1/n) |H|_F^2`",
         unit=Unit.SQUARE,
         cost="`k`",
@@ -143,7 +143,7 @@ ESTIMATORS: tuple[Estimator, ...] = (
     ),
     Estimator(
         name="frobenius_norm",
-        compute=estimates.frobenius_norm,
+        compute=traces.frobenius_norm,
         formula="`|H|_F = sqrt(sum lambda^2)`, no normalisation",
         unit=Unit.EIGENVALUE,
         cost="`k`",

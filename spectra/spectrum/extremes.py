@@ -135,5 +135,5 @@ def _beyond(q: Quadrature, confidence: float) -> tuple[float | None, str | None]
 
 
 def _margin(q: Quadrature) -> float:
-    """``noise |H|_2``, and what was neglected where a recurrence was declared exhausted."""
+    """``noise |H|_2`` plus the smallest coupling that was neglected where a recurrence was declared exhausted."""
     return q.blur + min((t.defect for t in q.tridiagonals if t.exhausted), default=0.0)

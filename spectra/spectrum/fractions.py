@@ -1,8 +1,8 @@
 """Counts: which fraction of the eigenvalues lies in a region, as far as ``m`` Lanczos steps can tell.
 
 A probe's measure of a region has the fraction as its mean, and the Radau rules at the region's ends bracket that
-measure rigorously. What is left is the error of the probes, and it is combined with the bracket here, once for every
-count: eigenvalues near zero (`degeneracy`), below a point or below zero (`distribution`). It belongs to a tolerance
+measure rigorously. The error of the probes is combined with the bracket here, once for every count:
+eigenvalues near zero (`degeneracy`), below a point or below zero (`cumulative`). It belongs to a tolerance
 ``tau``, and a wide bracket means that ``m`` steps cannot tell what lies inside from what lies outside: the bracket is
 then the result, and no number is.
 """

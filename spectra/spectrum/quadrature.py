@@ -1,8 +1,8 @@
-"""The quadrature rules of all probes of one operator, split into the eigenvalues that all have found and the remainder.
+"""The quadrature rules of all probes of one operator, split into converged eigenvalues and the remainder.
 
-With ``r`` simple eigenvalues ``lambda_j`` that every probe has found (``spectrum.converged``), of weight ``w_ij`` in
-the rule of probe ``i``, the remainder of a sphere probe is uniform on the sphere of the ``n - r`` other dimensions. So,
-for any ``f``,
+With ``r`` simple eigenvalues ``lambda_j`` that have converged in every probe (``spectrum.converged``), of weight
+``w_ij`` in the rule of probe ``i``, the remainder of a sphere probe is uniform on the sphere of the ``n - r`` other
+dimensions. So, for any ``f``,
 
     Tr f(H) = sum_j f(lambda_j) + (n - r) E[ sum_{other nodes} w f(theta) / (1 - sum_j w_ij) ],
 
@@ -78,11 +78,11 @@ class Quadrature:
         other.__dict__["converged"] = nothing_converged(self.num_probes)
         return other
 
-    # --- the eigenvalues that all have found, and the remainder ---------------------------------------------------
+    # --- converged eigenvalues, and the remainder -----------------------------------------------------------------
 
     @cached_property
     def converged(self) -> Converged:
-        """The simple eigenvalues that every probe has found; none for probes that are not uniform on the sphere."""
+        """The simple eigenvalues that have converged in every probe; none for probes of another law than the sphere."""
         if self.distribution != "sphere":
             return nothing_converged(self.num_probes)
         return find_converged(self.tridiagonals, self.n, self.noise, self.start_overlaps)
@@ -104,7 +104,7 @@ class Quadrature:
 
     @cached_property
     def rules(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Nodes and weights of each probe for all eigenvalues, those that all have found with a weight of ``1/n``."""
+        """Nodes and weights of each probe for all eigenvalues, the converged ones with a weight of ``1/n``."""
         found = self.converged
         each = np.full(found.count, 1 / self.n)
         return [
@@ -156,7 +156,7 @@ class Quadrature:
         return np.asarray(samples - slope * (first - centre))
 
     def least_error(self, f: Function, centre: float) -> float:
-        """What the standard error of ``Tr f(H)`` is not below, by the Ritz values of the remainder.
+        """A lower bound of the standard error of ``Tr f(H)`` by the Ritz values of the remainder.
 
         The Ritz values of a probe are not beyond the eigenvalues that they stand for (Cauchy), so that the variance of
         a sphere probe, ``2n/(n+2) sum (f(lambda) - mean)^2``, is at least that sum over them, for ``f`` whose size
@@ -178,7 +178,7 @@ class Quadrature:
         return sqrt(2 * n / (n + 2) / self.num_probes * max(sizes))
 
     def error_of_known(self, f: Function) -> float:
-        """What the errors of the eigenvalues that all have found, and of their weights, can change in ``Tr f(H)``."""
+        """The error of ``Tr f(H)`` by the errors of the eigenvalues that have converged, and of their weights."""
         found = self.converged
         if found.count == 0:
             return 0.0

@@ -12,9 +12,10 @@ from math import exp, frexp, inf, ldexp, log, sqrt
 
 import numpy as np
 
-from spectra.spectrum.estimates import CONFIDENCE, Estimate, dominance, frobenius_norm, mean_estimate, not_computed
+from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, not_computed
 from spectra.spectrum.extremes import spectral_norm
 from spectra.spectrum.quadrature import Function, Quadrature
+from spectra.spectrum.traces import dominance, frobenius_norm
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 _USUAL = 2.0**128  # between this and its inverse no fourth power of an eigenvalue leaves the range of float64
@@ -188,7 +189,7 @@ def _from_logarithm(q: Quadrature, logarithm: float, influence: np.ndarray, move
         q: the quadrature rules.
         logarithm: of the value.
         influence: (k,), the derivative of the logarithm along each probe's part in the sums, but for a constant.
-        moved: what is added to the logarithm's interval on both sides.
+        moved: the amount that is added to the logarithm's interval on both sides.
         along: the derivative of the logarithm along a single eigenvalue's part in the sums.
     """
     value = _within(_exp(logarithm), q.n)

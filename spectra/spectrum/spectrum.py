@@ -1,4 +1,4 @@
-"""The spectrum of one operator: what Lanczos left, and every number that follows from it.
+"""The spectrum of one operator: every number that follows from its tridiagonal matrices.
 
 Nothing here needs the operator, the model or torch: all is recomputed from the tridiagonals, so that a stored spectrum
 outlives every opinion about kernels, bandwidths and tolerances.
@@ -6,235 +6,62 @@ outlives every opinion about kernels, bandwidths and tolerances.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
-from math import isfinite
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
-from spectra.errors import ArgumentError, NumericsError
+from spectra.errors import ArgumentError
 from spectra.spectrum import cumulative as distribution
-from spectra.spectrum import deflation, degeneracy, determinants, differences, estimates, extremes, outliers, ranks
+from spectra.spectrum import deflation, degeneracy, determinants, differences, extremes, outliers, ranks, traces
 from spectra.spectrum.consistency import reconciled
 from spectra.spectrum.cumulative import Cumulative
 from spectra.spectrum.degeneracy import Closest
 from spectra.spectrum.density import Density, smooth
-from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.estimators import estimate_all
 from spectra.spectrum.fractions import CountCurve
-from spectra.spectrum.quadrature import Quadrature
-from spectra.spectrum.tridiagonal import Tridiagonal
+from spectra.spectrum.lanczos_output import LanczosOutput
+from spectra.spectrum.pairing import Difference
 
-#: Of the formulas behind :meth:`Spectrum.estimates`. Estimates that were stored by another edition are computed again.
+#: The edition of the formulas of :meth:`Spectrum.estimates`. Stored estimates of another edition are computed again.
 ESTIMATES_EDITION = 2
 
 
-class Spectrum:
-    """What ``k`` probes saw of a symmetric operator of ``n`` rows.
-
-    Args:
-        tridiagonals: one per probe; they may differ in length.
-        n: the number of rows (parameters).
-        noise: ``eta``, the error of a product relative to ``|H|_2 |q|``; eigenvalues are known to ``eta |H|_2``.
-        seed: of the probes.
-        distribution: ``"sphere"`` or ``"rademacher"``; the probes are unit vectors of it.
-        tensor_sizes: the parameter tensors' names and sizes, in order.
-        tensor_forms: (k, t), ``q_i[t]' (H q_i)[t]`` of the first product; a row sums to ``alphas[0]`` of its probe.
-        deflated_tensor_forms: (k, t), the same of the matrix without its eigenpairs, and (t,), the traces of what was
-            taken out of each tensor's block.
-        eigenpairs: of a search whose starts are independent of the probes, with or without their vectors.
-        overlaps: (k, r), ``y_j'q_i`` of every probe with the vectors of the eigenpairs; given with them.
-        batch_forms: (k, B), the parts of the batches (or of groups of consecutive ones) in ``q_i'H q_i``.
-        batch_weights: (B,), their weights in the mean over the data; given with them.
-        semidefinite: that the operator is positive semidefinite by its construction.
-        start_overlaps: (k, m), the scalar products of every probe with the Krylov basis of the first one, by which
-            simple eigenvalues are told from multiple ones; see ``spectra.spectrum.converged``.
-        exact_trace: ``Tr H``, where it is known exactly; a control variate for the other sums over eigenvalues.
-
-    Raises:
-        ArgumentError: no probe, more steps than rows, or shapes that do not belong together.
-        NumericsError: NaN or infinity among ``tensor_forms`` or ``overlaps``.
+class Spectrum(LanczosOutput):
+    """The spectrum of a symmetric operator of ``n`` rows, as ``k`` probes see it: every number is a method.
 
     Example:
+        >>> from spectra.spectrum.tridiagonal import Tridiagonal
         >>> s = Spectrum([Tridiagonal([2.0, 2.0], [1.0, 0.0], exhausted=True)] * 2, n=2)
         >>> s.trace().value, s.frobenius_norm().value ** 2, s.lambda_max().value
         (4.0, 10.000000000000002, 3.0)
     """
 
-    def __init__(
-        self,
-        tridiagonals: Sequence[Tridiagonal],
-        n: int,
-        *,
-        noise: float = 2.220446e-16,
-        seed: int | None = None,
-        distribution: str = "sphere",
-        tensor_sizes: Mapping[str, int] | None = None,
-        tensor_forms: np.ndarray | None = None,
-        deflated_tensor_forms: tuple[np.ndarray, np.ndarray] | None = None,
-        eigenpairs: Eigenpairs | None = None,
-        overlaps: np.ndarray | None = None,
-        batch_forms: np.ndarray | None = None,
-        batch_weights: np.ndarray | None = None,
-        semidefinite: bool = False,
-        start_overlaps: np.ndarray | None = None,
-        exact_trace: float | None = None,
-    ) -> None:
-        self.tridiagonals = tuple(tridiagonals)
-        self.n = int(n)
-        self.noise = float(noise)
-        self.seed = seed
-        self.distribution = distribution
-        self.tensor_sizes = dict(tensor_sizes or {})
-        self.tensor_forms = None if tensor_forms is None else np.array(tensor_forms, dtype=np.float64)
-        self.deflated_tensor_forms = deflated_tensor_forms
-        self.eigenpairs = eigenpairs
-        self.overlaps = None if overlaps is None else np.array(overlaps, dtype=np.float64)
-        self.batch_forms = None if batch_forms is None else np.array(batch_forms, dtype=np.float64)
-        self.batch_weights = None if batch_weights is None else np.array(batch_weights, dtype=np.float64)
-        self.semidefinite = bool(semidefinite)
-        self.start_overlaps = None if start_overlaps is None else np.array(start_overlaps, dtype=np.float64)
-        self.exact_trace = exact_trace
-        self._check()
-
-    def _check(self) -> None:
-        if not self.tridiagonals:
-            raise ArgumentError("num_probes=0: at least 1 is needed; 8 is the default")
-        if self.n < self.lanczos_steps:
-            raise ArgumentError(f"n={self.n}: {self.lanczos_steps} Lanczos steps need at least as many rows")
-        if not (isfinite(self.noise) and self.noise >= 0):
-            raise ArgumentError(f"noise={self.noise}: a finite number of at least 0 is needed")
-        if self.distribution not in ("sphere", "rademacher"):
-            raise ArgumentError(f"distribution={self.distribution!r}: 'sphere' (the default) or 'rademacher' is needed")
-        if self.tensor_forms is not None:
-            expected = (self.num_probes, len(self.tensor_sizes))
-            if self.tensor_forms.shape != expected:
-                raise ArgumentError(
-                    f"tensor_forms has shape {self.tensor_forms.shape}: {expected} is needed (k, tensors)"
-                )
-            if not np.isfinite(self.tensor_forms).all():
-                raise NumericsError("tensor_forms has NaN or infinite entries")
-        if (self.eigenpairs is None) != (self.overlaps is None):
-            raise ArgumentError("eigenpairs and overlaps belong together: give both, or none")
-        if self.eigenpairs is not None and self.overlaps is not None:
-            expected = (self.num_probes, self.eigenpairs.count)
-            if self.overlaps.shape != expected:
-                raise ArgumentError(f"overlaps has shape {self.overlaps.shape}: {expected} is needed (k, eigenpairs)")
-            if not np.isfinite(self.overlaps).all():
-                raise NumericsError("overlaps has NaN or infinite entries")
-        if self.batch_forms is not None or self.batch_weights is not None:
-            shapes = [None if a is None else a.shape for a in (self.batch_forms, self.batch_weights)]
-            if shapes[0] is None or shapes[1] is None or shapes[0] != (self.num_probes, *shapes[1]):
-                raise ArgumentError(
-                    f"batch_forms and batch_weights have shapes {shapes[0]} and {shapes[1]}: (k, B) and (B,) are needed"
-                )
-        if self.start_overlaps is not None:
-            expected = (self.num_probes, self.tridiagonals[0].steps)
-            if self.start_overlaps.shape != expected:
-                raise ArgumentError(
-                    f"start_overlaps has shape {self.start_overlaps.shape}: {expected} is needed (k, m)"
-                )
-            if not np.isfinite(self.start_overlaps).all():
-                raise NumericsError("start_overlaps has NaN or infinite entries")
-
-    @cached_property
-    def quadrature(self) -> Quadrature:
-        """The rules of the probes, with what is known of single eigenvalues: what every estimate is made of."""
-        return Quadrature(
-            self.tridiagonals,
-            self.n,
-            self.noise,
-            self.distribution,
-            start_overlaps=self.start_overlaps,
-            exact_trace=self.exact_trace,
-            eigenpairs=self.eigenpairs,
-            overlaps=self.overlaps,
-        )
-
-    def without_noise(self) -> Spectrum:
-        """The numbers as if the products had no error; without tensor forms, batch forms and eigenpairs.
-
-        What an interval has beyond that of this spectrum is due to the noise of the products.
-        """
-        return Spectrum(
-            self.tridiagonals,
-            self.n,
-            noise=0.0,
-            seed=self.seed,
-            distribution=self.distribution,
-            semidefinite=self.semidefinite,
-            start_overlaps=self.start_overlaps,
-            exact_trace=self.exact_trace,
-        )
-
-    def with_exact_trace(self, exact_trace: float) -> Spectrum:
-        """The same spectrum with a trace that is known exactly, as a control variate for its other estimates."""
-        other = copy.copy(self)
-        other.__dict__ = {k: v for k, v in self.__dict__.items() if k != "quadrature"}
-        other.exact_trace = float(exact_trace)
-        return other
-
     def __repr__(self) -> str:
         return f"Spectrum(n={self.n}, num_probes={self.num_probes}, lanczos_steps={self.lanczos_steps})"
-
-    # --- what Lanczos left ----------------------------------------------------------------------------------------
-
-    @property
-    def num_probes(self) -> int:
-        """``k``."""
-        return len(self.tridiagonals)
-
-    @property
-    def lanczos_steps(self) -> int:
-        """``m``: the most steps that any probe took."""
-        return max(t.steps for t in self.tridiagonals)
-
-    @cached_property
-    def nodes(self) -> np.ndarray:
-        """The Ritz values ``theta_ik``, ascending in each row; (k, m) float64, NaN beyond a probe's own steps."""
-        return self._padded([t.nodes for t in self.tridiagonals])
-
-    @cached_property
-    def weights(self) -> np.ndarray:
-        """``tau_ik``, the part of probe ``i`` along its Ritz vector ``k``; (k, m), each row sums to 1, NaN as above."""
-        return self._padded([t.weights for t in self.tridiagonals])
-
-    @cached_property
-    def residuals(self) -> np.ndarray:
-        """``|H y_k - theta_k y_k|``; (k, m), NaN as above. Some eigenvalue lies within it of ``theta_k``."""
-        return self._padded([t.residuals for t in self.tridiagonals])
-
-    def _padded(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        padded = np.full((self.num_probes, self.lanczos_steps), np.nan)
-        for row, values in zip(padded, rows):
-            row[: values.size] = values
-        padded.flags.writeable = False
-        return padded
 
     # --- traces ---------------------------------------------------------------------------------------------------
 
     def trace(self) -> Estimate:
-        """``Tr H`` over all ``n`` rows, without normalisation; see ``spectra.spectrum.estimates.trace``."""
-        return estimates.trace(self.quadrature)
+        """``Tr H`` over all ``n`` rows, without normalisation; see ``spectra.spectrum.traces.trace``."""
+        return traces.trace(self.quadrature)
 
     def mean_eigenvalue(self) -> Estimate:
         """``(1/n) Tr H``."""
-        return estimates.mean_eigenvalue(self.quadrature)
+        return traces.mean_eigenvalue(self.quadrature)
 
     def frobenius_norm(self) -> Estimate:
-        """``|H|_F = sqrt(sum lambda^2)``, without normalisation; see ``spectra.spectrum.estimates.frobenius_norm``."""
-        return estimates.frobenius_norm(self.quadrature)
+        """``|H|_F = sqrt(sum lambda^2)``, without normalisation; see ``spectra.spectrum.traces.frobenius_norm``."""
+        return traces.frobenius_norm(self.quadrature)
 
     def moment(self, p: int) -> Estimate:
         """``(1/n) sum lambda^p``; the steps determine it for ``p <= 2m``, and beyond only where exhausted."""
-        return estimates.moment(self.quadrature, p)
+        return traces.moment(self.quadrature, p)
 
     def trace_function(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-        """``Tr f(H) = sum f(lambda)`` for a function of arrays; see ``spectra.spectrum.estimates.trace_function``."""
-        return estimates.trace_function(self.quadrature, f)
+        """``Tr f(H) = sum f(lambda)`` for a function of arrays; see ``spectra.spectrum.traces.trace_function``."""
+        return traces.trace_function(self.quadrature, f)
 
     def tensor_traces(self) -> dict[str, Estimate]:
         """The trace of each parameter tensor's diagonal block; empty where the forms were not kept.
@@ -244,7 +71,7 @@ class Spectrum:
         if self.tensor_forms is None:
             return {}
         forms, known = self.deflated_tensor_forms or (self.tensor_forms, np.zeros(len(self.tensor_sizes)))
-        return estimates.tensor_traces(forms, self.tensor_sizes, self.quadrature, known)
+        return traces.tensor_traces(forms, self.tensor_sizes, self.quadrature, known)
 
     def trace_of_tensors(self, names: Collection[str]) -> Estimate:
         """The trace of the diagonal blocks of these parameter tensors together.
@@ -258,7 +85,7 @@ class Spectrum:
         chosen = np.array([name in names for name in self.tensor_sizes])
         size = sum(size for name, size in self.tensor_sizes.items() if name in names)
         sums, taken_out = forms[:, chosen].sum(axis=1, keepdims=True), known[chosen].sum(keepdims=True)
-        return estimates.tensor_traces(sums, {"": size}, self.quadrature, taken_out)[""]
+        return traces.tensor_traces(sums, {"": size}, self.quadrature, taken_out)[""]
 
     def deflated_trace(self) -> Estimate:
         """``Tr H`` with the eigenpairs taken out of the probes' variance; see ``spectra.spectrum.deflation``."""
@@ -297,7 +124,7 @@ class Spectrum:
         return degeneracy.degeneracy_curve(self.quadrature, taus)
 
     def closest(self, count: int = 1) -> Closest:
-        """What the one or two Ritz values closest to 0 carry, for comparison with Granziol (2020)."""
+        """Mass and mean of the one or two Ritz values closest to 0, for comparison with Granziol (2020)."""
         return degeneracy.closest(self.quadrature, count)
 
     def negative_mass(self, tau: float | None = None) -> Estimate:
@@ -330,8 +157,8 @@ class Spectrum:
         """``sum lambda / (lambda + g)``, of positive semidefinite operators; see ``spectra.spectrum.determinants``."""
         return determinants.effective_dimension(self.quadrature, g, self._definite(semidefinite))
 
-    def _definite(self, told: bool | None) -> bool:
-        return self.semidefinite if told is None else told
+    def _definite(self, given: bool | None) -> bool:
+        return self.semidefinite if given is None else given
 
     # --- determinants, and single eigenvalues ---------------------------------------------------------------------
 
@@ -341,7 +168,7 @@ class Spectrum:
         Args:
             g: above 0, in units of the eigenvalues.
             semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher); by
-                default what the spectrum knows of its operator.
+                default `semidefinite` of the spectrum.
         """
         return determinants.log_determinant(self.quadrature, g, self._definite(semidefinite))
 
@@ -405,16 +232,16 @@ class Spectrum:
         """The same with rigorous bounds and the error of the probes; see ``spectra.spectrum.cumulative``."""
         return distribution.cumulative(self.quadrature, x)
 
-    # --- beside another one ---------------------------------------------------------------------------------------
+    # --- differences from another spectrum --------------------------------------------------------------------------
 
-    def difference(self, other: Spectrum, name: str = "trace", **options: Any) -> differences.Difference:
+    def difference(self, other: Spectrum, name: str = "trace", **options: Any) -> Difference:
         """An estimate of this spectrum less that of another one, paired where they share their probes.
 
         See ``spectra.spectrum.differences``.
         """
         return differences.difference(self, other, name, **options)
 
-    def tensor_differences(self, other: Spectrum) -> dict[str, differences.Difference]:
+    def tensor_differences(self, other: Spectrum) -> dict[str, Difference]:
         """The same of the trace of each parameter tensor's diagonal block."""
         return differences.tensor_differences(self, other)
 

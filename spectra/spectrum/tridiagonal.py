@@ -1,4 +1,4 @@
-"""What Lanczos leaves of one probe: a small tridiagonal matrix, and the quadrature rules that follow from it.
+"""The tridiagonal matrix of one probe, and the quadrature rules that follow from it.
 
 Everything spectral is a function of these numbers. All of it is float64.
 """
@@ -22,7 +22,7 @@ _LARGEST_BORDER = 1e4
 
 @dataclass(frozen=True, eq=False)
 class Tridiagonal:
-    """The Lanczos matrix ``T_m = tridiag(alphas, betas[:-1])`` of one probe ``q``, and ``beta_m`` beside it.
+    """The Lanczos matrix ``T_m = tridiag(alphas, betas[:-1])`` of one probe ``q``, and ``beta_m``.
 
     With ``T_m = S diag(theta) S'`` the nodes ``theta_k`` and weights ``tau_k = S[0, k]^2`` are the Gauss rule of the
     probe's spectral measure: ``q' f(H) q = sum_k tau_k f(theta_k)`` for every polynomial of degree at most ``2m - 1``.
@@ -79,7 +79,7 @@ class Tridiagonal:
 
     @property
     def defect(self) -> float:
-        """What was neglected where the recurrence was declared exhausted, else 0.
+        """The coupling that was neglected where the recurrence was declared exhausted, else 0.
 
         The invariant subspace is exactly that of a matrix within ``betas[-1]`` of the operator in the spectral norm.
         """

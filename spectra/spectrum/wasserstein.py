@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.spectrum.differences import why_not_paired
 from spectra.spectrum.estimates import CONFIDENCE, t_quantile
+from spectra.spectrum.pairing import why_not_paired
 from spectra.spectrum.spectrum import Spectrum
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from spectra.analysis.settings import Settings, sampled
 from spectra.errors import ArgumentError, DataError, NumericsError, OutOfMemory, SpectraError, TaskError
 from spectra.krylov import slq as slq_room
 from spectra.krylov.probes import draw_probe
-from spectra.spectrum.estimates import trace as plain_trace
+from spectra.spectrum.traces import trace as plain_trace
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -16,7 +16,8 @@ from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure, not_measured
 from spectra.results.storage.runfile import RunFile
 from spectra.results.trace_checks import AGREES, INCONCLUSIVE, check_traces, compare
-from spectra.spectrum.estimates import Estimate, dominance_note
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.traces import dominance_note
 from spectra_cli.layout import grouped, notes_of, worst_of
 from spectra_cli.main import main
 from spectra_cli.numbers import in_short, number

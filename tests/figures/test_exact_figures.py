@@ -10,8 +10,8 @@ from spectra.figures import draw, over_training, sheets
 from spectra.figures.compared import comparison_figure
 from spectra.figures.moments import moments_of
 from spectra.figures.style import style
+from spectra.results.comparison import Arm
 from spectra.results.exact_trace import ExactTrace
-from spectra.results.run_comparison import Arm
 from spectra.results.trajectory import Trajectory
 
 LAYERS = {"conv.weight": 20.0, "conv.bias": 1.5, "fc.weight": 10.0}

@@ -21,7 +21,8 @@ from spectra.figures import draw, figures, sheets
 from spectra.figures.moments import axis_of, moments_of, values_over
 from spectra.figures.style import LOOKS, literal, style
 from spectra.results.record import Record
-from spectra.results.trajectory import Trajectory, Values
+from spectra.results.trajectory import Trajectory
+from spectra.results.values import Values
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
 

@@ -13,8 +13,8 @@ from spectra.figures import figures, over_training
 from spectra.figures.compared import comparison_figure
 from spectra.figures.moments import moments_of
 from spectra.figures.style import style
+from spectra.results.comparison import Arm
 from spectra.results.record import Record
-from spectra.results.run_comparison import Arm
 from spectra.results.trajectory import Trajectory
 from spectra.spectrum.spectrum import Spectrum
 

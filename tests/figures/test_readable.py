@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from spectra.figures import draw
 from spectra.figures.readable import Drawn, clip_intervals, plain_ticks
 from spectra.figures.style import style
-from spectra.results.trajectory import Values
+from spectra.results.values import Values
 
 VALUES = np.array([4.0, 68.0, 66.0, 31.0, 27.0, 24.0, 16.0])
 REACH = np.array([9.0, 25.0, 14.0, 11.0, 9.0, 7.0, 5.0])

@@ -11,7 +11,7 @@ from spectra.errors import ArgumentError, NumericsError, OutOfMemory
 from spectra.krylov import slq as slq_room
 from spectra.krylov.slq import lockstep_width
 from spectra.operators.base import SymmetricOperator
-from spectra.spectrum.estimates import trace
+from spectra.spectrum.traces import trace
 
 EIGENVALUES = np.concatenate([np.zeros(160), np.linspace(-0.3, 1.0, 36), [3.0, 5.0, 6.0, 10.0]])
 

@@ -12,9 +12,10 @@ from run_files import SETTINGS, changed, failed_record, make_record
 from scipy import stats
 
 from spectra.errors import ArgumentError
+from spectra.results.comparison import Arm
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.record import Record
-from spectra.results.run_comparison import Arm, compare
+from spectra.results.run_comparison import compare
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.wasserstein import spectral_distance
 

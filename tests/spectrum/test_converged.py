@@ -8,9 +8,9 @@ from reference import probes_of, sphere_starts
 
 from spectra import DenseOperator, eigsh, slq
 from spectra.spectrum.converged import find_converged
-from spectra.spectrum.estimates import frobenius_norm, moment, trace, trace_function
 from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.ranks import stable_rank
+from spectra.spectrum.traces import frobenius_norm, moment, trace, trace_function
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 BULK = 0.01 * (1 + np.random.default_rng(0).uniform(-1, 1, 400))

@@ -10,14 +10,9 @@ from reference import bulk_with_outliers, lanczos, probes_of, sphere_starts
 from scipy import stats
 
 from spectra.errors import ArgumentError
-from spectra.spectrum.differences import (
-    common_tolerance,
-    difference,
-    p_of,
-    tensor_differences,
-    welch_dof,
-    why_not_paired,
-)
+from spectra.spectrum.count_differences import common_tolerance
+from spectra.spectrum.differences import difference, tensor_differences
+from spectra.spectrum.pairing import p_of, welch_dof, why_not_paired
 from spectra.spectrum.spectrum import Spectrum
 
 N = 200

@@ -25,8 +25,8 @@ from spectra.results.identity import Identity
 from spectra.results.storage.attributes import checksum
 from spectra.results.storage.runfile import RunFile, load_trajectory
 from spectra.spectrum.estimates import Estimate
-from spectra.spectrum.estimates import trace as plain_trace
 from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.traces import trace as plain_trace
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 DATA = Path(__file__).parents[2] / "data"

@@ -11,7 +11,7 @@ from reference import probes_of, sphere_starts
 from scipy import stats
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.spectrum import estimates
+from spectra.spectrum import traces
 from spectra.spectrum.estimates import Estimate, mean_estimate, t_quantile
 from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -45,37 +45,37 @@ def test_the_mean_has_its_sample_error_and_student_interval():
 def test_one_probe_has_a_value_and_no_error():
     t = [Tridiagonal(np.array([2.0, 1.0]), np.array([1.0, 0.5]))]
     for e in (
-        estimates.trace(Quadrature(t, 9, ETA)),
-        estimates.mean_eigenvalue(Quadrature(t, 9, ETA)),
-        estimates.frobenius_norm(Quadrature(t, 9, ETA)),
-        estimates.moment(Quadrature(t, 9, ETA), 3),
-        estimates.trace_function(Quadrature(t, 9, ETA), np.cos),
+        traces.trace(Quadrature(t, 9, ETA)),
+        traces.mean_eigenvalue(Quadrature(t, 9, ETA)),
+        traces.frobenius_norm(Quadrature(t, 9, ETA)),
+        traces.moment(Quadrature(t, 9, ETA), 3),
+        traces.trace_function(Quadrature(t, 9, ETA), np.cos),
     ):
         assert (e.stderr, e.lower, e.upper, e.num_probes) == (None, None, None, 1)
-    assert estimates.trace(Quadrature(t, 9, ETA)).value == 18
-    assert estimates.frobenius_norm(Quadrature(t, 9, ETA)).value == pytest.approx(sqrt(9 * 5))
+    assert traces.trace(Quadrature(t, 9, ETA)).value == 18
+    assert traces.frobenius_norm(Quadrature(t, 9, ETA)).value == pytest.approx(sqrt(9 * 5))
 
 
 def test_traces_of_powers_agree_with_each_other():
     t = probes_of(np.random.default_rng(0).normal(size=50), 5, 4, seed=1)
     n = 50
-    assert estimates.mean_eigenvalue(Quadrature(t, n, ETA)).value * n == pytest.approx(
-        estimates.trace(Quadrature(t, n, ETA)).value
+    assert traces.mean_eigenvalue(Quadrature(t, n, ETA)).value * n == pytest.approx(
+        traces.trace(Quadrature(t, n, ETA)).value
     )
-    assert estimates.moment(Quadrature(t, n, ETA), 0).value == 1
-    assert estimates.moment(Quadrature(t, n, ETA), 1) == estimates.mean_eigenvalue(Quadrature(t, n, ETA))
-    assert estimates.moment(Quadrature(t, n, ETA), 2).value * n == pytest.approx(
-        estimates.frobenius_norm(Quadrature(t, n, ETA)).value ** 2
+    assert traces.moment(Quadrature(t, n, ETA), 0).value == 1
+    assert traces.moment(Quadrature(t, n, ETA), 1) == traces.mean_eigenvalue(Quadrature(t, n, ETA))
+    assert traces.moment(Quadrature(t, n, ETA), 2).value * n == pytest.approx(
+        traces.frobenius_norm(Quadrature(t, n, ETA)).value ** 2
     )
-    cube = estimates.trace_function(Quadrature(t, n, ETA), lambda x: x**3)
-    assert cube.value == pytest.approx(n * estimates.moment(Quadrature(t, n, ETA), 3).value)
-    assert cube.stderr == pytest.approx(n * estimates.moment(Quadrature(t, n, ETA), 3).stderr)
+    cube = traces.trace_function(Quadrature(t, n, ETA), lambda x: x**3)
+    assert cube.value == pytest.approx(n * traces.moment(Quadrature(t, n, ETA), 3).value)
+    assert cube.stderr == pytest.approx(n * traces.moment(Quadrature(t, n, ETA), 3).stderr)
 
 
 def test_more_steps_add_nothing_to_the_trace_where_no_eigenvalue_has_converged():
     eigenvalues = np.random.default_rng(0).normal(size=50)
     runs = [Quadrature(probes_of(eigenvalues, m, 4, seed=1), 50, ETA) for m in (1, 6)]
-    short, long = (estimates.trace(q) for q in runs)
+    short, long = (traces.trace(q) for q in runs)
     assert runs[1].converged.count == 0
     assert short.value == pytest.approx(long.value, rel=1e-13)
     assert short.stderr == pytest.approx(long.stderr, rel=1e-10)
@@ -83,22 +83,22 @@ def test_more_steps_add_nothing_to_the_trace_where_no_eigenvalue_has_converged()
 
 def test_moments_beyond_the_shortest_recurrence_are_refused():
     t = probes_of(np.arange(20.0), 3, 2, seed=0) + probes_of(np.arange(20.0), 2, 1, seed=1)
-    assert estimates.moment(Quadrature(t, 20, ETA), 4).value > 0
+    assert traces.moment(Quadrature(t, 20, ETA), 4).value > 0
     with pytest.raises(ArgumentError, match="moment 5: 2 Lanczos steps"):
-        estimates.moment(Quadrature(t, 20, ETA), 5)
+        traces.moment(Quadrature(t, 20, ETA), 5)
     for bad in (-1, 1.5, True):
         with pytest.raises(ArgumentError, match="p="):
-            estimates.moment(Quadrature(t, 20, ETA), bad)
+            traces.moment(Quadrature(t, 20, ETA), bad)
 
 
 def test_the_mean_over_many_probes_meets_the_truth_with_the_exact_variance():
     eigenvalues = np.random.default_rng(5).normal(1, 2, size=40)
     n, k = 40, 10_000
-    e = estimates.trace(Quadrature(first_steps(eigenvalues, k, seed=0), n, ETA))
+    e = traces.trace(Quadrature(first_steps(eigenvalues, k, seed=0), n, ETA))
     exact = 2 * n / (n + 2) * ((eigenvalues**2).sum() - eigenvalues.sum() ** 2 / n)
     assert abs(e.value - eigenvalues.sum()) < 4 * e.stderr
     assert e.stderr * sqrt(k) == pytest.approx(sqrt(exact), rel=0.04)
-    f = estimates.frobenius_norm(Quadrature(first_steps(eigenvalues, k, seed=1), n, ETA))
+    f = traces.frobenius_norm(Quadrature(first_steps(eigenvalues, k, seed=1), n, ETA))
     assert abs(f.value - np.linalg.norm(eigenvalues)) < 4 * f.stderr
 
 
@@ -113,20 +113,20 @@ def coverage(eigenvalues: np.ndarray, k: int, quantity, truth: float, runs: int 
 def test_the_interval_of_the_trace_covers_95_percent_for_a_bulk():
     eigenvalues = np.random.default_rng(7).normal(0.1, 1, size=300)
     # 2000 runs: a binomial standard deviation of 0.5 %
-    assert coverage(eigenvalues, 5, estimates.trace, eigenvalues.sum()) == pytest.approx(0.95, abs=0.015)
+    assert coverage(eigenvalues, 5, traces.trace, eigenvalues.sum()) == pytest.approx(0.95, abs=0.015)
     norm = float(np.linalg.norm(eigenvalues))
-    assert coverage(eigenvalues, 8, estimates.frobenius_norm, norm) == pytest.approx(0.95, abs=0.02)
+    assert coverage(eigenvalues, 8, traces.frobenius_norm, norm) == pytest.approx(0.95, abs=0.02)
 
 
 def test_one_dominant_eigenvalue_that_has_not_converged_does_not_make_the_interval_too_narrow():
     """One step per probe: the eigenvalue is not known apart, so the standard error allows for the Ritz values."""
     eigenvalues = np.concatenate([[30.0], np.full(299, 0.01)])
-    covered = coverage(eigenvalues, 8, estimates.trace, eigenvalues.sum(), runs=1000)
+    covered = coverage(eigenvalues, 8, traces.trace, eigenvalues.sum(), runs=1000)
     assert 0.75 < covered < 0.95  # one Ritz value per probe is far below 30
     two_steps = [Quadrature(probes_of(eigenvalues, 2, 8, seed), 300, ETA) for seed in range(300)]
     for estimate, truth in (
-        (estimates.trace, eigenvalues.sum()),
-        (estimates.frobenius_norm, np.linalg.norm(eigenvalues)),
+        (traces.trace, eigenvalues.sum()),
+        (traces.frobenius_norm, np.linalg.norm(eigenvalues)),
     ):
         found = [estimate(q) for q in two_steps]
         assert np.mean([e.lower <= truth <= e.upper for e in found]) >= 0.93
@@ -134,45 +134,45 @@ def test_one_dominant_eigenvalue_that_has_not_converged_does_not_make_the_interv
 
 def test_rademacher_probes_say_that_one_dominant_eigenvalue_narrows_the_interval():
     t = probes_of(np.concatenate([[30.0], np.full(299, 0.01)]), 20, 8, seed=0)
-    for estimate in (estimates.trace, estimates.frobenius_norm, estimates.mean_eigenvalue):
+    for estimate in (traces.trace, traces.frobenius_norm, traces.mean_eigenvalue):
         assert "of |H|_F^2" in estimate(Quadrature(t, 300, ETA, "rademacher")).note
         assert estimate(Quadrature(t, 300, ETA)).note is None
     bulk = probes_of(np.random.default_rng(7).normal(0.1, 1, size=300), 20, 8, seed=0)
-    assert estimates.trace(Quadrature(bulk, 300, ETA, "rademacher")).note is None
+    assert traces.trace(Quadrature(bulk, 300, ETA, "rademacher")).note is None
 
 
 def test_the_noise_of_the_products_widens_the_interval_by_its_bound():
     t = probes_of(np.random.default_rng(0).normal(size=50), 4, 6, seed=1)
-    exact, noisy = (estimates.trace(Quadrature(t, 50, eta)) for eta in (0.0, 1e-3))
+    exact, noisy = (traces.trace(Quadrature(t, 50, eta)) for eta in (0.0, 1e-3))
     width = np.sqrt(50) * 1e-3 * max(x.scale for x in t)
     assert noisy.upper - exact.upper == pytest.approx(width)
     assert exact.lower - noisy.lower == pytest.approx(width)
-    f, g = (estimates.frobenius_norm(Quadrature(t, 50, eta)) for eta in (0.0, 1e-3))
+    f, g = (traces.frobenius_norm(Quadrature(t, 50, eta)) for eta in (0.0, 1e-3))
     assert (f.lower - g.lower, g.upper - f.upper) == pytest.approx((width, width))
-    fast = estimates.trace_function(Quadrature(t, 50, 1e-3), np.exp)
-    slow = estimates.trace_function(Quadrature(t, 50, 0.0), np.exp)
+    fast = traces.trace_function(Quadrature(t, 50, 1e-3), np.exp)
+    slow = traces.trace_function(Quadrature(t, 50, 0.0), np.exp)
     assert fast.upper > slow.upper
     assert fast.value == slow.value
 
 
 def test_an_operator_without_scatter_has_an_interval_of_rounding_width():
     t = [Tridiagonal(np.array([3.0]), np.array([0.0]), True)] * 4
-    e = estimates.trace(Quadrature(t, 10, 1e-6))
+    e = traces.trace(Quadrature(t, 10, 1e-6))
     assert (e.value, e.stderr, e.note) == (30, 0, None)
     assert (30 - e.lower, e.upper - 30) == pytest.approx(np.sqrt(10) * 3e-6 * np.ones(2), rel=1e-6)
     zero = [Tridiagonal(np.array([0.0]), np.array([0.0]), True)] * 4
-    for e in (estimates.trace(Quadrature(zero, 10, 1e-6)), estimates.frobenius_norm(Quadrature(zero, 10, 1e-6))):
+    for e in (traces.trace(Quadrature(zero, 10, 1e-6)), traces.frobenius_norm(Quadrature(zero, 10, 1e-6))):
         assert (e.value, e.stderr, e.lower, e.upper, e.note) == (0, 0, 0, 0, None)
 
 
 def test_functions_that_are_not_finite_are_refused_or_left_without_interval():
     t = [Tridiagonal(np.array([1.0, 0.5]), np.array([1.0, 0.1]))] * 3  # one Ritz value below 0
     with pytest.raises(NumericsError, match="Ritz value -"):
-        estimates.trace_function(Quadrature(t, 9, ETA), np.log)
+        traces.trace_function(Quadrature(t, 9, ETA), np.log)
     with pytest.raises(ArgumentError, match="shape"):
-        estimates.trace_function(Quadrature(t, 9, ETA), lambda x: x.sum())
+        traces.trace_function(Quadrature(t, 9, ETA), lambda x: x.sum())
     edge = [Tridiagonal(np.array([1.0]), np.array([0.0])), Tridiagonal(np.array([1e-9]), np.array([0.0]))]
-    e = estimates.trace_function(Quadrature(edge, 9, 1e-6), np.log)
+    e = traces.trace_function(Quadrature(edge, 9, 1e-6), np.log)
     assert (e.lower, e.upper) == (None, None)
     assert "noise" in e.note
 
@@ -187,11 +187,11 @@ def test_tensor_traces_are_those_of_the_diagonal_blocks_and_sum_to_the_trace():
     alphas = forms.sum(1)
     betas = np.linalg.norm(products - alphas[:, None] * starts, axis=1)
     t = [Tridiagonal(np.array([x]), np.array([y])) for x, y in zip(alphas, betas)]
-    blocks = estimates.tensor_traces(forms, {"weight": 5, "bias": 7}, Quadrature(t, 12, ETA))
+    blocks = traces.tensor_traces(forms, {"weight": 5, "bias": 7}, Quadrature(t, 12, ETA))
     assert list(blocks) == ["weight", "bias"]
     assert abs(blocks["weight"].value - np.trace(matrix[:5, :5])) < 4 * blocks["weight"].stderr
     assert abs(blocks["bias"].value - np.trace(matrix[5:, 5:])) < 4 * blocks["bias"].stderr
-    total = estimates.trace(Quadrature(t, 12, ETA)).value
+    total = traces.trace(Quadrature(t, 12, ETA)).value
     assert blocks["weight"].value + blocks["bias"].value == pytest.approx(total, rel=1e-12)
 
 
@@ -223,5 +223,5 @@ def test_json_has_null_for_what_is_missing_or_not_finite():
 
 def test_the_error_of_the_frobenius_norm_is_the_scatter_of_its_values():
     eigenvalues = np.random.default_rng(7).normal(0.1, 1, size=300)
-    runs = [estimates.frobenius_norm(Quadrature(first_steps(eigenvalues, 8, seed), 300, ETA)) for seed in range(600)]
+    runs = [traces.frobenius_norm(Quadrature(first_steps(eigenvalues, 8, seed), 300, ETA)) for seed in range(600)]
     assert np.mean([e.stderr for e in runs]) == pytest.approx(np.std([e.value for e in runs]), rel=0.1)
