@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import rich.box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -40,9 +41,39 @@ def make_console(*, stderr: bool = False) -> Console:
     return SafeConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
+class _PipedTable(Table):
+    """A table that joins its cells itself where there is no terminal. Rich lays out each cell for the same text."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = [[column.header, *column.cells] for column in self.columns]
+        widths = [max(len(cell) if isinstance(cell, str) else 0 for cell in column) for column in columns]
+        simple = not self.title and all(_is_simple(cell) for column in columns for cell in column)
+        if options.is_terminal or not simple or sum(widths) + 3 * (len(widths) - 1) > options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        for line in self._lines(columns, widths):
+            yield Segment(line)
+            yield Segment.line()
+
+    def _lines(self, columns: Sequence[Sequence[Any]], widths: Sequence[int]) -> Iterator[str]:
+        sides = ["<" if column.justify == "left" else ">" for column in self.columns]
+        form = "   ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths)).format
+        header, *rows = zip(*columns, strict=True)
+        yield form(*header)
+        yield "\u2500" * (sum(widths) + 3 * (len(widths) - 1))
+        yield from (form(*row) for row in rows)
+
+
+def _is_simple(cell: object) -> bool:
+    """Whether rich prints a cell as it is: every character is one column wide, and none is markup or an emoji."""
+    if not isinstance(cell, str) or not cell.isascii() or not cell.isprintable():
+        return False
+    return cell == cell.strip() and "[" not in cell and cell.count(":") < 2
+
+
 def new_table(*columns: str, title: str | None = None) -> Table:
     """A table with numbers to the right, in the one style of the project."""
-    table = Table(
+    table = _PipedTable(
         box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style=""
     )
     for column in columns:

@@ -18,6 +18,7 @@ from torch import nn
 from spectra.checkpoints.contents import Plain, number_of
 from spectra.checkpoints.rebuilding import Unusable
 from spectra.errors import CheckpointError
+from spectra.natural_order import natural_key
 
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "module")
@@ -205,11 +206,6 @@ def position_in_folder(name: str) -> tuple[float | None, int | None]:
     if of_trainer := re.fullmatch(r"checkpoint-(\d+)", name):
         return None, _in_name(of_trainer)
     return position_in_name(Path("/") / name)
-
-
-def natural_key(text: str) -> list[tuple[int, int | str]]:
-    """A sorting key under which ``ckpt10`` comes after ``ckpt9``."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def name_key(path: Path) -> list[list[tuple[int, int | str]]]:

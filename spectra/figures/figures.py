@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from spectra.errors import ArgumentError, StorageError
@@ -100,8 +101,27 @@ def rendered(figure: Figure, form: str) -> bytes:
     """The figure as the bytes of a file, without the date, so that equal figures are equal files."""
     undated: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata=undated.get(form))
+    with _laid_out(figure) if form == "png" else contextlib.nullcontext():
+        figure.savefig(buffer, format=form, metadata=undated.get(form))
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay a figure out for pixels. `savefig` gives the same picture, but draws it twice for that."""
+    engine, dpi, saved = figure.get_layout_engine(), figure.dpi, rcParams["savefig.dpi"]
+    if engine is None or saved == "figure":
+        yield
+        return
+    try:
+        figure.set_dpi(saved)
+        engine.execute(figure)
+        with rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+            figure.set_layout_engine(None)  # what these settings say: none at all
+        yield
+    finally:
+        figure.set_layout_engine(engine)
+        figure.set_dpi(dpi)
 
 
 def plan(trajectory: Trajectory, *, what: Sequence[str] = ("all",), epochs: Sequence[float] = ()) -> list[Sheet]:

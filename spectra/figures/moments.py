@@ -69,11 +69,14 @@ def moments_of(records: Iterable[Record], operator: str) -> list[Moment]:
     met = dict.fromkeys(record.bn_mode for record in own)
     modes = tuple(sorted(met, key=lambda mode: (mode != "eval", list(met).index(mode))))
     moments: list[Moment] = []
+    at_time: dict[tuple[float | None, int | None], list[Moment]] = {}
     for record in own:
-        moment = next((moment for moment in reversed(moments) if _is_of(record, moment)), None)
+        there = at_time.setdefault((record.epoch, record.step), [])
+        moment = next((moment for moment in reversed(there) if _is_of(record, moment)), None)
         if moment is None:
             moment = Moment(operator, modes, len(moments), record.epoch, record.step, record.checkpoint)
             moments.append(moment)
+            there.append(moment)
         before = moment.records.get(record.bn_mode)
         if before is None or before.spectrum is None or record.spectrum is not None:  # the last complete one
             moment.records[record.bn_mode] = record
@@ -81,9 +84,7 @@ def moments_of(records: Iterable[Record], operator: str) -> list[Moment]:
 
 
 def _is_of(record: Record, moment: Moment) -> bool:
-    """Whether a record is of this checkpoint: by the content of the file, else by its name."""
-    if (record.epoch, record.step) != (moment.epoch, moment.step):
-        return False
+    """Whether a record of the same time is of this checkpoint: by the content of the file, else by its name."""
     hashes = {other.checkpoint_sha256 for other in moment.records.values()} - {None}
     if hashes and record.checkpoint_sha256:
         return record.checkpoint_sha256 in hashes

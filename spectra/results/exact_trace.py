@@ -64,13 +64,6 @@ class ExactTrace:
         entries: dict[str, Any] = to_jsonable({f.name: getattr(self, f.name) for f in fields(self)})
         return entries | {"applies": self.applies}
 
-    @classmethod
-    def from_json(cls, entries: Mapping[str, Any]) -> ExactTrace:
-        """The trace that :meth:`to_json` was made of; names that this version does not know are left out."""
-        known = {f.name for f in fields(cls)}
-        given = {name: value for name, value in entries.items() if name in known}
-        return cls(**(given | {"reasons": tuple(given.get("reasons", ()))}))
-
 
 def drawn_words(method: str, stderr: object) -> list[str]:
     """What to say with numbers that are drawn; nothing where none is."""

@@ -46,13 +46,6 @@ class Measure:
         entries: dict[str, Any] = to_jsonable({f.name: getattr(self, f.name) for f in fields(self)})
         return entries
 
-    @classmethod
-    def from_json(cls, entries: Mapping[str, Any]) -> Measure:
-        """The measure that :meth:`to_json` was made of; names that this version does not know are left out."""
-        known = {f.name for f in fields(cls)}
-        given = {name: value for name, value in entries.items() if name in known}
-        return cls(**(given | {"value": nan if given.get("value") is None else float(given["value"])}))
-
 
 def remarked(measure: Measure, words: str) -> Measure:
     """The measure with more words in its reason; the same where there are none."""

@@ -75,7 +75,7 @@ class Record:
         An exact trace, where it is known, is a control variate for what correlates with it; the trace itself stays an
         estimate here, and is exact in `headlines`.
         """
-        if self.status == "failed" or self.spectrum is None:
+        if self.status == "failed":
             return {}
         return self.informed_spectrum.estimates() if self.cached_estimates is None else self.cached_estimates
 
@@ -122,10 +122,11 @@ class Record:
     @functools.cached_property
     def test_estimates(self) -> Mapping[str, Estimate]:
         """The same names on the test data; empty where none were asked for."""
-        if self.status == "failed" or self.test_spectrum is None:
+        if self.status == "failed":
             return {}
-        cached = self.cached_test_estimates
-        return self.test_spectrum.estimates() if cached is None else cached
+        if self.cached_test_estimates is not None:
+            return self.cached_test_estimates
+        return {} if self.test_spectrum is None else self.test_spectrum.estimates()
 
     @property
     def identity(self) -> Identity:

@@ -82,11 +82,6 @@ class Check:
         entries: dict[str, Any] = to_jsonable(asdict(self))
         return entries
 
-    @classmethod
-    def from_json(cls, entries: Mapping[str, Any]) -> Check:
-        """The check that :meth:`to_json` was made of; names that this version does not know are left out."""
-        return cls(**{name: entries[name] for name in cls.__dataclass_fields__ if name in entries})
-
 
 def too_few_probes(checks: Sequence[Check]) -> bool:
     """Whether a record has only 2 or 3 probes, and more than half of its checks are inconclusive for that reason.

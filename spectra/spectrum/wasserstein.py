@@ -51,31 +51,6 @@ class Distance:
         return f"{self.value:.4g} (noise floor {self.floor:.2g})" if isfinite(self.floor) else f"{self.value:.4g}"
 
 
-def wasserstein(x: np.ndarray, p: np.ndarray, y: np.ndarray, q: np.ndarray) -> float:
-    """``W_1`` of two discrete measures of the same mass on the line: the exact area between their functions.
-
-    Args:
-        x, y: (a,) and (b,), the points, in any order.
-        p, q: (a,) and (b,), their weights.
-
-    Raises:
-        ArgumentError: the masses differ by more than rounding.
-
-    References:
-        S. S. Vallender, Calculation of the Wasserstein distance between probability distributions on the line, Theory
-        of Probability and its Applications 18 (1974).
-
-    Example:
-        >>> wasserstein(np.array([0.0, 1.0]), np.array([0.5, 0.5]), np.array([3.0]), np.array([1.0]))
-        2.5
-    """
-    if abs(p.sum() - q.sum()) > 1e-9 * abs(p.sum()):
-        raise ArgumentError(f"masses of {p.sum():g} and {q.sum():g}: measures of the same mass are needed")
-    at, jumps = np.concatenate([x, y]), np.concatenate([p, -q])
-    order = np.argsort(at, kind="stable")
-    return float(np.abs(np.cumsum(jumps[order])[:-1]) @ np.diff(at[order]))
-
-
 def spectral_distance(a: Spectrum, b: Spectrum, *, resamples: int = 400, seed: int = 0) -> Distance:
     """The Wasserstein-1 distance of two spectra, with its noise floor from the probes.
 
@@ -102,6 +77,8 @@ def spectral_distance(a: Spectrum, b: Spectrum, *, resamples: int = 400, seed: i
         ArgumentError: too few resamples.
 
     References:
+        S. S. Vallender, Calculation of the Wasserstein distance between probability distributions on the line, Theory
+        of Probability and its Applications 18 (1974);
         T. Chen, T. Trogdon, S. Ubaru, Analysis of stochastic Lanczos quadrature for spectrum approximation, ICML (2021)
         on ``W_1`` as the error of such measures; B. Efron, R. Tibshirani, An Introduction to the Bootstrap (1993),
         chapter 6.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from math import nan
 
 import matplotlib
+import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -566,3 +568,35 @@ def test_the_title_has_the_name_of_the_task_without_its_arguments():
     title, _ = sheets._heading(moments_of([record], "hessian"))
     assert title.startswith("mnist-lenet, ")
     assert "path" not in title
+
+
+@pytest.mark.parametrize("forms", [("png",), ("pdf", "png", "svg"), ("png", "pdf", "png")])
+def test_a_figure_is_the_picture_of_savefig_and_a_png_is_drawn_once(run, monkeypatch, forms):
+    draws = []
+    real = Figure.draw
+
+    def counting(self, renderer):
+        draws.append(renderer)
+        return real(self, renderer)
+
+    def by_savefig(figure, form):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=form, metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form))
+        return buffer.getvalue()
+
+    sheet = next(sheet for sheet in figures.plan(run) if sheet.kind == "density-training")
+    with style(), matplotlib.rc_context({"svg.hashsalt": "same"}):
+        expected, figure = sheet.draw(), sheet.draw()
+        right = [by_savefig(expected, form) for form in forms]
+        monkeypatch.setattr(Figure, "draw", counting)
+        assert [figures.rendered(figure, form) for form in forms] == right
+        assert figure.dpi == expected.dpi
+    assert len(draws) == sum(1 if form == "png" else 2 for form in forms)
+
+
+def test_the_dpi_of_the_figure_is_used_where_nothing_else_is_set():
+    figure = Figure(layout="constrained", dpi=40)
+    figure.add_subplot().plot([0, 1])
+    with matplotlib.rc_context({"savefig.dpi": "figure"}):
+        picture = matplotlib.image.imread(io.BytesIO(figures.rendered(figure, "png")))
+    assert picture.shape[:2] == tuple(int(40 * side) for side in reversed(figure.get_size_inches()))

@@ -12,31 +12,11 @@ from scipy import stats
 import spectra
 from spectra.errors import ArgumentError
 from spectra.spectrum.spectrum import Spectrum
-from spectra.spectrum.wasserstein import spectral_distance, wasserstein
+from spectra.spectrum.wasserstein import spectral_distance
 
 
 def spectrum(eigenvalues, *, steps: int = 15, probes: int = 6, seed: int = 0) -> Spectrum:
     return Spectrum(probes_of(np.asarray(eigenvalues, dtype=float), steps, probes, seed), len(eigenvalues), seed=seed)
-
-
-def test_two_point_masses_are_as_far_apart_as_their_points():
-    one = np.ones(1)
-    assert wasserstein(np.array([-2.0]), one, np.array([3.0]), one) == 5.0
-    assert wasserstein(np.array([0.0, 10.0]), np.array([0.9, 0.1]), np.array([0.0]), one) == pytest.approx(1.0)
-
-
-def test_it_is_scipys_for_any_weights_and_symmetric():
-    random = np.random.default_rng(0)
-    x, y = random.normal(size=20), random.normal(1, 2, size=33)
-    p, q = random.dirichlet(np.ones(20)), random.dirichlet(np.ones(33))
-    expected = stats.wasserstein_distance(x, y, p, q)
-    assert wasserstein(x, p, y, q) == pytest.approx(expected)
-    assert wasserstein(y, q, x, p) == pytest.approx(expected)
-
-
-def test_different_masses_are_refused():
-    with pytest.raises(ArgumentError, match="masses of 1 and 2"):
-        wasserstein(np.zeros(1), np.ones(1), np.zeros(1), np.full(1, 2.0))
 
 
 def test_a_shift_by_c_is_at_the_distance_c_whatever_the_spectrum():

@@ -29,6 +29,7 @@ _NUMBERS = (h5t.INTEGER, h5t.FLOAT)
 #: A text in a dataset as it lies in the file: its length, and where in the file it is.
 _TEXT = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 _ANY_TEXT = h5py.string_dtype("utf-8")
+_TEXT_IN_MEMORY = h5t.py_create(_ANY_TEXT)
 #: Types of numbers as they lie in the file -> what NumPy calls them.
 _PLAIN = {
     h5t.FLOAT: ((h5t.IEEE_F64LE, np.dtype("<f8")), (h5t.IEEE_F32LE, np.dtype("<f4"))),
@@ -52,6 +53,7 @@ class Contents:
         self.image = image
         self._walking = threading.Lock()
         self._checked: dict[str, str] = {}  # groups whose trees have been walked, and what is wrong with them
+        self._known: dict[str, dict[str, Any]] = {}  # groups -> attributes read before the group itself is
         self._seen: dict[int, str] = {}  # addresses of objects, each of which has one name
         self._left = len(image)  # of the bytes, each belongs to one dataset
         self._texts_left = len(image)
@@ -75,15 +77,16 @@ class Contents:
 
     def attributes(self, group: h5py.Group, names: tuple[str, ...]) -> dict[str, Any]:
         """The values of those attributes that are there, of a group whose tree has not been walked."""
+        path = str(group.name)
         found: dict[str, Any] = {}
         for name in names:
             if h5a.exists(group.id, name.encode()):
-                value = _attribute(group.id, name.encode(), group.name)
-                found[name] = value.item() if isinstance(value, np.generic) else value
-                self._texts_left_at_once -= _length(found[name])
+                value = found[name] = _attribute(group.id, name.encode(), path)
+                self._texts_left_at_once -= _length(value)
                 if self._texts_left_at_once < 0:
-                    raise ValueError(f"attributes of {group.name} share their texts with others")
-        return found
+                    raise ValueError(f"attributes of {path} share their texts with others")
+        self._known[path] = found
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in found.items()}
 
     def check(self, group: h5py.Group, *, without: tuple[str, ...] = ()) -> None:
         """Walk everything in a group. Whatever is read of it afterwards is finite, in this file, and has one name.
@@ -106,7 +109,7 @@ class Contents:
 
         Args:
             group: of the file, reached through `group`.
-            without: names in it that are neither walked nor read.
+            without: paths in it of groups of which only the attribute `checksum` is read.
 
         Returns:
             The attributes and arrays of the group and of those inside it, in memory.
@@ -147,15 +150,18 @@ class Contents:
             if len(at):
                 at.links.iterate(lambda name, link, links=links: links.append((name, link.type, link.u)), info=True)
             for coded, kind, address in links:
-                if (name := coded.decode()) in passed:
-                    continue
+                name = coded.decode()
                 path = _whole_path(branch.name, name)
                 _check_link(path, kind)
                 self._once(path, address)
                 found = h5o.open(at, coded)
                 if isinstance(found, h5g.GroupID):
                     branch.children[name] = inner = Branch(path)
-                    ahead.append((found, inner, depth + 1, ()))
+                    if name in passed:
+                        inner.attrs = self.attributes(h5py.Group(found), ("checksum",))
+                    else:
+                        within = tuple(p.removeprefix(f"{name}/") for p in passed if p.startswith(f"{name}/"))
+                        ahead.append((found, inner, depth + 1, within))
                 elif isinstance(found, h5d.DatasetID):
                     values = self._dataset(_within_record(path), found, keep)
                     if keep:
@@ -172,8 +178,12 @@ class Contents:
             raise ValueError(f"{_within_record(branch.name)} has more than {_MOST_ATTRIBUTES} attributes")
         names: list[bytes] = []
         h5a.iterate(group, names.append)
+        known = self._known.pop(branch.name, {})
         for name in names:
-            value = branch.attrs[name.decode()] = _attribute(group, name, branch.name)
+            value = known.get(name.decode())
+            if value is None:
+                value = _attribute(group, name, branch.name)
+            branch.attrs[name.decode()] = value
             if length := _length(value):
                 self._take_texts(f"attribute {name.decode()} of {_within_record(branch.name)}", length)
 
@@ -212,7 +222,7 @@ class Contents:
         if of_texts:
             texts = np.empty(shape, _ANY_TEXT)
             if count:
-                dataset.read(h5s.ALL, h5s.ALL, texts)
+                dataset.read(h5s.ALL, h5s.ALL, texts, _TEXT_IN_MEMORY)
             return texts
         if created is None and count:
             for of_file, of_numpy in _PLAIN.get(kind.get_class(), ()):
@@ -274,13 +284,13 @@ def _attribute(group: h5g.GroupID, name: bytes, path: str) -> Any:
         if not kind.is_variable_str():
             return h5py.Group(group).attrs[name]
         text = np.empty((), _ANY_TEXT)
-        attribute.read(text)
+        attribute.read(text, _TEXT_IN_MEMORY)
         value = text.item()
         return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
     for of_file, of_numpy in _PLAIN[kind.get_class()]:
         if kind.equal(of_file):
             number = np.empty((), of_numpy)
-            attribute.read(number)
+            attribute.read(number, of_file)
             return number[()]
     return h5py.Group(group).attrs[name]
 

@@ -5,6 +5,9 @@ says who that is. What a dead process left of it stands in nobody's way. Readers
 
 Whatever else has that name is neither written nor removed: a link of either kind, a FIFO, a folder. A lock file that
 another user left, and that cannot be written, is locked as it is.
+
+The package `filelock` does not replace this: it also locks a file that has another name (a hard link), and can neither
+say who holds a lock nor look without taking it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import h5py
 
 from spectra.errors import ArgumentError, StorageError
+from spectra.natural_order import natural_key
 from spectra.results.record import STATUSES, Record
 from spectra.results.storage.atomic_write import check_writable, fingerprint, replace_file
 from spectra.results.storage.checksum import read_bytes, sealed
@@ -182,9 +182,4 @@ def _ordered(found: Sequence[_Found]) -> list[_Found]:
         return sorted(found, key=lambda one: (one.record.epoch or 0.0, one.record.step or 0))
     if all(record.step is not None for record in records):
         return sorted(found, key=lambda one: one.record.step or 0)
-    return sorted(found, key=lambda one: _natural(one.record.checkpoint or ""))
-
-
-def _natural(text: str) -> list[tuple[int, int | str]]:
-    pieces = re.split(r"(\d+)", text)
-    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in pieces if piece]
+    return sorted(found, key=lambda one: natural_key(one.record.checkpoint or ""))

@@ -23,7 +23,7 @@ from spectra.results.storage.attributes import (
 )
 from spectra.results.storage.branch import Branch
 from spectra.results.storage.findings_codec import read_findings, write_findings
-from spectra.results.storage.shapes import check_columns, check_numbers, check_shapes, unique
+from spectra.results.storage.shapes import check_numbers, check_shapes, unique
 from spectra.results.storage.texts import check_attributes, object_in, settings_in, texts_in
 from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.estimates import Estimate
@@ -42,6 +42,9 @@ PLACE = {
 _PAIR_ATTRIBUTES = (
     "which", "noise", "scale", "tolerance", "products", "seed", "complete", "completeness"
 )  # fmt: skip
+#: The large parts of a record, which no table needs: fields, and the paths of their groups.
+SPECTRA = {"spectrum": "spectrum", "test_spectrum": "test/spectrum"}
+_FINDINGS = ("exact", "exact_spectrum", "checks", "sharpness", "overlap")
 _NUMBERS = ("value", "stderr", "lower", "upper", "confidence", "tau")  # columns of `estimates`, float64
 
 
@@ -95,13 +98,26 @@ def read_record(group: Branch | h5py.Group) -> Record:
     """
     if isinstance(group, h5py.Group):
         group = Branch.of(group)
-    check_shapes(group)
-    verify(group)
+    fields = read_fields(group)
+    fields |= {field: read_spectrum(group[path], path) for field, path in SPECTRA.items() if path in group}
+    return Record(**fields)
+
+
+def read_fields(group: Branch) -> dict[str, Any]:
+    """The fields of a record but its spectra, of which only the checksums need be in the group.
+
+    Raises:
+        ValueError: its numbers do not belong together, or a checksum does not match what is there.
+    """
+    for name in _FINDINGS:
+        if name in group:
+            check_shapes(group[name], name)
+    verify(group, without=("spectrum",))
     check_attributes({name: get_attribute(group, name) for name in group.attrs})
     notes = texts_in(group.attrs["notes"], "notes")
     test = group.get("test", {})
     cached, cached_test = _read_cache(group, notes), _read_cache(test, notes)
-    return Record(
+    return dict(
         operator=str(group.attrs["operator"]),
         bn_mode=str(group.attrs["bn_mode"]),
         place=place_in({name: get_attribute(group, name) for name in PLACE}),
@@ -109,8 +125,6 @@ def read_record(group: Branch | h5py.Group) -> Record:
         reason=get_attribute(group, "reason"),
         settings=settings_in(group.attrs["settings"]),
         facts={name: _fact(value) for name, value in group["facts"].attrs.items() if name != "checksum"},
-        spectrum=_read_spectrum(group["spectrum"]) if "spectrum" in group else None,
-        test_spectrum=_read_spectrum(test["spectrum"]) if "spectrum" in test else None,
         provenance=object_in(group.attrs["provenance"], "provenance"),
         notes=tuple(notes),
         cached_estimates=cached,
@@ -121,12 +135,12 @@ def read_record(group: Branch | h5py.Group) -> Record:
 
 def _read_cache(group: Branch | dict[str, Any], notes: list[str]) -> dict[str, Estimate] | None:
     """The estimates as they are stored beside a spectrum, or None where they are to be computed."""
-    if "estimates" not in group:
+    if "estimates" not in group or "spectrum" not in group:
         return None
     if get_attribute(group["estimates"], "edition") != ESTIMATES_EDITION:
         return None
     try:
-        check_columns(group["estimates"])
+        check_shapes(group["estimates"], "estimates")
         verify(group["estimates"])
         return _read_estimates(group["estimates"])
     except ValueError:
@@ -167,7 +181,18 @@ def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
     seal(group)
 
 
-def _read_spectrum(group: Branch) -> Spectrum:
+def read_spectrum(group: Branch, path: str) -> Spectrum:
+    """The spectrum in a group.
+
+    Args:
+        group: with everything in it.
+        path: of the group within its record.
+
+    Raises:
+        ValueError: its numbers do not belong together, or a checksum does not match what is there.
+    """
+    check_shapes(group, path)
+    verify(group)
     check_numbers(group)
     alphas, betas = group["alphas"][()], group["betas"][()]
     tridiagonals = [

@@ -51,29 +51,17 @@ _SHAPES = {
 }
 
 
-def check_shapes(record: Branch) -> None:
-    """Compare the sides of the datasets of a record with each other; no dataset is read.
+def check_shapes(group: Branch, where: str) -> None:
+    """Compare the sides of the datasets of a group with each other; no dataset is read.
+
+    Args:
+        group: `spectrum` of a record, or another with datasets.
+        where: its path within the record.
 
     Raises:
         ValueError: two differ that must not, or there are more steps, or more pairs, than rows.
     """
-    for place in (record, record["test"]) if "test" in record else (record,):
-        for name, shapes in _SHAPES.items():
-            if name in place and name != "estimates":  # a cache, which is computed again
-                _compare(place[name], _within(record, place[name]), shapes)
-
-
-def check_columns(estimates: Branch) -> None:
-    """See that the columns of stored estimates are of one length.
-
-    Raises:
-        ValueError: one is not.
-    """
-    _compare(estimates, "estimates", _SHAPES["estimates"])
-
-
-def _within(record: Branch, group: Branch) -> str:
-    return str(group.name).removeprefix(f"{record.name}/")
+    _compare(group, where, _SHAPES[where.rsplit("/", 1)[-1]])
 
 
 def _compare(group: Branch, where: str, shapes: dict[str, str]) -> None:

@@ -1,24 +1,30 @@
-"""A record that is read from its file when something of it beyond its identity is asked for."""
+"""A record that is read from its file in parts, each when something of it is asked for.
+
+The identity is read at once; everything that tables show, at its first use; a spectrum with its arrays, at its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import h5py
 
 from spectra.results.record import Record
 from spectra.results.storage.contents import Contents
-from spectra.results.storage.record_codec import PLACE, place_in, read_record
+from spectra.results.storage.record_codec import PLACE, SPECTRA, place_in, read_fields, read_spectrum
 from spectra.results.storage.texts import check_attributes, settings_in
 
 #: The fields by which a run is ordered, listed and continued: they are read at once.
 _FIELDS = ("operator", "bn_mode", "status", "reason")
 _AT_ONCE = (*_FIELDS, "place", "settings")
 
+_Reading = Callable[[Callable[[], Any]], Any]
+
 
 class _OnDemand:
-    """A field that the instance does not have yet: the first use of one reads all of them."""
+    """A field that the instance does not have yet. What is read for it becomes attributes of the instance."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -26,17 +32,21 @@ class _OnDemand:
     def __get__(self, record: Any, owner: type) -> Any:
         if record is None:  # the default of the field, for whoever asks the class
             return Record.__dict__.get(self.name)
-        record.read()
-        return getattr(record, self.name)
+        return record.read(self.name)
 
 
 class StoredRecord(Record):
-    """A `Record` whose spectrum and findings are still in the file. Reading them makes it a plain `Record`."""
+    """A `Record` whose spectra and findings are still in the file."""
 
-    _source: Callable[[], Record]
+    _fields: Callable[[], Mapping[str, Any]]  # read from the file
+    _spectrum: Callable[[str], Any]  # read from the file, by the name of the field
+
+    def __new__(cls, **fields: Any) -> Record:  # type: ignore[misc]
+        """Made from its fields, as by `dataclasses.replace`, it is a plain record."""
+        return Record(**fields)
 
     @classmethod
-    def of(cls, group: h5py.Group, contents: Contents, reading: Callable[[Callable[[], Record]], Record]) -> Record:
+    def of(cls, group: h5py.Group, contents: Contents, reading: _Reading) -> Record:
         """The record of a group, of which the checksum of the whole file has been compared.
 
         Args:
@@ -44,34 +54,51 @@ class StoredRecord(Record):
             contents: of that file.
             reading: calls what reads the group, and turns what goes wrong into an error with the name of the file.
         """
+        record = object.__new__(cls)
+        known = contents.attributes(group, (*PLACE, *_FIELDS, "settings"))
+        check_attributes(known)
 
-        def read() -> Record:
-            return read_record(contents.read(group))
+        def fields() -> Mapping[str, Any]:
+            found = contents.read(group, without=tuple(SPECTRA.values()))
+            later = {field: found[path] for field, path in SPECTRA.items() if path in found}
+            checked = Record(**read_fields(found), **later)  # it looks whether there is a spectrum, not into it
+            return {name: value for name, value in vars(checked).items() if name not in later}
 
-        record = cls.__new__(cls)
-        found = contents.attributes(group, (*PLACE, *_FIELDS, "settings"))
-        check_attributes(found)
-        fields = {name: found.get(name) for name in _FIELDS}
-        record.__dict__.update(fields, place=place_in(found), settings=settings_in(found.get("settings")))
-        record.__dict__["_source"] = lambda: reading(read)
+        def spectrum(field: str) -> Any:
+            within = functools.reduce(contents.group, SPECTRA[field].split("/"), group)
+            return read_spectrum(contents.read(within), SPECTRA[field])
+
+        at_once = {name: known.get(name) for name in _FIELDS}
+        record.__dict__.update(at_once, place=place_in(known), settings=settings_in(known.get("settings")))
+        record.__dict__["_fields"] = lambda: reading(fields)
+        record.__dict__["_spectrum"] = lambda field: reading(lambda: spectrum(field))
         return record
 
-    def read(self) -> None:
-        """Read what is still in the file, and be a plain record from now on."""
-        whole = self._source()
-        self.__dict__.clear()
-        self.__dict__.update(whole.__dict__)
-        object.__setattr__(self, "__class__", Record)
+    def read(self, name: str) -> Any:
+        """The field of this name, from the file, and with it all that is read together."""
+        if "facts" not in self.__dict__:
+            self.__dict__.update(self._fields())
+        if name not in self.__dict__:
+            self.__dict__[name] = self._spectrum(name)
+        return self.__dict__[name]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # copies and pickles are of the whole
-        self.read()
-        return self.__reduce_ex__(protocol)
+    def _whole(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in Record.__dataclass_fields__}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # copies and pickles are plain records, and need no file
+        return _plain, (self._whole(),)
+
+    def __repr__(self) -> str:
+        return repr(_plain(self._whole()))
 
     def __eq__(self, other: object) -> bool:
-        self.read()
-        return self == other
+        return _plain(self._whole()) == (_plain(other._whole()) if isinstance(other, StoredRecord) else other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _plain(fields: Mapping[str, Any]) -> Record:
+    return Record(**fields)
 
 
 for _name in Record.__dataclass_fields__.keys() - set(_AT_ONCE):

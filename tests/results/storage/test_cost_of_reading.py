@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from run_files import SETTINGS, make_record, make_spectrum
 
+import spectra.figures.moments
 import spectra.spectrum.tridiagonal
 from spectra.figures.figures import save_figures
 from spectra.figures.moments import moments_of
@@ -53,6 +54,20 @@ def test_the_table_of_a_run_computes_nothing(path, counted):
     done = CliRunner().invoke(main, ["show", str(path)])
     assert done.exit_code == 0, done.output
     assert counted == {"estimates": 0, "eigh": 0}
+
+
+def test_a_checkpoint_is_compared_with_those_of_its_own_time_alone(path, monkeypatch):
+    compared = []
+    same = spectra.figures.moments._is_of
+
+    def counting(record, moment):
+        compared.append((record.epoch, moment.epoch))
+        return same(record, moment)
+
+    monkeypatch.setattr(spectra.figures.moments, "_is_of", counting)
+    records = load_trajectory(path).records
+    assert len(moments_of([*records, *records], "hessian")) == 6
+    assert compared == [(epoch, epoch) for epoch in range(6)]
 
 
 def test_the_density_over_training_diagonalises_each_probe_once(path, counted, tmp_path):

@@ -1,4 +1,4 @@
-"""Records are read when they are used: the same as if all were read at once, and damage is told by the one it is in."""
+"""Records are read in parts, each when used: as if all were read at once, with damage reported by the part it is in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from spectra.results.storage.stored import StoredRecord
 def image(tmp_path_factory):
     path = tmp_path_factory.mktemp("records") / "run.h5"
     run = RunFile.open(path, SETTINGS)
-    for record in (make_record(0), make_record(1), failed_record(2)):
+    exact = ExactTrace(total=1.0, by_layer={"weight": 1.0}, kind="ggn", certified={"weight": True}, reasons=())
+    for record in (make_record(0), make_record(1, exact=exact), failed_record(2)):
         run.append(record)
     return path.read_bytes()
 
@@ -43,11 +44,30 @@ def reads(monkeypatch):
     """The groups that are read."""
     names = []
 
-    def counting(group):
-        names.append(group.name.rsplit("/", 1)[-1])
-        return read_record(group)
+    def counting(function):
+        def count(group, *path):
+            names.append(group.name.removeprefix("/records/"))
+            return function(group, *path)
 
-    monkeypatch.setattr(spectra.results.storage.stored, "read_record", counting)
+        return count
+
+    for name in ("read_fields", "read_spectrum"):
+        part = getattr(spectra.results.storage.stored, name)
+        monkeypatch.setattr(spectra.results.storage.stored, name, counting(part))
+    return names
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The datasets that are opened."""
+    names = []
+    real = Contents._dataset
+
+    def counting(self, where, dataset, keep):
+        names.append(h5py.h5i.get_name(dataset).decode())
+        return real(self, where, dataset, keep)
+
+    monkeypatch.setattr(Contents, "_dataset", counting)
     return names
 
 
@@ -65,7 +85,8 @@ def test_a_record_on_demand_has_the_fields_of_one_that_is_read_at_once(path, ima
         eager = [read_record(group) for group in file["records"].values()]
     assert [type(record) for record in lazy] == [StoredRecord] * 3
     assert [shape(record) for record in lazy] == [shape(record) for record in eager]
-    assert [type(record) for record in lazy] == [Record] * 3  # used once, it is a plain record
+    assert repr(lazy[2]) == repr(eager[2])
+    assert (lazy[2], eager[2]) == (eager[2], lazy[2])
 
 
 def test_opening_lists_and_orders_without_reading_a_record(path, reads):
@@ -80,8 +101,10 @@ def test_opening_lists_and_orders_without_reading_a_record(path, reads):
     assert [record.label for record in trajectory]
     assert reads == []
     assert trajectory[1].facts["loss"] == 1.25
+    assert reads == ["000001"]  # that one alone, without its arrays
     assert trajectory[1].spectrum is not None
-    assert reads == ["000001"]  # that one alone, and once
+    assert trajectory[1].spectrum is trajectory[1].spectrum
+    assert reads == ["000001", "000001/spectrum"]  # each once
 
 
 def test_continuing_a_run_reads_no_record(path, reads):
@@ -91,26 +114,42 @@ def test_continuing_a_run_reads_no_record(path, reads):
     assert reads == []
 
 
-def test_a_file_of_fifty_records_is_opened_without_reading_their_arrays(tmp_path, monkeypatch, reads):
+def test_a_file_of_fifty_records_is_opened_without_reading_their_arrays(tmp_path, opened, reads):
     known = make_record(0)
     with RunFile.open(tmp_path / "run.h5", SETTINGS) as run:
         for epoch in range(50):
             run.append(make_record(epoch, spectrum=known.spectrum, cached_estimates=known.estimates))
-    datasets = []
-    real = Contents._dataset
-
-    def counting(self, where, dataset, keep):
-        datasets.append(h5py.h5i.get_name(dataset).decode())
-        return real(self, where, dataset, keep)
-
-    monkeypatch.setattr(Contents, "_dataset", counting)
     trajectory = load_trajectory(tmp_path / "run.h5")
     assert len(trajectory) == 50
-    assert (datasets, reads) == ([], [])
+    assert (opened, reads) == ([], [])
     assert trajectory[7].spectrum is not None
-    assert reads == ["000007"]
-    assert {name.split("/")[2] for name in datasets} == {"000007"}
-    assert len(set(datasets)) == len(datasets)  # each is opened once
+    assert reads == ["000007", "000007/spectrum"]
+    assert {name.split("/")[2] for name in opened} == {"000007"}
+    assert len(set(opened)) == len(opened)  # each is opened once
+
+
+def test_what_tables_show_is_read_without_the_arrays_of_a_spectrum(tmp_path, opened):
+    spectrum = make_record(0).spectrum
+    RunFile.open(tmp_path / "run.h5", SETTINGS).append(make_record(0, test_spectrum=spectrum))
+    record = load_trajectory(tmp_path / "run.h5")[0]
+    assert record.facts
+    assert record.notes == ("TF32 was off",)
+    assert record.checks == ()
+    assert record.headlines["trace"].value == record.estimates["trace"].value == spectrum.trace().value
+    assert record.test_estimates["trace"].value == spectrum.trace().value
+    assert {name.split("/", 3)[3].rsplit("/", 1)[0] for name in opened} == {"estimates", "test/estimates"}
+    opened.clear()
+    assert record.test_spectrum.trace() == spectrum.trace()
+    assert {name.split("/")[3] for name in opened} == {"test"}
+    assert record.spectrum.trace() == spectrum.trace()
+    assert len(set(opened)) == len(opened)
+
+
+def test_a_record_without_a_spectrum_is_known_not_to_have_one_without_reading_any(path, opened):
+    records = load_trajectory(path).records
+    assert [record.test_spectrum for record in records] == [None] * 3
+    assert records[2].spectrum is None
+    assert not any("spectrum" in name for name in opened)
 
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda record: pickle.loads(pickle.dumps(record))])
@@ -125,6 +164,7 @@ def test_copies_are_of_the_whole_record_and_need_no_file(path, make):
 
 def test_a_changed_copy_of_a_record_on_demand_is_a_record(path):
     copied = changed(load_trajectory(path)[0], epoch=9.0)
+    assert type(copied) is Record
     assert (copied.epoch, copied.facts["loss"]) == (9.0, 2.5)
     assert copied.spectrum is not None
 
@@ -135,18 +175,38 @@ def test_the_file_may_go_or_be_replaced_while_records_are_unread(path):
     assert trajectory[0].spectrum.trace() == make_record(0).spectrum.trace()
 
 
-@pytest.mark.parametrize("use", [lambda r: r.spectrum, lambda r: r.facts, lambda r: r.estimates, repr, copy.copy])
-def test_a_damaged_record_is_one_line_each_time_it_is_used_and_the_others_are_whole(path, image, use):
-    """Under a seal that was computed again: the checksums of the groups find it."""
+def damaged(image, place):
+    """The file with a bit of something flipped, under a seal that was computed again."""
     content = bytearray(unsealed(image, ""))
     with h5py.File(io.BytesIO(bytes(content)), "r") as file:
-        place = file["records/000001/spectrum/alphas"].id.get_offset()
-    content[place + 3] ^= 1
-    path.write_bytes(sealed(bytes(content)))
+        offset = file[place].id.get_offset()
+    content[offset + 3] ^= 1
+    return sealed(bytes(content))
+
+
+USES = {
+    "spectrum": lambda r: r.spectrum,
+    "trace": lambda r: r.spectrum.trace(),
+    "repr": repr,
+    "copy": copy.copy,
+    "facts": lambda r: r.facts,
+    "estimates": lambda r: r.estimates,
+    "notes": lambda r: r.notes,
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "use"),
+    [("spectrum/alphas", use) for use in ("spectrum", "trace", "repr", "copy")]
+    + [("exact/traces", use) for use in USES],
+)
+def test_a_damaged_record_is_one_line_each_time_it_is_used_and_the_others_are_whole(path, image, place, use):
+    """The checksums of the groups find it."""
+    path.write_bytes(damaged(image, f"records/000001/{place}"))
     trajectory = load_trajectory(path)
     for _ in range(2):
         with pytest.raises(StorageError, match=r"run\.h5: record 000001 is damaged: the checksum of .* does not") as e:
-            use(trajectory[1])
+            USES[use](trajectory[1])
         assert "\n" not in str(e.value)
     assert trajectory[0].spectrum is not None
     assert trajectory[2].reason == "NaN weights"
