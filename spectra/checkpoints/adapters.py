@@ -1,4 +1,4 @@
-"""Adapters as peft saves them: their keys in a file lack the name that the adapter has in the model."""
+"""Adapters saved by peft: restores the adapter's name, which peft leaves out of the keys of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file may expand to, decided from its directory before anything is read or inflated.
+"""Bounds on the memory that a checkpoint file may take, checked from its directory before anything is read.
 
 torch.save does not compress, so that an honest file is about as large in memory as on disk. One that declares more
 than 20 times its own size, and more than 256 MiB, is refused unless the caller allows more.

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running their code, fitted to a model exactly or refused, and written whole or not at all.
+"""Checkpoint: reads a checkpoint without running its code, loads it into a model, and saves one atomically.
 
 A checkpoint written by :func:`save_checkpoint` is a dictionary that ``torch.load(weights_only=True)`` reads::
 

@@ -1,4 +1,4 @@
-"""What a file holds beside and among its weights, as plain values of bounded depth, number and size."""
+"""Reads the values stored with the weights as plain Python values of bounded depth, number and size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dialects of checkpoints: where the weights are, what the keys are prefixed with, which epoch and step it is.
+"""Checkpoint formats: where the weights are, which prefixes the keys have, and the epoch and step.
 
 The order in which weights are looked for is that of timm's ``load_state_dict``: averaged weights (EMA) first, then
 ``state_dict``, ``model`` and the other names in use, then the dictionary itself.

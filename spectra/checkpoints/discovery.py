@@ -1,4 +1,4 @@
-"""The checkpoints of a run: found in folders and by patterns, and put in the order of training."""
+"""Finds the checkpoints of a run in folders and by patterns, and sorts them in the order of training."""
 
 from __future__ import annotations
 

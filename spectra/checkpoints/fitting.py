@@ -1,4 +1,4 @@
-"""How the keys, shapes and dtypes of a checkpoint fit those of a model."""
+"""Matches the keys, shapes and dtypes of a checkpoint with those of a model."""
 
 from __future__ import annotations
 

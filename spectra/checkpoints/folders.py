@@ -1,4 +1,4 @@
-"""Which files make up a checkpoint: one file, the shards of an index, or those that a trainer leaves in a folder."""
+"""Decides which files make up a checkpoint: one file, the shards of an index, or a trainer's folder."""
 
 from __future__ import annotations
 

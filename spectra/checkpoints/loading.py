@@ -1,4 +1,4 @@
-"""Weights into a model: all of them, or those that the checkpoint has beside what the model has of its own."""
+"""Loads weights into a model: all of them, or those that the checkpoint has, while the model keeps the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NumPy's scalars and arrays in a pickle, decoded from fixed descriptions. NumPy's own pickling code is never run.
+"""Decodes NumPy scalars and arrays in a pickle from fixed descriptions, without NumPy's own pickling code.
 
 ``numpy.dtype.__setstate__`` trusts its argument: a crafted state turns the bytes of an array into object pointers. The
 classes here take the same pickled calls in place of NumPy's. They accept booleans, integers, floating and complex

@@ -1,4 +1,4 @@
-"""Reading a checkpoint file into objects, without running code that it names, and saying in one line why it cannot be.
+"""Reads a checkpoint file into objects without running code that it names, or gives a one-line reason.
 
 ``torch.load`` is called with ``weights_only=True``: tensors and plain containers are rebuilt, anything else is refused.
 NumPy's scalars and arrays and ``argparse.Namespace``, which training scripts leave beside the weights, count as plain.

@@ -1,4 +1,4 @@
-"""What the pickle of a checkpoint may call: each function checks its arguments before anything is made of them."""
+"""The functions that a checkpoint's pickle may call; each checks its arguments before it builds anything."""
 
 from __future__ import annotations
 

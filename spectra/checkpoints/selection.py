@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are analysed: every K-th, those of some epochs, the last, or the share of one job."""
+"""Selects checkpoints of a run: every K-th, those of given epochs, the last one, or the share of one job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in several files: the shards that an index lists, read as one."""
+"""Reads a checkpoint in several files: the shards that an index lists, as one state dict."""
 
 from __future__ import annotations
 

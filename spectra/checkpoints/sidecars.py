@@ -1,4 +1,4 @@
-"""The JSON files that trainers write beside the weights. They are untrusted: of bounded size, and checked by type."""
+"""Reads the JSON files that trainers write next to the weights; they are untrusted, so sizes and types are checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unpickler of checkpoints: a fixed table of what a pickle may call, and bounds on what it may ask for.
+"""The restricted unpickler of checkpoints: a fixed table of allowed calls, and bounds on what they may request.
 
 ``torch.load(weights_only=True)`` is given this unpickler in place of its own. Its own lets a pickle call the
 constructors of tensors and storages, which return uninitialized memory, and codecs that multiply their input. Here

@@ -1,4 +1,4 @@
-"""Checkpoints as training writes them: each is given out once it is whole."""
+"""arriving: yields checkpoints while training writes them, each one when it is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How each parameter is used in a forward pass: the calls that take it as their weight or bias, with input and output.
+"""Records how a forward pass uses each parameter: the calls that take it, with their inputs and outputs.
 
 A ``TorchFunctionMode`` sees the calls, so nothing of the model is changed and no layer type needs to be known: what
 counts is what is done. A parameter that is met in exactly one call that is understood, and nowhere else, has its

@@ -1,4 +1,4 @@
-"""Whose diagonal it is: whether the outputs are affine in each parameter tensor alone, measured and not looked up.
+"""Decides, per parameter tensor, whether the exact Gauss-Newton diagonal is also the Hessian's.
 
 ``H = G + (1/N) sum_n sum_c (dl/dz_nc) grad^2 z_nc``, so the block of a tensor is the same in both, whatever the labels
 are, where ``v' grad^2 (r.z) v = 0`` for vectors ``v`` on that tensor and weights ``r`` of the outputs. Both are drawn

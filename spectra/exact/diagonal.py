@@ -1,4 +1,4 @@
-"""An exact diagonal: the numbers, which matrix they belong to, and why."""
+"""ExactDiagonal: an exact diagonal by parameter tensor, the matrix it belongs to, and the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The criterion's Hessian in the outputs of each sample, as a sum of signed squares: the cotangents to propagate.
+"""Factors the criterion's Hessian in each sample's outputs into signed squares: the cotangents to propagate.
 
 For the criterion's value of a batch and sample ``n`` with all its outputs ``z_n`` (``M`` numbers: classes times
 positions)::

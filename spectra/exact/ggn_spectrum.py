@@ -1,4 +1,4 @@
-"""exact_ggn_spectrum: all eigenvalues of the Gauss-Newton matrix of few samples, from a Gram matrix, without Lanczos.
+"""exact_ggn_spectrum: all eigenvalues of the Gauss-Newton matrix of a few samples, from a Gram matrix.
 
 ``G = B S B' + l2 I`` with a column ``J_n' s_nc`` of ``B`` for each sample and each signed column of the criterion's
 Hessian, weighted as the loss weights them. Its eigenvalues other than ``l2`` are those of ``K^(1/2) S K^(1/2)`` with

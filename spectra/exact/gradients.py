@@ -1,4 +1,4 @@
-"""The gradients of single samples as rows of a matrix, a part of its columns at a time, for Gram matrices."""
+"""Per-sample gradients as rows of a matrix, computed a block of columns at a time, for Gram matrices."""
 
 from __future__ import annotations
 

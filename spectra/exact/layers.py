@@ -1,4 +1,4 @@
-"""Sums of squared gradients of single samples, from the input of a call and the cotangents of its output.
+"""Sums of squared per-sample gradients, from the input of one call and the cotangents of its output.
 
 For ``G`` columns ``c`` and ``B`` samples ``n``, with ``g_cn`` the gradient of a parameter tensor from sample ``n``
 alone and signs ``s_cn``::

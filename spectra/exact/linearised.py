@@ -1,4 +1,4 @@
-"""One batch, its forward pass made: the squared gradients of its samples for any columns of cotangents.
+"""Linearised: one batch after its forward pass, with the squared per-sample gradients for any cotangents.
 
 The seam on which everything exact stands: a column is pulled back through the whole batch once, and each recorded call
 makes of its cotangent what it needs (:mod:`spectra.exact.layers`); what no form is known for is left to the gradients

@@ -1,4 +1,4 @@
-"""The normalised cross-entropy: the loss of a network's output whatever its scale."""
+"""Normalised cross-entropy: a cross-entropy that does not depend on the scale of the logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradients of single samples held as they are: for parameters that are used in ways of which no form is known.
+"""SampleGradients: per-sample gradients held in memory, for parameter uses without a closed form.
 
 By ``vmap`` over the rows of the batch, in chunks under a memory budget; where the model does not allow it, or gives
 other outputs under it, by a pass for each row. Always right where the outputs of a row depend on that row alone, which

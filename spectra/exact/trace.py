@@ -1,4 +1,4 @@
-"""exact_trace and exact_diagonal: one forward and a back-propagation per column over the data, nothing drawn.
+"""exact_trace and exact_diagonal: one forward pass and one back-propagation per column, without random draws.
 
 With ``A_n = sum_c sign_nc s_nc s_nc'`` the criterion's Hessian in the outputs of sample ``n``, weighted as the loss
 weights it, and ``J_n`` the Jacobian of the outputs::

@@ -1,4 +1,4 @@
-"""Runs in one figure: the densities of arms over each other, and their estimates over training."""
+"""Figures that compare runs: the densities of several arms, and their estimates over training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole figures of one checkpoint that show a function of the spectrum: distribution, counts over tau, dimension."""
+"""Complete figures of one checkpoint for functions of the spectrum: distribution, counts over tau, dimension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws what is known of a spectrum as a function: its cumulative distribution, its effective dimension."""
+"""Draws functions of a spectrum: the cumulative distribution and the effective dimension."""
 
 from __future__ import annotations
 

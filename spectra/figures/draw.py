@@ -1,4 +1,4 @@
-"""Draws spectra and estimates on the Axes it is given. Its look is that of `spectra.figures.style`.
+"""Draws spectra and estimates on given Axes, in the style of `spectra.figures.style`.
 
 Nothing touches pyplot: there is no current figure, no window and no state that a caller would have to restore.
 """

@@ -1,4 +1,4 @@
-"""The figures of a run: which there are, what each holds, and how they are saved. `sheets` composes them."""
+"""save_figures: plans the figures that the records of a run allow, draws them and saves them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of what a record has beside its spectrum: the cross-check, and sharpness measures over training."""
+"""Figures of the checks of a record, and of its sharpness measures over training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as figures need them: the records of one operator side by side, and their time."""
+"""Moment: one checkpoint of a run as figures need it, with the records of its batch-norm modes."""
 
 from __future__ import annotations
 

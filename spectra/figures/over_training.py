@@ -1,4 +1,4 @@
-"""Figures over training: the density, the degeneracy as Granziol (2020) draws it, the tensors, and the modes."""
+"""Figures over training: the density, the degeneracy as in Granziol (2020), the tensors and the modes."""
 
 from __future__ import annotations
 

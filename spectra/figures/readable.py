@@ -1,4 +1,4 @@
-"""Axes that stay readable: one huge interval does not flatten the rest, and values over decades get a fitting scale."""
+"""Readable axes: limits that one huge interval does not dominate, and a scale that fits the values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole figures: what each holds, its title and its caption. `spectra.figures.draw` draws the parts."""
+"""Complete figures with title and caption, composed from the drawing functions of `spectra.figures.draw`."""
 
 from __future__ import annotations
 

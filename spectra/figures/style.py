@@ -1,4 +1,4 @@
-"""The look of every figure, in one place: readable in print and for the colour-blind, with vector output in mind."""
+"""The style of every figure: readable in print and by the colour-blind, and suited to vector output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single eigenvalues with their vectors: Lanczos, and restarts orthogonal to what was found, until nothing is missing.
+"""eigsh: single eigenpairs by Lanczos, with restarts orthogonal to the eigenvectors already found.
 
 A Krylov space meets each eigenvalue once, whatever its multiplicity. So once the wanted Ritz pairs have converged,
 Lanczos starts again from a random vector orthogonal to them, stays orthogonal to them, and finds what is left; it is

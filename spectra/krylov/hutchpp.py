@@ -1,4 +1,4 @@
-"""Hutch++: the trace alone, with the part that dominates its variance taken out by a random sketch."""
+"""hutchpp: estimates the trace alone; a random sketch removes the dominant part of the variance (Hutch++)."""
 
 from __future__ import annotations
 

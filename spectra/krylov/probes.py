@@ -1,4 +1,4 @@
-"""Probe vectors: random, from an explicit seed, one child generator per probe, drawn on the CPU in float64.
+"""Random probe vectors: one child generator of the seed per probe, drawn on the CPU in float64.
 
 Probe ``i`` depends on the seed, on ``i`` and on ``n`` only: it is the same at every checkpoint of a run, on every
 device, and whatever the number of probes, so that differences between checkpoints can be taken probe by probe.

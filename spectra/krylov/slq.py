@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature: probes, Lanczos, and the spectrum that follows."""
+"""slq: stochastic Lanczos quadrature, the estimate of a spectrum by Lanczos from random probes."""
 
 from __future__ import annotations
 

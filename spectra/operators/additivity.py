@@ -1,4 +1,4 @@
-"""A batch as a whole and in two parts: what a loss must add up to if it averages over what is assumed."""
+"""Evaluates the loss on a whole batch and on two parts of it, to check what the loss averages over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators made of operators: shifted, scaled, summed, deflated. Each wraps what it is given and overrides nothing."""
+"""Operators built from other operators: shifted, scaled, summed and deflated."""
 
 from __future__ import annotations
 

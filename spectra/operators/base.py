@@ -1,4 +1,4 @@
-"""SymmetricOperator: what Lanczos sees. A symmetric matrix known by its products alone, and sums of such matrices."""
+"""SymmetricOperator: a symmetric matrix known only by its products, and linear combinations of such matrices."""
 
 from __future__ import annotations
 

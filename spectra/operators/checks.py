@@ -1,4 +1,4 @@
-"""What is checked before the first product: the partition of the data, the averaging, and the second derivative."""
+"""Checks made before the first product: the partition of the data, the averaging and the second derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CurvatureOperator: a pass over the data that adds up the products of its batches, weighted as the loss weights them.
+"""CurvatureOperator: products summed over the batches of the data, each weighted as the loss weights it.
 
 How the product of one batch is computed is behind one seam: :meth:`CurvatureOperator.linearise` prepares a batch and
 returns its product, and a pass does nothing but weight and add. What is worth keeping between passes is kept by

@@ -1,4 +1,4 @@
-"""DisplacedLoss: the loss of a task over all its data, and its gradient, at parameters moved away from the model's."""
+"""DisplacedLoss: the loss over all data, and its gradient, at parameters displaced from the model's."""
 
 from __future__ import annotations
 

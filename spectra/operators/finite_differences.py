@@ -1,4 +1,4 @@
-"""Autograd against differences of the loss, for losses that take derivatives of the network themselves.
+"""Compares autograd with finite differences, for losses that differentiate the network themselves.
 
 Their Hessian needs third derivatives of every layer, and their gradient second ones, which libraries seldom test.
 """

@@ -1,4 +1,4 @@
-"""EmpiricalFisherOperator: exact products with the second moment of the gradients of single samples."""
+"""EmpiricalFisherOperator: exact products with the second moment of the per-sample gradients."""
 
 from __future__ import annotations
 

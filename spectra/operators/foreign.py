@@ -1,4 +1,4 @@
-"""as_operator: matrices, and the operators of other libraries, as what Lanczos sees."""
+"""as_operator: turns a matrix, or an operator of another library, into a SymmetricOperator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LossFunction: the loss of a batch as a function of chosen parameters, with the user's model left alone.
+"""LossFunction: the loss of a batch as a function of chosen parameters; the user's model is not modified.
 
 The model is called through ``torch.func.functional_call`` with detached parameters and copied buffers in place of its
 own, so nothing of it is written to, hooks on its parameters do not run, and another dtype needs no second model.

@@ -1,4 +1,4 @@
-"""The autograd graph of a computed tensor: its nodes, the precision that was carried through it, its leaves."""
+"""Reads the autograd graph of a tensor: its nodes, its leaves, and the lowest precision used in it."""
 
 from __future__ import annotations
 

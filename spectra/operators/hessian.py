@@ -1,4 +1,4 @@
-"""HessianOperator: exact Hessian-vector products (Pearlmutter), reverse over reverse."""
+"""HessianOperator: exact Hessian-vector products (Pearlmutter), reverse mode over reverse mode."""
 
 from __future__ import annotations
 

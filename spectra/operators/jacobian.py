@@ -1,4 +1,4 @@
-"""The outputs of a batch as a function of the parameters: products with their Jacobian, and the criterion's slope.
+"""Jacobian: products with the Jacobian of a batch's outputs, and the gradient of the criterion in the outputs.
 
 Whether the loss is a criterion of these outputs, and of nothing else, is decided here too.
 """

@@ -1,4 +1,4 @@
-"""The Krylov basis of one probe, and the few operations by which Lanczos touches long vectors.
+"""Basis: the orthonormal Krylov basis of one probe, and the operations that Lanczos needs on long vectors.
 
 The basis is stored in the operator's dtype; every scalar product with it is accumulated in float64. A basis held in
 host memory, in a file or sharded over devices is another class with these methods, not another Lanczos.

@@ -1,4 +1,4 @@
-"""How the network is evaluated: the modes of its layers, and torch's own switches, entered and always restored."""
+"""Evaluation modes: the modes of the layers and torch's global settings, set for a block and then restored."""
 
 from __future__ import annotations
 

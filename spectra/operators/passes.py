@@ -1,4 +1,4 @@
-"""Passes: the batches of a task, again and again, held on the device between passes where they fit."""
+"""Passes: repeated passes over the batches of a task, kept on the device between passes if they fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The point that is analysed: the loss, its gradient and the accuracy at the parameters, in one pass over the data."""
+"""measure_point: loss, gradient norm and accuracy at the analysed parameters, in one pass over the data."""
 
 from __future__ import annotations
 

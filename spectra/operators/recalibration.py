@@ -1,4 +1,4 @@
-"""Running statistics of batch norm, estimated anew over the data of a task, on copies."""
+"""Re-estimates the running statistics of batch norm over the data of a task, on copies of the buffers."""
 
 from __future__ import annotations
 

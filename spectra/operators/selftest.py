@@ -1,4 +1,4 @@
-"""The products themselves, tried before they are used: do they repeat, are they symmetric, how are they rounded."""
+"""Tests the products before they are used: repeatability, symmetry and rounding error."""
 
 from __future__ import annotations
 

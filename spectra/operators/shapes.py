@@ -1,4 +1,4 @@
-"""The shapes of output and target, which torch broadcasts, and the calls that a loss may not make."""
+"""Checks the shapes of output and target, which torch may broadcast, and rejects calls that a loss must not make."""
 
 from __future__ import annotations
 

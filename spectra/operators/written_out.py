@@ -1,4 +1,4 @@
-"""Normalisation layers in plain operations, for losses that take derivatives of the network.
+"""Normalisation layers written in elementary operations, for losses that differentiate the network.
 
 The Hessian of such a loss needs third derivatives of every layer. Those of ``batch_norm``, ``instance_norm`` and
 ``layer_norm`` are wrong on torch 2.13, by tens of per cent: their second derivative takes the saved statistics for

@@ -1,4 +1,4 @@
-"""What optional work may cost: predicted from counts before it begins, and never from the clock.
+"""Allowance: a budget for optional work, in gradients, predicted from counts and never from the clock.
 
 The unit is a gradient: one forward and one backward pass over all data, in the precision of the record. The optional
 work of a record may cost as much as its spectrum; what would cost more is drawn in place of computed exactly, or left

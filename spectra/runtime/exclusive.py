@@ -1,4 +1,4 @@
-"""One thread at a time, where something is changed that threads share.
+"""A global lock: one thread at a time changes state that threads share.
 
 Modes are attributes of the user's modules, parameters are swapped in them for the length of a call, and the random
 states and switches of torch are of the whole process. So one lock is held for as long as any of this is changed,

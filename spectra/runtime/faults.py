@@ -1,4 +1,4 @@
-"""Which errors are reasons why a number does not exist, and which are faults; and the faults of one record.
+"""Separates refusals (reasons why a number does not exist) from unexpected errors, and collects the latter.
 
 The spectrum is hours of products: an error in a check or a measure must not lose it. It must not pass for a result
 either. So the record is kept, is called unverified, has the traceback, and is computed again by the same command.

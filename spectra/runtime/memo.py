@@ -1,4 +1,4 @@
-"""Results that several quantities of one record need: computed once within a block, whichever asks first.
+"""Shares results between the quantities of one record: within a block, each is computed once.
 
 Nothing is remembered outside of such a block, so that a network that is trained on is never answered for by its past.
 """

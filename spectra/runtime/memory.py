@@ -1,4 +1,4 @@
-"""How much memory there is, and how to say an amount of it."""
+"""Available memory of a device, and byte counts in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an analysis is doing, reported from wherever it is done to whoever listens.
+"""Progress reports: code anywhere reports its phase, and one listener receives the reports.
 
 A phase has a name and, where that is known, how much of it is done. What is long says so in steps; whoever listens
 makes seconds of them. Nothing that is computed depends on it.

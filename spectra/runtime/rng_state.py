@@ -1,4 +1,4 @@
-"""The global random states, left as they were found."""
+"""Saves and restores the states of the global random generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adaptive sharpness: the rise of the loss under perturbations in proportion to each parameter.
+"""adaptive_sharpness: the rise of the loss under perturbations proportional to the size of each parameter.
 
 References:
     Kwon, Kim, Park and Choi, "ASAM: adaptive sharpness-aware minimization for scale-invariant learning of deep neural

@@ -1,4 +1,4 @@
-"""Projected gradient ascent over a ball: a lower bound of a maximum, and how far from stationary it ends."""
+"""Projected gradient ascent over a ball: a lower bound of a maximum, and the first-order gap at its end."""
 
 from __future__ import annotations
 

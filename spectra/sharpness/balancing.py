@@ -1,4 +1,4 @@
-"""Balancing: the one convex problem behind normalized sharpness and node-wise minimum sharpness.
+"""Matrix balancing: the convex problem behind normalized sharpness and node-wise minimum sharpness.
 
 Nodes in classes (rows and columns of a matrix; the units of a layer) have a potential each, and non-negative matrices
 link the classes. The smallest total over all potentials is::

@@ -1,4 +1,4 @@
-"""Blocks: the directions that BN-sharpness is taken over, a product of spheres with one per BN neuron and one more.
+"""Blocks: the directions of BN-sharpness, a product of one sphere per BN neuron and one for all other parameters.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019 (the set

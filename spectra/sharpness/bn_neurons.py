@@ -1,4 +1,4 @@
-"""Which weights are normalised by batch norm: found by watching one forward pass, and verified by rescaling them.
+"""Finds the weights that batch norm normalises, from one forward pass, and verifies them by rescaling.
 
 A *BN neuron* is one output channel of a linear map or convolution whose output goes straight into batch norm and
 nowhere else. With batch norm in train mode the network depends on the direction of its weights alone, up to ``eps``.

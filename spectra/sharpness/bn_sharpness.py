@@ -1,4 +1,4 @@
-"""BN-sharpness: how fast the loss changes along directions as long as the weights they move.
+"""bn_sharpness: how fast the loss changes along directions that have the same norm as the weights they move.
 
 Invariant under a rescaling of the weights before batch norm, which leaves the function as it is.
 

@@ -1,4 +1,4 @@
-"""The PAC-Bayes bounds that normalized sharpness comes from, as diagnostics: what they say with all their constants.
+"""pac_bayes_bounds: the PAC-Bayes bounds behind normalized sharpness, evaluated with all constants, as diagnostics.
 
 For a loss between 0 and ``c``, ``m`` independent samples and Gaussian noise on the weights, with probability
 ``1 - delta`` over the samples, for each ``lambda`` of a set and each noise whose log-variances are of a finite set::

@@ -1,4 +1,4 @@
-"""How the activations of a network scale with its parameters: degrees, recorded from one forward pass.
+"""Records, in one forward pass, how the activations of a network scale with its parameters (their degrees).
 
 Every activation has a degree, its log-scale, and every parameter tensor an exponent. A linear map or convolution adds
 the exponent of its weight, its bias has the degree of its output, ReLU and its kin, pooling and changes of shape keep

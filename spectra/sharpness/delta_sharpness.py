@@ -1,4 +1,4 @@
-"""The delta-L_p sharpness: how much the loss changes within a ball around the parameters. A baseline, not invariant.
+"""delta_sharpness: how much the loss changes within a ball around the parameters; a baseline, not invariant.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019, equation 1;

@@ -1,4 +1,4 @@
-"""Normalized sharpness without second derivatives: the rise of the loss under noise plus what the noise costs.
+"""normalized_sharpness_direct: normalized sharpness from losses under noise, without second derivatives.
 
 References:
     [NA] Tsuzuku, Sato and Sugiyama, "Normalized flat minima: exploring scale invariant definition of flat minima for

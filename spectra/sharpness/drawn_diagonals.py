@@ -1,4 +1,4 @@
-"""The diagonal of the Hessian from random directions: by products, and by the finite differences of two papers.
+"""drawn_diagonal: the diagonal of the Hessian estimated from random directions, by products or finite differences.
 
 Each is an average over draws, with a standard error for every entry. Where the exact diagonal exists it is cheaper and
 has no error; these are for what has none (batch norm in train mode, smooth networks) and for comparison with the

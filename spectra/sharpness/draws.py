@@ -1,4 +1,4 @@
-"""Draws around a point, each from a child of the seed, and the mean and error of what they gave."""
+"""Random displacements, each from its own child of the seed, and the mean and standard error over draws."""
 
 from __future__ import annotations
 

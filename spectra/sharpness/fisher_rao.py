@@ -1,4 +1,4 @@
-"""The Fisher-Rao norm of a network, in the three forms that go by this name."""
+"""fisher_rao_norm: the Fisher-Rao norm of a network, in the three forms known by this name."""
 
 from __future__ import annotations
 

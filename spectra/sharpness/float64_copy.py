@@ -1,4 +1,4 @@
-"""A network in float64 to take apart: a copy in eval mode, and a few samples that go through it."""
+"""A float64 copy of a network in eval mode, and a few samples on which to compare its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch norm in eval mode, folded into the layer before it: the same function with fewer parameters.
+"""Folds batch norm in eval mode into the layer before it: the same function with fewer parameters.
 
 With ``s = gamma / sqrt(var + eps)`` a layer ``W x + b`` followed by batch norm is the layer::
 

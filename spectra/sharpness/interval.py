@@ -1,4 +1,4 @@
-"""The sharpness along one direction: a mean of the p-th power of the change of the loss over a short interval.
+"""Sharpness along one direction: a mean of the p-th power of the change of the loss over a short interval.
 
 For a direction ``v`` and ``dL(t) = L(theta + t v) - L(theta)``::
 

@@ -1,4 +1,4 @@
-"""Which parameter tensors are weight matrices, which of their axes are outputs and inputs, and what has no part.
+"""Identifies the weight matrices among the parameter tensors, and their output and input axes.
 
 A matrix has a row per output unit or channel and a column per input unit or channel. Of a convolution the positions of
 the kernel are summed, because its scales belong to channels; a group of a grouped convolution is a block of its own,

@@ -1,4 +1,4 @@
-"""The sharpness measures of a task that need the diagonal of its curvature, exactly: minimum and normalized sharpness.
+"""Sharpness measures from the exact diagonal of the curvature: minimum and normalized sharpness of a task.
 
 The diagonal (or the traces of its tensors) is exact, and of the Hessian where the certificate of
 :mod:`spectra.exact.trace` says so; elsewhere it is the Gauss-Newton matrix's, and the measure says that it is.

@@ -1,4 +1,4 @@
-"""Minimum sharpness: the smallest trace of the Hessian over the rescalings that leave the network's function alone.
+"""Minimum sharpness: the smallest trace of the Hessian over rescalings that preserve the network's function.
 
 The network is taken apart in eval mode: batch norm is folded into the layer before it, or made a diagonal linear layer
 where that cannot be (:mod:`spectra.sharpness.folding`); the free scales of its tensors are found from one forward pass

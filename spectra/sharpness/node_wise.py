@@ -1,4 +1,4 @@
-"""Node-wise minimum sharpness: one free scale per hidden unit or channel in place of one per layer.
+"""Node-wise minimum sharpness: one free scale per hidden unit or channel instead of one per layer.
 
 For a chain of layers, with ``d_ij`` the entries of the curvature's diagonal and ``u`` the log-scales of the units::
 

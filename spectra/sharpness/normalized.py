@@ -1,4 +1,4 @@
-"""Normalized sharpness of one weight matrix, and the sums over single parameters that it is compared with.
+"""Normalized sharpness of one weight matrix, and the parameter-wise sums that it is compared with.
 
 For a matrix with ``h1`` rows (outputs) and ``h2`` columns (inputs): ``H_ij >= 0`` is the diagonal of the curvature,
 negative entries taken for 0, and ``U_ij = W_ij^2``; of a convolution both are summed over the positions of the kernel,

@@ -1,4 +1,4 @@
-"""The penalised sum over single parameters, NS'(lambda'), of a network: a scale per parameter, at a price.
+"""penalised_sharpness: the penalised parameter-wise sum NS'(lambda'), with one scale per parameter at a price.
 
 References:
     Tsuzuku, Sato and Sugiyama, "Normalized flat minima", ICML 2020, equation (17).

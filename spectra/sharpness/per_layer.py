@@ -1,4 +1,4 @@
-"""Normalized sharpness of a network: the sum of that of its weight matrices, from the diagonal of the curvature.
+"""Normalized sharpness of a network: the sum over its weight matrices, from the diagonal of the curvature.
 
 References:
     [NA] Tsuzuku, Sato and Sugiyama, "Normalized flat minima", arXiv:1901.04653 (2019).

@@ -1,4 +1,4 @@
-"""The smallest trace that rescaling can give: the convex problem behind minimum sharpness.
+"""The smallest trace over rescalings: the convex problem behind minimum sharpness.
 
 A rescaling of a positively homogeneous network multiplies parameter tensor ``g`` by ``exp(a_g . u)`` for free
 log-scales ``u``, and the trace ``T_g`` of its curvature block by ``exp(-2 a_g . u)``. The smallest total is::

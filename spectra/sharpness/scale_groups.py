@@ -1,4 +1,4 @@
-"""ScaleGroups: which rescalings of the parameter tensors leave a network's function alone.
+"""ScaleGroups: the rescalings of the parameter tensors that preserve a network's function.
 
 Tensor ``g`` scales by ``exp(a_g . u)`` for free log-scales ``u``. They are found from one forward pass
 (:mod:`spectra.sharpness.degrees`), and none is used before a random rescaling of all of them has been seen to leave the

@@ -1,4 +1,4 @@
-"""The search for the direction in which BN-sharpness is greatest, on a product of spheres.
+"""Search: the ascent to the direction of greatest BN-sharpness, on a product of spheres.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019, equations

@@ -1,4 +1,4 @@
-"""The sharpness measures of one record: those that were asked for, at the parameters of its run."""
+"""measure_all: the requested sharpness measures of one record, at the parameters of its run."""
 
 from __future__ import annotations
 

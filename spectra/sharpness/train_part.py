@@ -1,4 +1,4 @@
-"""What filters before batch norm have in train mode in place of a minimum over their scales.
+"""train_mode_part: the curvature of filters before batch norm in train mode, where no minimum over scales exists.
 
 In train mode (``eps -> 0``) the loss does not depend on the norm of a filter ``w_i`` before batch norm, so its scale is
 free and the smallest trace over it is 0. What does not move along that scale is the trace of the filter's block at unit

@@ -1,4 +1,4 @@
-"""Training with BN-sharpness as a regulariser, around any torch optimizer.
+"""BNSharpnessOptimizer: training with BN-sharpness as a regulariser, around any torch optimizer.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019,

@@ -1,4 +1,4 @@
-"""What a criterion averages over: the weight of a batch in the mean over all data.
+"""What a criterion averages over, and the resulting weight of a batch in the mean over all data.
 
 The mean over all data is ``sum_b w_b L_b / sum_b w_b`` with ``w_b`` what the criterion divides by in batch ``b``: the
 samples, the targets that are not ignored, their class weights, or the elements. Averaging batch means with any other

@@ -1,4 +1,4 @@
-"""Batches as trees of tensors: moving, counting, choosing and joining their rows, and fingerprints of their content.
+"""Batches as trees of tensors: moving them, counting, selecting and joining their rows, and hashing their content.
 
 A batch is a tensor, or a list, tuple, named tuple, mapping or dataclass of batches (``BatchEncoding`` and
 ``ModelOutput`` of Hugging Face included).

@@ -1,4 +1,4 @@
-"""One look at the data of a task: how many batches, rows and what weights, and whether a second pass is the same."""
+"""take_survey: counts and weights of a task's data, and whether a second pass yields the same data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is made of, as users hand it over: the model, the data, the parts of a batch, the tensor of an output."""
+"""Reads what users pass to a task: the model, the data, the parts of a batch, and the tensor of an output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pass over data that differ from pass to pass, frozen: the batches as they were once, held in memory."""
+"""take_snapshot: one pass over data that differ between passes, copied into memory."""
 
 from __future__ import annotations
 

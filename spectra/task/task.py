@@ -1,4 +1,4 @@
-"""Task: a model, a criterion and data, and so the one loss whose curvature is analysed.
+"""Task: a model, a criterion and data, which together define the loss whose curvature is analysed.
 
 With batches ``b``, criterion values ``L_b`` and weights ``w_b`` (what the criterion averages over in the batch), the
 loss is the mean over all data, whatever the batch sizes::

@@ -1,4 +1,4 @@
-"""Errors raised by the user's own code (model, loss, data): where they come from, in one line.
+"""Reports errors raised by the user's own code (model, loss, data): kind, message and place in one line.
 
 The place is the innermost frame of the traceback that belongs neither to spectra nor to an installed package, so an
 error deep within torch is reported at the line of the user's file that led to it.

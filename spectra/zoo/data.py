@@ -1,4 +1,4 @@
-"""Readers of image data sets from files the user has: IDX, ``.npz``, CIFAR's binary batches, scikit-learn's digits.
+"""Readers of image data sets from local files: IDX, ``.npz``, CIFAR's binary batches, scikit-learn's digits.
 
 Nothing is downloaded and nothing is unpickled. Pixels stay bytes; batches are normalised as they are read, by the mean
 and standard deviation of each channel over the training images, pixels in [0, 1], to the digits commonly published.

@@ -1,4 +1,4 @@
-"""The built-in tasks, by name: a network, its data and the cross-entropy, from a few typed options.
+"""The built-in tasks, by name: a network, its data and the cross-entropy, with a few typed options.
 
 Only these names are honoured in a checkpoint: they can choose among what is here, and never name code to run.
 """

@@ -1,4 +1,4 @@
-"""A small training recipe for the built-in tasks: SGD with momentum, one checkpoint per epoch, the untrained one first.
+"""A small training recipe for the built-in tasks: SGD with momentum, one checkpoint per epoch.
 
 The same seed, machine and number of threads give the same checkpoints. It is there so that there is something to
 analyse; a user's own training script need only call ``spectra.save_checkpoint``.
