@@ -100,29 +100,29 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        met = _met(self._index, args, set()) | _met(self._index, list(kwargs.values()), set())
+        used = _parameters_in(self._index, args, set()) | _parameters_in(self._index, list(kwargs.values()), set())
         result = func(*args, **kwargs)
-        if met and _differentiable(result):
+        if used and _differentiable(result):
             use = self._understood(func, args, kwargs, result)
             if use is not None:
                 self.uses.append(use)
-            taken = set() if use is None else {use.weight, use.bias}
-            for index in met - taken:
+            understood = set() if use is None else {use.weight, use.bias}
+            for index in used - understood:
                 self.others.setdefault(index, []).append(_name(func))
         return result
 
     def _understood(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Use | None:
-        known = UNDERSTOOD.get(func)
-        if known is None or not isinstance(result, torch.Tensor) or len(args) > len(known[1]):
+        entry = UNDERSTOOD.get(func)
+        if entry is None or not isinstance(result, torch.Tensor) or len(args) > len(entry[1]):
             return None
-        kind, names = known
-        given = dict(zip(names, args)) | kwargs
-        x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
+        kind, names = entry
+        arguments = dict(zip(names, args)) | kwargs
+        x, weight, bias = arguments.get("input"), arguments.get("weight"), arguments.get("bias")
         if not isinstance(x, torch.Tensor) or self._index.keys() & {id(x)} or (weight is not None and weight is bias):
             return None
-        if not _supported(kind, func, given, x):
+        if not _supported(kind, func, arguments, x):
             return None
-        settings = given | {"input": x.detach()}
+        settings = arguments | {"input": x.detach()}
         return Use(
             kind, func, settings, self._index.get(id(weight)), self._index.get(id(bias)),
             get_gradient_edge(result), result.shape,
@@ -140,12 +140,12 @@ class Recorder(TorchFunctionMode):
     def usable(self) -> set[int]:
         """The parameters that are met in one understood call and nowhere else."""
         counts = self.tied()
-        found = set()
+        indices = set()
         for use in self.uses:
             for index in (use.weight, use.bias):
                 if index is not None and index not in counts and index not in self.others:
-                    found.add(index)
-        return found
+                    indices.add(index)
+        return indices
 
     def restricted(self, usable: set[int]) -> list[Use]:
         """The uses of these parameters."""
@@ -183,9 +183,9 @@ def checked(
         cotangents = unflatten(flat * chosen[:, None])
         uses = recorder.restricted(usable)
         indices = range(len(theta))
-        wanted: Any = [*(use.edge for use in uses), *theta]
+        inputs: Any = [*(use.edge for use in uses), *theta]
         pulled: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-            outputs, wanted, cotangents, retain_graph=True, allow_unused=True
+            outputs, inputs, cotangents, retain_graph=True, allow_unused=True
         )
         expected = dict(zip(indices, pulled[len(uses) :]))
         reached |= {index for index, piece in expected.items() if piece is not None}
@@ -204,16 +204,16 @@ def checked(
             ):
                 usable -= set(members)
                 continue
-            for index, found in zip(members, _replayed(use, theta, d)):
-                mine = expected[index]
-                if mine is None or mine.is_sparse or not _close(found, mine):
+            for index, replayed in zip(members, _replayed(use, theta, d)):
+                autograd_gradient = expected[index]
+                if autograd_gradient is None or autograd_gradient.is_sparse or not _close(replayed, autograd_gradient):
                     usable.discard(index)
     return usable, reached - usable - idle
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     tolerance = 1e3 * torch.finfo(expected.dtype).eps
-    return float((found - expected).norm()) <= tolerance * float(found.norm() + expected.norm())
+    return float((actual - expected).norm()) <= tolerance * float(actual.norm() + expected.norm())
 
 
 def separated(
@@ -257,7 +257,7 @@ def _replayed(use: Use, theta: Sequence[torch.Tensor], d: torch.Tensor) -> tuple
     return torch.autograd.grad(output, [leaf for leaf in leaves if leaf is not None], d)
 
 
-def _supported(kind: str, func: Any, given: dict[str, Any], x: torch.Tensor) -> bool:
+def _supported(kind: str, func: Any, arguments: dict[str, Any], x: torch.Tensor) -> bool:
     if kind == "linear":
         return x.ndim >= 2
     if kind == "conv":
@@ -265,22 +265,26 @@ def _supported(kind: str, func: Any, given: dict[str, Any], x: torch.Tensor) -> 
     if kind == "conv_transpose":
         return x.ndim == _SPATIAL[func.__name__.replace("_transpose", "")] + 2
     if kind == "embedding":
-        plain = given.get("max_norm") is None and not given.get("scale_grad_by_freq") and not given.get("sparse")
+        plain = (
+            arguments.get("max_norm") is None
+            and not arguments.get("scale_grad_by_freq")
+            and not arguments.get("sparse")
+        )
         return plain and x.ndim >= 1
-    return x.ndim >= 2 and not given.get("training", False)
+    return x.ndim >= 2 and not arguments.get("training", False)
 
 
-def _met(index: dict[int, int], value: Any, found: set[int]) -> set[int]:
+def _parameters_in(index: dict[int, int], value: Any, found: set[int]) -> set[int]:
     """The parameters among the arguments, within containers too."""
     if isinstance(value, torch.Tensor):
         if id(value) in index:
             found.add(index[id(value)])
     elif isinstance(value, (list, tuple)):
         for entry in value:
-            _met(index, entry, found)
+            _parameters_in(index, entry, found)
     elif isinstance(value, dict):
         for entry in value.values():
-            _met(index, entry, found)
+            _parameters_in(index, entry, found)
     return found
 
 

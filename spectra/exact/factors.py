@@ -103,22 +103,22 @@ class SoftmaxFactor(Factor):
         self.columns = (classes - 1) * self.p.shape[1] * self.inner
 
     def column(self, index: int) -> torch.Tensor:
-        place, which = divmod(index, self.classes - 1)
+        place, class_index = divmod(index, self.classes - 1)
         row, position = divmod(place, self.inner)
-        here = (slice(None), row, slice(None), slice(position, position + 1))
-        p, q, top, q_top = self.p[here], self.q[here], self.top[here], self.q_top[here]
-        j = which + (which >= top).to(top.dtype)  # the classes without the most likely one, in order
+        index_at = (slice(None), row, slice(None), slice(position, position + 1))
+        p, q, top, q_top = self.p[index_at], self.q[index_at], self.top[index_at], self.q_top[index_at]
+        j = class_index + (class_index >= top).to(top.dtype)  # the classes without the most likely one, in order
         q_j = q.gather(1, j)
         values = -p * q_j / (1 + q_top)
         values = values.scatter_add(1, j, q_j).scatter(1, top, -q_top * q_j)
         column = torch.zeros_like(self.p)
-        column[here] = values * self.root[here]
+        column[index_at] = values * self.root[index_at]
         return column.reshape(len(column), -1)
 
     def product(self, flat: torch.Tensor) -> torch.Tensor:
         u = flat.view_as(self.p)
-        bent = self.p * (u - (self.p * u).sum(2, keepdim=True))
-        return (bent * self.root.square()).reshape(flat.shape)
+        centred = self.p * (u - (self.p * u).sum(2, keepdim=True))
+        return (centred * self.root.square()).reshape(flat.shape)
 
     def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
         eps = random_signs(self.p.shape, generator, self.p)
@@ -171,9 +171,9 @@ class DenseFactor(Factor):
         self.signs = None if bool((values >= 0).all()) else signs
 
     def column(self, index: int) -> torch.Tensor:
-        which = self.kept[index]
-        root = self.values[:, which : which + 1].abs().sqrt()
-        column: torch.Tensor = self.vectors[:, :, which] * root
+        kept_index = self.kept[index]
+        root = self.values[:, kept_index : kept_index + 1].abs().sqrt()
+        column: torch.Tensor = self.vectors[:, :, kept_index] * root
         return column.to(self.dtype)
 
     def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
@@ -222,7 +222,7 @@ def _known(
         share = _softmax_weights(criterion, logits, target)
         return SoftmaxFactor(logits, share, layout.samples)
     if reduction.is_elementwise(criterion):
-        return DiagonalFactor(layout.flatten(_bent(slopes, points, [torch.ones_like(p) for p in points])))
+        return DiagonalFactor(layout.flatten(_hessian_product(slopes, points, [torch.ones_like(p) for p in points])))
     return None
 
 
@@ -251,14 +251,16 @@ def _softmax_weights(criterion: Any, logits: torch.Tensor, target: torch.Tensor)
     return share if settings.get("reduction", "mean") == "sum" else share / divisor
 
 
-def _bent(slopes: list[torch.Tensor], points: list[torch.Tensor], direction: list[torch.Tensor]) -> list[torch.Tensor]:
+def _hessian_product(
+    slopes: list[torch.Tensor], points: list[torch.Tensor], direction: list[torch.Tensor]
+) -> list[torch.Tensor]:
     """The product of the criterion's Hessian for the batch with a direction, shaped like the outputs."""
     pairs = [(s, d) for s, d in zip(slopes, direction) if s.requires_grad]
     if not pairs:
         return [torch.zeros_like(point) for point in points]
     left, right = [s for s, _ in pairs], [d for _, d in pairs]
-    bent = torch.autograd.grad(left, points, right, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return [piece.detach() for piece in bent]
+    products = torch.autograd.grad(left, points, right, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return [piece.detach() for piece in products]
 
 
 def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout) -> DenseFactor:
@@ -272,7 +274,7 @@ def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layou
     for index in range(size):
         direction = torch.zeros(samples, size, dtype=points[0].dtype, device=points[0].device)
         direction[:, index] = 1
-        columns.append(layout.flatten(_bent(slopes, points, layout.unflatten(direction))))
+        columns.append(layout.flatten(_hessian_product(slopes, points, layout.unflatten(direction))))
     return DenseFactor(torch.stack(columns, 2))
 
 
@@ -288,12 +290,12 @@ def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor
     eps = max(torch.finfo(flat.dtype).eps, unit)
     if not isinstance(factor, SoftmaxFactor | DiagonalFactor):
         flat[1::2] = 0
-        bent = layout.flatten(_bent(slopes, points, layout.unflatten(flat)))
-        wrong = float(bent[1::2].norm()) > math.sqrt(eps) * float(bent.norm())
+        expected = layout.flatten(_hessian_product(slopes, points, layout.unflatten(flat)))
+        wrong = float(expected[1::2].norm()) > math.sqrt(eps) * float(expected.norm())
     else:
-        bent = layout.flatten(_bent(slopes, points, layout.unflatten(flat)))
-        allowed = math.sqrt(eps) * float(bent.norm()) + 1e3 * eps * factor.scale * float(flat.norm())
-        wrong = not float((factor.product(flat) - bent).norm()) <= allowed
+        expected = layout.flatten(_hessian_product(slopes, points, layout.unflatten(flat)))
+        allowed = math.sqrt(eps) * float(expected.norm()) + 1e3 * eps * factor.scale * float(flat.norm())
+        wrong = not float((factor.product(flat) - expected).norm()) <= allowed
     if wrong:
         raise TaskError(
             "the criterion is not a sum over the samples of a batch (its Hessian in the outputs couples them), so no "

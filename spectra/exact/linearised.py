@@ -44,15 +44,15 @@ class Linearised:
 
     def groups(self, columns: range) -> Iterator[range]:
         """The columns in groups of which the cotangents of all uses fit an eighth of the free memory."""
-        each = sum(math.prod(use.shape) for use in self.uses) + self.layout.samples * self.layout.width
-        each *= self.outputs[0].element_size()
-        step = max(1, min(len(columns), available_bytes(self.function.device) // 8 // max(1, each)))
+        entries_per_column = sum(math.prod(use.shape) for use in self.uses) + self.layout.samples * self.layout.width
+        entries_per_column *= self.outputs[0].element_size()
+        step = max(1, min(len(columns), available_bytes(self.function.device) // 8 // max(1, entries_per_column)))
         for start in range(0, len(columns), step):
             yield columns[start : start + step]
 
     def squares(self, columns: torch.Tensor, signs: torch.Tensor | None, diagonal: bool) -> Sums:
         """The sums for columns ``(G, B, M)`` with signs ``(G, B)``."""
-        found: Sums = {}
+        sums: Sums = {}
         if self.uses:
             edges = [use.edge for use in self.uses]
             pulled = [
@@ -60,12 +60,12 @@ class Linearised:
                 for column in columns
             ]
             for place, use in enumerate(self.uses):
-                found |= squares(use, [pieces[place] for pieces in pulled], signs, self.layout.samples, diagonal)
+                sums |= squares(use, [pieces[place] for pieces in pulled], signs, self.layout.samples, diagonal)
         if self.others:
             flat = self.layout.flatten([output.detach() for output in self.outputs])
             single = SampleGradients(self.function, self.others)
-            found |= single.squares(self.batch, flat, columns, signs, diagonal)
-        return found
+            sums |= single.squares(self.batch, flat, columns, signs, diagonal)
+        return sums
 
 
 def linearise(function: LossFunction, batch: Any, plans: Plans) -> Linearised:

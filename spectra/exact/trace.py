@@ -90,21 +90,21 @@ def exact_trace(
         >>> round(trace.total, 5), trace.kind  # (1 - 1/3) |x|^2
         (16.66667, 'hessian')
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
-    if isinstance(found, str):
-        return ExactTrace(total=None, reasons=(found,), bn_mode=bn_mode, l2=task.l2, method="none")
-    by_layer = {name: float(trace.mean()) for name, trace in zip(found.names, found.traces)}
-    errors = {name: _standard_error(trace) for name, trace in zip(found.names, found.traces)}
+    sums = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
+    if isinstance(sums, str):
+        return ExactTrace(total=None, reasons=(sums,), bn_mode=bn_mode, l2=task.l2, method="none")
+    by_layer = {name: float(trace.mean()) for name, trace in zip(sums.names, sums.traces)}
+    errors = {name: _standard_error(trace) for name, trace in zip(sums.names, sums.traces)}
     return ExactTrace(
         total=math.fsum(by_layer.values()),
         by_layer=by_layer,
-        kind=found.certificate.kind,
-        reasons=found.certificate.reasons,
-        certified=found.certificate.passed,
-        stderr=_standard_error(torch.stack(found.traces).sum(0)) if found.drawn else None,
-        stderr_by_layer=errors if found.drawn else None,
-        draws=len(found.traces[0]) if found.drawn else None,
-        method=found.method,
+        kind=sums.certificate.kind,
+        reasons=sums.certificate.reasons,
+        certified=sums.certificate.passed,
+        stderr=_standard_error(torch.stack(sums.traces).sum(0)) if sums.drawn else None,
+        stderr_by_layer=errors if sums.drawn else None,
+        draws=len(sums.traces[0]) if sums.drawn else None,
+        method=sums.method,
         bn_mode=bn_mode,
         l2=task.l2,
     )
@@ -145,26 +145,26 @@ def exact_diagonal(
         tensor([[2.2500, 4.0000],
                 [2.2500, 4.0000]], dtype=torch.float64)
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
-    if isinstance(found, str):
+    sums = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
+    if isinstance(sums, str):
         nothing: dict[str, bool] = {}
         return ExactDiagonal(
-            {}, kind=None, reasons=(found,), certified=nothing, stderr=None, method="none", bn_mode=bn_mode, l2=task.l2
+            {}, kind=None, reasons=(sums,), certified=nothing, stderr=None, method="none", bn_mode=bn_mode, l2=task.l2
         )
     return ExactDiagonal(
-        dict(zip(found.names, found.entries)),
-        kind=found.certificate.kind,
-        reasons=found.certificate.reasons,
-        certified=found.certificate.passed,
-        stderr=dict(zip(found.names, found.errors)) if found.drawn else None,
-        method=found.method,
+        dict(zip(sums.names, sums.entries)),
+        kind=sums.certificate.kind,
+        reasons=sums.certificate.reasons,
+        certified=sums.certificate.passed,
+        stderr=dict(zip(sums.names, sums.errors)) if sums.drawn else None,
+        method=sums.method,
         bn_mode=bn_mode,
         l2=task.l2,
     )
 
 
 @dataclass
-class _Found:
+class _Sums:
     """What a pass over the data adds up: by parameter tensor."""
 
     names: list[str]
@@ -186,7 +186,7 @@ def _measure(
     seed: int,
     *,
     diagonal: bool,
-) -> _Found | str:
+) -> _Sums | str:
     """The sums over the data, or in words why there are none."""
     if method not in ("auto", "exact", "monte-carlo"):
         raise ArgumentError(f"method={method!r}: 'auto', 'exact' or 'monte-carlo' is needed")
@@ -262,37 +262,37 @@ def _certificate(function: LossFunction, params: Any, objects: Sequence[Any], se
 
 def _add_up(
     operator: GGNOperator, certificate: Certificate, method: str, draws: int, seed: int, diagonal: bool
-) -> _Found:
+) -> _Sums:
     function, task = operator.function, operator.task
     generator = torch.Generator().manual_seed(seed)
-    found: _Found | None = None
+    sums: _Sums | None = None
     plans: Plans = {}
     name, batches = "exact diagonal" if diagonal else "exact trace", task.survey().num_batches
     for place, (batch, weight) in enumerate(operator.batches()):
         phase(name, place, batches)
         linear = linearise(function, batch, plans)
-        if found is None:
-            found = _nothing(function, certificate, _way(linear, method, draws), diagonal, linear)
+        if sums is None:
+            sums = _zero_sums(function, certificate, _choose_method(linear, method, draws), diagonal, linear)
         factor = task.total_factor(weight)
-        if found.drawn:
-            _draw(found, linear, factor, generator, lambda share: phase(name, place + share, batches))  # noqa: B023
+        if sums.drawn:
+            _draw(sums, linear, factor, generator, lambda share: phase(name, place + share, batches))  # noqa: B023
             continue
         for group in linear.groups(range(linear.factor.columns)):
             phase(name, place + group.start / linear.factor.columns, batches)
             columns = torch.stack([linear.factor.column(index) for index in group])
             signs = linear.factor.signs
-            sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
-            for index, (trace, entries) in sums.items():
-                found.traces[index] += factor * trace
+            batch_sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
+            for index, (trace, entries) in batch_sums.items():
+                sums.traces[index] += factor * trace
                 if entries is not None:
-                    found.entries[index] += factor * entries
-    if found is None:
+                    sums.entries[index] += factor * entries
+    if sums is None:
         raise TaskError("no batch has a positive weight: there is nothing to take a trace of")
-    return found
+    return sums
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Method:
     """How the sums over the columns are had."""
 
     drawn: bool
@@ -300,7 +300,7 @@ class _Way:
     words: str
 
 
-def _way(linear: Linearised, method: str, draws: int) -> _Way:
+def _choose_method(linear: Linearised, method: str, draws: int) -> _Method:
     """All columns, or draws: as asked, as many as are usual, and no more than may be spent. The cost is taken.
 
     Raises:
@@ -308,20 +308,22 @@ def _way(linear: Linearised, method: str, draws: int) -> _Way:
     """
     columns = linear.factor.columns
     # A back-propagation of all data for each column; a few more where gradients of single samples have to be formed.
-    each = cost(3.0 if linear.others else 1.0, linear.function.dtype)
+    cost_per_pass = cost(3.0 if linear.others else 1.0, linear.function.dtype)
     few = columns <= MANY_COLUMNS
-    if method == "exact" or (method == "auto" and few and columns <= affordable(each)):
-        spend(columns * each, what="all columns")
-        return _Way(False, 1, f"exact: {columns} columns")
-    each *= 1 if linear.factor.signs is None else 2
-    count = int(min(draws, max(FEWEST_DRAWS, affordable(each))))
-    spend(count * each, what=f"{count} draws")
+    if method == "exact" or (method == "auto" and few and columns <= affordable(cost_per_pass)):
+        spend(columns * cost_per_pass, what="all columns")
+        return _Method(False, 1, f"exact: {columns} columns")
+    cost_per_pass *= 1 if linear.factor.signs is None else 2
+    count = int(min(draws, max(FEWEST_DRAWS, affordable(cost_per_pass))))
+    spend(count * cost_per_pass, what=f"{count} draws")
     why = ", as many as the budget allows" if count < draws else ""
     why += ", since all of them would cost more than the budget" if method == "auto" and few else ""
-    return _Way(True, count, f"Monte-Carlo: {count} draws for {columns} columns{why}")
+    return _Method(True, count, f"Monte-Carlo: {count} draws for {columns} columns{why}")
 
 
-def _nothing(function: LossFunction, certificate: Certificate, way: _Way, diagonal: bool, linear: Linearised) -> _Found:
+def _zero_sums(
+    function: LossFunction, certificate: Certificate, way: _Method, diagonal: bool, linear: Linearised
+) -> _Sums:
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=function.device)
 
@@ -329,7 +331,7 @@ def _nothing(function: LossFunction, certificate: Certificate, way: _Way, diagon
     how = way.words
     if linear.others:
         how += f"; gradients of single samples formed for {len(linear.others)} of {len(function.theta)} tensors"
-    return _Found(
+    return _Sums(
         function.names,
         certificate,
         [zeros(way.draws) for _ in function.theta],
@@ -341,7 +343,7 @@ def _nothing(function: LossFunction, certificate: Certificate, way: _Way, diagon
 
 
 def _draw(
-    found: _Found,
+    sums: _Sums,
     linear: Linearised,
     factor: float,
     generator: torch.Generator,
@@ -350,23 +352,23 @@ def _draw(
     """Every draw of a batch on its own, so that the scatter over draws is known by entry. Batches are independent."""
     first: dict[int, torch.Tensor] = {}
     second: dict[int, torch.Tensor] = {}
-    draws, diagonal = len(found.traces[0]), bool(found.entries)
+    draws, diagonal = len(sums.traces[0]), bool(sums.entries)
     for draw in range(draws):
         report(draw / draws)
         pairs = linear.factor.drawn(generator)
         columns = torch.stack([column for _, column in pairs])
         signs = torch.tensor([sign for sign, _ in pairs]).to(columns)[:, None].expand(-1, columns.shape[1])
-        sums = linear.squares(columns, signs if len(pairs) > 1 else None, diagonal)
-        for index, (trace, entries) in sums.items():
-            found.traces[index][draw] += factor * trace
+        draw_sums = linear.squares(columns, signs if len(pairs) > 1 else None, diagonal)
+        for index, (trace, entries) in draw_sums.items():
+            sums.traces[index][draw] += factor * trace
             if entries is not None:
                 first[index] = entries + first.get(index, 0)
                 second[index] = entries**2 + second.get(index, 0)
     for index, total in first.items():
         mean = total / draws
         variance = ((second[index] - draws * mean**2) / (draws - 1)).clamp(min=0)
-        found.entries[index] += factor * mean
-        found.errors[index] += factor**2 * variance / draws
+        sums.entries[index] += factor * mean
+        sums.errors[index] += factor**2 * variance / draws
 
 
 def _standard_error(draws: torch.Tensor) -> float:

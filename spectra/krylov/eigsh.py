@@ -142,8 +142,8 @@ class _Search:
             recurrence = self._start(starts, length)
             starts += 1
             t = recurrence.tridiagonal
-            whole = t.steps == self.n - self.found.size
-            done, wanted = self._judge(t, whole)
+            spans_space = t.steps == self.n - self.found.size
+            done, wanted = self._judge(t, spans_space)
             if wanted.size:
                 self._lock(recurrence, wanted)
             if not done:
@@ -164,19 +164,19 @@ class _Search:
     def _start(self, index: int, length: int) -> Recurrence:
         drawn = draw_start(self.n, seed=self.seed, index=index)
         if index == 0 and self.nearby is not None:
-            known = self.nearby.sum(axis=1, dtype=np.float64)
-            size = float(np.linalg.norm(known))
-            drawn = drawn if size == 0 else known / size + 0.1 * drawn / np.linalg.norm(drawn)
+            start_sum = self.nearby.sum(axis=1, dtype=np.float64)
+            size = float(np.linalg.norm(start_sum))
+            drawn = drawn if size == 0 else start_sum / size + 0.1 * drawn / np.linalg.norm(drawn)
             drawn /= np.linalg.norm(drawn)
         start = torch.from_numpy(drawn).to(self.operator.device)
         if self.found.size:
             self.found.remove_from(start)
             start /= start.norm()
-        room = self.n - self.found.size
+        remaining = self.n - self.found.size
 
         def enough(t: Tridiagonal) -> bool:
             # The Ritz values of long recurrences cost more to look at than they change from step to step.
-            return t.steps % max(1, t.steps // 20) == 0 and self._judge(t, t.steps == room)[0]
+            return t.steps % max(1, t.steps // 20) == 0 and self._judge(t, t.steps == remaining)[0]
 
         recurrence = tridiagonalize(
             self.operator,
@@ -196,11 +196,11 @@ class _Search:
         if self.progress is not None:
             self.progress(self.steps, self.budget)
 
-    def _judge(self, t: Tridiagonal, whole: bool) -> tuple[bool, np.ndarray]:
+    def _judge(self, t: Tridiagonal, spans_space: bool) -> tuple[bool, np.ndarray]:
         """Whether a recurrence has told what it can tell, and which of its Ritz values are among the wanted."""
         scale = max(self.scale, t.scale)
         limit = 0.5 * self.tol * scale  # half, since what is measured afterwards has the noise of a product in it
-        closed = whole or t.exhausted or t.last_beta <= 0.5 * self.floor * scale
+        closed = spans_space or t.exhausted or t.last_beta <= 0.5 * self.floor * scale
         # What was found has the advantage over what is as good, so that two equal values do not take turns.
         bonus = np.concatenate([np.full(self.values.size, limit), np.zeros(t.steps)])
         chosen = _choose(np.concatenate([self.values, t.nodes]), bonus, self.which, self.k)
@@ -225,17 +225,17 @@ class _Search:
 
     def _gaps(self, nodes: np.ndarray) -> np.ndarray:
         """How far each of these is from the least wanted of the wanted, at its end."""
-        held = self.values[_choose(self.values, np.zeros(self.values.size), self.which, self.k)]
+        wanted = self.values[_choose(self.values, np.zeros(self.values.size), self.which, self.k)]
         if self.which == "LM":
-            gaps = [np.abs(held).min() - np.abs(nodes).max()]
+            gaps = [np.abs(wanted).min() - np.abs(nodes).max()]
         elif self.which == "LA":
-            gaps = [held.min() - nodes[-1]]
+            gaps = [wanted.min() - nodes[-1]]
         elif self.which == "SA":
-            gaps = [nodes[0] - held.max()]
+            gaps = [nodes[0] - wanted.max()]
         else:
             upper = (self.k + 1) // 2
-            gaps = [held[:upper].min() - nodes[-1]]
-            gaps += [nodes[0] - held[upper:].max()] if self.k > 1 else []
+            gaps = [wanted[:upper].min() - nodes[-1]]
+            gaps += [nodes[0] - wanted[upper:].max()] if self.k > 1 else []
         return np.maximum(gaps, 0.0)
 
     @exclusively
@@ -317,5 +317,7 @@ def _choose(values: np.ndarray, bonus: np.ndarray, which: str, k: int) -> np.nda
     if which == "LA":
         return upper[:k]
     count = (k + 1) // 2
-    rest = upper[count:]
-    return np.concatenate([upper[:count], rest[np.argsort((values - bonus)[rest], kind="stable")][: k - count]])
+    lower_part = upper[count:]
+    return np.concatenate(
+        [upper[:count], lower_part[np.argsort((values - bonus)[lower_part], kind="stable")][: k - count]]
+    )

@@ -197,9 +197,9 @@ def _deflated_forms(
         forms: (k, t), those of ``H``.
         overlaps: (k, r, t), by tensor.
     """
-    taken = np.einsum("j,ij,ijt->it", pairs.values, overlaps.sum(axis=2), overlaps)
+    subtracted = np.einsum("j,ij,ijt->it", pairs.values, overlaps.sum(axis=2), overlaps)
     squares = [_by_tensor(operator, vector**2) for vector in _unit_vectors(pairs)]
-    return forms - taken, np.einsum("j,jt->t", pairs.values, np.stack(squares))
+    return forms - subtracted, np.einsum("j,jt->t", pairs.values, np.stack(squares))
 
 
 def _unit_vectors(pairs: Eigenpairs) -> Iterator[np.ndarray]:
@@ -225,13 +225,13 @@ def lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: 
     n = operator.n
     entry = operator.dtype.itemsize
     work = n * (3 * entry + 3 * 8)  # the probe's part of a product, its float64 sum, and the recurrence vector
-    each = lanczos_steps * n * entry + work
+    needed = lanczos_steps * n * entry + work
     free = available_bytes(operator.device)
-    if each > free:
+    if needed > free:
         fits = max(0, int((free - work) // (n * entry)))
         advice = f"lanczos_steps={fits} would fit" if fits >= 2 else "not even 2 steps fit"
         raise OutOfMemory(
-            f"the Lanczos basis of one probe needs {in_words(each)} ({lanczos_steps} vectors of {n} numbers) and "
+            f"the Lanczos basis of one probe needs {in_words(needed)} ({lanczos_steps} vectors of {n} numbers) and "
             f"{in_words(free)} are free: {advice}, or choose fewer parameters with params="
         )
-    return int(max(1, min(num_probes, (free // 2) // each)))
+    return int(max(1, min(num_probes, (free // 2) // needed)))

@@ -105,12 +105,14 @@ def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project:
     if frame.ndim != 2 or frame.shape[0] != n or frame.shape[1] > n:
         raise ArgumentError(f"vectors of shape {tuple(frame.shape)}: ({n}, r) with r at most {n} is needed")
     rank = frame.shape[1]
-    known: torch.Tensor | None = None
+    eigenvalues: torch.Tensor | None = None
     if values is not None:
-        known = torch.as_tensor(values, dtype=torch.float64).detach()
-        if tuple(known.shape) != (rank,):
-            raise ArgumentError(f"values of shape {tuple(known.shape)}: one for each of the {rank} vectors is needed")
-        if not bool(torch.isfinite(known).all()):
+        eigenvalues = torch.as_tensor(values, dtype=torch.float64).detach()
+        if tuple(eigenvalues.shape) != (rank,):
+            raise ArgumentError(
+                f"values of shape {tuple(eigenvalues.shape)}: one for each of the {rank} vectors is needed"
+            )
+        if not bool(torch.isfinite(eigenvalues).all()):
             raise ArgumentError("values hold NaN or infinity: the eigenvalues to deflate by are needed")
     elif not project:
         raise ArgumentError("values=None: the eigenvalues to subtract are needed, unless project=True")
@@ -124,7 +126,7 @@ def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project:
             f"the vectors are not orthonormal: max |V'V - I| is {off:.2g}, and at most {bound:g} is needed; "
             "orthonormalise them, with numpy.linalg.qr say"
         )
-    return _Deflated(operator, basis, None if project or known is None else known.to(operator.device))
+    return _Deflated(operator, basis, None if project or eigenvalues is None else eigenvalues.to(operator.device))
 
 
 class _Deflated(SymmetricOperator):
@@ -139,13 +141,13 @@ class _Deflated(SymmetricOperator):
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         # Vector by vector, each at an address of its own, so that a product is the same alone and in company.
-        given = [row.to(torch.float64, copy=True) for row in block]
+        rows = [row.to(torch.float64, copy=True) for row in block]
         if self._values is None:
-            for row in given:
+            for row in rows:
                 self._basis.remove_from(row)
-            block = torch.stack(given).to(self.torch_dtype)
+            block = torch.stack(rows).to(self.torch_dtype)
         results = []
-        for row, product in zip(given, self.operator.apply(block)):
+        for row, product in zip(rows, self.operator.apply(block)):
             result = product.to(torch.float64, copy=True)
             if self._values is None:
                 self._basis.remove_from(result)

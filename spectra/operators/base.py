@@ -107,10 +107,12 @@ class SymmetricOperator(ABC):
     rmatmat = matmat
 
     def _product(self, vectors: Vector) -> Vector:
-        given = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors.detach()
-        columns = given if given.ndim == 2 else given[:, None]
+        tensor = (
+            torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors.detach()
+        )
+        columns = tensor if tensor.ndim == 2 else tensor[:, None]
         block = columns.T.to(self.device, self.torch_dtype).contiguous()
-        result = self.apply(block).T.to(given.device, given.dtype).reshape(given.shape)
+        result = self.apply(block).T.to(tensor.device, tensor.dtype).reshape(tensor.shape)
         return result.contiguous().numpy() if isinstance(vectors, np.ndarray) else result
 
     def __add__(self, other: Any) -> Combination:

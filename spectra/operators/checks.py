@@ -31,12 +31,12 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
     Raises:
         DataError: batches that are coupled and shuffled, or a batch of a single sample for batch norm in train mode.
     """
-    taken = bn_mode == "train" or (bn_mode == "recalibrated" and task.calibration is None)
-    by_batch = taken and bool(batch_norm_layers(task.model))  # statistics of these batches are taken
+    batch_statistics = bn_mode == "train" or (bn_mode == "recalibrated" and task.calibration is None)
+    by_batch = batch_statistics and bool(batch_norm_layers(task.model))  # statistics of these batches are taken
     if by_batch and 1 in survey.rows:
-        which = [index for index, rows in enumerate(survey.rows) if rows == 1]
+        single = [index for index, rows in enumerate(survey.rows) if rows == 1]
         raise DataError(
-            f"batch {which[0]} of {survey.num_batches} holds a single sample, which batch norm in {bn_mode} mode "
+            f"batch {single[0]} of {survey.num_batches} holds a single sample, which batch norm in {bn_mode} mode "
             "cannot take statistics of: choose another batch size or number of samples"
         )
     if survey.order == "shuffled":
@@ -77,7 +77,7 @@ def check_loss(
 def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twice: bool, split: bool) -> None:
     task = function.task
     counted = sum(weight > 0 for weight in survey.weights)
-    known = task.averaging.known
+    averaging_known = task.averaging.known
     split_any = False
     first = None
     with function.evaluation("eval"):  # where the samples of a batch are not coupled and can be split
@@ -97,7 +97,7 @@ def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twi
                 if alone or couples_samples(task.model, "eval"):
                     return  # one batch needs no weights; coupled batches cannot be split
             split_any = _check_additive(function, placed, weight, index, first) or split_any
-            if known or (split_any and index >= 64):
+            if averaging_known or (split_any and index >= 64):
                 return
     if not split_any and task.weight is None and (counted > 1 or per_sample):
         raise TaskError(
@@ -161,8 +161,8 @@ def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twi
         raise NumericsError(f"the loss is {float(loss.detach())} (batch {index})")
     _check_leaves(function, loss)
     function.carried = carried_dtype(loss)
-    pieces = function.gradient_of(loss, create_graph=twice)
-    gradient = [piece for piece in pieces if piece is not None]
+    gradients = function.gradient_of(loss, create_graph=twice)
+    gradient = [piece for piece in gradients if piece is not None]
     if not gradient:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
     inseparable = why_inseparable(function, loss, output, target) if task.splits else None
@@ -185,10 +185,10 @@ def _check_leaves(function: LossFunction, loss: torch.Tensor) -> None:
     """Refuse a loss that uses parameters of the model by references from outside: it would be constant in them."""
     leaves = {id(leaf) for leaf in leaves_of(loss)}
     named = function.task.model.named_parameters()
-    held = [name for name, p in named if id(p) in leaves and name in function.names]
-    if held:
+    captured = [name for name, p in named if id(p) in leaves and name in function.names]
+    if captured:
         raise TaskError(
-            f"the loss uses {held[0]} by a reference that was taken outside of it, so part of its derivative would "
+            f"the loss uses {captured[0]} by a reference that was taken outside of it, so part of its derivative would "
             "be missed: take the parameters within the loss, from model.parameters()"
         )
 
@@ -255,10 +255,10 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
             continue
         directions = [torch.randn(s.shape, generator=generator, dtype=s.dtype).to(s.device) for s in slope]
         try:
-            bent = torch.autograd.grad(slope, points, directions, allow_unused=True)
+            products = torch.autograd.grad(slope, points, directions, allow_unused=True)
         except RuntimeError as error:
             raise TaskError(f"the criterion cannot be differentiated twice: {first_line(error)}") from error
-        if any(b is not None and bool((b != 0).any()) for b in bent):
+        if any(b is not None and bool((b != 0).any()) for b in products):
             return
     if constant:
         raise TaskError(
@@ -282,7 +282,7 @@ def _as_leaf(leaves: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
 
 def _check_additive(function: LossFunction, batch: Any, weight: float, index: int, first: _Look) -> bool:
     """Whether a batch could be split; a split that does not add up to the whole is refused."""
-    sums = whole_and_parts(function, batch, weight, apart=function.task.splits and not first.inseparable)
+    sums = whole_and_parts(function, batch, weight, split_output=function.task.splits and not first.inseparable)
     if sums is None:
         return False
     whole, parts = sums

@@ -117,9 +117,9 @@ class CurvatureOperator(SymmetricOperator):
 
     def at(self, dtype: torch.dtype) -> Self:
         """The same operator, at the same parameters, computed in another dtype."""
-        twin = type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
-        twin.function.adopt(self.function)
-        return twin
+        other = type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
+        other.function.adopt(self.function)
+        return other
 
     def batches(self) -> Iterator[tuple[Any, float]]:
         """The batches of positive weight, on the device, with their weights; checked against the survey at the end."""
@@ -139,13 +139,13 @@ class CurvatureOperator(SymmetricOperator):
             return self.apply(
                 block
             ), None  # the statistics of every batch's matrix are of all data: no independent parts
-        seen: list[tuple[torch.Tensor, float]] = []
-        product = self._pass(block, seen)
+        batch_forms: list[tuple[torch.Tensor, float]] = []
+        product = self._pass(block, batch_forms)
         divisor = self.task.divisor(self.task.survey().total_weight)
-        forms = np.stack([forms.cpu().numpy() for forms, _ in seen], axis=1) / divisor
-        return product, _grouped(Parts(forms, np.array([weight for _, weight in seen])))
+        forms = np.stack([forms.cpu().numpy() for forms, _ in batch_forms], axis=1) / divisor
+        return product, _grouped(Parts(forms, np.array([weight for _, weight in batch_forms])))
 
-    def _pass(self, block: torch.Tensor, seen: list[tuple[torch.Tensor, float]] | None) -> torch.Tensor:
+    def _pass(self, block: torch.Tensor, batch_forms: list[tuple[torch.Tensor, float]] | None) -> torch.Tensor:
         """The products, and into ``seen`` what each batch has of the quadratic forms, (k,), with its weight."""
         _ = self.self_test  # made before the first product
         survey = self.task.survey()
@@ -155,8 +155,8 @@ class CurvatureOperator(SymmetricOperator):
             for batch, weight in self.batches():
                 product, factor = self.linearise(batch)(block), self.task.total_factor(weight)
                 total.add_(product, alpha=factor)
-                if seen is not None:
-                    seen.append((factor * (block.double() * product.double()).sum(1), weight))
+                if batch_forms is not None:
+                    batch_forms.append((factor * (block.double() * product.double()).sum(1), weight))
             total /= self.task.divisor(survey.total_weight)
             if self.task.l2:
                 total.add_(block, alpha=self.task.l2)

@@ -114,9 +114,9 @@ class DisplacedLoss:
         with function.evaluation(), self._moved(shift):
             for batch, weight in self.passes.batches():
                 factor = task.total_factor(weight)
-                loss, pieces = function.gradient(batch)
+                loss, gradients = function.gradient(batch)
                 total += factor * float(loss.detach())
-                slope.add_(function.flatten(pieces).detach(), alpha=factor)
+                slope.add_(function.flatten(gradients).detach(), alpha=factor)
         divisor = task.divisor(task.survey().total_weight)
         slope /= divisor
         if not bool(torch.isfinite(slope).all()):

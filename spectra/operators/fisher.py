@@ -126,15 +126,15 @@ class EmpiricalFisherOperator(CurvatureOperator):
         The slopes are those of the criterion's value for the batch, in which row ``n`` has the share ``w_n / w_b`` if
         it is a mean: ``s_n = (w_n / w_b) grad l_n``; a sum has ``s_n = w_n grad l_n``.
         """
-        met = [slope for slope in slopes if slope is not None]
+        nonzero_slopes = [slope for slope in slopes if slope is not None]
         weights = self._row_weights(batch, target, output)
-        if not met or any(slope.ndim == 0 or slope.shape[0] != len(weights) for slope in met):
-            shapes = ", ".join(str(tuple(slope.shape)) for slope in met)
+        if not nonzero_slopes or any(slope.ndim == 0 or slope.shape[0] != len(weights) for slope in nonzero_slopes):
+            shapes = ", ".join(str(tuple(slope.shape)) for slope in nonzero_slopes)
             raise TaskError(
                 f"the target has {len(weights)} rows and the outputs of the model have the shapes {shapes}: the "
                 "empirical Fisher matrix needs one row per sample in both"
             )
-        weights = weights.to(met[0].device, torch.float64)
+        weights = weights.to(nonzero_slopes[0].device, torch.float64)
         whole = self.task.weight_of(batch)
         if abs(float(weights.sum()) - whole) > _ADDITIVE * whole:
             raise TaskError(
@@ -142,7 +142,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 "Fisher matrix needs a weight= that is a sum over rows"
             )
         absent = weights == 0
-        if any(bool(slope[absent].any()) for slope in met):
+        if any(bool(slope[absent].any()) for slope in nonzero_slopes):
             raise TaskError(
                 "a sample of weight 0 has a part in the loss (a class weight of 0 beside label smoothing), so the "
                 "empirical Fisher matrix is not defined: leave the sample out, or give the class a positive weight"
@@ -161,5 +161,5 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 "a batch has no common number of rows in its parts, so weight= cannot be asked for the weight of a "
                 "sample, which the empirical Fisher matrix needs"
             )
-        each = [task.weight_of(choose_rows(batch, torch.tensor([row]))) for row in range(rows)]
-        return torch.tensor(each, dtype=torch.float64)
+        weights = [task.weight_of(choose_rows(batch, torch.tensor([row]))) for row in range(rows)]
+        return torch.tensor(weights, dtype=torch.float64)

@@ -78,7 +78,7 @@ class ForeignOperator(SymmetricOperator):
 
     def __init__(self, matrix: Any, n: int) -> None:
         self._name = type(matrix).__name__
-        self._product_of, dtype, self._precision, device = _way_found(matrix, n, self._name)
+        self._product_of, dtype, self._precision, device = _find_product(matrix, n, self._name)
         super().__init__(n, dtype, device)
         self._noise = self._tested()
 
@@ -102,32 +102,34 @@ class ForeignOperator(SymmetricOperator):
         if size == 0:
             return unit
         change = float((self._products(u[None])[0] - au).norm())
-        apart = float((both - (au + av) / length).norm())
+        nonlinearity = float((both - (au + av) / length).norm())
         forms = float(v @ au), float(u @ av)
         off = abs(forms[0] - forms[1])
         if change > _FAULT * size:
             raise ArgumentError(f"two products of the {self._name} with one vector differ by {change / size:.1%}")
-        if apart > _FAULT * size:
-            raise ArgumentError(f"the {self._name} is not linear: A(u + v) and Au + Av differ by {apart / size:.1%}")
-        if off > _ASYMMETRY[self._precision] * size + 10 * (change + apart):
+        if nonlinearity > _FAULT * size:
+            raise ArgumentError(
+                f"the {self._name} is not linear: A(u + v) and Au + Av differ by {nonlinearity / size:.1%}"
+            )
+        if off > _ASYMMETRY[self._precision] * size + 10 * (change + nonlinearity):
             raise ArgumentError(
                 f"the {self._name} is not symmetric: v'Au = {forms[0]:.6g} and u'Av = {forms[1]:.6g} for random u and v"
             )
         scale = max(size, float(self._products((au / au.norm())[None])[0].norm()) if bool(au.any()) else 0.0)
         # The error of a product has a part of 1 / sqrt(n) along a random vector, and here are two.
-        return min(1.0, max(unit, max(change, apart, off * math.sqrt(self.n / 2)) / scale))
+        return min(1.0, max(unit, max(change, nonlinearity, off * math.sqrt(self.n / 2)) / scale))
 
     def _products(self, rows: torch.Tensor) -> torch.Tensor:
-        found = self.apply(rows.to(self.device, self.torch_dtype)).to("cpu", torch.float64)
-        if not bool(torch.isfinite(found).all()):
+        products = self.apply(rows.to(self.device, self.torch_dtype)).to("cpu", torch.float64)
+        if not bool(torch.isfinite(products).all()):
             raise NumericsError(f"a product with the {self._name} holds NaN or infinity")
-        return found
+        return products
 
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (n, k) to (n, k)
 
 
-def _way_found(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype, torch.dtype, torch.device]:
+def _find_product(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype, torch.dtype, torch.device]:
     """How products with an object are made: the first way that works, the dtype and device of its vectors, and the
     precision of what it returns.
 
@@ -139,25 +141,25 @@ def _way_found(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype, to
     """
     stated, device = getattr(matrix, "dtype", None), getattr(matrix, "device", None)
     of_torch = isinstance(stated, torch.dtype) or isinstance(device, torch.device)
-    there = torch.device(device) if isinstance(device, (torch.device, str)) else torch.device("cpu")
+    target_device = torch.device(device) if isinstance(device, (torch.device, str)) else torch.device("cpu")
     dtypes = [torch.float32, torch.float64] if "float32" in str(stated) else [torch.float64, torch.float32]
     generator = torch.Generator().manual_seed(1)
     columns = torch.randn(n, 3 if n == 2 else 2, generator=generator, dtype=torch.float64)
     failure: Exception | None = None
     for dtype, tensors, form in itertools.product(dtypes, (of_torch, not of_torch), ("block", "vectors", "columns")):
-        given = columns.to(there if tensors else "cpu", dtype)
+        block = columns.to(target_device if tensors else "cpu", dtype)
         product = functools.partial(_product, matrix, tensors, form)
         try:
-            found = product(given)
+            result = product(block)
         except Exception as error:  # whatever an object raises that is given what it does not take
             failure = failure or error
             continue
-        if found.is_complex():
+        if result.is_complex():
             raise ArgumentError(f"the products of the {name} are complex: a real symmetric matrix is needed")
         if form == "block":
-            _check_block(product, functools.partial(_product, matrix, tensors, "vectors"), given, name)
-        single = torch.float32 in (dtype, found.dtype) or found.dtype in (torch.float16, torch.bfloat16)
-        return product, dtype, torch.float32 if single else torch.float64, given.device
+            _check_block(product, functools.partial(_product, matrix, tensors, "vectors"), block, name)
+        single = torch.float32 in (dtype, result.dtype) or result.dtype in (torch.float16, torch.bfloat16)
+        return product, dtype, torch.float32 if single else torch.float64, block.device
     assert failure is not None
     raise ArgumentError(f"products with the {name} fail: {words_of(failure)}") from failure
 

@@ -163,8 +163,8 @@ class LossFunction:
 
         For a tensor of zeros it is that of all parameters.
         """
-        each = torch.cat([p.detach().square().mean().sqrt().expand(p.numel()) for p in self.theta])
-        return torch.where(each == 0, each.square().mean().sqrt(), each)
+        scales = torch.cat([p.detach().square().mean().sqrt().expand(p.numel()) for p in self.theta])
+        return torch.where(scales == 0, scales.square().mean().sqrt(), scales)
 
     def flatten(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Tensors shaped like the parameters, None for zero, as one vector ``(n,)``."""
@@ -233,7 +233,7 @@ def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> d
         raise TaskError(f"{lazy[0]} has no shape yet: pass one batch through the model before making the task")
     if params is None:
         return trainable
-    meant: set[str] = set()
+    matched: set[str] = set()
     for pattern in [params] if isinstance(params, str) else params:
         names = fnmatch.filter(trainable, pattern)
         if not names:
@@ -246,17 +246,17 @@ def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> d
         if not names:
             some = ", ".join(list(trainable)[:4])
             raise ArgumentError(f"params={pattern!r}: no trainable parameter has such a name; there are {some}, ...")
-        meant.update(names)
-    return {name: p for name, p in trainable.items() if name in meant}
+        matched.update(names)
+    return {name: p for name, p in trainable.items() if name in matched}
 
 
 def _common_dtype(chosen: dict[str, nn.Parameter], asked: torch.dtype | None) -> torch.dtype:
-    found = {p.dtype for p in chosen.values()}
-    if asked is None and len(found) > 1:
+    dtypes = {p.dtype for p in chosen.values()}
+    if asked is None and len(dtypes) > 1:
         raise ArgumentError(
-            f"the parameters have dtypes {sorted(map(str, found))}: say which to compute in, with dtype="
+            f"the parameters have dtypes {sorted(map(str, dtypes))}: say which to compute in, with dtype="
         )
-    dtype = found.pop() if asked is None else asked
+    dtype = dtypes.pop() if asked is None else asked
     if dtype not in _REAL:
         raise ArgumentError(f"dtype={dtype}: curvature needs float32 or float64; pass dtype='float32' to compute in it")
     return dtype

@@ -10,15 +10,15 @@ import torch
 
 def nodes_of(tensors: Iterable[torch.Tensor], before: Iterable[torch.Tensor] = ()) -> Iterator[Any]:
     """Every node of the graphs behind these tensors, once; nothing that is met only through the tensors ``before``."""
-    seen = {tensor.grad_fn for tensor in before}
-    todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None and tensor.grad_fn not in seen]
-    seen |= set(todo)
+    visited = {tensor.grad_fn for tensor in before}
+    todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None and tensor.grad_fn not in visited]
+    visited |= set(todo)
     while todo:
         node = todo.pop()
         yield node
         for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
+            if following is not None and following not in visited:
+                visited.add(following)
                 todo.append(following)
 
 
@@ -32,14 +32,14 @@ def carried_dtype(tensor: torch.Tensor) -> torch.dtype:
         >>> carried_dtype(x.square().sum()), carried_dtype(x.float().double().sum())
         (torch.float64, torch.float32)
     """
-    met = {tensor.dtype}
+    dtypes = {tensor.dtype}
     for node in nodes_of([tensor]):
         for following, output in node.next_functions:
             # What autograd keeps of the outputs of a forward call; those that nothing was made of have no dtype.
             about = getattr(following, "_input_metadata", ())
             if output < len(about) and about[output] is not None:
-                met.add(about[output].dtype)
-    return max((dtype for dtype in met if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
+                dtypes.add(about[output].dtype)
+    return max((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def leaves_of(tensor: torch.Tensor, before: Iterable[torch.Tensor] = ()) -> list[torch.Tensor]:

@@ -35,7 +35,7 @@ class HessianOperator(CurvatureOperator):
         function = self.function
         _, gradient = function.gradient(batch, create_graph=True)
         # A gradient that is constant in the parameters has no graph, and its derivative is zero.
-        met = [index for index, piece in enumerate(gradient) if piece is not None and piece.requires_grad]
+        dependent = [index for index, piece in enumerate(gradient) if piece is not None and piece.requires_grad]
         live = [piece for piece in gradient if piece is not None and piece.requires_grad]
 
         def product(block: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ class HessianOperator(CurvatureOperator):
                 derivative = torch.autograd.grad(
                     live,
                     function.theta,
-                    grad_outputs=[pieces[index] for index in met],
+                    grad_outputs=[pieces[index] for index in dependent],
                     retain_graph=True,
                     allow_unused=True,
                 )

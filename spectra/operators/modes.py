@@ -99,31 +99,35 @@ def _full_float32() -> Iterator[None]:
     them by, while the older global one raises where the newer ones were used.
     """
     backends = torch.backends
-    rooms: list[Any] = [backends, backends.cuda.matmul, backends.cudnn, backends.mkldnn]
-    rooms += [
-        getattr(room, name, None) for room in (backends.cudnn, backends.mkldnn) for name in ("matmul", "conv", "rnn")
+    backends_with_setting: list[Any] = [backends, backends.cuda.matmul, backends.cudnn, backends.mkldnn]
+    backends_with_setting += [
+        getattr(holder, name, None)
+        for holder in (backends.cudnn, backends.mkldnn)
+        for name in ("matmul", "conv", "rnn")
     ]
-    rooms = [room for room in rooms if room is not None and hasattr(room, "fp32_precision")]
+    backends_with_setting = [
+        holder for holder in backends_with_setting if holder is not None and hasattr(holder, "fp32_precision")
+    ]
     with ExitStack() as stack:
-        if not rooms:
+        if not backends_with_setting:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
             if torch.cuda.is_available():
                 stack.enter_context(_set(backends.cudnn, "allow_tf32", False))
         # All are read before any is set: the general one is a default for the others.
-        before = [room.fp32_precision for room in rooms]
-        for room, value in zip(rooms, before):
-            stack.callback(setattr, room, "fp32_precision", value)
-        for room in rooms:
-            room.fp32_precision = "ieee"
+        before = [holder.fp32_precision for holder in backends_with_setting]
+        for holder, value in zip(backends_with_setting, before):
+            stack.callback(setattr, holder, "fp32_precision", value)
+        for holder in backends_with_setting:
+            holder.fp32_precision = "ieee"
         yield
 
 
 @contextmanager
-def _set(room: Any, name: str, value: bool) -> Iterator[None]:
-    before = getattr(room, name)
-    setattr(room, name, value)
+def _set(holder: Any, name: str, value: bool) -> Iterator[None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        setattr(room, name, before)
+        setattr(holder, name, before)

@@ -47,17 +47,17 @@ class Passes:
             yield
             return
         budget = available_bytes(self.function.device) // 4 if memory_budget is None else memory_budget
-        held: list[tuple[Any, float]] | None = []
+        batches: list[tuple[Any, float]] | None = []
         size = 0
         with self.function.evaluation():
             for batch, weight in self.batches():
                 size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
                 if size > budget:
-                    held = None
+                    batches = None
                     break
-                assert held is not None
-                held.append((batch, weight))
-        self.held = held
+                assert batches is not None
+                batches.append((batch, weight))
+        self.held = batches
         try:
             yield
         finally:

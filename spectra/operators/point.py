@@ -31,7 +31,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
     """
     _ = operator.self_test  # in recalibrated mode the statistics are estimated with it
     function, task, survey = operator.function, operator.task, operator.task.survey()
-    total, right, counted, columns, met = 0.0, 0, 0, 0, False
+    total, right, counted, columns, depends = 0.0, 0, 0, 0, False
     with function.evaluation():
         slope = torch.zeros(function.n, dtype=torch.float64, device=function.device)
         for batch, weight in operator.batches():
@@ -40,7 +40,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
             total += factor * float(loss.detach())
             if loss.requires_grad:
                 pieces = torch.autograd.grad(loss, function.theta, allow_unused=True)
-                met = met or any(piece is not None for piece in pieces)
+                depends = depends or any(piece is not None for piece in pieces)
                 slope.add_(function.flatten(pieces), alpha=factor)
             if task.splits:
                 hits, of = _hits(task.criterion, output, task.target_of(batch))
@@ -50,7 +50,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
         weights = function.flatten(function.theta).detach().to(torch.float64)
         slope = slope / divisor + task.l2 * weights
         loss_value, weight_norm, gradient_norm = total / divisor, float(weights.norm()), float(slope.norm())
-    if not met:
+    if not depends:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
     if not (math.isfinite(loss_value) and math.isfinite(gradient_norm)):
         raise NumericsError(f"the loss is {loss_value} and its gradient has the norm {gradient_norm}")

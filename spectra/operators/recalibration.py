@@ -31,7 +31,7 @@ def recalibrate(function: LossFunction) -> None:
         if id(module) in kinds
         for name in ("running_mean", "running_var")
     ]
-    seen = 0.0
+    rows_so_far = 0.0
     with function.evaluation("eval"), ExitStack() as stack:
         for layer in layers:
             stack.callback(setattr, layer, "momentum", layer.momentum)
@@ -40,7 +40,7 @@ def recalibrate(function: LossFunction) -> None:
             weight = rows_of(batch) or source.weight_of(batch)
             if weight == 0:
                 continue
-            seen += weight
+            rows_so_far += weight
             for layer in layers:
-                layer.momentum = weight / seen  # of the newest batch in the weighted mean so far
+                layer.momentum = weight / rows_so_far  # of the newest batch in the weighted mean so far
             function.update_statistics(function.place(batch), names)

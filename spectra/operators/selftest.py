@@ -111,9 +111,9 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
     leading = first[:1] / length
     second = _products(operator, batch, leading, seed=3)
     scale = max(float(second.norm()), length)
-    tried, found = torch.cat([vectors[:1], leading]), torch.cat([first[:1], second])
+    directions, products = torch.cat([vectors[:1], leading]), torch.cat([first[:1], second])
     phase("self-test", 2, 4, "in float64")
-    errors = _roundoff(operator, batch, tried, found)
+    errors = _roundoff(operator, batch, directions, products)
     roundoff = None if errors is None else errors / scale
     on = SelfTest.on
     if batch is not everything:
@@ -124,7 +124,7 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
         roundoff = None if roundoff is None else roundoff * growth.factor + growth.added
     notes = [note] if note else []
     if operator.function.casts:
-        roundoff = max(roundoff or 0.0, _rounding_within(operator, batch, tried, found) / scale)
+        roundoff = max(roundoff or 0.0, _rounding_within(operator, batch, directions, products) / scale)
     elif roundoff is not None and roundoff > fault:
         notes.append(f"float32 products are off by {roundoff:.1%} of the spectral norm: use --dtype float64")
     noise = max(change / scale, crossed / scale, roundoff or 0.0, _unit(operator))
@@ -143,17 +143,17 @@ def _few_rows(operator: Testable, batch: Any, vectors: torch.Tensor) -> Any:
     targets = task.weight_of(batch)
     if not rows or operator.n * targets <= _SMALL:
         return batch
-    wanted = max(2, -(-(survey.num_samples or rows) // _PART), math.ceil(_TARGETS * rows / targets))
+    count = max(2, -(-(survey.num_samples or rows) // _PART), math.ceil(_TARGETS * rows / targets))
     if couples_samples(task.model, operator.bn_mode):
-        wanted = max(wanted, rows // _COUPLED_PART)
-    if 2 * wanted > rows:
+        count = max(count, rows // _COUPLED_PART)
+    if 2 * count > rows:
         return batch
     try:
-        few = choose_rows(batch, torch.linspace(0, rows - 1, wanted).round().to(torch.int64))
-        found = bool(_products(operator, few, vectors[:1], seed=3).any()) if task.weight_of(few) > 0 else False
+        few = choose_rows(batch, torch.linspace(0, rows - 1, count).round().to(torch.int64))
+        nonzero = bool(_products(operator, few, vectors[:1], seed=3).any()) if task.weight_of(few) > 0 else False
     except Exception:  # these rows are no batch to this model; what is wrong with the batch itself is said of it
         return batch
-    return few if found else batch
+    return few if nonzero else batch
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,16 @@ def _growth(operator: Testable, batch: Any, few: Any, vector: torch.Tensor) -> t
     Args:
         vector: ``(1, n)``, one whose product is long.
     """
-    task, rows, each = operator.task, rows_of(batch), rows_of(few)
+    task, rows, few_rows = operator.task, rows_of(batch), rows_of(few)
     assert rows is not None
-    assert each is not None
-    on = f"{each} of the {rows} rows of the first batch"
+    assert few_rows is not None
+    on = f"{few_rows} of the {rows} rows of the first batch"
     if couples_samples(task.model, operator.bn_mode):
-        return _Growth(rows / each, 0.0), on
+        return _Growth(rows / few_rows, 0.0), on
     if operator.torch_dtype != torch.float32:
         return _Growth(1.0, 0.0), on
-    part = min(rows, max(2 * each, (task.survey().num_samples or rows) // _LONGER_PART))
-    longer = choose_rows(batch, torch.arange(part))
+    part = min(rows, max(2 * few_rows, (task.survey().num_samples or rows) // _LONGER_PART))
+    long_part = choose_rows(batch, torch.arange(part))
 
     def summed(piece: Any, seed: int) -> torch.Tensor:
         weight = task.weight_of(piece)
@@ -187,9 +187,9 @@ def _growth(operator: Testable, batch: Any, few: Any, vector: torch.Tensor) -> t
         return task.total_factor(weight) * product
 
     try:
-        at_once = summed(longer, seed=3)
-        starts = range(0, part, each)
-        pieces = [summed(choose_rows(batch, torch.arange(s, min(part, s + each))), seed=4) for s in starts]
+        at_once = summed(long_part, seed=3)
+        starts = range(0, part, few_rows)
+        pieces = [summed(choose_rows(batch, torch.arange(s, min(part, s + few_rows))), seed=4) for s in starts]
     except Exception:  # as above
         return None, on
     error = float((at_once - torch.stack(pieces).sum(0)).norm() / at_once.norm()) if bool(at_once.any()) else math.inf
