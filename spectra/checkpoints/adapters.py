@@ -36,19 +36,19 @@ def with_adapter_name(
         >>> with_adapter_name({"fc.lora_A.weight": 1}, {"fc.lora_A.default.weight", "fc.bias"}, any_key=False)
         ({'fc.lora_A.default.weight': 1}, 'default')
     """
-    found: dict[str, dict[str, str]] = {}  # name of an adapter -> key of the file -> key of the model
+    renamed_keys: dict[str, dict[str, str]] = {}  # name of an adapter -> key of the file -> key of the model
     for key in sorted(wanted):
         for name, short in _shortened(key, any_key):
             if short in weights and short not in wanted:
-                found.setdefault(name, {})[short] = key
-    if not found:
+                renamed_keys.setdefault(name, {})[short] = key
+    if not renamed_keys:
         return dict(weights), None
-    most = max(map(len, found.values()))
-    names = [name for name, keys in found.items() if len(keys) == most]
+    most = max(map(len, renamed_keys.values()))
+    names = [name for name, keys in renamed_keys.items() if len(keys) == most]
     if len(names) > 1 and "default" not in names:
         raise CheckpointError(f"the model has several adapters that it fits ({', '.join(names)}): leave one of them")
     name = "default" if "default" in names else names[0]
-    return {found[name].get(key, key): value for key, value in weights.items()}, name
+    return {renamed_keys[name].get(key, key): value for key, value in weights.items()}, name
 
 
 def _shortened(key: str, any_key: bool) -> Iterator[tuple[str, str]]:

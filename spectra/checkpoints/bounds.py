@@ -31,8 +31,8 @@ def parse_size(text: str | int | None) -> int | None:
     """
     if text is None:
         return None
-    found = _SIZE.fullmatch(str(text).strip())
-    size = 0 if found is None else int(found.group(1)) * 1024 ** (" KMGT".index((found.group(2) or " ").upper()))
+    match = _SIZE.fullmatch(str(text).strip())
+    size = 0 if match is None else int(match.group(1)) * 1024 ** (" KMGT".index((match.group(2) or " ").upper()))
     if isinstance(text, bool) or not 1 <= size <= 2**60:
         raise ArgumentError(f"max_size={str(text)[:30]!r}: a size in bytes, or with K, M, G or T, is needed: 8G")
     return size
@@ -57,17 +57,17 @@ def limits_of(path: Path, head: bytes, max_size: int | None) -> tuple[Limits, bo
         check_total(path, size, max_size)
         return Limits(None, size, limit, operations), True
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    check_total(path, sum(part.file_size for part in parts), max_size)
-    names = [part.filename.partition("/")[2] for part in parts]
+        entries = archive.infolist()
+    check_total(path, sum(part.file_size for part in entries), max_size)
+    names = [part.filename.partition("/")[2] for part in entries]
     if len(set(names)) < len(names):
         raise CheckpointError(f"{path}: damaged: two parts of the archive have the same name")
-    if sum(part.compress_size for part in parts) > size:
+    if sum(part.compress_size for part in entries) > size:
         raise CheckpointError(f"{path}: damaged: the parts of the archive overlap")
     storages = {
-        name.removeprefix("data/"): part.file_size for name, part in zip(names, parts) if name.startswith("data/")
+        name.removeprefix("data/"): part.file_size for name, part in zip(names, entries) if name.startswith("data/")
     }
-    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    stored = all(part.compress_type == zipfile.ZIP_STORED for part in entries)
     return Limits(storages, size, limit, operations), stored
 
 

@@ -85,10 +85,10 @@ class Checkpoint:
                 whose configuration is not that of the model's.
             NumericsError: NaN or infinite weights.
         """
-        found = fitted(self, model, partial)
-        check_finite(found.state_dict, self.path)
-        put(found, self.path, model)
-        return list(found.notes)
+        fit = fitted(self, model, partial)
+        check_finite(fit.state_dict, self.path)
+        put(fit, self.path, model)
+        return list(fit.notes)
 
 
 def load_checkpoint(
@@ -126,24 +126,24 @@ def load_checkpoint(
     """
     path = Path(path)
     files = files_of(path)
-    pieces = files.weights
+    weight_files = files.weights
     read = read_shards if is_index(files.entry) else read_hashed
     content, sha256 = read(files.entry, unsafe, parse_size(max_size))
     try:
-        found = find_weights(content, weights)
-        if found is None:
+        loaded = find_weights(content, weights)
+        if loaded is None:
             raise CheckpointError(_nothing_found(content, weights))
-        check_weights(found.tensors)
-        metadata = metadata_of(content, found)
+        check_weights(loaded.tensors)
+        metadata = metadata_of(content, loaded)
         (epoch, step), note = position(path, files, metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    tensors, prefix = clean(found.tensors)
+    tensors, prefix = clean(loaded.tensors)
     task, task_args, notes = _task_of(content)
     notes += [note] if note else []
-    if weights is None and found.others:
-        others = ", ".join(map(repr, found.others))
-        notes.append(f"weights taken from {found.key!r}; the file also holds {others}, which --weights KEY takes")
+    if weights is None and loaded.others:
+        others = ", ".join(map(repr, loaded.others))
+        notes.append(f"weights taken from {loaded.key!r}; the file also holds {others}, which --weights KEY takes")
     if files.unused:
         unused = ", ".join(file.name for file in files.unused)
         notes.append(f"weights taken from {files.entry.name}; the folder also holds {unused}")
@@ -159,11 +159,11 @@ def load_checkpoint(
         task=task,
         task_args=task_args,
         metadata={key: value for key, value in metadata.items() if key != "spectra"},
-        dialect=_words(pieces, found.words, config) + (f", prefix {prefix} removed" if prefix else ""),
-        key=found.key,
-        others=found.others,
+        dialect=_words(weight_files, loaded.words, config) + (f", prefix {prefix} removed" if prefix else ""),
+        key=loaded.key,
+        others=loaded.others,
         notes=tuple(notes),
-        files=tuple(pieces),
+        files=tuple(weight_files),
         adapter_config=config,
     )
 

@@ -76,8 +76,8 @@ def number_of(value: Any, name: str) -> float | None:
         CheckpointError: larger than any epoch or step.
     """
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        whole = value.partition(".")[0].lstrip("0")
-        value = 2 * _LARGEST if len(whole) > len(str(_LARGEST)) else float(value) if "." in value else int(value)
+        digits = value.partition(".")[0].lstrip("0")
+        value = 2 * _LARGEST if len(digits) > len(str(_LARGEST)) else float(value) if "." in value else int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if isinstance(value, float) and not math.isfinite(value):

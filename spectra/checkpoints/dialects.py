@@ -70,23 +70,23 @@ def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Wei
         return Weights(dict(content.state_dict()), None, f"pickled {type(content).__name__}", ())
     if not isinstance(content, Mapping):
         return None
-    known = [key for key in (*EMA_KEYS, *PLAIN_KEYS) if _tensors(content.get(key))]
-    others = [key for key in content if isinstance(key, str) and key not in known and _tensors(content[key])]
+    known_keys = [key for key in (*EMA_KEYS, *PLAIN_KEYS) if _tensors(content.get(key))]
+    others = [key for key in content if isinstance(key, str) and key not in known_keys and _tensors(content[key])]
     others = [key for key in others if not _NOT_METADATA.search(key)]
     if choice is None:
         # One unknown key with weights is as clear as a known one; of several, none is better than another.
-        key = known[0] if known else others[0] if len(others) == 1 and not _has_tensor(content) else None
+        key = known_keys[0] if known_keys else others[0] if len(others) == 1 and not _has_tensor(content) else None
     else:
         group = {"ema": EMA_KEYS, "model": PLAIN_KEYS}.get(choice, ())
-        candidates = [choice, *group] if choice in (*known, *others) else group
-        key = next((name for name in candidates if name in known or name in others), None)
+        candidates = [choice, *group] if choice in (*known_keys, *others) else group
+        key = next((name for name in candidates if name in known_keys or name in others), None)
         if key is None:
             return None
     if key is not None:
         tensors = _tensors(content[key]) or {}
-        found = tuple(name for name in (*known, *others) if name != key)
+        other_keys = tuple(name for name in (*known_keys, *others) if name != key)
         kind = f"pickled {type(content[key]).__name__}" if isinstance(content[key], nn.Module) else "weights"
-        return Weights(tensors, key, f"{_family(content)}, {kind} under {key!r}{_ema_words(key)}", found)
+        return Weights(tensors, key, f"{_family(content)}, {kind} under {key!r}{_ema_words(key)}", other_keys)
     if _has_tensor(content):
         return Weights({k: v for k, v in content.items() if isinstance(k, str)}, None, "bare state_dict", ())
     for key in (*EMA_KEYS, *PLAIN_KEYS):  # a wrapper within a wrapper
@@ -131,10 +131,10 @@ def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
     plainly = Plain()
     if not isinstance(content, Mapping):
         return {}
-    found: dict[str, Any] = {}
+    plain_values: dict[str, Any] = {}
     for key, value in content.items():
         if key == "__metadata__" and isinstance(value, Mapping):  # the texts in the header of a .safetensors file
-            found.update({str(name): text for name, text in value.items()})
+            plain_values.update({str(name): text for name, text in value.items()})
             continue
         if not isinstance(key, str) or key in (weights.key, *weights.others):
             continue
@@ -143,8 +143,8 @@ def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
         machinery = _NOT_METADATA.search(key) and not isinstance(value, (str, int, float))
         is_plain, plain = plainly(value)
         if is_plain and not machinery:
-            found[plainly(key)[1]] = plain
-    return found
+            plain_values[plainly(key)[1]] = plain
+    return plain_values
 
 
 def position_of(metadata: Mapping[str, Any], path: Path) -> tuple[float | None, int | None]:
@@ -182,9 +182,9 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
     return position_in_folder(path.parent.name)
 
 
-def _in_name(found: re.Match[str] | None) -> Any:
+def _in_name(match: re.Match[str] | None) -> Any:
     """The number that was found; None for one that is larger than any epoch or step, such as a date with its time."""
-    digits = next((group for group in found.groups() if group), None) if found else None
+    digits = next((group for group in match.groups() if group), None) if match else None
     try:
         return number_of(digits, "number")
     except CheckpointError:

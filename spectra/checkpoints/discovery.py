@@ -47,7 +47,7 @@ def find_checkpoints(
     Raises:
         CheckpointError: no such path, or a folder or pattern without checkpoints.
     """
-    found: dict[Path, None] = {}
+    checkpoints: dict[Path, None] = {}
     for given in paths:
         path = Path(given).expanduser()
         if path.is_dir():
@@ -60,16 +60,16 @@ def find_checkpoints(
             if not path.exists():
                 raise CheckpointError(f"{path}: no such file")
             files = [path]
-        found.update(dict.fromkeys(sorted(map(_whole, files), key=name_key)))
-    return list(found)
+        checkpoints.update(dict.fromkeys(sorted(map(_whole, files), key=name_key)))
+    return list(checkpoints)
 
 
 def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
     """The checkpoints of a folder: those directly in it, and its sub-folders that are checkpoints."""
-    there = contents_of(folder)
+    contents = contents_of(folder)
     if is_checkpoint_folder(folder) and says_its_moment(folder):
         return [folder]  # of a run; what its sub-folders hold is of the same moment
-    one_alone = there.usual is not None and not there.others
+    one_alone = contents.usual is not None and not contents.others
     inside, several = sub_folders(folder)
     if several:
         first = contents_of(several[0]).others[0].name
@@ -77,18 +77,18 @@ def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
             f"{folder}: passed over {_in_short(several)}, with several files of weights: "
             f"a pattern names those that are meant, as in '{folder}/*/{first}'"
         )
-    if there.checkpoints and inside:
-        taken(f"{folder}: taken are {_in_short(there.checkpoints)} in it, and its folders {_in_short(inside)}")
-    if not there.checkpoints and not inside:
+    if contents.checkpoints and inside:
+        taken(f"{folder}: taken are {_in_short(contents.checkpoints)} in it, and its folders {_in_short(inside)}")
+    if not contents.checkpoints and not inside:
         suffixes = ", ".join("*" + suffix for suffix in SUFFIXES)
         raise CheckpointError(f"{folder}: no checkpoints in this folder ({suffixes}){_elsewhere(folder)}")
-    return [folder] if one_alone and not inside else [*there.checkpoints, *inside]
+    return [folder] if one_alone and not inside else [*contents.checkpoints, *inside]
 
 
 def _elsewhere(folder: Path) -> str:
     """Where one level further down there are some, in words."""
     inside = sorted((path for path in folder.iterdir() if os.path.isdir(path)), key=name_key)
-    holding = [path for path in inside if (there := contents_if_readable(path)) and there.checkpoints]
+    holding = [path for path in inside if (contents := contents_if_readable(path)) and contents.checkpoints]
     return f"; there are some in {_in_short(holding)}" if holding else ""
 
 
@@ -154,29 +154,29 @@ def in_training_order(paths: Sequence[str | Path], max_size: int | str | None = 
     whoever loads it. `max_size` is that of :func:`load_checkpoint`.
     """
     size = parse_size(max_size)
-    found = [Found(Path(path), *_peek(Path(path), size)) for path in paths]
-    placed = [one for one in found if one.epoch is not None or one.step is not None]
-    by_epoch = all(one.epoch is not None for one in placed)
-    by_step = all(one.step is not None for one in placed)
+    entries = [Found(Path(path), *_peek(Path(path), size)) for path in paths]
+    placed = [entry for entry in entries if entry.epoch is not None or entry.step is not None]
+    by_epoch = all(entry.epoch is not None for entry in placed)
+    by_step = all(entry.step is not None for entry in placed)
 
-    def key(one: Found) -> tuple[bool, float, int, list[list[tuple[int, int | str]]]]:
-        epoch = one.epoch if by_epoch else None
-        step = one.step if by_epoch or by_step else None
-        return one not in placed, epoch or 0, step or 0, name_key(one.path)
+    def key(entry: Found) -> tuple[bool, float, int, list[list[tuple[int, int | str]]]]:
+        epoch = entry.epoch if by_epoch else None
+        step = entry.step if by_epoch or by_step else None
+        return entry not in placed, epoch or 0, step or 0, name_key(entry.path)
 
-    return sorted(found, key=key)
+    return sorted(entries, key=key)
 
 
 def order_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
     """The same, the paths alone."""
-    return [one.path for one in in_training_order(paths)]
+    return [entry.path for entry in in_training_order(paths)]
 
 
 def _peek(path: Path, max_size: int | None) -> tuple[float | None, int | None]:
     try:
         files = files_of(path)
-        if (known := position_without_reading(path, files)) is not None:
-            return known
+        if (early := position_without_reading(path, files)) is not None:
+            return early
         content = read_raw(files.entry, max_size=max_size)
         weights = find_weights(content)
         return position(path, files, metadata_of(content, weights) if weights else {})[0]

@@ -80,8 +80,8 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
     ]
     could_stay = not any(others) and not nothing_fits and all(_may_stay(entries[k], True) for k in still_missing)
     hint = "; --partial (partial=True) leaves them as the task made them" if could_stay else ""
-    parts = [_listed(still_missing, f"of {len(entries)} keys missing"), *others]
-    mismatch = "; ".join(part for part in parts if part) + (hint if still_missing else "")
+    mismatches = [_listed(still_missing, f"of {len(entries)} keys missing"), *others]
+    mismatch = "; ".join(part for part in mismatches if part) + (hint if still_missing else "")
     convert_to, cast_notes = (None, []) if mismatch else _dtypes(entries, by_key)
     own += beside if own else []
     shares = _shares(entries, own) if own else ""
@@ -103,8 +103,8 @@ def _shares(entries: Mapping[str, Any], own: Sequence[str]) -> str:
     trained = sum(isinstance(entry, nn.Parameter) and entry.requires_grad for entry in kept)
     kinds = {"frozen": len(kept) - buffers - trained, "trainable": trained, "buffers": buffers}
     words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    whole = len(entries)
-    return f"{whole - len(own)} of {whole} tensors are from the checkpoint, {len(own)} are the task's own ({words})"
+    total = len(entries)
+    return f"{total - len(own)} of {total} tensors are from the checkpoint, {len(own)} are the task's own ({words})"
 
 
 def _plain_names(entries: Mapping[str, Any]) -> dict[str, str]:
@@ -170,15 +170,15 @@ def _is_scaled(value: Any) -> bool:
     return bool(value.is_floating_point() and value.element_size() < 2)
 
 
-def _same_form(key: str, found: Any, wanted: Any) -> bool:
+def _same_form(key: str, given: Any, wanted: Any) -> bool:
     if not isinstance(wanted, torch.Tensor):
         return True
     if isinstance(wanted, _UNINITIALIZED):
         return True
-    if _is_scaled(found) and found.dtype != wanted.dtype:
+    if _is_scaled(given) and given.dtype != wanted.dtype:
         return False
-    same_kind = found.is_floating_point() == wanted.is_floating_point() and found.is_complex() == wanted.is_complex()
-    return bool(found.shape == wanted.shape and (same_kind or _harmless(key)) and not found.is_quantized)
+    same_kind = given.is_floating_point() == wanted.is_floating_point() and given.is_complex() == wanted.is_complex()
+    return bool(given.shape == wanted.shape and (same_kind or _harmless(key)) and not given.is_quantized)
 
 
 def _torn_ties(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -> Iterator[str]:

@@ -77,22 +77,22 @@ def contents_of(folder: Path) -> Contents:
         CheckpointError: the folder cannot be read.
     """
     try:
-        there = {file.name: file for file in folder.iterdir() if _concerns(file) and file.is_file()}
+        files_by_name = {file.name: file for file in folder.iterdir() if _concerns(file) and file.is_file()}
     except OSError as error:
         raise CheckpointError(f"{folder}: {error.strerror or error}") from error
-    files = [there[name] for name in sorted(there, key=lambda name: name_key(Path(name)))]
+    files = [files_by_name[name] for name in sorted(files_by_name, key=lambda name: name_key(Path(name)))]
     indices = [file for file in files if is_index(file)]
     weights = [file for file in files if file.suffix.lower() in SUFFIXES and not is_beside_weights(file)]
     loose: dict[Path, Path] = {}  # the first shard of each checkpoint whose index is not there
     for file in weights:
         if (index := index_of(file)) is not None and index not in indices:
             loose.setdefault(index, file)
-    whole = [file for file in weights if index_of(file) is None]
-    usual = [there[name] for name in USUAL if name in there]
+    unsharded = [file for file in weights if index_of(file) is None]
+    usual = [files_by_name[name] for name in USUAL if name in files_by_name]
     unused = usual[1:]
-    if usual and any(name.startswith(_STATE_OF_ACCELERATE) for name in there):
-        unused += [file for file in whole if _FURTHER_MODEL.fullmatch(file.name)]
-    others = [*(file for file in [*whole, *indices] if file not in usual and file not in unused), *loose.values()]
+    if usual and any(name.startswith(_STATE_OF_ACCELERATE) for name in files_by_name):
+        unused += [file for file in unsharded if _FURTHER_MODEL.fullmatch(file.name)]
+    others = [*(file for file in [*unsharded, *indices] if file not in usual and file not in unused), *loose.values()]
     return Contents(usual[0] if usual else None, tuple(others), tuple(unused))
 
 
@@ -114,14 +114,14 @@ def files_of(path: Path) -> Files:
     """
     if not path.is_dir():
         return Files(path, path.parent if path.name in USUAL or is_index(path) else None)
-    found = contents_of(path)
-    if not found.checkpoints:
+    contents = contents_of(path)
+    if not contents.checkpoints:
         raise CheckpointError(f"{path}: a folder without the weights of a model: {', '.join(USUAL[::2])}, ...")
-    if found.usual is None and len(found.others) > 1:
-        names = ", ".join(file.name for file in found.others[:3])
-        raise CheckpointError(f"{path}: a folder with {len(found.others)} checkpoints ({names}, ...): name the file")
-    entry, *others = found.checkpoints
-    return Files(entry, path, (*found.unused, *others))
+    if contents.usual is None and len(contents.others) > 1:
+        names = ", ".join(file.name for file in contents.others[:3])
+        raise CheckpointError(f"{path}: a folder with {len(contents.others)} checkpoints ({names}, ...): name the file")
+    entry, *others = contents.checkpoints
+    return Files(entry, path, (*contents.unused, *others))
 
 
 def sub_folders(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -133,18 +133,18 @@ def sub_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         CheckpointError: a folder with such a name cannot be read.
     """
-    seen = {folder.resolve()}
-    taken, several = [], []
+    visited = {folder.resolve()}
+    checkpoints, several = [], []
     inside = [path for path in folder.iterdir() if not path.name.startswith(_UNFINISHED) and os.path.isdir(path)]
     for path in sorted(inside, key=lambda path: (path.is_symlink(), name_key(path))):
-        if (real := path.resolve()) in seen:
+        if (real := path.resolve()) in visited:
             continue
-        seen.add(real)
+        visited.add(real)
         if is_checkpoint_folder(path):
-            taken.append(path)
+            checkpoints.append(path)
         elif says_its_moment(path) and len(contents_of(path).others) > 1:
             several.append(path)
-    return sorted(taken, key=name_key), several
+    return sorted(checkpoints, key=name_key), several
 
 
 def is_checkpoint_folder(path: Path) -> bool:
@@ -152,8 +152,8 @@ def is_checkpoint_folder(path: Path) -> bool:
     named = says_its_moment(path)
     if not named and not any(os.path.isfile(path / name) for name in USUAL):  # the others are not looked through
         return False
-    found = contents_of(path) if named else contents_if_readable(path)
-    return found is not None and (found.usual is not None or (named and len(found.others) == 1))
+    contents = contents_of(path) if named else contents_if_readable(path)
+    return contents is not None and (contents.usual is not None or (named and len(contents.others) == 1))
 
 
 def contents_if_readable(folder: Path) -> Contents | None:
@@ -171,8 +171,8 @@ def is_beside_weights(file: Path) -> bool:
 
 def position(path: Path, files: Files, metadata: Mapping[str, Any]) -> tuple[Position, str]:
     """Epoch and step: of the trainer's own file, else of the checkpoint itself, else by its name; and a note."""
-    found, note = (None, "") if files.folder is None else trainer_position(files.folder)
-    return found or position_of(metadata, path if path == files.entry else _named(path) / files.entry.name), note
+    trainer, note = (None, "") if files.folder is None else trainer_position(files.folder)
+    return trainer or position_of(metadata, path if path == files.entry else _named(path) / files.entry.name), note
 
 
 def _named(folder: Path) -> Path:
@@ -181,5 +181,5 @@ def _named(folder: Path) -> Path:
 
 def position_without_reading(path: Path, files: Files) -> Position | None:
     """Epoch and step where the weights need not be read for them: of the trainer's file, and of shards by name."""
-    found = None if files.folder is None else trainer_position(files.folder)[0]
-    return found or (position_in_name(files.entry) if is_index(files.entry) else None)
+    trainer = None if files.folder is None else trainer_position(files.folder)[0]
+    return trainer or (position_in_name(files.entry) if is_index(files.entry) else None)

@@ -59,22 +59,22 @@ class Recipient:
         """
         if model is not self._model:
             self._model, self._own, self._lost = model, {}, set()
-        found = fitted(checkpoint, model, self.partial)
-        if gone := [key for key in found.own if key in self._lost]:
+        fit = fitted(checkpoint, model, self.partial)
+        if gone := [key for key in fit.own if key in self._lost]:
             raise CheckpointError(
                 f"{checkpoint.path}: lacks {gone[0]}, and a checkpoint before it has replaced what the task had there "
                 f"({len(gone)} such keys): analyse it apart, or with --partial"
             )
-        found.state_dict.update({key: self._own[key] for key in found.own if key in self._own})
-        check_finite(found.state_dict, checkpoint.path)
-        self._keep(found, model)
-        put(found, checkpoint.path, model)
-        return found
+        fit.state_dict.update({key: self._own[key] for key in fit.own if key in self._own})
+        check_finite(fit.state_dict, checkpoint.path)
+        self._keep(fit, model)
+        put(fit, checkpoint.path, model)
+        return fit
 
-    def _keep(self, found: Fit, model: nn.Module) -> None:
+    def _keep(self, fit: Fit, model: nn.Module) -> None:
         """Keep what is about to be replaced, where a checkpoint may come that lacks it."""
-        replaced = found.state_dict.keys() - set(found.own) - self._own.keys() - self._lost
-        if self.partial or found.own:
+        replaced = fit.state_dict.keys() - set(fit.own) - self._own.keys() - self._lost
+        if self.partial or fit.own:
             own = model.state_dict()
             self._own |= {
                 key: own[key].detach().cpu().clone() for key in replaced if isinstance(own[key], torch.Tensor)
@@ -91,36 +91,36 @@ def fitted(checkpoint: Weights, model: nn.Module, partial: bool) -> Fit:
     """
     config = checkpoint.adapter_config
     try:
-        found = fit(checkpoint.state_dict, model, partial=partial, of_peft=config is not None)
+        match = fit(checkpoint.state_dict, model, partial=partial, of_peft=config is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    mismatch = found.mismatch
+    mismatch = match.mismatch
     index = index_of(checkpoint.files[0]) if len(checkpoint.files) == 1 else None
-    if index is not None and (mismatch or found.own):
+    if index is not None and (mismatch or match.own):
         mismatch = f"it is one shard of several, and {index.name}, which lists them, is not there"
     if not mismatch and config is not None:
-        mismatch = compare_adapter(config, model.modules(), found.adapter)
+        mismatch = compare_adapter(config, model.modules(), match.adapter)
     if not mismatch:
-        return found
+        return match
     hint = ""
     if checkpoint.others:
         hint = f"; the file also holds weights under {', '.join(map(repr, checkpoint.others))}"
-    elif config is not None and found.adapter is None:
+    elif config is not None and match.adapter is None:
         hint = "; it is an adapter of peft: the task makes the model with that adapter in it"
     in_one_line = " ".join(f"{mismatch}{hint}".split())  # keys may hold anything
     raise CheckpointError(f"{checkpoint.path}: does not fit the model: {in_one_line}")
 
 
-def put(found: Fit, path: Path, model: nn.Module) -> None:
+def put(fit: Fit, path: Path, model: nn.Module) -> None:
     """Copy weights that fit into a model.
 
     Raises:
         CheckpointError: the model has rules of its own, and refuses them.
     """
-    if found.convert_to is not None:
-        model.to(found.convert_to)
+    if fit.convert_to is not None:
+        model.to(fit.convert_to)
     try:
-        model.load_state_dict(found.state_dict, strict=True)
+        model.load_state_dict(fit.state_dict, strict=True)
     except RuntimeError as error:
         first = " ".join(str(error).split())
         raise CheckpointError(f"{path}: does not fit the model: {first}") from error

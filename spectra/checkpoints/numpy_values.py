@@ -100,9 +100,9 @@ def _decoded(described: Any, data: Any, shape: tuple[int, ...], order: Any) -> n
         points = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
         if points.size and points.max() > _LAST_CODE_POINT:
             raise _damaged("a text has a character that does not exist")
-    found = np.frombuffer(data, np.dtype("u1")) != 0 if dtype.kind == "b" else np.frombuffer(data, dtype)
+    array = np.frombuffer(data, np.dtype("u1")) != 0 if dtype.kind == "b" else np.frombuffer(data, dtype)
     try:
-        return found.reshape(shape, order=order).copy(order=order)
+        return array.reshape(shape, order=order).copy(order=order)
     except ValueError as error:  # no numbers, and lengths whose product is too large
         raise _damaged(f"shape {shape!r:.60} is impossible") from error
 

@@ -157,9 +157,9 @@ def read_raw(path: Path, unsafe: bool = False, max_size: int | None = None) -> A
     except MemoryError:
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {_first_line(error)}"
+        cause = f"{type(error).__name__}: {_first_line(error)}"
         if isinstance(error, (ImportError, AttributeError)):
-            raise CheckpointError(f"{path}: its code cannot be found: {what}; run where it can be imported") from error
+            raise CheckpointError(f"{path}: its code cannot be found: {cause}; run where it can be imported") from error
         raise CheckpointError(f"{path}: {_reason(path, head, error, refused=False)}") from error
 
 
@@ -200,28 +200,28 @@ def _reason(path: Path, head: bytes, error: Exception, refused: bool = True) -> 
                 if not pickles:
                     return "a zip archive, but not a checkpoint: torch.save did not write it"
                 with archive.open(pickles[0]) as file:
-                    wanted, _ = _scan(file)
+                    globals_named, _ = _scan(file)
         except zipfile.BadZipFile:
             return "truncated or damaged: the end of the file is missing"
         except _OF_DAMAGED_ARCHIVES as damage:
             return f"damaged: {_first_line(damage)}"
-        return _wants_code(error, wanted) if refused else f"damaged: {_first_line(error)}"
+        return _wants_code(error, globals_named) if refused else f"damaged: {_first_line(error)}"
     if head.startswith(b"\x80"):
         with path.open("rb") as file:
-            wanted, whole = _scan(file)
-        if not whole or isinstance(error, EOFError) or "EOF" in str(error):
+            globals_named, complete = _scan(file)
+        if not complete or isinstance(error, EOFError) or "EOF" in str(error):
             return "truncated: the file ends too early"
-        if refused and wanted:
-            return _wants_code(error, wanted)
+        if refused and globals_named:
+            return _wants_code(error, globals_named)
         return "a pickle, but not a checkpoint: torch.save did not write it"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file itself: run git lfs pull"
     return "not a checkpoint: neither torch.save nor safetensors wrote it"
 
 
-def _wants_code(error: Exception, wanted: list[str]) -> str:
+def _wants_code(error: Exception, globals_named: list[str]) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    name = named.group(1) if named else wanted[0] if wanted else None
+    name = named.group(1) if named else globals_named[0] if globals_named else None
     if name is None:
         return f"damaged: {_first_line(error)}"
     name = escaped(name)[:100]
@@ -230,7 +230,7 @@ def _wants_code(error: Exception, wanted: list[str]) -> str:
 
 def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
     """The globals that the pickles at the start of a file name, harmless ones apart; whether each of them is whole."""
-    wanted: list[str] = []
+    globals_named: list[str] = []
     for _ in range(5):  # torch's legacy format: a magic number, a version, the system, the object, the storages' keys
         if not file.read(1):
             break
@@ -240,9 +240,9 @@ def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
         try:
             for operation, argument, _position in pickletools.genops(file):
                 if operation.name == "GLOBAL":
-                    wanted.append(str(argument).replace(" ", "."))
+                    globals_named.append(str(argument).replace(" ", "."))
                 elif operation.name == "STACK_GLOBAL":
-                    wanted.append(".".join(texts[-2:]))
+                    globals_named.append(".".join(texts[-2:]))
                 elif "UNICODE" in operation.name or "STRING" in operation.name:
                     texts.append(str(argument))
                 elif operation.name == "MEMOIZE":
@@ -250,8 +250,8 @@ def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
                 elif operation.name in ("BINGET", "LONG_BINGET") and int(argument or 0) < len(memo):
                     texts.append(memo[int(argument or 0)])
         except Exception:  # genops raises whatever a torn file makes it stumble over
-            return [name for name in wanted if not _HARMLESS.fullmatch(name)], False
-    return [name for name in wanted if not _HARMLESS.fullmatch(name)], True
+            return [name for name in globals_named if not _HARMLESS.fullmatch(name)], False
+    return [name for name in globals_named if not _HARMLESS.fullmatch(name)], True
 
 
 def _first_line(error: Exception) -> str:

@@ -146,19 +146,19 @@ class Rebuild:
             raise _not_written("a tensor")
         if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
             raise _not_written("a tensor")
-        there = storage._untyped_storage.nbytes() // dtype.itemsize
+        count = storage._untyped_storage.nbytes() // dtype.itemsize
         number = 1
         for length in size:
             number *= length
         last = offset + sum((length - 1) * step for length, step in zip(size, stride)) + 1 if number else 0
         shape = " x ".join(f"{length:.6g}" if length > 10**12 else str(length) for length in size)[:80]
-        if last > there:
+        if last > count:
             raise CheckpointError(
-                f"damaged: a tensor of shape {shape} reaches past the end of its storage of {there} numbers"
+                f"damaged: a tensor of shape {shape} reaches past the end of its storage of {count} numbers"
             )
-        if number > there and number * dtype.itemsize > self._limits.tensor:
+        if number > count and number * dtype.itemsize > self._limits.tensor:
             raise CheckpointError(
-                f"a tensor of shape {shape} repeats the {there} numbers of its storage: written out it takes more than "
+                f"a tensor of shape {shape} repeats the {count} numbers of its storage: written out it takes more than "
                 f"{self._limits.tensor / 2**20:.0f} MiB; --max-size SIZE allows more, if you trust the file"
             )
 

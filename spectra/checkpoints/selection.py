@@ -36,8 +36,8 @@ class Epochs:
         for piece in text.split(","):
             if re.fullmatch(_NUMBER, piece.strip()):
                 single.append(float(piece))
-            elif (found := _RANGE.fullmatch(piece.strip())) and found.group(3) not in ("0", "0.0"):
-                first, last, step = (None if part is None else float(part) for part in found.groups())
+            elif (match := _RANGE.fullmatch(piece.strip())) and match.group(3) not in ("0", "0.0"):
+                first, last, step = (None if part is None else float(part) for part in match.groups())
                 ranges.append((first or 0.0, last, step))
             else:
                 raise ArgumentError(
@@ -53,7 +53,7 @@ class Epochs:
 
 
 def select(
-    found: Sequence[Found], *, every: int | None = None, epochs: str | None = None, last: bool = False
+    checkpoints: Sequence[Found], *, every: int | None = None, epochs: str | None = None, last: bool = False
 ) -> list[Found]:
     """Some of the checkpoints of a run.
 
@@ -70,28 +70,28 @@ def select(
     """
     if every is not None and every < 1:
         raise ArgumentError(f"every={every}: at least 1 is needed; 1 is all")
-    chosen = list(found)
+    chosen = list(checkpoints)
     if epochs is not None:
         chosen = _of_epochs(chosen, Epochs.parse(epochs))
     if every is not None:
         chosen = chosen[::every]
     if last and every is None and epochs is None:
         chosen = []
-    if last and found and found[-1] not in chosen:
-        chosen.append(found[-1])
+    if last and checkpoints and checkpoints[-1] not in chosen:
+        chosen.append(checkpoints[-1])
     return chosen
 
 
 def _of_epochs(found: Sequence[Found], wanted: Epochs) -> list[Found]:
-    there = sorted({one.epoch for one in found if one.epoch is not None})
-    if not there:
+    known = sorted({c.epoch for c in found if c.epoch is not None})
+    if not known:
         raise CheckpointError(f"epochs {wanted.text}: none of the {len(found)} checkpoints says of which epoch it is")
-    missing = [f"{epoch:g}" for epoch in wanted.single if not any(abs(epoch - one) < _CLOSE for one in there)]
-    chosen = [one for one in found if one.epoch is not None and wanted.wants(one.epoch)]
+    missing = [f"{epoch:g}" for epoch in wanted.single if not any(abs(epoch - c) < _CLOSE for c in known)]
+    chosen = [c for c in found if c.epoch is not None and wanted.wants(c.epoch)]
     if missing or not chosen:
         raise CheckpointError(
             f"epochs {wanted.text}: no checkpoint of epoch {', '.join(missing) or wanted.text}; there are "
-            f"{_in_short(there)}"
+            f"{_in_short(known)}"
         )
     return chosen
 
@@ -113,10 +113,10 @@ def shard(found: Sequence[Found], text: str) -> tuple[list[Found], int, int]:
     number, shards = (int(part) for part in parsed.groups()) if parsed else (0, 0)
     if not 1 <= number <= shards:
         raise ArgumentError(f"shard {text!r}: I/N is needed, I from 1 to N, as in 2/8")
-    mine = list(found[number - 1 :: shards])
-    if not mine:
+    share = list(found[number - 1 :: shards])
+    if not share:
         raise ArgumentError(f"shard {text}: there are {len(found)} checkpoints, so at most {len(found)} shards")
-    return mine, number, shards
+    return share, number, shards
 
 
 def _is_multiple(distance: float, step: float | None) -> bool:

@@ -44,13 +44,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path}: larger than {MAX_BYTES // 2**20} MiB, which no such file needs")
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         words = " ".join(str(error).split()) if isinstance(error, ValueError) else "nested too deeply"
         raise CheckpointError(f"{path}: not JSON: {words[:200]}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a JSON object")
-    return found
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object")
+    return value
 
 
 def trainer_position(folder: Path) -> tuple[Position | None, str]:
@@ -66,15 +66,15 @@ def trainer_position(folder: Path) -> tuple[Position | None, str]:
         state = read_json(path)
     except CheckpointError as error:
         return None, f"{error}; it is not used"
-    found: dict[str, float | int | None] = {}
+    numbers: dict[str, float | int | None] = {}
     for name in ("epoch", "global_step"):
         value = state.get(name)
         if value is None:
             continue
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             return None, f"{path}: {name} is not a number from 0 on; it is not used"
-        found[name] = int(value) if value == int(value) else value
-    epoch, step = found.get("epoch"), found.get("global_step")
+        numbers[name] = int(value) if value == int(value) else value
+    epoch, step = numbers.get("epoch"), numbers.get("global_step")
     if isinstance(step, float):
         return None, f"{path}: global_step is not a whole number; it is not used"
     if isinstance(state.get("best_model_checkpoint"), str) and not says_its_moment(folder):
@@ -126,9 +126,9 @@ def compare_adapter(config: Mapping[str, Any], modules: Any, name: str | None) -
             continue
         theirs = configs[name]
         for key in _ADAPTER_TYPES:
-            there, here = config.get(key), getattr(theirs, key, None)
-            here = getattr(here, "value", here)  # of an enumeration
-            if there is not None and here is not None and there != here:
-                return f"{ADAPTER_CONFIG} has {key}={there!r:.60}, the adapter of the task's model {here!r:.60}"
+            in_file, in_model = config.get(key), getattr(theirs, key, None)
+            in_model = getattr(in_model, "value", in_model)  # of an enumeration
+            if in_file is not None and in_model is not None and in_file != in_model:
+                return f"{ADAPTER_CONFIG} has {key}={in_file!r:.60}, the adapter of the task's model {in_model!r:.60}"
         return ""
     return ""

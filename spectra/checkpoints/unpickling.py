@@ -95,11 +95,11 @@ class Unpickler(_Base):  # type: ignore[misc]
         if not isinstance(dtype, torch.dtype) or type(number) is not int or number < 0 or type(key) not in (str, int):
             raise CheckpointError("damaged: a storage has no description of a known form")
         declared = number * dtype.itemsize
-        there = self._limits.file if self._limits.storages is None else self._limits.storages.get(str(key))
-        if there is None:
+        available = self._limits.file if self._limits.storages is None else self._limits.storages.get(str(key))
+        if available is None:
             raise CheckpointError(f"damaged: the numbers of storage {key!r:.40} are not in the file")
-        if declared > there or (self._limits.storages is not None and declared != there):
-            raise CheckpointError(f"damaged: storage {key!r:.40} declares {declared} bytes, and {there} are there")
+        if declared > available or (self._limits.storages is not None and declared != available):
+            raise CheckpointError(f"damaged: storage {key!r:.40} declares {declared} bytes, and {available} are there")
         return self._given((pid[0], kind, *pid[2:]))
 
     def load_reduce(self) -> None:
@@ -158,8 +158,8 @@ class Unpickler(_Base):  # type: ignore[misc]
     def _list(self) -> list[Any]:
         if type(self.stack[-1]) is not list:
             raise CheckpointError(f"damaged: a {type(self.stack[-1]).__name__} is given items")
-        found: list[Any] = self.stack[-1]
-        return found
+        items: list[Any] = self.stack[-1]
+        return items
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **{getattr(pickle, name)[0]: _Base.dispatch[getattr(pickle, name)[0]] for name in _OPCODES},

@@ -65,26 +65,26 @@ def arriving(
     latest = clock()
     while True:
         ready = []
-        there, words = _there(places)
-        for one in words.keys() - passed.keys():
-            note(one)
+        present, words = _present(places)
+        for line in words.keys() - passed.keys():
+            note(line)
         passed |= words
-        for path in there:
+        for path in present:
             mark = _mark(_all_of(path))
             if not mark:  # gone between two steps
                 continue
-            before = seen.get(path)
-            if before is None:
-                before = seen[path] = _Seen(mark, clock())
-            elif before.mark != mark:
-                before.mark, before.since = mark, clock()
+            last_seen = seen.get(path)
+            if last_seen is None:
+                last_seen = seen[path] = _Seen(mark, clock())
+            elif last_seen.mark != mark:
+                last_seen.mark, last_seen.since = mark, clock()
                 weights = _mark(_weights_of(path))
-                if before.given not in (None, weights):
-                    before.given = weights
+                if last_seen.given not in (None, weights):
+                    last_seen.given = weights
                     note(f"{path} has changed since it was taken up: passed over; a name for each epoch avoids this")
-            waited = clock() - before.since
-            if before.given is None and waited >= settle and (waited >= patience or ends_well(path)):
-                before.given = _mark(_weights_of(path))
+            waited = clock() - last_seen.since
+            if last_seen.given is None and waited >= settle and (waited >= patience or ends_well(path)):
+                last_seen.given = _mark(_weights_of(path))
                 ready.append(path)
         if ready:
             yield from order_checkpoints(ready)
@@ -93,7 +93,7 @@ def arriving(
         if (
             idle is not None
             and clock() - latest >= idle
-            and all(seen[path].given is not None for path in there if path in seen)
+            and all(seen[path].given is not None for path in present if path in seen)
         ):
             return
         try:
@@ -142,16 +142,16 @@ def _safetensors_ends(path: Path, size: int) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def _there(places: Sequence[str | Path]) -> tuple[list[Path], dict[str, None]]:
+def _present(places: Sequence[str | Path]) -> tuple[list[Path], dict[str, None]]:
     """The checkpoints that are there now, and in words what is passed over."""
-    found: dict[Path, None] = {}
+    checkpoints: dict[Path, None] = {}
     words: dict[str, None] = {}
     for place in places:
         try:
-            found.update(dict.fromkeys(find_checkpoints([place], passed=lambda one: words.update({one: None}))))
+            checkpoints.update(dict.fromkeys(find_checkpoints([place], passed=lambda one: words.update({one: None}))))
         except CheckpointError:  # not yet
             continue
-    return list(found), words
+    return list(checkpoints), words
 
 
 def _all_of(path: Path) -> list[Path]:
@@ -171,11 +171,11 @@ def _weights_of(path: Path) -> list[Path]:
 
 def _mark(paths: Iterable[Path]) -> Mark:
     """Of the files that are there."""
-    found = []
+    entries = []
     for path in paths:
         try:
             status = path.stat()
         except OSError:
             continue
-        found.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
-    return tuple(found)
+        entries.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
+    return tuple(entries)

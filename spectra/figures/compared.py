@@ -32,7 +32,8 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
     """
     looks = {arm.label: ARMS[index % len(ARMS)] for index, arm in enumerate(arms)}
     runs = {
-        label: [one for one in found if np.isfinite(one.epochs).sum() > 1] for label, found in (series or {}).items()
+        label: [run_series for run_series in arm_series if np.isfinite(run_series.epochs).sum() > 1]
+        for label, arm_series in (series or {}).items()
     }
     over_training = any(runs.values())
     figure = Figure(figsize=(10.0, 7.4 if over_training else 4.6))
@@ -43,8 +44,14 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
     axes["density"].set_xlabel(rf"eigenvalue $\lambda$ of the {literal(kind)}")
     tau, clipped = None, False
     if over_training:
-        whole = [r.spectrum for found in runs.values() for one in found for r in one if r.spectrum is not None]
-        tau = common_tolerance(whole)
+        spectra = [
+            r.spectrum
+            for arm_series in runs.values()
+            for run_series in arm_series
+            for r in run_series
+            if r.spectrum is not None
+        ]
+        tau = common_tolerance(spectra)
         for name in _SHOWN:
             clipped |= _draw_runs(axes[name], runs, name, looks, tau)
     several = any(len(arm.records) > 1 for arm in arms)
@@ -87,18 +94,18 @@ def _draw_densities(ax: Axes, arms: Sequence[Arm], looks: Mapping[str, Look]) ->
     grid = common["linear_threshold"] * np.sinh(np.linspace(*ends, max(d.grid.size for d in again)))
     drawn = []
     for arm in arms:
-        found = [spectrum.density(view="asinh", grid=grid, **common) for spectrum in arm.spectra]
-        density = found[0] if len(found) == 1 else _pooled(found)
-        words = shortened(arm.label, 30) + (f" ({len(found)} runs)" if len(found) > 1 else "")
+        densities = [spectrum.density(view="asinh", grid=grid, **common) for spectrum in arm.spectra]
+        density = densities[0] if len(densities) == 1 else _pooled(densities)
+        words = shortened(arm.label, 30) + (f" ({len(densities)} runs)" if len(densities) > 1 else "")
         draw_density(ax, density, n=max(s.n for s in spectra), look=looks[arm.label], label=literal(words))
         drawn.append(density)
     return drawn
 
 
-def _pooled(found: Sequence[Density]) -> Density:
+def _pooled(densities: Sequence[Density]) -> Density:
     """The mean of the runs' densities, between the least and the largest of them."""
-    values = np.stack([density.values for density in found])
-    first = found[0]
+    values = np.stack([density.values for density in densities])
+    first = densities[0]
     return Density(
         first.grid,
         values.mean(0),
@@ -108,7 +115,7 @@ def _pooled(found: Sequence[Density]) -> Density:
         first.sigma,
         first.view,
         first.linear_threshold,
-        float(np.mean([density.mass for density in found])),
+        float(np.mean([density.mass for density in densities])),
         first.num_probes,
     )
 

@@ -52,8 +52,8 @@ def draw_cumulative(
         (cumulative.lower, cumulative.upper, 0.18, f"with {cumulative.confidence:.0%} over probes".replace("%", " %")),
         (cumulative.bracket_lower, cumulative.bracket_upper, 0.38, "bounds from m steps"),
     ):
-        held, reached = np.repeat(lower[:-1], 2), np.repeat(upper[1:], 2)
-        ax.fill_between(x, held, reached, color=look.colour, alpha=alpha, linewidth=0, label=words)
+        lower_steps, upper_steps = np.repeat(lower[:-1], 2), np.repeat(upper[1:], 2)
+        ax.fill_between(x, lower_steps, upper_steps, color=look.colour, alpha=alpha, linewidth=0, label=words)
     nodes = np.unique(np.concatenate([t.nodes for t in spectrum.tridiagonals]))
     ends = cumulative.x[[0, -1]]
     at = np.concatenate([ends[:1], nodes, ends[1:]])
@@ -76,14 +76,14 @@ def draw_dimension(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], 
         _say(ax, ": ".join(filter(None, (label, "every eigenvalue is 0, and so is the effective dimension"))))
         return
     g = scale * _RIDGES
-    found = [spectrum.effective_dimension(float(at), semidefinite=True) for at in g]
-    value = np.array([estimate.value for estimate in found])
+    estimates = [spectrum.effective_dimension(float(at), semidefinite=True) for at in g]
+    value = np.array([estimate.value for estimate in estimates])
     if not np.isfinite(value).any():
-        _say(ax, ": ".join(filter(None, (label, found[0].note))))
+        _say(ax, ": ".join(filter(None, (label, estimates[0].note))))
         return
     lower, upper = (
         np.array([nan if end is None else end for end in ends])
-        for ends in ([e.lower for e in found], [e.upper for e in found])
+        for ends in ([e.lower for e in estimates], [e.upper for e in estimates])
     )
     open_ = np.isfinite(upper) & np.isnan(lower)  # g is within the noise
     ax.plot(g, np.where(open_, nan, value), look.line, color=look.colour, label=label)

@@ -68,13 +68,16 @@ def draw_stems(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], labe
     nodes = np.concatenate([t.nodes for t in spectrum.tridiagonals])
     weights = np.concatenate([t.weights for t in spectrum.tridiagonals])
     met = np.concatenate([t.residuals <= _CONVERGED * _spacing(t.nodes) for t in spectrum.tridiagonals])
-    seen = weights > 0
-    bottom = max(float(weights[seen].min()) / 3, 1e-16)
-    ax.vlines(nodes[seen], bottom, weights[seen], color=look.colour, linewidth=0.7, alpha=0.6)
-    for which, face, words in ((met & seen, look.colour, "converged"), (~met & seen, "white", "not converged")):
+    shown_weights = weights > 0
+    bottom = max(float(weights[shown_weights].min()) / 3, 1e-16)
+    ax.vlines(nodes[shown_weights], bottom, weights[shown_weights], color=look.colour, linewidth=0.7, alpha=0.6)
+    for shown, face, words in (
+        (met & shown_weights, look.colour, "converged"),
+        (~met & shown_weights, "white", "not converged"),
+    ):
         ax.plot(
-            nodes[which],
-            weights[which],
+            nodes[shown],
+            weights[shown],
             look.marker,
             markersize=3.8,
             markeredgewidth=0.9,
@@ -261,16 +264,16 @@ def draw_tensors(
         linewidth=0.4,
         error_kw={"elinewidth": 0.9, "ecolor": "black", "capsize": min(2.5, 6 * height)},
     )
-    known = np.array([nan if exact is None else exact.get(name, nan) for name in traces], dtype=np.float64)
-    if np.isfinite(known).any():
+    exact_values = np.array([nan if exact is None else exact.get(name, nan) for name in traces], dtype=np.float64)
+    if np.isfinite(exact_values).any():
         looks: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5}
-        ax.plot(known, rows, "D", linestyle="none", zorder=5, label=EXACT_TRACE, **looks)
+        ax.plot(exact_values, rows, "D", linestyle="none", zorder=5, label=EXACT_TRACE, **looks)
     ax.set_yticks(range(len(traces)), [literal(shortened(name)) for name in traces])
     ax.set_ylim(len(traces) - 0.4, -0.6)
     ax.grid(False, axis="y")
     ax.axvline(0, color=GREY, linewidth=0.8)
     nothing = np.full(rows.size, nan)
-    return [Drawn(rows, value, lower, upper, look.colour), Drawn(rows, known, nothing, nothing, "black")]
+    return [Drawn(rows, value, lower, upper, look.colour), Drawn(rows, exact_values, nothing, nothing, "black")]
 
 
 def draw_rows(

@@ -78,7 +78,7 @@ def save_figures(
             raise ArgumentError(f"format={name!r}: one of {', '.join(FORMATS)} is needed")
     drawable = plan(trajectory, what=what, epochs=epochs)
     target = Path(folder)
-    made = _make_folder(target)
+    created = _make_folder(target)
     written = []
     try:
         for sheet in drawable:
@@ -89,7 +89,7 @@ def save_figures(
                     replace_file(path, rendered(figure, name))
                     written.append(path)
     except BaseException:
-        if made and not written:
+        if created and not written:
             with contextlib.suppress(OSError):
                 target.rmdir()
         raise
@@ -137,8 +137,8 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
     def add(kind: str, slug: str, draw: Callable[..., Figure], subject: Moment | list[Moment]) -> None:
         if kind in kinds:
             name = "-".join(filter(None, (kind, moments[0].operator, slug)))
-            taken = sum(sheet.name == name or sheet.name.startswith(f"{name}_") for sheet in planned)
-            planned.append(Sheet(kind, f"{name}_{taken + 1}" if taken else name, lambda: draw(subject)))
+            duplicates = sum(sheet.name == name or sheet.name.startswith(f"{name}_") for sheet in planned)
+            planned.append(Sheet(kind, f"{name}_{duplicates + 1}" if duplicates else name, lambda: draw(subject)))
 
     for moment in chosen_moments(moments, epochs):
         add("density", moment.slug, sheets.density_figure, moment)

@@ -32,8 +32,8 @@ _VERDICTS = {  # marker, colour, face: told apart without colour too
 def check_figure(moment: Moment) -> Figure:
     """One panel of rows per batch-norm mode that has comparisons which could have found something."""
     records = {mode: record for mode, record in moment.complete.items() if can_tell(record.checks)}
-    found = {mode: record.checks for mode, record in records.items()}
-    shown = {mode: _most_telling(checks) for mode, checks in found.items()}
+    checks_by_mode = {mode: record.checks for mode, record in records.items()}
+    shown = {mode: _most_telling(checks) for mode, checks in checks_by_mode.items()}
     most = sum(len(checks) for checks in shown.values())
     figure = blank(9.6, 1.9 + 0.7 * len(shown) + 0.2 * most)
     axes = figure.subplots(
@@ -45,7 +45,7 @@ def check_figure(moment: Moment) -> Figure:
         right.tick_params(labelleft=False)
         left.set_title(mode_words(mode), loc="left")
     drawn = any(record.exact is not None and record.exact.drawn for record in records.values())
-    dropped = sum(len(checks) for checks in found.values()) - most
+    dropped = sum(len(checks) for checks in checks_by_mode.values()) - most
     caption = (
         f"Numbers by probes against {'those of a Monte-Carlo trace' if drawn else 'exact ones'}, traces by tensor. "
         "Grey band: agreement, Student's t, corrected for the number of comparisons; beyond it the comparison fails. "
@@ -72,9 +72,9 @@ def sharpness_figure(moments: list[Moment]) -> Figure:
     figure = blank(0.8 + 3.6 * across, 1.5 + 2.4 * down)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     clipped = False
-    for ax, (name, found) in zip(axes, columns.items()):
+    for ax, (name, column) in zip(axes, columns.items()):
         parts = []
-        for mode, values in found.items():
+        for mode, values in column.items():
             if np.isfinite(values.value).any():
                 parts.append(draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode)))
         clipped |= clip_intervals(ax, parts)
@@ -102,9 +102,9 @@ def measures_of(moments: list[Moment]) -> list[str]:
 
 
 def _measures(moments: list[Moment], mode: str, name: str) -> Values:
-    found = [moment.complete[mode].sharpness.get(name) if mode in moment.complete else None for moment in moments]
-    value = np.array([np.nan if m is None else m.value for m in found])
-    stderr = np.array([np.nan if m is None or m.stderr is None else m.stderr for m in found])
+    measures = [moment.complete[mode].sharpness.get(name) if mode in moment.complete else None for moment in moments]
+    value = np.array([np.nan if m is None else m.value for m in measures])
+    stderr = np.array([np.nan if m is None or m.stderr is None else m.stderr for m in measures])
     return Values(value, stderr, value - 1.96 * stderr, value + 1.96 * stderr, np.isfinite(value))
 
 
@@ -132,11 +132,11 @@ def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str)
         z = [check.z if isfinite(check.z) else copysign(0.9 * end, check.z) for check in (checks[row] for row in rows)]
         left.plot(z, rows, marker, markersize=size, label=verdict, zorder=4, **looks)
         # A distance has no exact value that an error could be compared with, only what it is on average.
-        told = [row for row in rows if not checks[row].name.startswith("wasserstein")]
-        seen = [row for row in told if checks[row].exact and checks[row].detectable > 0]
+        detectable_rows = [row for row in rows if not checks[row].name.startswith("wasserstein")]
+        drawn_rows = [row for row in detectable_rows if checks[row].exact and checks[row].detectable > 0]
         right.plot(
-            [checks[r].detectable / abs(checks[r].exact) for r in seen],
-            seen,
+            [checks[r].detectable / abs(checks[r].exact) for r in drawn_rows],
+            drawn_rows,
             marker,
             markersize=size,
             zorder=4,

@@ -54,28 +54,28 @@ class Moment:
     @property
     def gaps(self) -> list[str]:
         """What is missing here and why, a few words each."""
-        found = []
+        sentences = []
         for mode in self.modes:
             if mode not in self.records:
-                found.append(f"no record of {mode} mode at {self.label}")
+                sentences.append(f"no record of {mode} mode at {self.label}")
             elif self.records[mode].spectrum is None:
-                found.append(f"{mode} mode at {self.label} failed: {self.records[mode].reason}")
-        return found
+                sentences.append(f"{mode} mode at {self.label} failed: {self.records[mode].reason}")
+        return sentences
 
 
 def moments_of(records: Iterable[Record], operator: str) -> list[Moment]:
     """The checkpoints that have records of an operator, in the order of the records."""
     own = [record for record in records if record.operator == operator]
-    met = dict.fromkeys(record.bn_mode for record in own)
-    modes = tuple(sorted(met, key=lambda mode: (mode != "eval", list(met).index(mode))))
+    found_modes = dict.fromkeys(record.bn_mode for record in own)
+    modes = tuple(sorted(found_modes, key=lambda mode: (mode != "eval", list(found_modes).index(mode))))
     moments: list[Moment] = []
     for record in own:
         moment = next((moment for moment in reversed(moments) if _is_of(record, moment)), None)
         if moment is None:
             moment = Moment(operator, modes, len(moments), record.epoch, record.step, record.checkpoint)
             moments.append(moment)
-        before = moment.records.get(record.bn_mode)
-        if before is None or before.spectrum is None or record.spectrum is not None:  # the last complete one
+        previous = moment.records.get(record.bn_mode)
+        if previous is None or previous.spectrum is None or record.spectrum is not None:  # the last complete one
             moment.records[record.bn_mode] = record
     return moments
 
@@ -97,14 +97,14 @@ def check_epochs(moments: Sequence[Moment], epochs: Iterable[float]) -> None:
         ArgumentError: an epoch that there is not, or of which nothing is complete.
     """
     for epoch in epochs:
-        found = [moment for moment in moments if moment.epoch == epoch]
-        if not found:
+        at_epoch = [moment for moment in moments if moment.epoch == epoch]
+        if not at_epoch:
             known = sorted({moment.epoch for moment in moments if moment.epoch is not None})
             raise ArgumentError(
                 f"epoch={epoch:g}: no record has it; there are {', '.join(f'{e:g}' for e in known) or 'none'}"
             )
-        if not any(moment.complete for moment in found):
-            raise ArgumentError(f"epoch={epoch:g}: nothing to draw: {found[0].gaps[0]}")
+        if not any(moment.complete for moment in at_epoch):
+            raise ArgumentError(f"epoch={epoch:g}: nothing to draw: {at_epoch[0].gaps[0]}")
 
 
 def chosen_moments(moments: Sequence[Moment], epochs: Sequence[float] = ()) -> list[Moment]:
@@ -123,8 +123,8 @@ def axis_of(moments: Sequence[Moment]) -> tuple[np.ndarray, str]:
     """
     for name in ("epoch", "step"):
         times = [getattr(moment, name) for moment in moments]
-        known = [time for time, moment in zip(times, moments) if moment.complete]
-        if None not in known and len(set(known)) == len(known):
+        known_times = [time for time, moment in zip(times, moments) if moment.complete]
+        if None not in known_times and len(set(known_times)) == len(known_times):
             return np.array([nan if time is None else float(time) for time in times]), name
     return np.arange(len(moments), dtype=np.float64) + 1, "checkpoint, in the order of training"
 

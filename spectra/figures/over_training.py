@@ -78,12 +78,12 @@ def density_over_training(moments: list[Moment]) -> Figure:
     spans = [span(spectrum.quadrature, own) for spectrum, own in zip(spectra, thresholds)]
     ends = [[asinh(ends[end] / threshold) for ends in spans] for end in (0, 1)]
     grid = threshold * np.sinh(np.linspace(min(ends[0]), max(ends[1]), 700))
-    found = {mode: [_density(moment.complete.get(mode), grid, threshold) for moment in moments] for mode in modes}
-    peak = max(float(d.values.max()) for column in found.values() for d in column if d is not None)
+    densities = {mode: [_density(moment.complete.get(mode), grid, threshold) for moment in moments] for mode in modes}
+    peak = max(float(d.values.max()) for column in densities.values() for d in column if d is not None)
     norm = LogNorm(peak * max(_DECADES, min(0.01 / max(s.n for s in spectra), 1e-4)), peak)
     figure = blank(2.2 + 4.6 * len(modes), 5.0)
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-    for ax, (mode, column) in zip(axes, found.items()):
+    for ax, (mode, column) in zip(axes, densities.items()):
         mesh = _draw_heat(ax, position, column, grid, norm)
         for name, label in (("lambda_min", r"$\lambda_{\min}$"), ("lambda_max", r"$\lambda_{\max}$")):
             end = values_over(moments, mode, name)
@@ -92,12 +92,14 @@ def density_over_training(moments: list[Moment]) -> Figure:
         asinh_axis(ax, threshold, float(grid[0]), float(grid[-1]))
         ax.set_title(mode_words(mode), loc="left")
         ax.set_xlabel(rf"eigenvalue $\lambda$ of the {literal(matrix_at(next(m for m in moments if m.complete)))}")
-        known = position[np.isfinite(position)]
-        ax.yaxis.set_major_locator(FixedLocator(known.tolist()) if known.size <= 12 else _ticks(position))
+        known_positions = position[np.isfinite(position)]
+        ax.yaxis.set_major_locator(
+            FixedLocator(known_positions.tolist()) if known_positions.size <= 12 else _ticks(position)
+        )
         ax.set_ylabel(words)
     bar = figure.colorbar(mesh, ax=list(axes), pad=0.015)
     bar.set_label(r"density per unit of asinh($\lambda/s$) (mass 1)")
-    shown = [d for column in found.values() for d in column if d is not None]
+    shown = [d for column in densities.values() for d in column if d is not None]
     caption = (
         f"One Gaussian of a tenth of a decade for all; the axis is linear for |λ| ≤ s = {threshold:.2g}. Black: the "
         f"outermost Ritz values. {_width_of(shown)} The probes are the same at every checkpoint. A blank strip is a "
@@ -116,11 +118,11 @@ def _draw_heat(
     ax: Axes, position: np.ndarray, column: Sequence[Density | None], grid: np.ndarray, norm: LogNorm
 ) -> QuadMesh:
     """A strip per checkpoint, from halfway to the one before to halfway to the next."""
-    known = [index for index in np.argsort(position) if isfinite(position[index])]
-    at = position[known]
+    drawable = [index for index in np.argsort(position) if isfinite(position[index])]
+    at = position[drawable]
     middle = (at[1:] + at[:-1]) / 2
     edges = np.concatenate([[2 * at[0] - middle[0]], middle, [2 * at[-1] - middle[-1]]])
-    heights = np.array([np.full(grid.size, nan) if (d := column[i]) is None else d.values for i in known])
+    heights = np.array([np.full(grid.size, nan) if (d := column[i]) is None else d.values for i in drawable])
     u = np.arcsinh(grid)
     across = np.sinh(np.concatenate([[u[0]], (u[1:] + u[:-1]) / 2, [u[-1]]]))
     ax.grid(False)
@@ -191,15 +193,17 @@ def _draw_bounds(ax: Axes, moments: Sequence[Moment], mode: str) -> list[str]:
     sizes = {record.spectrum.n for record in records if record.spectrum is not None}
     if len(sizes) != 1:
         return []
-    n, facts, said = sizes.pop(), records[-1].facts, []
+    n, facts, sentences = sizes.pop(), records[-1].facts, []
     rank, most = facts.get("rank_bound_ff"), facts.get("rank_bound_counting")
     if rank is not None and 0 < rank < n:
         ax.axhline(1 - rank / n, color="black", linestyle=(0, (5, 1)), linewidth=1, label="1 - rank formula / n")
-        said.append(f"Dashed: 1 - 4 d_y (sum N_l + d_x) / n = {1 - rank / n:.4g}, a heuristic for the rank, no bound.")
+        sentences.append(
+            f"Dashed: 1 - 4 d_y (sum N_l + d_x) / n = {1 - rank / n:.4g}, a heuristic for the rank, no bound."
+        )
     if most is not None and most < n and not records[-1].settings.get("l2"):  # with l2 they are at l2, not at 0
         ax.axhline(1 - most / n, color="black", linestyle=":", linewidth=1.2, label="at least, by counting")
-        said.append(f"Dotted: {1 - most / n:.4g}, the least that counting samples and outputs allows.")
-    return said
+        sentences.append(f"Dotted: {1 - most / n:.4g}, the least that counting samples and outputs allows.")
+    return sentences
 
 
 def _relative(values: Values, scale: np.ndarray) -> Values:
@@ -215,13 +219,13 @@ def _relative(values: Values, scale: np.ndarray) -> Values:
 def layers_over_training(moments: list[Moment]) -> Figure:
     """The trace of each tensor's block over training, a panel each, in the order of the network."""
     position, words = axis_of(moments)
-    found = {
+    columns = {
         mode: [moment.complete[mode].headline_tensor_traces() if _forms_at(moment, mode) else {} for moment in moments]
         for mode in moments[0].modes
     }
-    found = {mode: column for mode, column in found.items() if any(column)}
-    names = list(dict.fromkeys(name for column in found.values() for traces in column for name in traces))
-    size = {name: max(abs(t[name].value) for column in found.values() for t in column if name in t) for name in names}
+    columns = {mode: column for mode, column in columns.items() if any(column)}
+    names = list(dict.fromkeys(name for column in columns.values() for traces in column for name in traces))
+    size = {name: max(abs(t[name].value) for column in columns.values() for t in column if name in t) for name in names}
     largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
     shown = [name for name in names if name in largest]
     down = ceil(len(shown) / 4)
@@ -231,7 +235,7 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     clipped = False
     for index, (ax, name) in enumerate(zip(axes, shown)):
         parts = []
-        for mode, column in found.items():
+        for mode, column in columns.items():
             values = _tensor_values(column, name)
             parts.append(draw.draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode)))
         ax.set_yscale("linear")  # one kind of axis for all
@@ -246,7 +250,7 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     for ax in axes[len(shown) :]:
         ax.remove()
     complete = [moment for moment in moments if moment.complete]
-    exact = any(trace.exact for column in found.values() for traces in column for trace in traces.values())
+    exact = any(trace.exact for column in columns.values() for traces in column for trace in traces.values())
     caption = (
         f"Bars: {band_of(*complete)}. Traces of the tensors' blocks of the {matrix_at(complete[0])}. Each "
         "panel has its own scale. The probes are the same at every checkpoint, so neighbouring errors are correlated."
@@ -265,8 +269,8 @@ def _tensor_values(column: Sequence[Mapping[str, Estimate]], name: str) -> Value
 
 
 def _number(estimate: Estimate | None, part: str) -> float:
-    found = getattr(estimate, part, None)
-    return nan if found is None else float(found)
+    number = getattr(estimate, part, None)
+    return nan if number is None else float(number)
 
 
 # --- modes --------------------------------------------------------------------------------------------------------

@@ -69,8 +69,8 @@ def fit_scale(ax: Axes) -> None:
 
 def _heights(lines: Sequence[Any]) -> np.ndarray:
     """Where lines are, along the vertical axis; finite numbers only."""
-    found = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines]) if lines else np.empty(0)
-    return np.asarray(found[np.isfinite(found)])
+    heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines]) if lines else np.empty(0)
+    return np.asarray(heights[np.isfinite(heights)])
 
 
 def plain_ticks(ax: Axes) -> None:
@@ -110,9 +110,9 @@ def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> boo
     least, most = float(points.min()), float(points.max())
     bounded = reaches[np.isfinite(reaches)]
     typical = float(bounded[(bounded.size - 1) // 2]) if bounded.size else 0.0
-    room = max(1.5 * typical, 0.5 * (most - least))
+    spare = max(1.5 * typical, 0.5 * (most - least))
     ends = min(least, float(np.nanmin(low, initial=inf))), max(most, float(np.nanmax(high, initial=-inf)))
-    limits = max(ends[0], least - room), min(ends[1], most + room)
+    limits = max(ends[0], least - spare), min(ends[1], most + spare)
     if not ends[1] - ends[0] > _FAR_BEYOND * (limits[1] - limits[0]) > 0:
         return False
     margin = 0.05 * (limits[1] - limits[0])
@@ -126,12 +126,12 @@ def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> boo
 
 def _mark(ax: Axes, at: np.ndarray, edge: int, along: str, colour: str) -> None:
     """Triangles at an edge of the axes, 1 for the upper or right one, that point outwards."""
-    there = np.full(at.size, 0.985 if edge else 0.015)
+    edge_position = np.full(at.size, 0.985 if edge else 0.015)
     looks: dict[str, Any] = {"linestyle": "none", "color": colour, "markersize": 5, "clip_on": False, "zorder": 6}
     if along == "y":
-        lines = ax.plot(at, there, "^" if edge else "v", transform=ax.get_xaxis_transform(), **looks)
+        lines = ax.plot(at, edge_position, "^" if edge else "v", transform=ax.get_xaxis_transform(), **looks)
     else:
-        lines = ax.plot(there, at, ">" if edge else "<", transform=ax.get_yaxis_transform(), **looks)
+        lines = ax.plot(edge_position, at, ">" if edge else "<", transform=ax.get_yaxis_transform(), **looks)
     for line in lines:
         line.set_in_layout(False)
 

@@ -126,22 +126,22 @@ def degeneracy_figure(moment: Moment) -> Figure:
 
 def layer_figure(moment: Moment) -> Figure:
     """The estimates as bars, and over them the exact traces where they are known."""
-    found = {
+    estimates_by_mode = {
         mode: record.spectrum.tensor_traces() for mode, record in moment.complete.items() if record.spectrum is not None
     }
     headlines = {mode: record.headline_tensor_traces() for mode, record in moment.complete.items()}
     exact = {mode: {n: h.value for n, h in traces.items() if h.exact} for mode, traces in headlines.items()}
-    names = list(dict.fromkeys(name for traces in found.values() for name in traces))
+    names = list(dict.fromkeys(name for traces in estimates_by_mode.values() for name in traces))
     size = {name: max(abs(traces[name].value) for traces in headlines.values() if name in traces) for name in names}
     largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
     shown = [name for name in names if name in largest]
-    figure = blank(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(found)))
+    figure = blank(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(estimates_by_mode)))
     ax = figure.subplots()
     parts = []
-    for place, (mode, traces) in enumerate(found.items()):
+    for place, (mode, traces) in enumerate(estimates_by_mode.items()):
         drawn = {name: traces[name] for name in shown if name in traces}
         if drawn:
-            where: dict[str, Any] = {"place": place, "places": len(found), "exact": exact[mode]}
+            where: dict[str, Any] = {"place": place, "places": len(estimates_by_mode), "exact": exact[mode]}
             parts += draw.draw_tensors(ax, drawn, look=look_of(mode), label=mode_words(mode), **where)
     clipped = clip_intervals(ax, parts, along="x")
     low, high = ax.get_xlim()
@@ -309,8 +309,8 @@ def _heading(moments: Sequence[Moment]) -> tuple[str, str]:
 
 
 def _span(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+    values = sorted(set(numbers))
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
 
 
 # --- the sheet ----------------------------------------------------------------------------------------------------

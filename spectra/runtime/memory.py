@@ -12,8 +12,8 @@ def available_bytes(device: torch.device) -> int:
     """The bytes that can still be taken on a device; for the CPU within the limit of the container, if it has one."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + held)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
     free = int(psutil.virtual_memory().available)
     limit = _number_in("/sys/fs/cgroup/memory.max")
     used = _number_in("/sys/fs/cgroup/memory.current")

@@ -55,7 +55,7 @@ def own_generators_kept(data: Any) -> Iterator[list[torch.Generator]]:
 
     A ``DataLoader`` with a generator draws from it at the start of every pass, whether it shuffles or not.
     """
-    found: dict[int, torch.Generator] = {}
+    generators: dict[int, torch.Generator] = {}
     waiting, met = [data], {id(data)}
     while waiting:
         held = _held_by(waiting.pop())
@@ -64,10 +64,10 @@ def own_generators_kept(data: Any) -> Iterator[list[torch.Generator]]:
         met |= set(map(id, inner))
         generator = held.get("generator")
         if isinstance(generator, torch.Generator):
-            found[id(generator)] = generator
-    states = [(generator, generator.get_state()) for generator in found.values()]
+            generators[id(generator)] = generator
+    states = [(generator, generator.get_state()) for generator in generators.values()]
     try:
-        yield list(found.values())
+        yield list(generators.values())
     finally:
         for generator, state in states:
             generator.set_state(state)

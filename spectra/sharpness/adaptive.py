@@ -87,8 +87,8 @@ def adaptive_sharpness(
     loss = DisplacedLoss(task, bn_mode, dtype)
     remark = loss.for_differences()
     with loss.prepared():
-        found = _average(loss, rho, draws, seed) if form == "average" else _worst(loss, rho, p, steps, seed)
-    return remarked(found, remark)
+        measure = _average(loss, rho, draws, seed) if form == "average" else _worst(loss, rho, p, steps, seed)
+    return remarked(measure, remark)
 
 
 def _average(loss: DisplacedLoss, rho: float, draws: int, seed: int) -> Measure:

@@ -67,9 +67,9 @@ def climb(
         start: a point of the ball.
         steps: at most.
     """
-    u, size, taken = start, 1.0, 0
+    u, size, steps_taken = start, 1.0, 0
     best, direction = slope(u)
-    while taken < steps:
+    while steps_taken < steps:
         aim = ball.farthest(direction)
         while size > _SMALLEST_STEP:
             new = ball.project(u + size * aim)
@@ -78,9 +78,9 @@ def climb(
             size /= 2
         else:
             break
-        u, taken, size = new, taken + 1, min(1.0, 2 * size)
+        u, steps_taken, size = new, steps_taken + 1, min(1.0, 2 * size)
         best, direction = slope(u)
-    return Summit(u, best, ball.gap(direction, u), taken)
+    return Summit(u, best, ball.gap(direction, u), steps_taken)
 
 
 def check_counts(draws: int, steps: int, seed: int) -> None:

@@ -146,30 +146,30 @@ def find_neurons(call: Callable[[], torch.Tensor], weights: Mapping[str, torch.T
     with torch.enable_grad(), watch:  # the loss may take derivatives of its own
         call()
     state()
-    found = watch.found()
-    if not verify or not found:
-        return Neurons(found)
-    if _unchanged(call, weights, found, state):
-        return Neurons(found)
-    good = {name: owner for name, owner in found.items() if _unchanged(call, weights, {name: owner}, state)}
-    return Neurons(good, tuple(name for name in found if name not in good))
+    channels = watch.found()
+    if not verify or not channels:
+        return Neurons(channels)
+    if _unchanged(call, weights, channels, state):
+        return Neurons(channels)
+    good = {name: owner for name, owner in channels.items() if _unchanged(call, weights, {name: owner}, state)}
+    return Neurons(good, tuple(name for name in channels if name not in good))
 
 
 def _unchanged(
     call: Callable[[], torch.Tensor],
     weights: Mapping[str, torch.Tensor],
-    found: Mapping[str, torch.Tensor],
+    channels: Mapping[str, torch.Tensor],
     state: Callable[[], None],
 ) -> bool:
     generator = torch.Generator().manual_seed(6)
     factors = {}
-    for name, owner in found.items():
+    for name, owner in channels.items():
         drawn = 4.0 ** (torch.rand(int(owner.max()) + 1, generator=generator, dtype=torch.float64) - 0.5)
         factors[name] = drawn.to(weights[name].device, weights[name].dtype)
     values = []
     for scaled in (False, True):
         use = factors if scaled else {name: torch.ones_like(factor) for name, factor in factors.items()}
-        with _multiplied({name: (weights[name], use[name][found[name]]) for name in found}):
+        with _multiplied({name: (weights[name], use[name][channels[name]]) for name in channels}):
             state()
             with torch.enable_grad(), _Rescaled({id(weights[name]): factor for name, factor in use.items()}):
                 values.append(float(call().detach()))
@@ -189,8 +189,8 @@ def _multiplied(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Any:
         yield
     finally:
         with torch.no_grad():
-            for weight, before in kept:
-                weight.copy_(before)
+            for weight, original in kept:
+                weight.copy_(original)
 
 
 def _written_out(
@@ -210,16 +210,18 @@ def _written_out(
         if low_level
         else ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     )
-    given = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(orders, rest)), **kwargs}
-    if not given.get("training"):
+    arguments = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(orders, rest)), **kwargs}
+    if not arguments.get("training"):
         return None
     others = [d for d in range(input.ndim) if d != 1]
     shape = (1, -1, *[1] * (input.ndim - 2))
     centred = input - input.mean(others, keepdim=True)
-    output = centred / torch.sqrt(centred.square().mean(others, keepdim=True) + (given["eps"] * factor**2).view(shape))
-    if given["weight"] is not None:
-        output = output * given["weight"].view(shape)
-    return output if given["bias"] is None else output + given["bias"].view(shape)
+    output = centred / torch.sqrt(
+        centred.square().mean(others, keepdim=True) + (arguments["eps"] * factor**2).view(shape)
+    )
+    if arguments["weight"] is not None:
+        output = output * arguments["weight"].view(shape)
+    return output if arguments["bias"] is None else output + arguments["bias"].view(shape)
 
 
 def _weight_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:

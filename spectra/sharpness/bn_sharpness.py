@@ -101,7 +101,7 @@ def bn_sharpness(
         neurons = neurons_of(loss)
         search = Search(loss, neurons, interval, gradient, seed)
         start = search.start()
-        best, taken = search.ascend(method, start, steps)
+        best, steps_taken = search.ascend(method, start, steps)
         certificate = search.violation(best)
         value = best.value
         finer = replace(interval, nodes=2 * nodes)
@@ -117,7 +117,7 @@ def bn_sharpness(
             "delta": delta,
             "method": method,
             "gradient": gradient,
-            "steps": taken,
+            "steps": steps_taken,
             "start": start.value,
             "quadrature_change": abs(again - value) / again if again > 0 else 0.0,
             "nodes": nodes,
@@ -145,11 +145,11 @@ def neurons_of(loss: DisplacedLoss) -> Neurons:
 
 
 def _remarks(loss: DisplacedLoss, neurons: Neurons, remark: str) -> str:
-    said = ["a lower bound: the best direction found, which nothing proves to be the best there is"]
+    notes = ["a lower bound: the best direction found, which nothing proves to be the best there is"]
     if not neurons.channels:
-        said.append("no weights are followed by batch norm, so all parameters are one block of norm 1: not invariant")
+        notes.append("no weights are followed by batch norm, so all parameters are one block of norm 1: not invariant")
     elif loss.bn_mode != "train":
-        said.append(f"with batch norm in {loss.bn_mode} mode it is not invariant under rescaled weights")
+        notes.append(f"with batch norm in {loss.bn_mode} mode it is not invariant under rescaled weights")
     if neurons.refused:
-        said.append(f"rescaling {', '.join(neurons.refused)} changes the loss, so they are not taken as BN neurons")
-    return "; ".join([*said, remark] if remark else said)
+        notes.append(f"rescaling {', '.join(neurons.refused)} changes the loss, so they are not taken as BN neurons")
+    return "; ".join([*notes, remark] if remark else notes)

@@ -159,23 +159,25 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = leaves([args, kwargs])
-        is_known = [self.known(tensor) for tensor in given]
-        constant = [tensor.clone() for tensor, known in zip(given, is_known) if not known] if any(is_known) else []
+        inputs = leaves([args, kwargs])
+        is_known = [self.known(tensor) for tensor in inputs]
+        constant = (
+            [tensor.clone() for tensor, is_scaled in zip(inputs, is_known) if not is_scaled] if any(is_known) else []
+        )
         result = func(*args, **kwargs)
         if not any(is_known):
             return result
         name = getattr(func, "__name__", str(func))
         if name == "__get__":  # a property: x.shape, x.T
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        made = leaves(result)
-        if not made:
+        outputs = leaves(result)
+        if not outputs:
             if name in NUMBERS or name == "__setitem__":
                 raise self.refuse(f"{name}, which takes numbers out of a tensor or writes into one,")
             return result
         if "out" in kwargs:
             raise self.refuse(f"{name} with out=")
-        self.follow(func, name, args, kwargs, given, made, constant)
+        self.follow(func, name, args, kwargs, inputs, outputs, constant)
         return result
 
     def follow(

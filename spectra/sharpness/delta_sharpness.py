@@ -72,8 +72,8 @@ def delta_sharpness(
     loss = DisplacedLoss(task, bn_mode, dtype)
     remark = loss.for_differences()
     with loss.prepared():
-        found = _maximum(loss, delta, steps, seed) if p == math.inf else _mean(loss, delta, p, draws, seed)
-    return remarked(found, remark)
+        measure = _maximum(loss, delta, steps, seed) if p == math.inf else _mean(loss, delta, p, draws, seed)
+    return remarked(measure, remark)
 
 
 def _mean(loss: DisplacedLoss, delta: float, p: float, draws: int, seed: int) -> Measure:

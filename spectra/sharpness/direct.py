@@ -112,9 +112,9 @@ def _measured(noise: _Noise, steps: int, draws: int, seed: int) -> Measure:
     searching, choosing, valuing = (int(n) for n in np.random.SeedSequence(seed).generate_state(3))
     chosen = noise.start
     if steps:
-        found = noise.search(chosen, steps, searching)
-        if _better(noise.values(found, draws, choosing), noise.values(chosen, draws, choosing)):
-            chosen = found
+        searched = noise.search(chosen, steps, searching)
+        if _better(noise.values(searched, draws, choosing), noise.values(chosen, draws, choosing)):
+            chosen = searched
     price = noise.price(chosen)
     rise, error = moments_of(noise.rises(chosen, draws, valuing))
     return Measure(
@@ -193,16 +193,16 @@ class _Noise:
 
     def price(self, scales: Scales) -> float:
         """``sum W^2 / (2 lam s)``."""
-        parts = [p.squares * np.exp(-x[:, None] - y[None, :]) for p, (x, y) in zip(self.matrices, scales)]
-        return sum(float(part.sum()) for part in parts) / (2 * self.lam)
+        costs = [p.squares * np.exp(-x[:, None] - y[None, :]) for p, (x, y) in zip(self.matrices, scales)]
+        return sum(float(part.sum()) for part in costs) / (2 * self.lam)
 
     def rises(self, scales: Scales, draws: int, seed: int) -> list[float]:
         """The rise of the loss under each of the draws, the mean of both signs."""
-        found = []
+        results = []
         for e, _ in gaussian(self.loss.n, draws, seed):
             shift = self.shift(scales, e.to(self.loss.device))
-            found.append((self.loss.loss(shift) + self.loss.loss(-shift)) / 2 - self.base)
-        return found
+            results.append((self.loss.loss(shift) + self.loss.loss(-shift)) / 2 - self.base)
+        return results
 
     def values(self, scales: Scales, draws: int, seed: int) -> list[float]:
         """The objective under each of the draws."""
@@ -256,7 +256,7 @@ def _start(name: str, h: Array, u: Array, lam: float) -> tuple[Array, Array]:
     if not mean > 0:
         raise TaskError(f"the curvature of {name} is 0 wherever its weights are not: noise on it costs nothing")
     lifted = h + np.divide(_FLOOR * mean, u, out=np.zeros_like(u), where=u > 0)
-    found = balance([Link(0, 1, lifted), Link(1, 0, u.T)], list(h.shape))
-    if not found.attained:
+    balanced = balance([Link(0, 1, lifted), Link(1, 0, u.T)], list(h.shape))
+    if not balanced.attained:
         raise TaskError(f"weights of {name} are exactly 0 in such places that no scales are best: the noise has no end")
-    return found.potentials[0] - math.log(lam) / 2, -found.potentials[1]
+    return balanced.potentials[0] - math.log(lam) / 2, -balanced.potentials[1]

@@ -101,13 +101,13 @@ def _of_curvature(task: Task, diagonal: ExactDiagonal) -> Measure:
             name: float((part * weights[name].detach().to(part).square()).sum()) for name, part in by_tensor.items()
         }
 
-    parts = total(diagonal)
+    terms = total(diagonal)
     return Measure(
-        value=sum(parts.values()),
+        value=sum(terms.values()),
         stderr=None if diagonal.stderr is None else sum(total(diagonal.stderr).values()),
         curvature=diagonal.kind,
         reason="; ".join([*diagonal.how, *diagonal.reasons]) or None,
-        details={"by_tensor": parts},
+        details={"by_tensor": terms},
         **conditions,
     )
 

@@ -41,27 +41,27 @@ class Layout:
     def blocks(self, tensor: torch.Tensor) -> list[Block]:
         """The blocks of a tensor of the weight's shape, in float64."""
         entries = tensor.detach().to("cpu", torch.float64).flatten(2).sum(2) if tensor.dim() > 2 else tensor.detach()
-        parts = np.split(entries.to("cpu", torch.float64).numpy(), self.groups, axis=0)
+        groups = np.split(entries.to("cpu", torch.float64).numpy(), self.groups, axis=0)
         if self.transposed:
-            parts = [part.T for part in parts]
-        rows, columns = parts[0].shape
-        return [Block(g * rows, g * columns, np.ascontiguousarray(part)) for g, part in enumerate(parts)]
+            groups = [part.T for part in groups]
+        rows, columns = groups[0].shape
+        return [Block(g * rows, g * columns, np.ascontiguousarray(part)) for g, part in enumerate(groups)]
 
     def matrix(self, tensor: torch.Tensor) -> Array:
         """The whole matrix (outputs, inputs), 0 between groups."""
         blocks = self.blocks(tensor)
         rows, columns = blocks[0].entries.shape
-        whole = np.zeros((rows * self.groups, columns * self.groups))
+        result = np.zeros((rows * self.groups, columns * self.groups))
         for block in blocks:
-            whole[block.row : block.row + rows, block.column : block.column + columns] = block.entries
-        return whole
+            result[block.row : block.row + rows, block.column : block.column + columns] = block.entries
+        return result
 
     def spread(self, matrix: Array, weight: torch.Tensor) -> torch.Tensor:
         """A number per (output, input), in the shape, dtype and device of a weight: the same all over a kernel."""
         rows, columns = matrix.shape[0] // self.groups, matrix.shape[1] // self.groups
-        parts = [matrix[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(self.groups)]
-        whole = np.concatenate([part.T if self.transposed else part for part in parts], axis=0)
-        entries = torch.as_tensor(whole, dtype=weight.dtype, device=weight.device)
+        groups = [matrix[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(self.groups)]
+        spread_matrix = np.concatenate([part.T if self.transposed else part for part in groups], axis=0)
+        entries = torch.as_tensor(spread_matrix, dtype=weight.dtype, device=weight.device)
         return entries.reshape(*entries.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
 
 

@@ -106,11 +106,11 @@ def minimum_sharpness(
         if trace.kind is None:
             return not_measured("; ".join(trace.reasons), **conditions)
         errors = trace.stderr_by_layer
-        found = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance, errors)
+        measure = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance, errors)
         if train_draws and network.folded.folded:
             part = _train_part(task, network, train_draws, seed)
-            found = replace(found, details={**found.details, "train_mode_part": part})
-        return _with_reasons(found, [*trace.how, *trace.reasons])
+            measure = replace(measure, details={**measure.details, "train_mode_part": part})
+        return _with_reasons(measure, [*trace.how, *trace.reasons])
 
     return _refused(measured, conditions)
 
@@ -199,14 +199,14 @@ def normalized_sharpness(
         entries = drawn_diagonal(
             _with_loss(task, loss), diagonal, draws=draws, radius=radius, eps=eps, seed=seed, bn_mode=bn_mode
         )
-        found = normalized_of_diagonals(
+        measure = normalized_of_diagonals(
             task, entries.values, "hessian", form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
         )
         words = (
             f"the diagonal is from {draws} draws ({diagonal}): what is negative in it is set to 0, so the value is "
             f"biased; its standard error is {_scatter(entries):.0%} of it in the root mean square"
         )
-        return _with_reasons(found, [words])
+        return _with_reasons(measure, [words])
 
     def measured() -> Measure:
         if diagonal not in _SUMS:
@@ -214,10 +214,10 @@ def normalized_sharpness(
         exact = exact_diagonal(_with_loss(task, loss), bn_mode, method=diagonal, draws=draws, seed=seed)
         if exact.kind is None:
             return not_measured("; ".join(exact.reasons), **conditions)
-        found = normalized_of_diagonals(
+        measure = normalized_of_diagonals(
             task, exact, exact.kind, errors=exact.stderr, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
         )
-        return _with_reasons(found, [*exact.how, *exact.reasons])
+        return _with_reasons(measure, [*exact.how, *exact.reasons])
 
     return _refused(measured, conditions)
 
@@ -252,8 +252,10 @@ def matrix_normalized_sharpness(
         if trace.kind is None:
             return not_measured("; ".join(trace.reasons), **conditions)
         errors = trace.stderr_by_layer
-        found = matrix_normalized_of_traces(task, trace.by_layer, trace.kind, errors=errors, loss=loss, bn_mode=bn_mode)
-        return _with_reasons(found, [*trace.how, *trace.reasons])
+        measure = matrix_normalized_of_traces(
+            task, trace.by_layer, trace.kind, errors=errors, loss=loss, bn_mode=bn_mode
+        )
+        return _with_reasons(measure, [*trace.how, *trace.reasons])
 
     return _refused(measured, conditions)
 
@@ -305,10 +307,10 @@ def _with_loss(task: Task, loss: str) -> Task:
     return replace(task, criterion=normalized_cross_entropy, weight=weight, reduction="mean", l2=0.0)
 
 
-def _with_reasons(found: Measure, reasons: Sequence[str]) -> Measure:
+def _with_reasons(measure: Measure, reasons: Sequence[str]) -> Measure:
     """The measure, saying why its curvature is the Gauss-Newton matrix's where it is."""
-    said = [found.reason, *reasons] if found.reason else list(reasons)
-    return replace(found, reason="; ".join(said)) if said else found
+    sentences = [measure.reason, *reasons] if measure.reason else list(reasons)
+    return replace(measure, reason="; ".join(sentences)) if sentences else measure
 
 
 def _refused(measured: Callable[[], Measure], conditions: Mapping[str, Any]) -> Measure:

@@ -123,28 +123,28 @@ def minimum_of_traces(
                 "negative as one likes: the Gauss-Newton matrix has none that are",
                 **conditions,
             )
-    found = minimise_rescaled(blocks, groups.exponents, groups.names, zero_tolerance)
-    factors = np.exp(groups.exponents @ found.log_scales)
+    minimum = minimise_rescaled(blocks, groups.exponents, groups.names, zero_tolerance)
+    factors = np.exp(groups.exponents @ minimum.log_scales)
     stderr = None
     if errors is not None:  # the scales are at their best, so that to first order they do not change
         stderr = sum(
             after / before * errors[name]
-            for name, before, after in zip(groups.names, blocks, found.blocks)
+            for name, before, after in zip(groups.names, blocks, minimum.blocks)
             if before > 0
         )
     return Measure(
-        value=found.value,
+        value=minimum.value,
         stderr=stderr,
-        attained=found.attained,
-        certificate=found.certificate,
-        reason=found.note,
+        attained=minimum.attained,
+        certificate=minimum.certificate,
+        reason=minimum.note,
         details={
             "trace": float(blocks.sum()),
             "free_scales": groups.free,
             "traces": dict(zip(groups.names, blocks.tolist())),
-            "rescaled_traces": dict(zip(groups.names, found.blocks.tolist())),
+            "rescaled_traces": dict(zip(groups.names, minimum.blocks.tolist())),
             "factors": dict(zip(groups.names, factors.tolist())),
-            "dropped": [groups.names[i] for i in found.dropped],
+            "dropped": [groups.names[i] for i in minimum.dropped],
             **described(network),
         },
         **conditions,

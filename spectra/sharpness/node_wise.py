@@ -62,8 +62,8 @@ def chain_of(network: Homogeneous) -> list[Stage]:
     names = [layer.weight for layer in layers]
     others = [name for name in network.groups.names if name not in used]
     if not layers or others or len(set(names)) < len(names):
-        what = f"{others[0]} belongs to no linear layer or convolution" if others else "a layer is called twice"
-        raise TaskError(f"scales of single units are there for a chain of linear layers and convolutions: {what}")
+        defect = f"{others[0]} belongs to no linear layer or convolution" if others else "a layer is called twice"
+        raise TaskError(f"scales of single units are there for a chain of linear layers and convolutions: {defect}")
     stages: list[Stage] = []
     for layer in layers:
         layout = Layout(layer.groups, "transpose" in layer.kind)
@@ -162,21 +162,21 @@ def minimum_of_diagonals(
             constant += float(entries.sum())
         else:
             links.append(Link(0 if last else i + 1, i, entries))
-    found = balance(links, sizes, fixed=0)
-    value = found.value + constant
+    balanced = balance(links, sizes, fixed=0)
+    value = balanced.value + constant
     traces = np.array([float(diagonal[name].double().sum()) for name in network.groups.names])
     layered = minimise_rescaled(traces, network.groups.exponents, network.groups.names)
     if not value <= layered.value * (1 + 1e-9):
         raise NumericsError(f"the node-wise minimum {value:.12g} is above that over layers, {layered.value:.12g}")
     return Measure(
         value=value,
-        attained=found.attained,
-        certificate=found.certificate,
+        attained=balanced.attained,
+        certificate=balanced.certificate,
         details={
             "trace": float(traces.sum()),
             "over_layers": layered.value,
             "free_scales": sum(sizes[1:]),
-            "log_scales": {s.weight: (-p / 2).tolist() for s, p in zip(stages, found.potentials[1:])},
+            "log_scales": {s.weight: (-p / 2).tolist() for s, p in zip(stages, balanced.potentials[1:])},
             **described(network),
         },
         **conditions,

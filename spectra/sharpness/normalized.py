@@ -80,15 +80,15 @@ def normalized_matrix(
     h, u = _pair(h, u)
     if form == "icml":
         product = h @ u.T if side == "output" else h.T @ u
-        found = balance([Link(0, 0, product)], [len(product)])
+        balanced = balance([Link(0, 0, product)], [len(product)])
         other = np.zeros(h.shape[1] if side == "output" else h.shape[0])
-        scales = (found.potentials[0], other) if side == "output" else (other, found.potentials[0])
-        return MatrixSharpness(math.sqrt(found.value), found.attained, found.certificate, scales)
-    found = balance([Link(0, 1, h), Link(1, 0, u.T)], list(h.shape))
-    check_between(h, u, found.value / 2)
+        scales = (balanced.potentials[0], other) if side == "output" else (other, balanced.potentials[0])
+        return MatrixSharpness(math.sqrt(balanced.value), balanced.attained, balanced.certificate, scales)
+    balanced = balance([Link(0, 1, h), Link(1, 0, u.T)], list(h.shape))
+    check_between(h, u, balanced.value / 2)
     factor = (2 * lam) ** -0.5 * (0.5 if form == "pacbayes" else 1.0)
-    scales = (found.potentials[0], -found.potentials[1])
-    return MatrixSharpness(factor * found.value, found.attained, found.certificate, scales, factor)
+    scales = (balanced.potentials[0], -balanced.potentials[1])
+    return MatrixSharpness(factor * balanced.value, balanced.attained, balanced.certificate, scales, factor)
 
 
 def check_options(form: str, lam: float, side: str) -> None:

@@ -76,8 +76,8 @@ def penalised_sharpness(
         h = entries.detach().to("cpu", torch.float64)
         cut, kept = cut + float(-h.clamp(max=0).sum()), kept + float(h.clamp(min=0).sum())
         u = weights[name].detach().to("cpu", torch.float64).square()
-        found = penalised_parameter_wise(h.clamp(min=0).numpy(), u.numpy(), lam, points)
-        by_tensor[name], certificate = found.value, max(certificate, found.certificate)
+        minimum = penalised_parameter_wise(h.clamp(min=0).numpy(), u.numpy(), lam, points)
+        by_tensor[name], certificate = minimum.value, max(certificate, minimum.certificate)
         twice += 2 * parameter_wise(h.clamp(min=0).numpy(), u.numpy())
     return Measure(
         value=sum(by_tensor.values()),

@@ -76,13 +76,15 @@ def normalized_of_diagonals(
         flat = entries.numpy().ravel(), square.numpy().ravel()
         parameters, rao = parameters + parameter_wise(*flat), rao + fisher_rao_from_diagonal(*flat)
         total = 0.0
-        known = layout.blocks(torch.zeros_like(entries) if errors is None else errors[name].to("cpu", torch.float64))
-        for h, u, e in zip(layout.blocks(entries), layout.blocks(square), known):
-            found = normalized_matrix(h.entries, u.entries, form, lam, side)
-            error += found.slope(e.entries)
-            total += found.value**2 if form == "icml" else found.value  # one radical for the whole matrix
-            attained &= found.attained
-            certificate = max(certificate, found.certificate)
+        error_blocks = layout.blocks(
+            torch.zeros_like(entries) if errors is None else errors[name].to("cpu", torch.float64)
+        )
+        for h, u, e in zip(layout.blocks(entries), layout.blocks(square), error_blocks):
+            result = normalized_matrix(h.entries, u.entries, form, lam, side)
+            error += result.slope(e.entries)
+            total += result.value**2 if form == "icml" else result.value  # one radical for the whole matrix
+            attained &= result.attained
+            certificate = max(certificate, result.certificate)
         by_layer[name] = math.sqrt(total) if form == "icml" else total
     return Measure(
         value=float(sum(by_layer.values())),

@@ -126,8 +126,8 @@ def minimise_rescaled(
     tiny = (blocks > 0) & (blocks <= zero_tolerance * blocks.sum())
     note = None
     if tiny.any():
-        which = ", ".join(str(names[i] if names is not None else i) for i in map(int, np.flatnonzero(tiny)))
-        note = f"taken for 0, below {zero_tolerance:g} of the total: {which} (a dead layer?)"
+        tiny_names = ", ".join(str(names[i] if names is not None else i) for i in map(int, np.flatnonzero(tiny)))
+        note = f"taken for 0, below {zero_tolerance:g} of the total: {tiny_names} (a dead layer?)"
     kept = (blocks > 0) & ~tiny
     recession = np.zeros(a.shape[1])
     while True:  # one round finds all of them; the next one shows that none is left
@@ -235,8 +235,8 @@ def _newton(logs: Array, a: Array) -> tuple[Array, float, float]:
                 break
             length /= 2
         if moved >= value:  # rounding hides what a step gains; the gradient still tells
-            there = np.exp(np.minimum(logs - 2 * free @ (c + step), 600.0))
-            if relative_gradient(there, free) < relative_gradient(t, free):
+            terms = np.exp(np.minimum(logs - 2 * free @ (c + step), 600.0))
+            if relative_gradient(terms, free) < relative_gradient(t, free):
                 c = c + step
             break
         c = c + length * step

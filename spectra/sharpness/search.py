@@ -96,9 +96,9 @@ class Search:
         norms = self.blocks.norms(here.slope)  # a block without slope stays where it is
         direction = torch.where(self.blocks.spread(norms) > 0, here.slope, here.v)
         aim = self.blocks.on_spheres(direction, self.radii)
-        whole = self.point(aim)
-        if whole.value > here.value * (1 + _NO_GAIN):
-            return whole, size
+        full_step = self.point(aim)
+        if full_step.value > here.value * (1 + _NO_GAIN):
+            return full_step, size
         for part in _PARTS:
             v = self.blocks.on_spheres(here.v + part * (aim - here.v), self.radii)
             if self.value(v) > here.value * (1 + _NO_GAIN):
@@ -127,5 +127,5 @@ class Search:
         if self.gradient != "quadrature":
             here = self._by_quadrature(here.v)
         across = self.blocks.tangent(here.slope, here.v, self.radii)
-        whole, part = (float((self.blocks.norms(x) * self.radii).norm()) for x in (here.slope, across))
-        return part / whole if whole > 0 else 0.0
+        full_norm, tangent_norm = (float((self.blocks.norms(x) * self.radii).norm()) for x in (here.slope, across))
+        return tangent_norm / full_norm if full_norm > 0 else 0.0

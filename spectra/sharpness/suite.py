@@ -44,7 +44,7 @@ def measure_all(
         ArgumentError: a name that is not there.
         Exception: an unforeseen error, without ``faults``.
     """
-    found: dict[str, Measure] = {}
+    measures: dict[str, Measure] = {}
     chosen, named = chosen_measures(names), named_measures(names)
     for index, name in enumerate(chosen):
         entry = CATALOGUE[name]
@@ -53,15 +53,15 @@ def measure_all(
         mode = {} if name == "squared_norm" else {"bn_mode": "train" if entry.always_train else bn_mode}
         with part("measures", index, len(chosen), name), limited(None) if name in named else nullcontext():
             try:
-                found[name] = _affordable(name, task, mode)
+                measures[name] = _affordable(name, task, mode)
             except Exception as error:
                 if not is_refusal(error):
                     if faults is None:
                         raise
                     faults.add(f"measure {name}", error)
                 form = str(entry.options.get("form", "default"))
-                found[name] = not_measured(in_one_line(error), form=form, **mode)
-    return found
+                measures[name] = not_measured(in_one_line(error), form=form, **mode)
+    return measures
 
 
 def _affordable(name: str, task: Task, mode: dict[str, str]) -> Measure:
@@ -94,12 +94,12 @@ def task_of(operator: CurvatureOperator) -> Task:
     """The operator's task at the operator's parameters: a copy of the model where training has gone on since."""
     task, function = operator.task, operator.function
     live = dict(task.model.named_parameters())
-    meant = dict(zip(function.names, function.theta))
-    if all(torch.equal(live[name].detach().to(tensor), tensor.detach()) for name, tensor in meant.items()):
+    parameters = dict(zip(function.names, function.theta))
+    if all(torch.equal(live[name].detach().to(tensor), tensor.detach()) for name, tensor in parameters.items()):
         return task
     model = copy.deepcopy(task.model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in meant:
-                parameter.copy_(meant[name])
+            if name in parameters:
+                parameter.copy_(parameters[name])
     return replace(task, model=model)

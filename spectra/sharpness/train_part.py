@@ -55,18 +55,18 @@ def train_mode_part(task: Task, folded: Folded, draws: int = 8, seed: int = 0) -
     norms = {name: layouts[name].matrix(parameters[name].detach().double().square()).sum(1) for name in names}
     operator = GGNOperator(replace(task, l2=0.0), bn_mode="train")
     generator = torch.Generator().manual_seed(seed)
-    function, parts = operator.function, np.zeros((draws, len(names)))
+    function, traces_by_draw = operator.function, np.zeros((draws, len(names)))
     for draw in range(draws):
         signs = torch.randint(0, 2, (function.n,), generator=generator).mul_(2).sub_(1)
         v = signs.to(function.device, function.dtype)
         pieces = dict(zip(function.names, function.unflatten(v * (operator @ v))))
         for column, name in enumerate(names):
             traces = layouts[name].matrix(pieces[name]).sum(1)  # (filters,)
-            parts[draw, column] = float(traces @ norms[name])
-    totals = parts.sum(axis=1)
+            traces_by_draw[draw, column] = float(traces @ norms[name])
+    totals = traces_by_draw.sum(axis=1)
     return {
         "value": float(totals.mean()),
         "stderr": float(totals.std(ddof=1)) / math.sqrt(draws),
         "draws": draws,
-        "by_layer": dict(zip(names, parts.mean(axis=0).tolist())),
+        "by_layer": dict(zip(names, traces_by_draw.mean(axis=0).tolist())),
     }

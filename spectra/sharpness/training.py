@@ -181,8 +181,8 @@ class BNSharpnessOptimizer:
                 raise NumericsError(f"the gradient of the BN-sharpness has the norm {norm}: lower delta or p")
             self.sharpness_norm = norm
             pieces = gradient + h * min(1.0, self.max_norm / norm if norm > 0 else 1.0)
-        for p, met, piece in zip(self._theta, raw, self._split(pieces)):
-            p.grad = None if met is None else piece.clone()  # None: the optimizer passes over it, decay included
+        for p, own, piece in zip(self._theta, raw, self._split(pieces)):
+            p.grad = None if own is None else piece.clone()  # None: the optimizer passes over it, decay included
         self.optimizer.step()
         return loss
 
@@ -219,9 +219,9 @@ class BNSharpnessOptimizer:
     def _found(self, closure: Closure, before: Callable[[], None]) -> Blocks:
         if self._blocks is None:
             before()
-            found = find_neurons(closure, dict(zip(self._names, self._theta)), verify=True)
-            self.neurons = {name: int(owner.max()) + 1 for name, owner in found.channels.items()}
-            self._blocks = Blocks(self._names, self._theta, found.channels)
+            neurons = find_neurons(closure, dict(zip(self._names, self._theta)), verify=True)
+            self.neurons = {name: int(owner.max()) + 1 for name, owner in neurons.channels.items()}
+            self._blocks = Blocks(self._names, self._theta, neurons.channels)
         return self._blocks
 
     def _raw_gradient(self, closure: Closure) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:

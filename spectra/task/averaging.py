@@ -92,14 +92,14 @@ def describe(criterion: Any) -> str:
     kind, settings = _identity(criterion)
     if kind is None:
         return str(getattr(criterion, "__name__", type(criterion).__name__))
-    told = []
+    shown = []
     for name, default in (("ignore_index", -100), ("label_smoothing", 0.0), ("reduction", "mean")):
         if name in settings and settings[name] != default:
-            told.append(f"{name}={settings[name]}")
+            shown.append(f"{name}={settings[name]}")
     for name in ("weight", "pos_weight"):
         if settings.get(name) is not None:
-            told.append(f"{name}=...")
-    return kind.__name__ + (f"({', '.join(told)})" if told else "")
+            shown.append(f"{name}=...")
+    return kind.__name__ + (f"({', '.join(shown)})" if shown else "")
 
 
 _OVER_ELEMENTS: frozenset[type] = frozenset(

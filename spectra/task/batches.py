@@ -34,23 +34,23 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     if isinstance(batch, (list, tuple)):
         return type(batch)(map_tensors(value, change) for value in batch)
     if is_dataclass(batch) and not isinstance(batch, type):
-        twin = copy.copy(batch)
+        copied = copy.copy(batch)
         for part in fields(batch):
-            object.__setattr__(twin, part.name, map_tensors(getattr(batch, part.name), change))  # frozen ones too
-        return twin
+            object.__setattr__(copied, part.name, map_tensors(getattr(batch, part.name), change))  # frozen ones too
+        return copied
     return batch
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
     """Every tensor of the tree, in order."""
-    found: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
+        tensors.append(tensor)
         return tensor
 
     map_tensors(batch, keep)
-    return found
+    return tensors
 
 
 def rows_of(batch: Any) -> int | None:
@@ -108,21 +108,21 @@ class Rebatched:
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        held: list[Any] = []
+        pending: list[Any] = []
         count = 0
         for index, batch in enumerate(self.data):
             rows = _rows_needed(batch, index)
             start = 0
             while start < rows:
                 stop = min(rows, start + self.batch_size - count)
-                held.append(batch if stop - start == rows else choose_rows(batch, torch.arange(start, stop)))
+                pending.append(batch if stop - start == rows else choose_rows(batch, torch.arange(start, stop)))
                 count += stop - start
                 start = stop
                 if count == self.batch_size:
-                    yield join(held)
-                    held, count = [], 0
-        if held:
-            yield join(held)
+                    yield join(pending)
+                    pending, count = [], 0
+        if pending:
+            yield join(pending)
 
 
 def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
@@ -145,9 +145,9 @@ def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
     start = 0
     for index, batch in enumerate(data):
         rows = _rows_needed(batch, index)
-        mine = chosen[(chosen >= start) & (chosen < start + rows)] - start
-        if len(mine):
-            parts.append(choose_rows(batch, mine))
+        rows_here = chosen[(chosen >= start) & (chosen < start + rows)] - start
+        if len(rows_here):
+            parts.append(choose_rows(batch, rows_here))
         start += rows
     return list(Rebatched(parts, min(max(sizes), samples)))
 

@@ -37,7 +37,7 @@ def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
     if seed < 0:
         raise ArgumentError(f"seed={seed}: at least 0 is needed")
     frozen: list[Any] = []
-    room: dict[torch.device, int] = {}
+    bytes_left: dict[torch.device, int] = {}
     with random_state_kept(), own_generators_kept(data) as generators:
         for generator in generators:
             generator.manual_seed(seed)
@@ -46,9 +46,9 @@ def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
         torch.manual_seed(seed)
         for index, batch in enumerate(data):
             for tensor in tensors_of(batch):
-                left = room.setdefault(tensor.device, available_bytes(tensor.device) // _PART)
-                room[tensor.device] = left - tensor.numel() * tensor.element_size()
-                if room[tensor.device] < 0:
+                remaining = bytes_left.setdefault(tensor.device, available_bytes(tensor.device) // _PART)
+                bytes_left[tensor.device] = remaining - tensor.numel() * tensor.element_size()
+                if bytes_left[tensor.device] < 0:
                     free = in_words(available_bytes(tensor.device))
                     raise DataError(
                         f"a snapshot of the data does not fit: after {index} batches it has taken half of the memory "

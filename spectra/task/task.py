@@ -182,14 +182,24 @@ class Task:
     @property
     def averaging(self) -> reductions.Averaging:
         """What the loss of a batch averages over, by the criterion's own account or by assumption."""
-        told = reductions.averaging_of(self.criterion) if self.criterion is not None else None
-        if told is None or not told.known:
-            returns = "sum" if (told is not None and told.reduction == "sum") or self.reduction == "sum" else "mean"
-            over = "weight=" if self.weight is not None else "rows of the batch" if told is None else told.over
-            told = reductions.Averaging(returns, over, reductions.rows_of_target, known=False)
+        from_criterion = reductions.averaging_of(self.criterion) if self.criterion is not None else None
+        if from_criterion is None or not from_criterion.known:
+            returns = (
+                "sum"
+                if (from_criterion is not None and from_criterion.reduction == "sum") or self.reduction == "sum"
+                else "mean"
+            )
+            over = (
+                "weight="
+                if self.weight is not None
+                else "rows of the batch"
+                if from_criterion is None
+                else from_criterion.over
+            )
+            from_criterion = reductions.Averaging(returns, over, reductions.rows_of_target, known=False)
         elif self.weight is not None:
-            told = replace(told, over="weight=", known=False)
-        return told
+            from_criterion = replace(from_criterion, over="weight=", known=False)
+        return from_criterion
 
     @property
     def reduces_to(self) -> str:
@@ -287,16 +297,16 @@ class Task:
 
         # The same data under another l2 are another task; what is measured for one record is measured once.
         objects = (self.data, self.criterion, self.target, self.weight)
-        found = remembered("survey", objects, (self.reduction,), take)
+        taken = remembered("survey", objects, (self.reduction,), take)
         if not self._survey:
-            self._survey.append(found)
+            self._survey.append(taken)
         return self._survey[0]
 
     def describe(self) -> str:
         """The loss in words, as records state it."""
         if self.loss_fn is not None:
-            what = str(getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__))
+            loss_name = str(getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__))
         else:
-            what = reductions.describe(self.criterion)
-        loss = f"{what}, {self.reduces_to} over the data ({self.averaging.over})"
+            loss_name = reductions.describe(self.criterion)
+        loss = f"{loss_name}, {self.reduces_to} over the data ({self.averaging.over})"
         return loss + (f" + (l2/2)|theta|^2 with l2={self.l2:g}" if self.l2 else "")

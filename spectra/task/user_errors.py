@@ -36,12 +36,12 @@ def place_of(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name} line {error.lineno}"
     frames = [(f.f_code.co_filename, line, f.f_code.co_qualname) for f, line in traceback.walk_tb(error.__traceback__)]
-    frames += [(found["file"], int(found["line"]), found["name"]) for found in _FRAME.finditer(_text_of_worker(error))]
+    frames += [(frame["file"], int(frame["line"]), frame["name"]) for frame in _FRAME.finditer(_text_of_worker(error))]
     by_origin = {_origin(file): (file, line, name) for file, line, name in frames}  # the innermost of each
-    found = by_origin.get("user") or by_origin.get("installed")
-    if found is None:
+    frame = by_origin.get("user") or by_origin.get("installed")
+    if frame is None:
         return ""
-    file, line, name = found
+    file, line, name = frame
     where = f"{Path(file).name} line {line}"
     return where if name == "<module>" else f"{name.replace('<locals>.', '')} in {where}"
 

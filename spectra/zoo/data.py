@@ -221,13 +221,13 @@ def _idx_or_npz(
         return read_npz(npz, _checked(split))
     stem = "train" if _checked(split) == "train" else "t10k"
     folders = [path, path / "raw", path / name / "raw"]
-    found = []
+    arrays = []
     for file in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
         names = [file, f"{file}.gz", file.replace("-idx", ".idx"), file.replace("-idx", ".idx") + ".gz"]
         if (first := _first_file(folders, names)) is None:
             raise DataError(f"{path}: no {name} here: {file}[.gz] is expected in it, or {npz_name}{_if_absent(path)}")
-        found.append(read_idx(first))
-    return found[0], found[1]
+        arrays.append(read_idx(first))
+    return arrays[0], arrays[1]
 
 
 def _cifar_or_npz(

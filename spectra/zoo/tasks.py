@@ -171,18 +171,18 @@ def task_options(name: str, /, **given: Any) -> dict[str, Any]:
     """
     if name not in BUILT_IN:
         close = difflib.get_close_matches(name, BUILT_IN, 1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise TaskError(f"no built-in task is called {name!r}: {meant}there are {all_names()}")
+        suggestion = f"did you mean {close[0]}? " if close else ""
+        raise TaskError(f"no built-in task is called {name!r}: {suggestion}there are {all_names()}")
     defaults = BUILT_IN[name].defaults
     if unknown := [option for option in given if option not in defaults]:
         raise TaskError(f"{name} has no option {unknown[0]!r}: it takes {', '.join(defaults)}")
     options = {**defaults, **given}
     for option, value in options.items():
-        wanted = str if option == "data" else type(defaults[option])
+        kind = str if option == "data" else type(defaults[option])
         if option == "data" and value is None:
             raise ArgumentError(f"{name} needs data=PATH: {DATA_SETS[BUILT_IN[name].data].files}")
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ArgumentError(f"{option}={value!r}: {name} needs {'a text' if wanted is str else 'an integer'} here")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ArgumentError(f"{option}={value!r}: {name} needs {'a text' if kind is str else 'an integer'} here")
     if not 0 <= options["seed"] < 2**64:
         raise ArgumentError(f"seed={options['seed']}: 0 to 2**64 - 1 is needed")
     return options
