@@ -15,13 +15,16 @@ from spectra.task.batches import choose_rows, map_tensors, rows_of
 def whole_and_parts(
     function: LossFunction, batch: Any, weight: float, *, split_output: bool
 ) -> tuple[float, list[float]] | None:
-    """What a batch and two uneven parts of it have of the sum over all data; None where it has no rows to split by.
+    """The contributions of a batch, and of two uneven parts of it, to the sum of the loss over all data.
+
+    Returns:
+        The value of the batch and the values of its two parts; None if the batch has no rows to split by.
 
     Args:
-        function: used within its evaluation.
-        batch: placed where the function is computed.
+        function: the loss; called within its evaluation.
+        batch: on the device and in the dtype of the function.
         weight: of the batch.
-        apart: split the output and the target, for the criterion alone: the network need not run again.
+        apart: split the output and the target instead of the batch, so that the network runs once only.
     """
     halves = _split(function, batch, split_output)
     if halves is None:

@@ -56,11 +56,12 @@ def scaled(operator: SymmetricOperator, factor: float) -> SymmetricOperator:
 def summed(a: SymmetricOperator, b: SymmetricOperator) -> SymmetricOperator:
     """``A + B``, also written ``A + B``; ``H - G`` is the part of a Hessian that its Gauss-Newton matrix leaves out.
 
-    Where the two cancel, the noise of the sum relative to its norm is larger than theirs, and its ``noise`` says so
-    (:class:`~spectra.operators.base.Combination` has the formula).
+    If the two nearly cancel, the noise relative to the norm of the sum is larger than that of either operator. The
+    ``noise`` of the sum accounts for this (formula in :class:`~spectra.operators.base.Combination`).
 
     Args:
-        a, b: operators of the same size, dtype and device.
+        a: an operator.
+        b: an operator of the same size, dtype and device.
 
     Raises:
         ArgumentError: they do not fit each other.
@@ -77,20 +78,20 @@ def summed(a: SymmetricOperator, b: SymmetricOperator) -> SymmetricOperator:
 def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project: bool = False) -> SymmetricOperator:
     """``A - V diag(values) V'``, or ``P A P`` with ``P = I - V V'``.
 
-    With eigenpairs of ``A`` the two are the same matrix: the given eigenvalues become 0 and nothing else moves. With
-    approximate ones the first is ``A`` less exactly what was subtracted, so that ``Tr A`` is its trace plus the sum of
-    ``values``; the second has ``V`` in its null space whatever ``V`` is.
+    For exact eigenpairs of ``A`` the two matrices are equal: the given eigenvalues become 0, all others stay. For
+    approximate eigenpairs they differ. The trace of the first is ``Tr A`` minus the sum of ``values``. The second
+    always has the columns of ``V`` in its null space.
 
     Args:
         operator: ``A``.
-        values: ``(r,)`` finite numbers. With ``project`` they are not used, and None will do.
+        values: ``(r,)`` finite numbers. Not used with ``project=True``, where they may be None.
         vectors: ``V``, ``(n, r)``, NumPy or torch, with orthonormal columns: ``max |V'V - I|`` at most 1e-10 for a
             float64 operator and 1e-5 for a float32 one. They are copied in the operator's dtype.
-        project: give ``P A P``.
+        project: return ``P A P``.
 
     Returns:
-        The operator. Its noise is ``(eta |A|_2 + u max |values|) / |result|_2``, the norms estimated from below by ten
-        products each when it is first asked for.
+        The deflated operator. Its noise is ``(eta |A|_2 + u max |values|) / |result|_2``. Both norms are estimated from
+        below by ten products each, on the first access to ``noise``.
 
     Raises:
         ArgumentError: shapes that do not fit, numbers that are not finite, or vectors that are not orthonormal.
@@ -140,7 +141,7 @@ class _Deflated(SymmetricOperator):
         self._noise: float | None = None
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
-        # Vector by vector, each at an address of its own, so that a product is the same alone and in company.
+        # Each vector is a separate copy: a product must not depend on the block that its vector is part of.
         rows = [row.to(torch.float64, copy=True) for row in block]
         if self._values is None:
             for row in rows:
@@ -172,6 +173,6 @@ class _Deflated(SymmetricOperator):
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Hold what the wrapped operator holds."""
+        """Prepare the wrapped operator for the length of the block."""
         with self.operator.prepared():
             yield

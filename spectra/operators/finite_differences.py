@@ -1,6 +1,7 @@
 """Compares autograd with finite differences, for losses that differentiate the network themselves.
 
-Their Hessian needs third derivatives of every layer, and their gradient second ones, which libraries seldom test.
+The Hessian of such a loss needs third derivatives of every layer, its gradient second derivatives; libraries rarely
+test these.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from spectra.runtime.faults import is_limit, is_refusal
 from spectra.task.batches import choose_rows, rows_of
 
 _CLOSE = 1e-3  # relative; truncation of the difference included
-_ROUNDINGS = 10  # of the loss or its gradient, that a difference of two may hold
-# Of the size of each tensor. One step that agrees suffices: longer ones may cross a kink, shorter ones are rounded.
+_ROUNDINGS = 10  # rounding errors of the loss or its gradient allowed in a difference
+# Steps relative to the size of each tensor. One step that agrees is enough: longer ones may cross a kink, and shorter
+# ones suffer from rounding.
 _STEPS, _COARSE_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), (1e-1, 1e-2)
-_ROWS = 16  # each has kinks of its own, and any few rows show what a layer's derivatives are
+_ROWS = 16  # a few rows are enough to test a layer, and every further row adds kinks
 
 
 def check_by_differences(function: LossFunction, twice: bool) -> None:
-    """Hold the gradient of the loss of a few rows, and a Hessian product, against central differences in float64.
+    """Compare the gradient on a few rows, and a Hessian product, with central differences in float64.
 
     Args:
-        function: not touched; where it cannot be computed in float64 nothing is checked.
+        function: the loss; not modified. If it cannot be computed in float64, nothing is checked.
         twice: check a Hessian product too.
 
     Raises:
-        TaskError: they differ.
+        TaskError: autograd and the differences disagree.
     """
     task = function.task
     float64_copy = LossFunction(task, function.bn_mode, torch.float64, function.params)
@@ -92,7 +94,7 @@ def _derivative(
 
 
 def _apart(difference: torch.Tensor, expected: torch.Tensor, rounding: torch.Tensor) -> float:
-    """How far two vectors or numbers are from each other, in units of what is allowed; infinite for NaN."""
+    """The distance of two vectors or numbers in units of the allowed error; infinite for NaN."""
     allowed = _CLOSE * (difference.norm() + expected.norm()) + rounding
     ratio = float((difference - expected).norm()) / max(float(allowed), torch.finfo(torch.float64).tiny)
     return ratio if ratio == ratio else float("inf")

@@ -17,9 +17,9 @@ from spectra.operators.base import SymmetricOperator
 from spectra.operators.dense import DenseOperator
 from spectra.task.user_errors import calling, words_of
 
-# Above this, two products that must be equal are not merely rounded.
+# Two products that must be equal differ by more than this only if something other than rounding is wrong.
 _FAULT = 1e-3
-# How far u'Av and v'Au may be apart, relative to |Av|, beyond what the products are seen to be off; by their precision.
+# Tolerance for |u'Av - v'Au| relative to |Av|, beyond the measured error of the products, by precision.
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}
 
 
@@ -29,13 +29,13 @@ def as_operator(matrix: Any) -> SymmetricOperator:
     Args:
         matrix: an operator of spectra, which is returned as it is; a NumPy or torch matrix; a SciPy sparse matrix; or
             any object with ``shape`` and ``@``, such as a SciPy ``LinearOperator`` or an operator of curvlinops
-            (``size``, the number of rows, does in place of ``shape``). Products may take NumPy arrays or torch
-            tensors, of shape ``(n,)`` or ``(n, k)``: what works is found by trying. Vectors are on its ``device``, if
-            it has one, and of its ``dtype``, if it has one.
+            (``size``, the number of rows, may replace ``shape``). Products may take NumPy arrays or torch tensors, of
+            shape ``(n,)`` or ``(n, k)``; the supported form is found by trying. Vectors have the ``device`` and the
+            ``dtype`` of the object, if it has these attributes.
 
     Returns:
-        The operator. For one that is known by its products alone, five products with random vectors are made: repeated,
-        added up and transposed. Its ``noise`` is the largest of what they are off by, and at least the roundoff.
+        The operator. If only products are available, five products with random vectors test repeatability, linearity
+        and symmetry. The ``noise`` is the largest error measured, and at least the unit roundoff.
 
     Raises:
         ArgumentError: it is no such object, not square, complex, not linear, or not symmetric.
@@ -91,7 +91,7 @@ class ForeignOperator(SymmetricOperator):
         return self._noise
 
     def _tested(self) -> float:
-        """The noise of the products, from five of them."""
+        """The noise of the products, measured on five products with random vectors."""
         generator = torch.Generator().manual_seed(2)
         u, v = torch.randn(2, self.n, generator=generator, dtype=torch.float64)
         u, v = u / u.norm(), v / v.norm()
@@ -116,7 +116,7 @@ class ForeignOperator(SymmetricOperator):
                 f"the {self._name} is not symmetric: v'Au = {forms[0]:.6g} and u'Av = {forms[1]:.6g} for random u and v"
             )
         scale = max(size, float(self._products((au / au.norm())[None])[0].norm()) if bool(au.any()) else 0.0)
-        # The error of a product has a part of 1 / sqrt(n) along a random vector, and here are two.
+        # A random vector sees a share of 1 / sqrt(n) of the error of a product; two random vectors are used.
         return min(1.0, max(unit, max(change, nonlinearity, off * math.sqrt(self.n / 2)) / scale))
 
     def _products(self, rows: torch.Tensor) -> torch.Tensor:
@@ -130,14 +130,16 @@ Product = Callable[[torch.Tensor], torch.Tensor]  # (n, k) to (n, k)
 
 
 def _find_product(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype, torch.dtype, torch.device]:
-    """How products with an object are made: the first way that works, the dtype and device of its vectors, and the
-    precision of what it returns.
+    """The first form of product that works with an object.
 
-    Blocks are tried before vectors, the container that the object's dtype and device speak for before the other one,
-    and the dtype that it states before the other one.
+    Blocks are tried before vectors. The container (NumPy or torch) and the dtype suggested by the object's attributes
+    are tried before the other ones.
+
+    Returns:
+        The product, the dtype and the device of its vectors, and the precision of its results.
 
     Raises:
-        ArgumentError: no way works, or the results are complex.
+        ArgumentError: no form of product works, or the results are complex.
     """
     stated, device = getattr(matrix, "dtype", None), getattr(matrix, "device", None)
     of_torch = isinstance(stated, torch.dtype) or isinstance(device, torch.device)
@@ -151,7 +153,7 @@ def _find_product(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype,
         product = functools.partial(_product, matrix, tensors, form)
         try:
             result = product(block)
-        except Exception as error:  # whatever an object raises that is given what it does not take
+        except Exception as error:  # objects raise various errors for input of an unsupported form
             failure = failure or error
             continue
         if result.is_complex():
@@ -165,7 +167,7 @@ def _find_product(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype,
 
 
 def _product(matrix: Any, tensors: bool, form: str, columns: torch.Tensor) -> torch.Tensor:
-    """The products with ``(n, k)`` columns, given all together, as vectors ``(n,)``, or as columns ``(n, 1)``."""
+    """The products with ``(n, k)`` columns, passed as one block, as vectors ``(n,)``, or as columns ``(n, 1)``."""
     if form == "block":
         parts = [columns]
     else:
@@ -179,7 +181,10 @@ def _product(matrix: Any, tensors: bool, form: str, columns: torch.Tensor) -> to
 
 
 def _check_block(block: Product, vectors: Product, columns: torch.Tensor, name: str) -> None:
-    """Refuse an object whose product with a block is not that with its vectors; one that takes no vectors passes."""
+    """Refuse an object whose product with a block differs from the products with its columns.
+
+    An object that accepts blocks only passes the check.
+    """
     try:
         alone = vectors(columns[:, :1])
     except Exception:

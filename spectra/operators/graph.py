@@ -9,7 +9,7 @@ import torch
 
 
 def nodes_of(tensors: Iterable[torch.Tensor], before: Iterable[torch.Tensor] = ()) -> Iterator[Any]:
-    """Every node of the graphs behind these tensors, once; nothing that is met only through the tensors ``before``."""
+    """Every node of the graphs of these tensors, once, without nodes reachable only through the tensors ``before``."""
     visited = {tensor.grad_fn for tensor in before}
     todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None and tensor.grad_fn not in visited]
     visited |= set(todo)
@@ -23,9 +23,9 @@ def nodes_of(tensors: Iterable[torch.Tensor], before: Iterable[torch.Tensor] = (
 
 
 def carried_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The least precise dtype on the way from the leaves to a tensor: the precision that its values have.
+    """The least precise dtype between the leaves and a tensor: the precision of the tensor's values.
 
-    A float64 tensor that was cast to float32 on the way, and back, is as exact as float32 and no more.
+    A float64 tensor that was cast to float32 and back has float32 precision only.
 
     Example:
         >>> x = torch.ones(2, dtype=torch.float64, requires_grad=True)
@@ -35,7 +35,7 @@ def carried_dtype(tensor: torch.Tensor) -> torch.dtype:
     dtypes = {tensor.dtype}
     for node in nodes_of([tensor]):
         for following, output in node.next_functions:
-            # What autograd keeps of the outputs of a forward call; those that nothing was made of have no dtype.
+            # The metadata that autograd keeps of each output of a forward call; unused outputs have no dtype.
             about = getattr(following, "_input_metadata", ())
             if output < len(about) and about[output] is not None:
                 dtypes.add(about[output].dtype)
@@ -43,7 +43,7 @@ def carried_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def leaves_of(tensor: torch.Tensor, before: Iterable[torch.Tensor] = ()) -> list[torch.Tensor]:
-    """The leaves that a tensor depends on, otherwise than through the tensors ``before``."""
+    """The leaves that a tensor depends on, without those reached only through the tensors ``before``."""
     return [node.variable for node in nodes_of([tensor], before) if hasattr(node, "variable")]
 
 

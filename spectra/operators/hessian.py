@@ -12,9 +12,9 @@ from spectra.operators.curvature import CurvatureOperator, Product
 class HessianOperator(CurvatureOperator):
     """The Hessian ``H`` of the loss over all data, ``H v = d/dtheta <grad L(theta), v>``.
 
-    Each batch is passed forward and backward once for all vectors of a block, and its gradient differentiated once
-    per vector. Reverse over reverse is used because other orders are silently wrong for some layers: ``jacrev`` inside
-    forward mode by several per cent for layer norm on torch 2.13.
+    Each batch needs one forward and one backward pass for all vectors of a block; its gradient is then differentiated
+    once per vector. Reverse over reverse is used because other orders give silently wrong results for some layers:
+    ``jacrev`` inside forward mode is off by several per cent for layer norm on torch 2.13.
 
     References:
         B. Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).

@@ -25,7 +25,7 @@ class Passes:
         Raises:
             DataError: the total weight is not that of the first pass.
         """
-        held = self.held  # another thread may let go of them
+        held = self.held  # another thread may release them
         if held is not None:
             yield from held
             return
@@ -42,8 +42,8 @@ class Passes:
 
     @contextmanager
     def holding(self, memory_budget: int | None = None) -> Iterator[None]:
-        """Hold the batches on the device if they fit the budget (bytes; by default a quarter of what is free)."""
-        if self.held is not None:  # already held for whoever called
+        """Keep the batches on the device if they fit the budget (bytes; by default a quarter of the free memory)."""
+        if self.held is not None:  # an outer caller already holds them
             yield
             return
         budget = available_bytes(self.function.device) // 4 if memory_budget is None else memory_budget

@@ -30,7 +30,7 @@ _ARGUMENTS: dict[Any, tuple[str, tuple[str, ...]]] = {
 
 
 class WrittenOut(TorchFunctionMode):
-    """While it is entered, normalisation layers are computed in plain operations and update no running statistics."""
+    """While active, normalisation layers are computed in elementary operations and update no running statistics."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
