@@ -59,7 +59,8 @@ class Files:
 
     @property
     def weights(self) -> list[Path]:
-        """
+        """The files with the weights: one, or the index and its shards.
+
         Raises:
             CheckpointError: the index cannot be read.
         """

@@ -16,7 +16,7 @@ _CLOSE = 1e-9  # epochs may be fractions
 
 @dataclass(frozen=True)
 class Epochs:
-    """Single epochs and ranges of them, as `0,5,10:100:10` says: ends included, a range begins at 0 if not said."""
+    """Single epochs and ranges, as in `0,5,10:100:10`; the ends are included, and a range starts at 0 by default."""
 
     text: str
     single: tuple[float, ...]
@@ -24,7 +24,8 @@ class Epochs:
 
     @classmethod
     def parse(cls, text: str) -> Epochs:
-        """
+        """Parse a list of epochs and ranges such as ``0,5,10:100:10``.
+
         Raises:
             ArgumentError: not a list of epochs and ranges.
 
@@ -58,15 +59,15 @@ def select(
     """Some of the checkpoints of a run.
 
     Args:
-        found: all of them, in training order.
-        every: the first, and each K-th after it.
-        epochs: those of these epochs: single ones and ranges, ``0,5,10:100:10``, ends included. With `every`, each
-            K-th of them.
-        last: the last one: in addition to what the others choose, alone if there are no others.
+        checkpoints: all checkpoints, in training order.
+        every: select the first checkpoint and each K-th after it.
+        epochs: select these epochs: single ones and ranges, ``0,5,10:100:10``, ends included. With `every`, each K-th
+            of them.
+        last: also select the last one; without other options, only the last one.
 
     Raises:
-        ArgumentError: an argument that says nothing.
-        CheckpointError: an epoch is asked for, and none of the files says that it is from it.
+        ArgumentError: an argument outside its range.
+        CheckpointError: no checkpoint of a requested epoch exists.
     """
     if every is not None and every < 1:
         raise ArgumentError(f"every={every}: at least 1 is needed; 1 is all")

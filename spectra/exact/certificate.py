@@ -1,17 +1,17 @@
 """Decides, per parameter tensor, whether the exact Gauss-Newton diagonal is also the Hessian's.
 
-``H = G + (1/N) sum_n sum_c (dl/dz_nc) grad^2 z_nc``, so the block of a tensor is the same in both, whatever the labels
-are, where ``v' grad^2 (r.z) v = 0`` for vectors ``v`` on that tensor and weights ``r`` of the outputs. Both are drawn
-at random, so that a quadratic form that is not zero is met almost surely. Three things must hold of each tensor, on a
-few samples from all over the data, in float64:
+``H = G + (1/N) sum_n sum_c (dl/dz_nc) grad^2 z_nc``. So the block of a tensor is the same in ``H`` and ``G``, for all
+labels, if ``v' grad^2 (r.z) v = 0`` for vectors ``v`` on that tensor and weights ``r`` of the outputs. Both are drawn
+at random, so a nonzero quadratic form is detected almost surely. Three conditions must hold for each tensor, on a few
+samples spread over the data, in float64:
 
-1. the label-free form vanishes, at the parameters and at a point beside them (where nothing is zero by accident);
-2. the gradient of ``r.z`` does not change along ``v`` between kinks (autograd's second derivative is not taken on
-   trust: a custom function may return none);
+1. the label-free form vanishes, at the parameters and at a nearby point (where nothing is zero by accident);
+2. the gradient of ``r.z`` does not change along ``v`` between kinks (a second test of autograd's second derivative: a
+   custom function may return none);
 3. ``v' H v = v' G v`` for the loss.
 
-Where any of it fails or cannot be computed, the number is said to be the Gauss-Newton matrix's. The types of layers
-serve for the words of the reason alone.
+If a condition fails or cannot be computed, the number is reported for the Gauss-Newton matrix. The types of layers are
+used only to word the reason.
 """
 
 from __future__ import annotations
@@ -34,26 +34,28 @@ from spectra.runtime.faults import is_limit, refusal_in
 from spectra.runtime.phases import part, phase
 from spectra.task.batches import choose_rows, join, rows_of
 
-# Rows looked at: fewer where there are many tensors, since each of them costs a few passes over these rows.
+# Number of rows used: fewer for many tensors, because each tensor costs a few passes over these rows.
 ROWS, FEWEST_ROWS, ROWS_TIMES_TENSORS = 16, 4, 256
-# Relative to the first derivative for a change of the tensor by its own size. Exact zeros and roundoff pass.
+# Relative to the first derivative, for a change of the tensor by its own size. Exact zeros and rounding errors pass.
 _FLAT = 1e-12
 _UNCHANGED = 1e-4  # of the gradient between two points, over their distance
 _STEPS = (1e-6, 1e-8)  # a step that crosses a kink is followed by a shorter one
 _EQUAL = 1e-9
-_ROUNDINGS = 30  # of a lower precision that the loss casts to on the way
+_ROUNDINGS = 30  # allowed rounding errors of a lower precision that the loss casts to
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was found of each tensor, and the sentences that say so."""
+    """The result for each parameter tensor, and the reasons in sentences."""
 
     passed: dict[str, bool]
     reasons: tuple[str, ...] = ()
-    unmet: frozenset[str] = frozenset()  # tensors that passed because the rows looked at do not depend on them
+    unmet: frozenset[str] = (
+        frozenset()
+    )  # tensors that passed because the outputs of the tested rows do not depend on them
 
     def with_traces(self, traces: dict[str, float]) -> Certificate:
-        """The certificate once the data are known to have a trace: what was met only outside the rows is in doubt."""
+        """The certificate given the traces: a tensor with a trace but without effect on the tested rows fails."""
         doubtful = [name for name in sorted(self.unmet) if traces[name] != 0]
         if not doubtful:
             return self
@@ -70,10 +72,10 @@ class Certificate:
 
 
 def passes_of(function: LossFunction) -> float:
-    """What a certificate costs, in forward and backward passes in float64 over all data: eight for each tensor."""
+    """The cost of a certificate in forward and backward passes in float64 over all data: eight for each tensor."""
     survey = function.task.survey()
     batches = min(4, survey.num_batches)
-    share = batches / survey.num_batches  # where the rows of a batch cannot be chosen
+    share = batches / survey.num_batches  # if the rows of a batch cannot be selected
     if survey.num_samples:
         share = min(1.0, max(_rows_wanted(function), batches) / survey.num_samples)
     return 8 * len(function.theta) * share
@@ -87,8 +89,8 @@ def certify(function: LossFunction, params: str | Sequence[str] | None = None, s
     """The certificate of every parameter tensor of a function.
 
     Args:
-        function: whose parameters and buffers are meant; it is not touched.
-        params: what the function was made with.
+        function: the function with the parameters and buffers to test; it is not modified.
+        params: the ``params`` argument that the function was created with.
         seed: of the vectors and weights.
     """
     nothing = dict.fromkeys(function.names, False)
@@ -131,7 +133,7 @@ def _few_rows(function: LossFunction) -> Any:
         if rows is None:
             return function.place(batch)
         rows_wanted = _rows_wanted(function)
-        # Rounded down, since the cost is in proportion to the rows, and no fewer than the fewest.
+        # Rounded down, because the cost is proportional to the rows, but not below the minimum.
         rows_per_batch = max(rows_wanted // len(places), -(-FEWEST_ROWS // len(places)))
         chosen = torch.linspace(0, rows - 1, min(rows, rows_per_batch)).round().to(torch.int64)
         parts.append(function.place(choose_rows(batch, chosen)))
@@ -144,7 +146,10 @@ def _few_rows(function: LossFunction) -> Any:
 
 
 def _look(function: LossFunction, batch: Any, generator: torch.Generator, effective: set[int]) -> list[str | None]:
-    """What is wrong with each tensor, in words; None where nothing is. Tensors with an effect are added to ``met``."""
+    """The defect of each tensor in words, None for a tensor that passes.
+
+    Tensors with an effect on the outputs are added to ``effective``.
+    """
     wrong: list[str | None] = [None] * len(function.theta)
 
     def directions() -> list[torch.Tensor]:
@@ -180,7 +185,7 @@ def _direction(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def _weighted(
     function: LossFunction, batch: Any, weights: list[torch.Tensor], generator: torch.Generator | None
 ) -> torch.Tensor | None:
-    """``r.z``; the weights are drawn into the list where it is empty. None: the outputs depend on no parameter."""
+    """``r.z``; weights are drawn into the list if it is empty. None if the outputs depend on no parameter."""
     outputs = outputs_of(function.output(batch))
     if not outputs:
         return None
@@ -285,7 +290,7 @@ def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor],
             wrong[index] = f"v'Hv = {hessian_form:.6g} and v'Gv = {ggn_form:.6g}"
 
 
-# The words. Types of layers that are not piecewise linear in their input, for the reason alone.
+# Types of layers that are not piecewise linear in their input; used only to word the reason.
 _CURVED = (
     nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.ELU, nn.SELU, nn.CELU,
     nn.Hardswish, nn.Tanhshrink, nn.GLU, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.LayerNorm, nn.GroupNorm,

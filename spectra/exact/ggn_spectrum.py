@@ -1,9 +1,9 @@
 """exact_ggn_spectrum: all eigenvalues of the Gauss-Newton matrix of a few samples, from a Gram matrix.
 
-``G = B S B' + l2 I`` with a column ``J_n' s_nc`` of ``B`` for each sample and each signed column of the criterion's
-Hessian, weighted as the loss weights them. Its eigenvalues other than ``l2`` are those of ``K^(1/2) S K^(1/2)`` with
-the Gram matrix ``K = B'B``, ``(R, R)`` with ``R = N (C - 1)`` for softmax cross-entropy. ``K`` is added up over the
-parameter tensors, a part of each at a time, so that ``B`` is never held.
+``G = B S B' + l2 I``. ``B`` has a column ``J_n' s_nc`` for each sample and each signed column of the criterion's
+Hessian, weighted as in the loss. The eigenvalues of ``G`` other than ``l2`` are those of ``K^(1/2) S K^(1/2)`` with the
+Gram matrix ``K = B'B``, ``(R, R)`` with ``R = N (C - 1)`` for softmax cross-entropy. ``K`` is summed over chunks of the
+parameter tensors, so that ``B`` is never stored.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def exact_ggn_spectrum(
 
 @dataclass
 class _BatchColumns:
-    """One batch: its forward pass, and its columns."""
+    """One batch: its forward pass, and the columns of its samples."""
 
     linear: Linearised
     columns: torch.Tensor  # (G, B, M), with the weight of the batch in the loss
@@ -191,7 +191,7 @@ def _believed(uses: Sequence[Use], left_over: Sequence[int]) -> list[Use]:
 
 
 def _groups(batches: Sequence[_BatchColumns], believed: Sequence[Sequence[Use]]) -> Iterator[list[int]]:
-    """Places of uses whose cotangents fit an eighth of the free memory together."""
+    """Groups of use indices whose cotangents together fit in an eighth of the free memory."""
     size = batches[0].columns.element_size()
     budget = available_bytes(batches[0].columns.device) // 8
     group: list[int] = []
@@ -251,7 +251,7 @@ def _add_use(
 def _add_held(
     gram: torch.Tensor, function: LossFunction, batches: Sequence[_BatchColumns], indices: Sequence[int]
 ) -> None:
-    """The parameters whose gradients have to be held, one at a time."""
+    """Add the Gram matrix of parameters without a closed form, whose per-sample gradients are held in memory."""
     for index in indices:
         need = 8 * len(gram) * function.sizes[index]
         if need > available_bytes(function.device) // 2:

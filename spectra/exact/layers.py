@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from spectra.exact.capture import Use
 
-# Bytes of the largest temporary tensor: what is squared at once should stay near the processor.
+# Bytes of the largest temporary tensor, small enough for the processor's caches.
 CHUNK_BYTES = 2**22
 
 Sums = dict[int, tuple[torch.Tensor, torch.Tensor | None]]  # parameter -> trace (), diagonal in its shape; float64
@@ -250,7 +250,7 @@ def _scale(
 def _embedding(
     use: Use, cotangents: Sequence[torch.Tensor], signs: torch.Tensor | None, samples: int, diagonal: bool
 ) -> tuple[Any, Any]:
-    """A row for each token: what a sample holds of one token adds up before it is squared."""
+    """One row per token: the gradients of repeated tokens of a sample are summed before squaring."""
     table = use.settings["weight"]
     size, width = table.shape
     tokens = use.input.reshape(samples, -1).to(torch.int64)

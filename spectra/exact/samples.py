@@ -1,8 +1,8 @@
 """SampleGradients: per-sample gradients held in memory, for parameter uses without a closed form.
 
-By ``vmap`` over the rows of the batch, in chunks under a memory budget; where the model does not allow it, or gives
-other outputs under it, by a pass for each row. Always right where the outputs of a row depend on that row alone, which
-is checked.
+They are computed by ``vmap`` over the rows of the batch, in chunks under a memory budget. If the model does not support
+``vmap``, or returns other outputs under it, each row gets its own pass. The result is correct if the outputs of a row
+depend on that row only, which is checked.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class SampleGradients:
     """The gradients of chosen parameters from each sample of a batch, for columns of cotangents.
 
     Args:
-        function: whose parameters are meant; used within its evaluation.
-        indices: which of them.
-        budget: bytes that the gradients of a chunk may take; by default an eighth of what is free.
+        function: the function with the parameters; called within its evaluation.
+        indices: of the parameters.
+        budget: bytes that the gradients of a chunk may take; by default an eighth of the free memory.
     """
 
     function: LossFunction

@@ -35,7 +35,7 @@ from spectra.runtime.memo import remembered
 from spectra.runtime.phases import phase
 from spectra.task.task import Task
 
-# With more columns than this the gradients are drawn, unless method="exact" asks for all of them.
+# With more columns than this the trace is estimated from random draws, unless method="exact".
 MANY_COLUMNS = 50
 
 
@@ -50,15 +50,15 @@ def exact_trace(
     draws: int = 32,
     seed: int = 0,
 ) -> ExactTrace:
-    """The trace of the Gauss-Newton matrix by parameter tensor, and whether it is the Hessian's.
+    """The trace of the Gauss-Newton matrix by parameter tensor, and whether it is also the Hessian's.
 
-    It is the Hessian's where the outputs are affine in each parameter tensor alone: networks of linear layers,
-    convolutions, ReLU and its kin, pooling, residual sums and batch norm in eval mode. This is decided by measuring it
-    at the network as it is (:mod:`spectra.exact.certificate`), never by the types of its layers.
+    It is the Hessian's if the outputs are affine in each parameter tensor alone: networks of linear layers,
+    convolutions, ReLU and similar activations, pooling, residual sums and batch norm in eval mode. This is decided by
+    measurement on the given network (:mod:`spectra.exact.certificate`), never by the types of its layers.
 
-    Cost: one forward pass and ``C - 1`` back-propagations over the data for ``C`` classes, none of which forms the
-    gradient of a single sample for a linear layer; no variance. In an analysis that limits what optional work may cost
-    (``runtime.allowance``), fewer draws are taken, or draws in place of all columns, where the rest does not fit.
+    Cost: one forward pass and ``C - 1`` back-propagations over the data for ``C`` classes; no variance. Linear layers
+    need no per-sample gradients. Under a budget for optional work (``runtime.allowance``), the number of draws is
+    reduced, or draws replace the columns, to stay within the budget.
 
     Args:
         task: the task. Its ``l2`` is included: ``l2`` times the number of entries.
@@ -67,17 +67,17 @@ def exact_trace(
         params: which trainable parameters; all by default.
         dtype: ``"float32"`` or ``"float64"``; by default the parameters' own.
         method: ``"exact"``; ``"monte-carlo"``: unbiased, with a standard error; or ``"auto"``: exact up to 50 columns.
-        draws: how many, for Monte-Carlo: back-propagations over the data in place of one per column.
+        draws: number of Monte-Carlo draws, each one back-propagation over the data.
         seed: of the draws.
 
     Returns:
-        The result; where there is no such number its ``total`` is None and ``reasons`` says why.
+        The result. If no exact trace exists, ``total`` is None and ``reasons`` says why.
 
     Raises:
         ArgumentError: an argument outside its range.
         TaskError: no trainable parameters.
-        DataError, NumericsError: data that no operator can be made of; NaN or infinity.
-        OverBudget: within a block that limits the cost: not even the fewest draws fit.
+        DataError, NumericsError: unusable data; NaN or infinity.
+        OverBudget: within a block that limits the cost, not even the minimum number of draws fits.
 
     References:
         Ibayashi et al., Minimum sharpness (2021), Proposition 1 and appendices A and H.
@@ -127,7 +127,7 @@ def exact_diagonal(
     are formed for convolutions and for several tokens per sample, in chunks, and never for a linear layer on vectors.
 
     Returns:
-        ``{name: tensor of its shape}``; empty where there is no such thing, with the reason.
+        ``{name: tensor of its shape}``; empty, with the reason, if no exact diagonal exists.
 
     Raises:
         ArgumentError: an argument outside its range.
@@ -165,7 +165,7 @@ def exact_diagonal(
 
 @dataclass
 class _Sums:
-    """What a pass over the data adds up: by parameter tensor."""
+    """Sums over the data, by parameter tensor."""
 
     names: list[str]
     certificate: Certificate
@@ -187,7 +187,7 @@ def _measure(
     *,
     diagonal: bool,
 ) -> _Sums | str:
-    """The sums over the data, or in words why there are none."""
+    """The sums over the data, or the reason in words why there are none."""
     if method not in ("auto", "exact", "monte-carlo"):
         raise ArgumentError(f"method={method!r}: 'auto', 'exact' or 'monte-carlo' is needed")
     if draws < 2:
@@ -243,7 +243,7 @@ def _measure(
 
 
 def _certificate(function: LossFunction, params: Any, objects: Sequence[Any], settings: Sequence[Any]) -> Certificate:
-    """The certificate, measured once; where that would cost too much, nothing is certified."""
+    """The certificate, measured once; if it would cost too much, no tensor is certified."""
 
     def measured() -> Certificate:
         fewest = cost(FEWEST_DRAWS, function.dtype)  # a number without a certificate before a certificate without one
@@ -293,7 +293,7 @@ def _add_up(
 
 @dataclass(frozen=True)
 class _Method:
-    """How the sums over the columns are had."""
+    """How the sums over the columns are computed: all columns, or random draws."""
 
     drawn: bool
     draws: int  # 1 where they are not drawn
@@ -301,10 +301,10 @@ class _Method:
 
 
 def _choose_method(linear: Linearised, method: str, draws: int) -> _Method:
-    """All columns, or draws: as asked, as many as are usual, and no more than may be spent. The cost is taken.
+    """Choose all columns or draws, by the requested method and the budget, and charge the cost to the budget.
 
     Raises:
-        OverBudget: neither may be spent.
+        OverBudget: neither fits in the budget.
     """
     columns = linear.factor.columns
     # A back-propagation of all data for each column; a few more where gradients of single samples have to be formed.
@@ -349,7 +349,7 @@ def _draw(
     generator: torch.Generator,
     report: Callable[[float], None],
 ) -> None:
-    """Every draw of a batch on its own, so that the scatter over draws is known by entry. Batches are independent."""
+    """Add a batch, draw by draw: the scatter over draws gives the standard errors. Batches are independent."""
     first: dict[int, torch.Tensor] = {}
     second: dict[int, torch.Tensor] = {}
     draws, diagonal = len(sums.traces[0]), bool(sums.entries)

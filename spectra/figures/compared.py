@@ -163,11 +163,14 @@ def _draw_bundle(ax: Axes, drawn: Sequence[tuple[np.ndarray, Values]], look: Loo
 
 
 def draw_band(ax: Axes, x: np.ndarray, values: Values, look: Look, label: str | None = None) -> None:
-    """An estimate over training as a line with a band; what is not resolved is a bracket without a line.
+    """An estimate over training as a line with a band; an unresolved value is a bracket without a line.
 
     Args:
-        x: (T,) epochs; entries that are NaN are left out.
+        ax: the axes to draw on.
+        x: (T,) epochs; NaN entries are left out.
         values: (T,).
+        look: colour, marker and line.
+        label: for the legend.
     """
     known = np.isfinite(x)
     at, line = x[known], np.where(values.resolved, values.value, np.nan)[known]

@@ -17,6 +17,7 @@ _WIDTH = 6.4  # inches: its heading in two lines, and legible at the width of a 
 
 
 def cumulative_figure(moment: Moment) -> Figure:
+    """The cumulative distribution of the eigenvalues with its bounds, one panel per batch-norm mode."""
     modes = moment.complete
     figure = blank(_WIDTH, 1.7 + 2.5 * len(modes))
     axes = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
@@ -40,6 +41,7 @@ def cumulative_figure(moment: Moment) -> Figure:
 
 
 def negative_figure(moment: Moment) -> Figure:
+    """The fractions of eigenvalues near 0 and below 0 over the tolerance, two panels per batch-norm mode."""
     modes = moment.complete
     figure = blank(7.4, 1.6 + 2.9 * len(modes))
     rows = figure.subplots(len(modes), 2, sharey=True, squeeze=False)
@@ -73,6 +75,7 @@ def negative_figure(moment: Moment) -> Figure:
 
 
 def dimension_figure(moment: Moment) -> Figure:
+    """The effective dimension over the regularisation ``g``, one curve per batch-norm mode."""
     figure = blank(_WIDTH, 4.2)
     ax = figure.subplots()
     for mode, record in moment.complete.items():

@@ -44,8 +44,11 @@ def draw_cumulative(
     left one and the upper bound at the right one: so they are drawn, and the staircase hides nothing.
 
     Args:
-        cumulative: on an ascending grid.
-        threshold: the axis is linear within it.
+        ax: the axes to draw on.
+        cumulative: the distribution on an ascending grid.
+        spectrum: its Ritz values give the steps.
+        look: colour, marker and line.
+        threshold: the axis is linear within this distance of 0.
     """
     x = np.repeat(cumulative.x, 2)[1:-1]
     for lower, upper, alpha, words in (

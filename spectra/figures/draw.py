@@ -113,8 +113,12 @@ def draw_degeneracy(
     Where the bracket is too wide for a number it is hatched, and no number is drawn.
 
     Args:
+        ax: the axes to draw on.
+        curve: the fraction with its bracket at every tolerance.
         scale: ``|H|_2``, the unit of the tolerances.
-        headline: the estimate that is reported, marked at its tolerance if it is resolved.
+        headline: the reported estimate, marked at its tolerance if it is resolved.
+        look: colour, marker and line.
+        label: for the legend.
         counted: which eigenvalues the curve counts.
     """
     ax.set_ylabel(f"fraction of eigenvalues with {counted}")
@@ -183,15 +187,18 @@ def draw_series(
 ) -> Drawn:
     """One estimate over training with its intervals. A gap stays a gap.
 
-    What is not resolved is an open bracket without a point. A missing bound is an arrow head at the value. An exact
-    number, which is its own interval, is a point without a bar.
+    An unresolved value is an open bracket without a point. A missing bound is an arrow head at the value. An exact
+    number is a point without a bar.
 
     Args:
+        ax: the axes to draw on.
         x: (T,) epochs or steps.
         values: (T,).
+        look: colour, marker and line.
+        label: for the legend.
 
     Returns:
-        What was drawn, for :func:`spectra.figures.readable.clip_intervals`.
+        The drawn numbers, for :func:`spectra.figures.readable.clip_intervals`.
     """
     point = np.where(values.resolved, values.value, nan)
     reach, size = _reach(point, values.lower, values.upper), 4.5 if len(values) <= _MANY else 2.5
@@ -241,12 +248,16 @@ def draw_tensors(
     """The trace of each parameter tensor's diagonal block as a horizontal bar, the first tensor at the top.
 
     Args:
+        ax: the axes to draw on.
         traces: the estimates, by the tensor's name.
-        place, places: which of how many bars this is, where several share a tensor's row.
-        exact: of some tensors the exact trace, drawn as a marker over the bar.
+        look: colour, marker and line.
+        label: for the legend.
+        place: the position of this bar among those that share a tensor's row.
+        places: the number of bars in a row.
+        exact: exact traces of some tensors, drawn as markers over the bars.
 
     Returns:
-        What was drawn, for :func:`spectra.figures.readable.clip_intervals`.
+        The drawn numbers, for :func:`spectra.figures.readable.clip_intervals`.
     """
     height = 0.8 / places
     rows = np.arange(len(traces)) + (place - (places - 1) / 2) * height

@@ -64,6 +64,7 @@ def _most_telling(checks: tuple[Check, ...]) -> list[Check]:
 
 
 def sharpness_figure(moments: list[Moment]) -> Figure:
+    """The sharpness measures over training, one panel per measure."""
     position, words = axis_of(moments)
     modes = [mode for mode in moments[0].modes if any(mode in moment.complete for moment in moments)]
     columns = {name: {mode: _measures(moments, mode, name) for mode in modes} for name in measures_of(moments)}

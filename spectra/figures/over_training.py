@@ -69,6 +69,7 @@ def _ticks(position: np.ndarray, most: int = 9) -> MaxNLocator:
 
 
 def density_over_training(moments: list[Moment]) -> Figure:
+    """The density of the eigenvalues over training as a heat map, one panel per batch-norm mode."""
     position, words = axis_of(moments)
     modes = modes_over(moments)
     complete = [record for moment in moments for record in moment.complete.values()]

@@ -95,6 +95,8 @@ def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> boo
     range of the points, whichever is more; the axis is left alone where that would not change much.
 
     Args:
+        ax: the axes.
+        drawn: the numbers with intervals that were drawn on it.
         along: ``"y"`` or ``"x"``, the axis of the values.
 
     Returns:

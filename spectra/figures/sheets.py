@@ -53,6 +53,7 @@ _ROWS = {
 
 
 def density_figure(moment: Moment) -> Figure:
+    """The density of the eigenvalues of one checkpoint, on a linear and on an asinh axis."""
     figure = blank(9.6, 4.4)
     left, right = figure.subplots(1, 2)
     linear, asinh = _draw_densities(left, moment, "linear"), _draw_densities(right, moment, "asinh")
@@ -81,6 +82,7 @@ def _draw_densities(ax: Axes, moment: Moment, view: str) -> Density:
 
 
 def stem_figure(moment: Moment) -> Figure:
+    """The Ritz values and weights of every probe at one checkpoint, one panel per batch-norm mode."""
     modes = moment.complete
     figure = blank(8.0, 1.6 + 2.5 * len(modes))
     axes = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
@@ -98,6 +100,7 @@ def stem_figure(moment: Moment) -> Figure:
 
 
 def degeneracy_figure(moment: Moment) -> Figure:
+    """The fraction of eigenvalues near 0 over the tolerance at one checkpoint, one panel per batch-norm mode."""
     modes = moment.complete
     figure = blank(2.4 + 3.7 * len(modes), 4.6)
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
@@ -175,6 +178,7 @@ def _rest_in_words(moment: Moment, shown: set[str]) -> str:
 
 
 def mode_figure(moment: Moment) -> Figure:
+    """Density and estimates of one checkpoint, batch norm in eval against train mode."""
     figure = blank(9.6, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     density = _draw_densities(left, moment, "asinh")
@@ -203,6 +207,7 @@ def mode_figure(moment: Moment) -> Figure:
 
 
 def trajectory_figure(moments: list[Moment]) -> Figure:
+    """Loss, accuracy and the main estimates over training, one panel each."""
     position, words = axis_of(moments)
     shown = [moment for moment in moments if moment.complete]
     modes = [mode for mode in moments[0].modes if any(mode in moment.complete for moment in moments)]
@@ -346,4 +351,5 @@ def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend:
 
 
 def wrapped(text: str, width: float) -> str:
+    """The text with line breaks, for a width in inches."""
     return "\n".join(literal(line) for line in textwrap.wrap(" ".join(text.split()), int(width)))

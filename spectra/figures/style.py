@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 @dataclass(frozen=True)
 class Look:
-    """How one of several things in a figure is told apart, also without colour."""
+    """Colour, marker and line of one series, so that series differ also without colour."""
 
     colour: str
     marker: str
@@ -69,7 +69,7 @@ _STYLE: dict[str, Any] = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """matplotlib's settings for a figure, whatever the user's own are; what they were is restored."""
+    """Set matplotlib's parameters for a figure and restore the user's own on exit."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]

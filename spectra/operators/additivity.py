@@ -17,14 +17,14 @@ def whole_and_parts(
 ) -> tuple[float, list[float]] | None:
     """The contributions of a batch, and of two uneven parts of it, to the sum of the loss over all data.
 
-    Returns:
-        The value of the batch and the values of its two parts; None if the batch has no rows to split by.
-
     Args:
         function: the loss; called within its evaluation.
         batch: on the device and in the dtype of the function.
         weight: of the batch.
-        apart: split the output and the target instead of the batch, so that the network runs once only.
+        split_output: split the output and the target instead of the batch, so that the network runs once only.
+
+    Returns:
+        The value of the batch and the values of its two parts; None if the batch has no rows to split by.
     """
     halves = _split(function, batch, split_output)
     if halves is None:

@@ -141,7 +141,7 @@ class Record:
     """
 
     operator: str  # "hessian" | "ggn" | "empirical_fisher"
-    bn_mode: str  # "eval" | "train"
+    bn_mode: str  # "eval" | "train" | "recalibrated"
     checkpoint: str | None = None  # path as it was given; None: the weights were in memory
     checkpoint_sha256: str | None = None
     weights_sha256: str | None = None  # of the weights and buffers as they were loaded from it

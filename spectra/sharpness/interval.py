@@ -101,7 +101,10 @@ def theta_slope(
     gradient is not.
 
     Args:
+        gradient: ``t`` -> the gradient of the loss at ``theta + t v``.
         slope: ``g.v``.
+        delta: half the length of the interval.
+        p: the power.
         form: "corrected", or "printed": equation 15 as it stands in the paper, kept for comparison. Where the loss
             is smooth it is ``delta`` times a third derivative, in place of a second one: nearly nothing.
         centre: ``g(theta)``, which the printed form needs.

@@ -180,7 +180,11 @@ def normalized_sharpness(
         diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled;
             ``"monte-carlo"``: the same from draws, with a standard error; or of the Hessian from draws, whose scatter
             biases the measure: ``"probes"``, ``"na"``, ``"ni"``, see
-            :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`, also for ``draws``, ``radius``, ``eps``, ``seed``.
+            :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`.
+        draws: number of random draws.
+        radius: of the finite differences of ``"na"`` and ``"ni"``, relative to the weights.
+        eps: of ``"ni"``.
+        seed: of the draws.
 
     Returns:
         The measure, with the values by tensor, and what was left out, in ``details``; beside them the sums over single

@@ -147,9 +147,10 @@ class Spectrum:
         )
 
     def without_noise(self) -> Spectrum:
-        """The numbers as if the products had no error; without tensor forms, batch forms and eigenpairs.
+        """A spectrum from the same tridiagonal matrices with ``noise=0``.
 
-        What an interval has beyond that of this spectrum is due to the noise of the products.
+        It drops the tensor forms, the batch forms and the eigenpairs, so only estimates from the Ritz values remain. An
+        interval of the original that is wider owes the difference to the noise of the products.
         """
         return Spectrum(
             self.tridiagonals,
