@@ -18,7 +18,7 @@ from spectra.errors import ArgumentError, DataError
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same tree with every tensor changed; what is not a tensor is passed on as it is."""
+    """The same tree with ``change`` applied to every tensor; other leaves are kept."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
@@ -99,7 +99,7 @@ def _has_other_leaves(batch: Any) -> bool:
 
 
 class Rebatched:
-    """The same rows in the same order, in batches of ``batch_size`` (the last one may be shorter). Re-iterable."""
+    """The same rows in the same order, in batches of ``batch_size``; the last may be shorter. Re-iterable."""
 
     def __init__(self, data: Iterable[Any], batch_size: int) -> None:
         if batch_size < 1:
@@ -126,9 +126,9 @@ class Rebatched:
 
 
 def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
-    """A fixed random subset of ``samples`` rows, without replacement, in the order of the data, in batches like theirs.
+    """A fixed random subset of ``samples`` rows, without replacement, in the order and the batches of the data.
 
-    The choice depends on the seed and on the number of rows only. The subset is held in memory.
+    The choice depends only on the seed and the number of rows. The subset is held in memory.
 
     Raises:
         DataError: there are fewer rows than asked for, or the batches have no rows.
@@ -153,7 +153,7 @@ def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
 
 
 def batch_digest(batch: Any) -> bytes:
-    """A digest of the content of a batch: structure aside, every tensor's dtype, shape and bytes."""
+    """A digest of the content of a batch: dtype, shape and bytes of every tensor, without the tree structure."""
     digest = hashlib.sha256()
     for tensor in tensors_of(batch):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -164,7 +164,7 @@ def batch_digest(batch: Any) -> bytes:
 def rows_digest(batch: Any) -> int:
     """A digest that does not depend on the order of the rows: the sum of the digests of the rows, modulo 2**64.
 
-    Sums over batches tell whether two passes over the data held the same rows, in whatever order and batches.
+    Equal sums over all batches mean that two passes over the data held the same rows, in any order and batching.
     """
     rows = rows_of(batch)
     if not rows:

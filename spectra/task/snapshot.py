@@ -15,16 +15,16 @@ from spectra.runtime.memory import available_bytes, in_words
 from spectra.runtime.rng_state import own_generators_kept, random_state_kept
 from spectra.task.batches import tensors_of
 
-# The part of the free memory that a snapshot may take: products and the Lanczos basis need the rest.
+# A snapshot may take one part in this many of the free memory: products and the Lanczos basis need the remainder.
 _PART = 2
 
 
 def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
-    """The batches of one pass, copied: detached from whatever made them, on the devices where they were.
+    """Copies of the batches of one pass, detached and on their original devices.
 
-    The generators of Python, NumPy and torch, and that of a ``DataLoader`` which has its own, are seeded for the pass
-    and left as they were found. What draws from them, shuffles or augments, gives the same snapshot for the same seed;
-    a generator that the data keep to themselves does not.
+    The generators of Python, NumPy and torch, and a ``DataLoader``'s own generator, are seeded for the pass and then
+    restored. Shuffling and augmentation that draw from these generators give the same snapshot for the same seed. A
+    private generator of the data set is not controlled.
 
     Args:
         data: batches that need not be the same on every pass.
@@ -60,9 +60,9 @@ def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
 
 
 def _copied(batch: Any, index: int) -> Any:
-    """A batch that shares nothing with the original, whatever its class; its tensors are copied without their history.
+    """A copy of a batch that shares no memory with it; tensors are copied without their autograd history.
 
-    A copy of a view is as large as the view, where ``copy.deepcopy`` would take the whole tensor behind it.
+    The copy of a view is as large as the view; ``copy.deepcopy`` would copy the whole underlying tensor.
     """
     clones: dict[int, Any] = {
         id(tensor): tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors_of(batch)

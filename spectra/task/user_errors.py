@@ -29,9 +29,9 @@ _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def place_of(error: BaseException) -> str:
-    """``Net.forward in net.py line 12``: where the user's code raised an error; empty if none of it was involved.
+    """The place in the user's code that raised an error, as ``Net.forward in net.py line 12``; empty if there is none.
 
-    Where all frames belong to installed packages, the innermost one outside of torch is named.
+    If all frames belong to installed packages, the innermost one outside torch is named.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name} line {error.lineno}"
@@ -47,7 +47,7 @@ def place_of(error: BaseException) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """The kind of an error and its message on one line, shortened where it is long.
+    """The type of an error and its message on one line, shortened if it is long.
 
     Example:
         >>> words_of(ValueError("two\\nlines"))
@@ -59,12 +59,12 @@ def words_of(error: BaseException) -> str:
 
 
 def unexpected(error: BaseException) -> bool:
-    """Whether an error is neither one of spectra nor memory that ran out, and so a defect somewhere."""
+    """Whether an error indicates a defect: it is no error of spectra and not out of memory."""
     return not isinstance(error, SpectraError) and not out_of_memory(error)
 
 
 def reason_of(error: BaseException) -> str:
-    """Why there are no numbers, in one line: of an error that is not of spectra with its kind and its place.
+    """The reason of a failure in one line; for errors from outside spectra with type and place.
 
     Example:
         >>> reason_of(MemoryError()), reason_of(DataError("no batch"))
@@ -80,9 +80,9 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def calling(what: str, kind: type[SpectraError] = TaskError) -> Iterator[None]:
-    """Around a call of the user's code: what it raises becomes an error of this kind that names its place.
+    """Context for a call of the user's code: its errors become errors of type ``kind`` that name their place.
 
-    Errors of spectra, and those of memory that ran out, pass as they are.
+    Errors of spectra and out-of-memory errors pass unchanged.
 
     Args:
         what: the part of the task that is called, the subject of the message.
@@ -102,7 +102,7 @@ def calling(what: str, kind: type[SpectraError] = TaskError) -> Iterator[None]:
 
 
 def batches_of(data: Iterable[Any], what: str = "reading the data") -> Iterator[Any]:
-    """The batches of a user's data; what reading them raises names its place.
+    """The batches of a user's data; an error while reading them names its place.
 
     Raises:
         DataError: reading the data fails.
