@@ -9,7 +9,7 @@ from typing import TypeVar
 from spectra.errors import CheckpointError
 
 Value = TypeVar("Value")
-#: Of peft, in the keys of a model: the name of the adapter follows.
+#: Names of peft in the keys of a model; the name of the adapter follows them.
 _BEFORE_NAME = re.compile(r"lora_\w+|ia3_\w+|vera_\w+|modules_to_save")
 
 
@@ -23,14 +23,14 @@ def with_adapter_name(
     Args:
         weights: by the keys of the file.
         wanted: the keys of the model.
-        any_key: the file is known to be of peft. Otherwise the name is put behind a parameter of an adapter alone.
+        any_key: the file is known to be from peft. Otherwise the name is inserted only for parameters of an adapter.
 
     Returns:
-        The weights, and the adapter's name in the model; None where no key of the file lacks one. Of several that fit
-        as well it is ``default``.
+        The weights, and the adapter's name in the model; None if no key of the file lacks a name. If several adapters
+        fit equally well, ``default`` is used.
 
     Raises:
-        CheckpointError: several fit as well, and none is called ``default``.
+        CheckpointError: several adapters fit equally well, and none is called ``default``.
 
     Example:
         >>> with_adapter_name({"fc.lora_A.weight": 1}, {"fc.lora_A.default.weight", "fc.bias"}, any_key=False)
@@ -52,7 +52,7 @@ def with_adapter_name(
 
 
 def _shortened(key: str, any_key: bool) -> Iterator[tuple[str, str]]:
-    """The names that an adapter could have by a key of the model, and the keys that a file then has for it."""
+    """Possible adapter names in a key of the model, each with the corresponding key of a file."""
     parts = key.split(".")
     for place in range(1, len(parts)):
         before, name, after = parts[:place], parts[place], parts[place + 1 :]

@@ -1,7 +1,7 @@
 """Bounds on the memory that a checkpoint file may take, checked from its directory before anything is read.
 
-torch.save does not compress, so that an honest file is about as large in memory as on disk. One that declares more
-than 20 times its own size, and more than 256 MiB, is refused unless the caller allows more.
+torch.save does not compress, so a valid file is about as large in memory as on disk. A file that declares more than 20
+times its own size, and more than 256 MiB, is refused unless the caller allows more.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def parse_size(text: str | int | None) -> int | None:
 
 
 def limit_of(size: int, max_size: int | None) -> int:
-    """Bytes that a file of this size may take in memory."""
+    """The number of bytes that a file of this size may take in memory."""
     return max(RATIO * size, FLOOR) if max_size is None else max_size
 
 
 def limits_of(path: Path, head: bytes, max_size: int | None) -> tuple[Limits, bool]:
-    """What a file by torch.save may declare, and whether nothing in it is compressed.
+    """The limits for a file written by torch.save, and whether it contains no compressed entry.
 
     Raises:
-        CheckpointError: it expands to more than is allowed, or its directory contradicts itself.
-        zipfile.BadZipFile: and what else `zipfile` raises for damaged archives.
+        CheckpointError: it expands to more than is allowed, or its directory is inconsistent.
+        zipfile.BadZipFile: or another error of `zipfile` for damaged archives.
     """
     size = path.stat().st_size
     limit = limit_of(size, max_size)

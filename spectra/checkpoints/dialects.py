@@ -23,7 +23,7 @@ EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "module")
 STEP_KEYS = ("global_step", "iter_num", "step", "iteration")
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-# What training scripts save beside the weights and nobody can use to rebuild the model.
+# Keys that training scripts save with the weights and that do not help to rebuild the model.
 _NOT_METADATA = re.compile(r"optim|scheduler|rng|scaler|callbacks|loops|^amp$", re.IGNORECASE)
 _MAX_WRAPPERS = 8
 _SUFFIX = re.compile(r"\.(pt|pth|ckpt|tar|bin|t7|pkl|pickle|safetensors|model|weights)$", re.IGNORECASE)
@@ -45,7 +45,7 @@ _BARE = re.compile(
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights found in a file, where they were, and under which keys there are others."""
+    """The weights in a file, their key, and the keys of other weights."""
 
     tensors: dict[str, Any]  # keys as in the file
     key: str | None  # None: the dictionary itself
@@ -54,12 +54,12 @@ class Weights:
 
 
 def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Weights | None:
-    """The weights in what a checkpoint file holds; None if there are none (or none under the chosen key).
+    """The weights in the content of a checkpoint file; None if there are none (or none under the chosen key).
 
     Args:
         content: the object in the file.
         choice: a key of the dictionary, or ``"ema"`` / ``"model"`` for the averaged / the plain weights under any key.
-        depth: wrappers around it that were opened already.
+        depth: number of enclosing wrappers already opened.
 
     Raises:
         CheckpointError: too many wrappers, or one that contains itself.
@@ -74,7 +74,7 @@ def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Wei
     others = [key for key in content if isinstance(key, str) and key not in known_keys and _tensors(content[key])]
     others = [key for key in others if not _NOT_METADATA.search(key)]
     if choice is None:
-        # One unknown key with weights is as clear as a known one; of several, none is better than another.
+        # A single unknown key with weights is unambiguous; several are not.
         key = known_keys[0] if known_keys else others[0] if len(others) == 1 and not _has_tensor(content) else None
     else:
         group = {"ema": EMA_KEYS, "model": PLAIN_KEYS}.get(choice, ())
@@ -96,7 +96,7 @@ def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Wei
 
 
 def strip_wrappers(keys: Iterable[str]) -> str:
-    """The prefix, of ``module.`` and ``_orig_mod.`` in any order, that all the keys have.
+    """The common prefix of all keys made of ``module.`` and ``_orig_mod.`` in any order.
 
     Example:
         >>> strip_wrappers(["_orig_mod.module.fc.weight", "_orig_mod.module.fc.bias"])
@@ -114,7 +114,7 @@ def strip_wrappers(keys: Iterable[str]) -> str:
 
 
 def clean(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors with wrappers' prefixes taken off their keys, and the prefix that was."""
+    """The tensors with the wrappers' prefix removed from their keys, and that prefix."""
     tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
     if "n_averaged" in tensors and strip_wrappers(key for key in tensors if key != "n_averaged"):
         del tensors["n_averaged"]  # the counter of torch.optim.swa_utils.AveragedModel, beside the averaged module
@@ -123,7 +123,7 @@ def clean(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
-    """The plain values beside the weights: numbers, texts, lists and dictionaries of them.
+    """The plain values stored with the weights: numbers, texts, and lists and dictionaries of them.
 
     Raises:
         CheckpointError: nested too deeply, or too many.
@@ -150,7 +150,7 @@ def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
 def position_of(metadata: Mapping[str, Any], path: Path) -> tuple[float | None, int | None]:
     """Epoch and step: from the keys ``epoch``, ``global_step``, ``iter_num``, ``step``, ``iteration``, else by name.
 
-    What the file says of itself comes first; its name is asked only if it has neither.
+    The content of the file has precedence; the name is used only if the content has neither.
 
     Raises:
         CheckpointError: a number larger than any epoch or step.
@@ -165,7 +165,7 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
 
     ``epoch``, ``ep``, ``e`` mark an epoch; ``step``, ``iter``, ``iteration``, ``it`` a step. A bare number counts as
     the epoch if it is the whole name, or ends it after a word like ``ckpt``, ``checkpoint``, ``model``, ``weights``;
-    ``resnet18.pt`` has none. A name without is asked for that of its folder, if that says nothing else.
+    ``resnet18.pt`` has none. If the name has none, the name of the folder is used, provided it says nothing else.
 
     Example:
         >>> position_in_name(Path("epoch=3-step=1200.ckpt"))
@@ -183,7 +183,7 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
 
 
 def _in_name(match: re.Match[str] | None) -> Any:
-    """The number that was found; None for one that is larger than any epoch or step, such as a date with its time."""
+    """The matched number; None if it is larger than any epoch or step, such as a date with time."""
     digits = next((group for group in match.groups() if group), None) if match else None
     try:
         return number_of(digits, "number")
@@ -192,7 +192,7 @@ def _in_name(match: re.Match[str] | None) -> Any:
 
 
 def position_in_folder(name: str) -> tuple[float | None, int | None]:
-    """Epoch and step from the name of a folder, where it says nothing else: ``lr1e-3`` is not of epoch 3.
+    """Epoch and step from the name of a folder, if it says nothing else: ``lr1e-3`` is not epoch 3.
 
     ``checkpoint-500`` is a step, as in the trainer of transformers.
 

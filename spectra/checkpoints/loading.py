@@ -16,7 +16,7 @@ from spectra.errors import CheckpointError, NumericsError
 
 
 class Weights(Protocol):
-    """What fitting needs of a :class:`spectra.Checkpoint`."""
+    """The members of a :class:`spectra.Checkpoint` that fitting uses."""
 
     @property
     def path(self) -> Path: ...
@@ -35,10 +35,9 @@ class Weights(Protocol):
 
 
 class Recipient:
-    """A model that receives one checkpoint after another, each as if it were the first.
+    """Loads checkpoints one after another into a model, each as if it were the first.
 
-    What a checkpoint lacks is the model's own: what it was before any checkpoint was loaded, not what the one before
-    has left there.
+    For weights that a checkpoint lacks, the model has its original values, not those of the previous checkpoint.
 
     Args:
         partial: checkpoints may lack any keys.
@@ -47,8 +46,8 @@ class Recipient:
     def __init__(self, partial: bool = False) -> None:
         self.partial = partial
         self._model: nn.Module | None = None
-        self._own: dict[str, Any] = {}  # of the model before the first checkpoint, where it has been replaced
-        self._lost: set[str] = set()  # replaced, and not kept
+        self._own: dict[str, Any] = {}  # original values of the model that a checkpoint has replaced
+        self._lost: set[str] = set()  # keys replaced without a copy of the original
 
     def load(self, checkpoint: Weights, model: nn.Module) -> Fit:
         """Copy the weights of a checkpoint into the model, or raise and leave the model as it was.
@@ -72,7 +71,7 @@ class Recipient:
         return fit
 
     def _keep(self, fit: Fit, model: nn.Module) -> None:
-        """Keep what is about to be replaced, where a checkpoint may come that lacks it."""
+        """Copy the values about to be replaced, if a later checkpoint may lack them."""
         replaced = fit.state_dict.keys() - set(fit.own) - self._own.keys() - self._lost
         if self.partial or fit.own:
             own = model.state_dict()
@@ -112,10 +111,10 @@ def fitted(checkpoint: Weights, model: nn.Module, partial: bool) -> Fit:
 
 
 def put(fit: Fit, path: Path, model: nn.Module) -> None:
-    """Copy weights that fit into a model.
+    """Copy matched weights into a model.
 
     Raises:
-        CheckpointError: the model has rules of its own, and refuses them.
+        CheckpointError: the model's own ``load_state_dict`` refuses them.
     """
     if fit.convert_to is not None:
         model.to(fit.convert_to)
@@ -140,7 +139,7 @@ def check_finite(state_dict: Mapping[str, torch.Tensor], path: Path | str | None
 
 
 def all_finite(tensor: Any) -> bool:
-    """Whether every number is finite; what holds no floating numbers is."""
+    """Whether every number is finite; True for tensors without floating-point numbers."""
     if not isinstance(tensor, torch.Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     wide = tensor if tensor.element_size() > 1 else tensor.float()  # torch.isfinite knows no 8-bit floats

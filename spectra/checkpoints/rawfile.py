@@ -1,8 +1,8 @@
 """Reads a checkpoint file into objects without running code that it names, or gives a one-line reason.
 
 ``torch.load`` is called with ``weights_only=True``: tensors and plain containers are rebuilt, anything else is refused.
-NumPy's scalars and arrays and ``argparse.Namespace``, which training scripts leave beside the weights, count as plain.
-What a pickle may call is in `rebuilding`, what a file may expand to in `bounds`.
+NumPy scalars, NumPy arrays and ``argparse.Namespace``, which training scripts save with the weights, count as plain.
+`rebuilding` has the functions that a pickle may call, `bounds` the limits on its size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|to
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not a file with something in it.
+    """Refuse a path that is not a non-empty regular file.
 
     Raises:
         CheckpointError: missing, a folder, not a regular file, or empty.
@@ -59,10 +59,10 @@ def check_file(path: Path) -> None:
 
 
 def read_hashed(path: Path, unsafe: bool, max_size: int | None = None) -> tuple[Any, str]:
-    """What is in the file, and the SHA-256 of its bytes; the two belong together.
+    """The content of a file and the SHA-256 of the same bytes.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, or was written to meanwhile.
+        CheckpointError: it cannot be read, is damaged, or was modified during reading.
     """
     check_file(path)
     try:
@@ -80,7 +80,7 @@ def read_hashed(path: Path, unsafe: bool, max_size: int | None = None) -> tuple[
 
 
 def check_sums(path: Path) -> None:
-    """Compare the CRC-32 of every part of a zip archive, which torch.load does not: a flipped bit would be a weight.
+    """Compare the CRC-32 of every part of a zip archive; torch.load does not, so a flipped bit would change a weight.
 
     Files without them pass: torch's legacy format, safetensors, and archives that torch wrote with
     ``set_crc32_options(False)``, where all of them are 0.
@@ -101,10 +101,10 @@ def check_sums(path: Path) -> None:
 
 
 def _first_that_differs(path: Path, sums: Mapping[str, int]) -> str | None:
-    """The first part whose bytes, as torch reads them, are not those of its checksum.
+    """The first part whose bytes, as read by torch, do not match its checksum.
 
-    What `zipfile` reads is not enough: with a flipped bit in the directory of the archive, torch can take a part for a
-    folder, and leave the memory of its tensor as it was.
+    The bytes read by `zipfile` are not sufficient: after a flipped bit in the directory of the archive, torch can take
+    a part for a folder, and leave the memory of its tensor uninitialised.
     """
     reader = torch._C.PyTorchFileReader(str(path))
     names = {name.partition("/")[2]: name for name in sums}
@@ -120,8 +120,8 @@ def read_raw(path: Path, unsafe: bool = False, max_size: int | None = None) -> A
 
     Args:
         path: a file by ``torch.save``, or ``.safetensors``.
-        unsafe: run the code that the file names, where it cannot be read without; warns.
-        max_size: bytes that the file may take in memory; None: those of an honest file of its size.
+        unsafe: allow running code that the file names, if it cannot be read otherwise; warns.
+        max_size: bytes that the file may take in memory; by default the limit for a file of its size.
 
     Raises:
         CheckpointError: the file cannot be read; the message is one line and says why.
@@ -170,7 +170,7 @@ def _torch_load(path: Path, *, mmap: bool, weights_only: bool) -> Any:
 
 
 def _read_safetensors(path: Path, max_size: int | None) -> dict[str, Any]:
-    """The tensors of the file, and beside them the texts of its header under ``__metadata__``."""
+    """The tensors of the file, and the texts of its header under the key ``__metadata__``."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -187,7 +187,7 @@ def _read_safetensors(path: Path, max_size: int | None) -> dict[str, Any]:
 
 
 def _reason(path: Path, head: bytes, error: Exception, refused: bool = True) -> str:
-    """Why the file could not be loaded, in words that say what to do."""
+    """Why the file could not be loaded, with advice."""
     if isinstance(error, PermissionError):
         return error.strerror or str(error)
     if head.startswith(b"PK"):
@@ -229,7 +229,7 @@ def _wants_code(error: Exception, globals_named: list[str]) -> str:
 
 
 def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
-    """The globals that the pickles at the start of a file name, harmless ones apart; whether each of them is whole."""
+    """The globals named by the pickles at the start of a file, without harmless ones; whether all are complete."""
     globals_named: list[str] = []
     for _ in range(5):  # torch's legacy format: a magic number, a version, the system, the object, the storages' keys
         if not file.read(1):

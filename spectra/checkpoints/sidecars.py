@@ -14,7 +14,7 @@ from spectra.errors import CheckpointError
 TRAINER_STATE = "trainer_state.json"  # of the trainer in transformers
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 MAX_BYTES = 32 * 2**20
-#: What must be of these types, where it is there, for an adapter to be compared with the model.
+#: Required types of the values, if present, that are compared between an adapter and the model.
 _ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
     "peft_type": (str,),
     "r": (int,),
@@ -57,7 +57,7 @@ def trainer_position(folder: Path) -> tuple[Position | None, str]:
     """Epoch and step in the `trainer_state.json` of a folder.
 
     Returns:
-        The position, None where the file does not give one; and a note on why it is not used, or an empty text.
+        The position, None if the file does not give one; and a note on why it is not used, or an empty text.
     """
     path = folder / TRAINER_STATE
     if not path.is_file():
@@ -78,7 +78,7 @@ def trainer_position(folder: Path) -> tuple[Position | None, str]:
     if isinstance(step, float):
         return None, f"{path}: global_step is not a whole number; it is not used"
     if isinstance(state.get("best_model_checkpoint"), str) and not says_its_moment(folder):
-        # At the end of training the trainer saves the last or the best model there, and does not say which.
+        # At the end of training the trainer saves the last or the best model there, without stating which.
         return (
             None,
             f"{path}: names a best checkpoint, so these weights are not known to be of its step; it is not used",
@@ -87,7 +87,7 @@ def trainer_position(folder: Path) -> tuple[Position | None, str]:
 
 
 def says_its_moment(folder: Path) -> bool:
-    """Whether the name of a folder says of which epoch or step it is."""
+    """Whether the name of a folder states an epoch or step."""
     return position_in_folder(folder.name or folder.resolve().name) != (None, None)
 
 
@@ -111,9 +111,9 @@ def adapter_config(folder: Path) -> dict[str, Any] | None:
 
 
 def compare_adapter(config: Mapping[str, Any], modules: Any, name: str | None) -> str:
-    """How the configuration of an adapter's file differs from that of the model's adapter, or an empty text.
+    """The difference between the configuration of an adapter's file and that of the model's adapter; empty if none.
 
-    The weights of an adapter are scaled by its configuration: with another one the same weights are another network.
+    The configuration scales the adapter's weights, so another configuration gives another network.
 
     Args:
         config: of the file.
