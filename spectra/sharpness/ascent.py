@@ -56,14 +56,14 @@ def climb(
     start: torch.Tensor,
     steps: int,
 ) -> Summit:
-    """The greatest value met on the way up from a point of the ball.
+    """The greatest value found by projected ascent from a point of the ball.
 
     A step goes to the projection of ``u + size * farthest(slope)``, with the size halved until the value grows.
 
     Args:
-        value: of a point.
-        slope: the value of a point and its gradient.
-        ball: what is not left.
+        value: the function at a point.
+        slope: the value at a point and its gradient.
+        ball: the domain.
         start: a point of the ball.
         steps: at most.
     """
@@ -84,7 +84,7 @@ def climb(
 
 
 def check_counts(draws: int, steps: int, seed: int) -> None:
-    """Refuse numbers of draws and steps, and seeds, that mean nothing.
+    """Refuse numbers of draws, steps and seeds outside their range.
 
     Raises:
         ArgumentError: one of them outside its range.

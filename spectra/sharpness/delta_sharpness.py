@@ -34,11 +34,11 @@ def delta_sharpness(
 ) -> Measure:
     """``( mean_{|u| <= delta} |L(theta + u) - L(theta)|^p )^{1/p} / (1 + L(theta))``, ``u`` uniform in the ball.
 
-    As printed, the integral over the ball is not divided by its volume, which for many parameters is too small or too
-    large for any number to hold: this is the mean over the ball. For finite ``p`` it is estimated from draws
-    ``u = delta U^{1/n} g / |g|``, with ``stderr`` to first order from the scatter of ``|dL|^p``. For ``p = inf`` it is
-    the maximum over the ball by projected gradient ascent, upward and downward: a **lower bound**, with the
-    relative first-order gap as ``certificate``.
+    The paper prints the integral over the ball, not divided by its volume; for many parameters that volume underflows
+    or overflows. This is the mean over the ball. For finite ``p`` it is estimated from draws ``u = delta U^{1/n} g /
+    |g|``, with ``stderr`` to first order from the scatter of ``|dL|^p``. For ``p = inf`` it is the maximum over the
+    ball by projected gradient ascent, upward and downward: a **lower bound**, with the relative first-order gap as
+    ``certificate``.
 
     ``delta`` is an absolute length, so this is not invariant under any rescaling. The l2 term is not in the loss.
 

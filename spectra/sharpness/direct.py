@@ -29,7 +29,7 @@ from spectra.sharpness.layouts import Layout, weight_layouts
 from spectra.task.task import Task
 
 FORM = "direct"
-# Part of the mean of H_ij W_ij^2 that is added to each H_ij W_ij^2 for the start, so that no scale begins at infinity.
+# Share of the mean of H_ij W_ij^2 that is added to each H_ij W_ij^2 for the start, so that no scale starts at infinity.
 _FLOOR = 1e-4
 _RATE, _DECAYS = 0.1, (0.9, 0.99)  # of Adam, in the logarithm of a variance
 
@@ -45,7 +45,7 @@ def normalized_sharpness_direct(
     seed: int = 0,
     dtype: str = "float64",
 ) -> Measure:
-    """The least sum of the loss's rise under Gaussian noise and of what the noise costs, over scales of units.
+    """The minimum over unit scales of the loss's rise under Gaussian noise plus the cost of the noise.
 
     ``inf_{x,y} E L(W + sqrt(s) * e) - L(W) + sum_ij W_ij^2 / (2 lam s_ij)`` with ``s_ij = exp(x_i + y_j)`` the variance
     of the noise on weight ``ij`` of each matrix, all matrices at once, and ``e ~ N(0, I)``; biases and normalisation
@@ -53,27 +53,27 @@ def normalized_sharpness_direct(
     tends to the ``"pacbayes"`` form of :func:`spectra.normalized_sharpness` where the diagonal of the Hessian has no
     negative entry; for a quadratic loss it is that at any ``lam``. Invariant under node-wise rescaling.
 
-    The problem is not convex. The scales start from those of the second-order definition (with a small part of the
-    mean added, so that all are finite) and are moved by Adam on the reparametrised gradient, a pair ``+e, -e`` per
-    step; their mean over the second half is taken if it is better than the start. The value is the objective at these
-    scales over **other** draws, each a pair: an unbiased estimate, with ``stderr``, of an **upper bound** of the
-    infimum.
+    The problem is not convex. The scales start from those of the second-order definition (with a small share of the
+    mean added, so that all are finite). Adam then moves them along the reparametrised gradient, with a pair ``+e, -e``
+    per step. Their mean over the second half of the steps is used if it is better than the start. The value is the
+    objective at these scales over **other** draws, each a pair: an unbiased estimate, with ``stderr``, of an **upper
+    bound** of the infimum.
 
     Cost: the exact diagonal, ``2 steps`` gradients, and ``6 draws`` losses of a third of a gradient each.
 
     Args:
         task: the task; its ``l2`` term has no part.
         bn_mode: "eval" or "recalibrated".
-        lam: the weight of the noise's cost, ``lambda``. The order of networks depends on it: two values compare only
-            at one.
+        lam: ``lambda``, the weight of the noise's cost. The order of networks depends on it, so compare values only at
+            equal ``lam``.
         steps: of the search; 0 leaves the scales where they start.
         draws: pairs that the value is averaged over, at least 2.
         seed: of all draws.
         dtype: "float64" or "float32", of the losses.
 
     Returns:
-        The measure; NaN with the reason in train mode, where the curvature is zero or unknown, or where weights that
-        are exactly zero leave scales without a least value.
+        The measure. NaN with the reason in train mode, if the curvature is zero or unknown, or if weights that are
+        exactly zero leave scales without a minimum.
 
     Raises:
         ArgumentError: an argument outside its range.
@@ -158,7 +158,7 @@ class _Matrix:
 
 
 class _Noise:
-    """The rise of the loss under noise of given scales, what it costs, and where the scales begin.
+    """The rise of the loss under noise of given scales, the cost of the noise, and the initial scales.
 
     Raises:
         NumericsError: the start could not be certified.

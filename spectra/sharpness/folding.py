@@ -4,10 +4,10 @@ With ``s = gamma / sqrt(var + eps)`` a layer ``W x + b`` followed by batch norm 
 
     W~ = s W,    b~ = beta + (b - mean) s
 
-Scaling ``(W, mean, var)`` by ``(a, a, a^2)`` leaves the network's function alone for every ``a``, so the smallest trace
-over rescalings would be that of a network without the layer. Folding takes this freedom away. Batch norm that does not
-follow a layer directly (on the stream of a pre-activation network) is made a scale and a shift per channel, ``s`` and
-``beta - mean s``, with nothing else changed.
+Scaling ``(W, mean, var)`` by ``(a, a, a^2)`` preserves the network's function for every ``a``, so the smallest trace
+over rescalings would be that of a network without the layer. Folding removes this freedom. Batch norm that does not
+directly follow a layer (on the residual stream of a pre-activation network) becomes a scale and a shift per channel,
+``s`` and ``beta - mean s``.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Folded:
 
 
 def fold_batch_norm(task: Task, bn_mode: str = "eval") -> Folded:
-    """A float64 copy of a task's model with every batch norm folded, or made a diagonal layer where that cannot be.
+    """A float64 copy of a task's model with every batch norm folded or replaced by a diagonal layer.
 
-    It is folded where it directly follows a linear layer or convolution whose output goes nowhere else, both being
-    called once. The outputs of the copy are held against the model's own.
+    A batch norm is folded if it directly follows a linear layer or convolution whose output has no other use, and both
+    are called once. The outputs of the copy are compared with the model's own.
 
     Raises:
         TaskError: a batch norm without running statistics, or a copy that is not the same function.
@@ -141,7 +141,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 class _Calls(TorchFunctionMode):
-    """What was called in a pass: where the outputs of layers went, and how often each layer was called."""
+    """Records the calls of a pass: the uses of the outputs of layers, and the number of calls of each layer."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ FORMS = ("corrected", "printed")
 
 @dataclass(frozen=True)
 class Interval:
-    """The rule by which the interval is integrated, and what follows from the changes of the loss at its nodes.
+    """The quadrature rule of the interval, and the sharpness from the changes of the loss at its nodes.
 
     Gauss-Legendre with ``nodes`` nodes; for odd ``p``, where ``|dL|^p`` has a kink at 0, half of them on each side. For
     infinite ``p`` the maximum is taken over Chebyshev nodes with both ends, so it is a lower bound.

@@ -1,9 +1,9 @@
 """Identifies the weight matrices among the parameter tensors, and their output and input axes.
 
-A matrix has a row per output unit or channel and a column per input unit or channel. Of a convolution the positions of
-the kernel are summed, because its scales belong to channels; a group of a grouped convolution is a block of its own,
-since no other row meets its columns. Biases, and the scales and shifts of normalisation layers, contribute nothing: a
-scale of their own turns them into constants (Tsuzuku et al. 2019, footnote 5).
+A matrix has a row per output unit or channel and a column per input unit or channel. For a convolution the kernel
+positions are summed, because scales belong to channels. Each group of a grouped convolution is a separate block,
+because its columns connect to its own rows only. Biases, and the scales and shifts of normalisation layers, contribute
+nothing: with a separate scale they become constants (Tsuzuku et al. 2019, footnote 5).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, *((nn.RMSNorm,) if hasattr(nn, 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a matrix in which every row meets every column."""
+    """A block of a matrix in which every row is connected to every column."""
 
     row: int  # the first row, counted over all outputs
     column: int  # the first column, counted over all inputs
@@ -33,7 +33,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight tensor is a matrix."""
+    """How a weight tensor maps to a matrix (outputs, inputs)."""
 
     groups: int = 1
     transposed: bool = False  # (inputs, outputs, ...), as in a transposed convolution
@@ -66,7 +66,7 @@ class Layout:
 
 
 def weight_layouts(model: nn.Module) -> tuple[dict[str, Layout], tuple[str, ...]]:
-    """The layout of every trainable weight matrix, and the names of the trainable tensors that have no part.
+    """The layout of every trainable weight matrix, and the names of the other trainable tensors.
 
     An embedding has a row per token and a column per feature. A tensor of two axes in a module of another kind is taken
     for a matrix (outputs, inputs).

@@ -1,12 +1,12 @@
 """Sharpness measures from the exact diagonal of the curvature: minimum and normalized sharpness of a task.
 
-The diagonal (or the traces of its tensors) is exact, and of the Hessian where the certificate of
-:mod:`spectra.exact.trace` says so; elsewhere it is the Gauss-Newton matrix's, and the measure says that it is.
-Diagonals from draws are an option of normalized sharpness: their noise does not average out of a square root or a
-minimum. ``l2`` has no part in any.
+The diagonal (or the traces by tensor) is exact. It is the Hessian's if the certificate of :mod:`spectra.exact.trace`
+holds; otherwise it is the Gauss-Newton matrix's, and the measure says so. Normalized sharpness also accepts diagonals
+from draws; their noise biases a square root or a minimum. No measure includes ``l2``.
 
 The cost of each is that of the exact trace or diagonal, ``C - 1`` back-propagations over the data for ``C`` outputs;
-what is then minimised is small beside it. What a network does not have is NaN with the reason, never an exception.
+the minimisation is cheap in comparison. A measure that does not exist for a network is NaN with the reason, never an
+exception.
 
 References:
     Ibayashi et al., "Minimum sharpness: scale-invariant parameter-robustness of neural networks", 2021.
@@ -77,8 +77,8 @@ def minimum_sharpness(
         train_draws: random products for ``details["train_mode_part"]``, what filters before batch norm have in train
             mode (:mod:`spectra.sharpness.train_part`), beside the value and never added to it. None by default.
         method: of the traces: ``"exact"``, or ``"monte-carlo"`` with a standard error, see :func:`spectra.exact_trace`.
-        draws: how many, for Monte-Carlo.
-        seed: of either.
+        draws: number of draws for ``"monte-carlo"``.
+        seed: of all random draws.
 
     Returns:
         The measure: ``form`` "bias-free" or "with biases", ``attained``, ``certificate`` (the gradient at the minimum
@@ -239,8 +239,8 @@ def matrix_normalized_sharpness(
         loss: ``"task"`` or ``"normalized"``.
         bn_mode: ``"eval"`` or ``"recalibrated"``.
         method: of the traces: ``"exact"``, or ``"monte-carlo"`` with a standard error, see :func:`spectra.exact_trace`.
-        draws: how many, for Monte-Carlo.
-        seed: of these.
+        draws: number of draws for ``"monte-carlo"``.
+        seed: of the draws.
 
     Returns:
         The measure; NaN with the reason if the trace of a matrix is negative: it is never cut off.
@@ -265,7 +265,7 @@ def matrix_normalized_sharpness(
 
 
 def _train_part(task: Task, network: Homogeneous, draws: int, seed: int) -> dict[str, Any]:
-    """The train-mode part, or the reason why there is none: the measure that it stands beside has its value."""
+    """The train-mode part, or the reason why there is none; the measure itself is not affected."""
     try:
         return train_mode_part(task, network.folded, draws, seed)
     except ArgumentError:
@@ -291,7 +291,7 @@ def _checked(loss: str) -> str:
 
 
 def _with_loss(task: Task, loss: str) -> Task:
-    """The task whose curvature is meant: without l2, and with the normalised cross-entropy if that is asked for."""
+    """The task whose curvature is used: without l2, and with the normalised cross-entropy if ``loss`` requests it."""
     if loss == "task":
         return replace(task, l2=0.0)
     if not task.splits:
@@ -312,13 +312,13 @@ def _with_loss(task: Task, loss: str) -> Task:
 
 
 def _with_reasons(measure: Measure, reasons: Sequence[str]) -> Measure:
-    """The measure, saying why its curvature is the Gauss-Newton matrix's where it is."""
+    """The measure with the reasons why its curvature is the Gauss-Newton matrix's, if it is."""
     sentences = [measure.reason, *reasons] if measure.reason else list(reasons)
     return replace(measure, reason="; ".join(sentences)) if sentences else measure
 
 
 def _refused(measured: Callable[[], Measure], conditions: Mapping[str, Any]) -> Measure:
-    """What was measured, or the reason why it cannot be."""
+    """The measure, or NaN with the reason if it is refused."""
     try:
         return measured()
     except (TaskError, NumericsError) as error:

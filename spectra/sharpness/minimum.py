@@ -1,8 +1,8 @@
 """Minimum sharpness: the smallest trace of the Hessian over rescalings that preserve the network's function.
 
-The network is taken apart in eval mode: batch norm is folded into the layer before it, or made a diagonal linear layer
-where that cannot be (:mod:`spectra.sharpness.folding`); the free scales of its tensors are found from one forward pass
-(:mod:`spectra.sharpness.scale_groups`); the traces of their curvature blocks and a convex problem do the rest
+The computation has three steps, in eval mode. Batch norm is folded into the layer before it, or becomes a diagonal
+linear layer (:mod:`spectra.sharpness.folding`). The free scales of the tensors are found from one forward pass
+(:mod:`spectra.sharpness.scale_groups`). The traces of the curvature blocks then define a convex problem
 (:mod:`spectra.sharpness.rescaling`).
 
 References:
@@ -35,7 +35,7 @@ TRAIN_MODE = (
 
 @dataclass(frozen=True)
 class Homogeneous:
-    """A task whose network has no batch norm, with the scales that are free in it. Its ``l2`` is 0."""
+    """A task whose network has no batch norm, with its free scales. Its ``l2`` is 0."""
 
     task: Task  # the model without batch norm, in the dtype of the model that was given
     groups: ScaleGroups
@@ -45,7 +45,7 @@ class Homogeneous:
 def prepare_rescaling(
     task: Task, bn_mode: str = "eval", scale_groups: Mapping[str, Sequence[float] | float] | None = None
 ) -> Homogeneous:
-    """The network without batch norm and its free scales, each seen to leave its function alone.
+    """The network without batch norm and its free scales, verified to preserve its function.
 
     Args:
         task: the task.
@@ -152,7 +152,7 @@ def minimum_of_traces(
 
 
 def described(network: Homogeneous) -> dict[str, object]:
-    """What was done with batch norm, for the details of a measure."""
+    """The treatment of batch norm, for the details of a measure."""
     if not (network.folded.folded or network.folded.diagonal):
         return {}
     return {

@@ -49,10 +49,10 @@ class Stage:
 
 
 def chain_of(network: Homogeneous) -> list[Stage]:
-    """The layers of a network as a chain, seen to be one by a random rescaling of its units.
+    """The layers of a network as a chain, verified by a random rescaling of its units.
 
     Raises:
-        TaskError: it is none: a parameter of another kind, a layer called twice, or a skip.
+        TaskError: the network is no chain: a parameter of another kind, a layer called twice, or a skip connection.
     """
     model = network.folded.model
     parameters = dict(model.named_parameters())
@@ -77,7 +77,7 @@ def chain_of(network: Homogeneous) -> list[Stage]:
 
 
 def _check(network: Homogeneous, stages: list[Stage]) -> None:
-    """Hold the outputs under a random rescaling of all hidden units against those of the network as it is."""
+    """Compare the outputs under a random rescaling of all hidden units with those of the original network."""
     generator = np.random.default_rng(0)
     batch = few_samples(network.task, network.folded.model)
     factors = [np.exp(0.5 * generator.standard_normal(stage.outputs)) for stage in stages[:-1]]
@@ -91,7 +91,7 @@ def _check(network: Homogeneous, stages: list[Stage]) -> None:
 
 
 def rescale_units(network: Homogeneous, stages: list[Stage], factors: list[Array]) -> nn.Module:
-    """A float64 copy with the hidden units of each layer times their factors, undone by the layer after it."""
+    """A float64 copy with the hidden units of each layer scaled by their factors; the next layer compensates."""
     model = copy.deepcopy(network.folded.model)
     parameters = dict(model.named_parameters())
     ends = [np.ones(stages[0].units), *factors, np.ones(stages[-1].outputs)]

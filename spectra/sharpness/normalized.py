@@ -30,7 +30,7 @@ _SLACK = 1e-9  # rounding allowed in inequalities that hold exactly
 
 @dataclass(frozen=True)
 class MatrixSharpness:
-    """The value of one matrix, and what shows that it is the infimum."""
+    """The value of one matrix, with the certificate of the infimum."""
 
     value: float
     attained: bool
@@ -102,7 +102,7 @@ def check_options(form: str, lam: float, side: str) -> None:
 
 
 def check_between(h: Array, u: Array, half: float) -> None:
-    """Hold half the normalized sharpness between the bounds that it has for every matrix.
+    """Check half the normalized sharpness against bounds that hold for every matrix.
 
     ``sum_ij sqrt(H_ij U_ij) <= S/2 <= sqrt(sum H sum U)``: a scale per entry below, one for the matrix above.
 

@@ -41,9 +41,9 @@ def normalized_of_diagonals(
 ) -> Measure:
     """Normalized sharpness: :func:`spectra.sharpness.normalized.normalized_matrix` summed over the weight matrices.
 
-    Negative entries of the diagonal are taken for 0, which is a choice by sign and so does not depend on scales;
-    ``clipped`` is the sum of what was cut off over the sum of the positive entries. Biases and the parameters of
-    normalisation layers have no part and are listed.
+    Negative entries of the diagonal are set to 0. This depends on their sign only, so it does not affect the
+    invariance. ``clipped`` is the sum of the removed entries over the sum of the positive ones. Biases and the
+    parameters of normalisation layers are left out and listed.
 
     Args:
         task: the task whose model has the weights.

@@ -6,7 +6,8 @@ log-scales ``u``, and the trace ``T_g`` of its curvature block by ``exp(-2 a_g .
     F* = inf_u  sum_g T_g exp(-2 a_g . u)
 
 which is convex in ``u``. Blocks that some direction drives to 0 without making another grow are dropped first (the
-infimum is then not attained); what is left has a minimiser, found by damped Newton steps and certified by its gradient.
+infimum is then not attained). The remaining problem has a minimiser, found by damped Newton steps and certified by its
+gradient.
 
 References:
     Ibayashi et al., "Minimum sharpness", 2021 (Theorem 1; the rescaling of biases in its section 4). The paper's
@@ -26,13 +27,13 @@ from spectra.errors import ArgumentError, NumericsError
 Array = npt.NDArray[np.float64]
 
 CERTIFIED = 1e-9  # the largest relative gradient that is still called a minimum
-_PRICE = 1e-6  # of a log-scale's move, where a block's fall by 1 is worth 1
+_PRICE = 1e-6  # cost of moving a log-scale, relative to the gain of lowering a block by 1
 _LARGEST_STEP = 10.0  # no exponent moves further than this in one step
 
 
 @dataclass(frozen=True)
 class Rescaled:
-    """The infimum over rescalings, and what shows that it is one."""
+    """The infimum over rescalings, with its certificate."""
 
     value: float
     attained: bool  # whether some rescaling reaches it; otherwise it is approached along `recession`
@@ -201,7 +202,7 @@ def _newton(logs: Array, a: Array) -> tuple[Array, float, float]:
         return u, 0.0, 0.0
     if not a.any():
         return u, float(np.exp(logs).sum()), 0.0
-    # Independent columns: the other log-scales stay at 0, and no direction is left along which nothing changes.
+    # Independent columns: the other log-scales stay at 0, so that every remaining direction changes the value.
     _, r, order = qr(a, mode="economic", pivoting=True)
     pivots = np.abs(np.diag(r))
     columns = np.sort(order[: int((pivots > 1e-10 * pivots[0]).sum())])

@@ -20,8 +20,8 @@ from spectra.sharpness.bn_neurons import Neurons
 from spectra.sharpness.draws import gaussian
 from spectra.sharpness.interval import Interval, direction_slope
 
-_ARMIJO = 0.25  # of the gain that the slope promises; a small one lets steps overshoot, and ascent crawl
-_PARTS = (1 / 2, 1 / 4, 1 / 8)  # of a power step that does not gain
+_ARMIJO = 0.25  # required share of the gain predicted by the slope; a small share lets steps overshoot
+_PARTS = (1 / 2, 1 / 4, 1 / 8)  # fractions tried for a power step without gain
 _NO_GAIN = 1e-12  # relative: a step that gains less ends the search
 
 

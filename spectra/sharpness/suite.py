@@ -25,17 +25,17 @@ from spectra.task.task import Task
 def measure_all(
     task: Task, names: str | Sequence[str] = "cheap", bn_mode: str = "eval", faults: Faults | None = None
 ) -> dict[str, Measure]:
-    """The measures of these names; one that does not exist here is NaN with its reason.
+    """The measures with the given names; a measure that does not exist for the task is NaN with the reason.
 
-    Within a block that limits the cost (``runtime.allowance``) those that are not asked for by name are drawn where
-    they would cost more than is left, and left out where even that does: NaN with what they would cost.
+    Within a block that limits the cost (``runtime.allowance``), a measure that was not requested by name is estimated
+    from draws if the exact one exceeds the remaining budget. If the draws exceed it too, it is NaN with its cost.
 
     Args:
         task: the task.
         names: ``"all"``, ``"none"``, ``"cheap"``, or names of :data:`spectra.results.measure_catalogue.CATALOGUE`.
         bn_mode: how batch norm is evaluated. BN-sharpness is defined in train mode, and computed in it always; in that
             mode those that need the loss of single samples, or an exact diagonal, are left out.
-        faults: keeps an error that is no refusal by spectra; the measure is NaN. None: it is raised.
+        faults: collects unexpected errors; the measure is then NaN. With None they are raised.
 
     Returns:
         Name -> measure, in the order of the catalogue.
@@ -91,7 +91,7 @@ def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:
 
 @exclusively
 def task_of(operator: CurvatureOperator) -> Task:
-    """The operator's task at the operator's parameters: a copy of the model where training has gone on since."""
+    """The operator's task at the operator's parameters; with a copy of the model if training has changed it."""
     task, function = operator.task, operator.function
     live = dict(task.model.named_parameters())
     parameters = dict(zip(function.names, function.theta))

@@ -1,13 +1,13 @@
 """train_mode_part: the curvature of filters before batch norm in train mode, where no minimum over scales exists.
 
-In train mode (``eps -> 0``) the loss does not depend on the norm of a filter ``w_i`` before batch norm, so its scale is
-free and the smallest trace over it is 0. What does not move along that scale is the trace of the filter's block at unit
-norm::
+In train mode (``eps -> 0``) the loss does not depend on the norm of a filter ``w_i`` before batch norm. So its scale is
+free, and the smallest trace over the scale is 0. The trace of the filter's block at unit norm does not depend on the
+scale::
 
     sum_i T_i |w_i|^2
 
-with ``T_i`` the trace of its block of the Gauss-Newton matrix in train mode: the Hessian's block can be negative. It is
-estimated from random products, since batch norm in train mode has no exact form; it is a number of its own, beside
+with ``T_i`` the trace of its block of the Gauss-Newton matrix in train mode (the Hessian's block can be negative). It
+is estimated from random products, because batch norm in train mode has no exact form. It is reported separately from
 minimum sharpness and never added to it.
 """
 
