@@ -26,9 +26,9 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
     """Densities of all arms on one asinh axis, and below them trace, largest eigenvalue and degeneracy over training.
 
     Args:
-        arms: each with its records at the moment compared; a density is the mean over the runs of an arm.
-        series: of each arm's label the whole runs; without them, or where none has two checkpoints, the densities are
-            the figure.
+        arms: each with its records at the compared checkpoint; a density is the mean over the runs of an arm.
+        series: the complete runs by the label of their arm. Without them, or if no run has two checkpoints, the figure
+            shows the densities only.
     """
     looks = {arm.label: ARMS[index % len(ARMS)] for index, arm in enumerate(arms)}
     runs = {
@@ -82,7 +82,7 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
 
 
 def _draw_densities(ax: Axes, arms: Sequence[Arm], looks: Mapping[str, Look]) -> list[Density]:
-    """One kernel and one grid for all, so that a difference is one of the spectra."""
+    """Draw all densities with one kernel and one grid, so that differences come from the spectra."""
     spectra = [spectrum for arm in arms for spectrum in arm.spectra]
     own = [spectrum.density(view="asinh") for spectrum in spectra]
     common: dict[str, Any] = {
@@ -103,7 +103,7 @@ def _draw_densities(ax: Axes, arms: Sequence[Arm], looks: Mapping[str, Look]) ->
 
 
 def _pooled(densities: Sequence[Density]) -> Density:
-    """The mean of the runs' densities, between the least and the largest of them."""
+    """The mean of the runs' densities, with the range from the smallest to the largest as its band."""
     values = np.stack([density.values for density in densities])
     first = densities[0]
     return Density(
@@ -123,7 +123,7 @@ def _pooled(densities: Sequence[Density]) -> Density:
 def _draw_runs(
     ax: Axes, runs: Mapping[str, Sequence[Series]], name: str, looks: Mapping[str, Look], tau: float | None
 ) -> bool:
-    """One run of an arm with its band; several as thin lines, and a band from the least to the largest of them.
+    """Draw one run of an arm with its band, or several as thin lines with a band from the smallest to the largest.
 
     Returns:
         Whether the axis cuts off a band.

@@ -10,7 +10,7 @@ from spectra.figures.moments import Moment
 from spectra.figures.sheets import band_of, blank, finished, matrix_at, mode_words
 from spectra.figures.style import look_of
 
-#: The operators that are positive semidefinite by their construction.
+#: The operators that are positive semidefinite by construction.
 SEMIDEFINITE = ("ggn", "empirical_fisher")
 
 _WIDTH = 6.4  # inches: its heading in two lines, and legible at the width of a column
@@ -83,7 +83,7 @@ def dimension_figure(moment: Moment) -> Figure:
         draw_dimension(ax, record.spectrum, look=look_of(mode), label=mode_words(mode))
     if ax.lines:
         ax.legend(loc="lower left")
-    else:  # only the reasons why there is no curve
+    else:  # the axes contain only the reason why there is no curve
         ax.set_xticks([])
         ax.set_yticks([])
     band = (

@@ -19,10 +19,10 @@ from spectra.figures.style import GREY, PALE, asinh_axis, literal, look_of, shor
 from spectra.results.trace_checks import Check, can_tell
 from spectra.results.trajectory import Values
 
-#: More rows than this could not be read.
+#: The largest number of rows that stays readable.
 _MOST_CHECKS = 40
 
-_VERDICTS = {  # marker, colour, face: told apart without colour too
+_VERDICTS = {  # marker, colour, face: distinguishable without colour too
     "agrees": ("o", "#0072B2", "#0072B2"),
     "inconclusive": ("s", GREY, "white"),
     "disagrees": ("X", "#D55E00", "#D55E00"),
@@ -30,7 +30,7 @@ _VERDICTS = {  # marker, colour, face: told apart without colour too
 
 
 def check_figure(moment: Moment) -> Figure:
-    """One panel of rows per batch-norm mode that has comparisons which could have found something."""
+    """The comparisons with exact values, one panel per batch-norm mode with conclusive comparisons."""
     records = {mode: record for mode, record in moment.complete.items() if can_tell(record.checks)}
     checks_by_mode = {mode: record.checks for mode, record in records.items()}
     shown = {mode: _most_telling(checks) for mode, checks in checks_by_mode.items()}
@@ -58,7 +58,7 @@ def check_figure(moment: Moment) -> Figure:
 
 
 def _most_telling(checks: tuple[Check, ...]) -> list[Check]:
-    """At most so many that can be read, in their order: those that failed, then by the size of z."""
+    """A readable number of checks in their original order: failed ones first, then those with the largest |z|."""
     first = sorted(range(len(checks)), key=lambda i: (not checks[i].failed, -abs(checks[i].z)))[:_MOST_CHECKS]
     return [checks[i] for i in sorted(first)]
 
@@ -93,7 +93,7 @@ def sharpness_figure(moments: list[Moment]) -> Figure:
 
 
 def measures_of(moments: list[Moment]) -> list[str]:
-    """The names of the measures that at least two checkpoints have a value of."""
+    """The names of the measures with a value at two or more checkpoints."""
     counts: dict[str, int] = {}
     for moment in moments:
         having = {n for record in moment.complete.values() for n, m in record.sharpness.items() if np.isfinite(m.value)}
@@ -110,7 +110,7 @@ def _measures(moments: list[Moment], mode: str, name: str) -> Values:
 
 
 def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str) -> None:
-    """A row per comparison: its z beside the band in which it agrees, and the discrepancy that it would notice.
+    """One row per comparison: its z with the band of agreement, and the smallest discrepancy that it detects.
 
     Args:
         left: of z, on an axis that is linear near 0 and logarithmic beyond.

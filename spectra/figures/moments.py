@@ -18,10 +18,10 @@ from spectra.results.trajectory import Values
 
 @dataclass(frozen=True)
 class Moment:
-    """One checkpoint under one operator: a record per batch-norm mode, some of them failed, some not there."""
+    """One checkpoint under one operator: a record per batch-norm mode; some may have failed or be missing."""
 
     operator: str
-    modes: tuple[str, ...]  # those that the run has, here or at another checkpoint
+    modes: tuple[str, ...]  # all modes of the run, at this or another checkpoint
     index: int  # among the checkpoints of the run
     epoch: float | None
     step: int | None
@@ -39,7 +39,7 @@ class Moment:
 
     @property
     def label(self) -> str:
-        """When it was, in words."""
+        """The time of the checkpoint in words: epoch, step or name."""
         if self.epoch is not None:
             return f"epoch {self.epoch:g}"
         if self.step is not None:
@@ -48,12 +48,12 @@ class Moment:
 
     @property
     def slug(self) -> str:
-        """When it was, for the name of a file."""
+        """The time of the checkpoint as part of a file name."""
         return re.sub(r"[^A-Za-z0-9.]+", "", self.label.replace(" ", "")).strip(".") or f"checkpoint{self.index + 1}"
 
     @property
     def gaps(self) -> list[str]:
-        """What is missing here and why, a few words each."""
+        """The missing records with their reasons, a few words each."""
         sentences = []
         for mode in self.modes:
             if mode not in self.records:
@@ -81,7 +81,7 @@ def moments_of(records: Iterable[Record], operator: str) -> list[Moment]:
 
 
 def _is_of(record: Record, moment: Moment) -> bool:
-    """Whether a record is of this checkpoint: by the content of the file, else by its name."""
+    """Whether a record belongs to this checkpoint, by the hash of the file, else by its name."""
     if (record.epoch, record.step) != (moment.epoch, moment.step):
         return False
     hashes = {other.checkpoint_sha256 for other in moment.records.values()} - {None}
@@ -91,10 +91,10 @@ def _is_of(record: Record, moment: Moment) -> bool:
 
 
 def check_epochs(moments: Sequence[Moment], epochs: Iterable[float]) -> None:
-    """See that something can be drawn of every one of these epochs.
+    """Check that every given epoch has a complete record.
 
     Raises:
-        ArgumentError: an epoch that there is not, or of which nothing is complete.
+        ArgumentError: an epoch does not exist, or none of its records is complete.
     """
     for epoch in epochs:
         at_epoch = [moment for moment in moments if moment.epoch == epoch]
@@ -117,9 +117,9 @@ def chosen_moments(moments: Sequence[Moment], epochs: Sequence[float] = ()) -> l
 
 
 def axis_of(moments: Sequence[Moment]) -> tuple[np.ndarray, str]:
-    """Where the checkpoints stand on an axis of training time, (T,), NaN where it is not known; and what the axis is.
+    """The positions of the checkpoints on an axis of training time, (T,), NaN if unknown; and the label of the axis.
 
-    Epochs if every complete checkpoint knows its own and no two are alike, else steps likewise, else their order.
+    Epochs if every complete checkpoint has a distinct epoch; else steps, by the same rule; else the order.
     """
     for name in ("epoch", "step"):
         times = [getattr(moment, name) for moment in moments]
@@ -130,9 +130,9 @@ def axis_of(moments: Sequence[Moment]) -> tuple[np.ndarray, str]:
 
 
 def values_over(moments: Sequence[Moment], bn_mode: str, name: str) -> Values:
-    """A number to quote, or a fact such as the loss, at every checkpoint; NaN where it is missing or failed.
+    """A headline number, or a fact such as the loss, at every checkpoint; NaN if it is missing or failed.
 
-    A trace is the exact one where that is known, and then its own interval; see `Record.headline`.
+    A trace is the exact one if that is known; its interval then has length 0. See `Record.headline`.
     """
     cells = [_cell(moment.complete.get(bn_mode), name) for moment in moments]
     value, stderr, lower, upper, resolved = np.array(cells, dtype=np.float64).reshape(-1, 5).T

@@ -25,10 +25,10 @@ from spectra.spectrum.differences import common_tolerance
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
 
-#: More tensors than this in one figure could not be read.
+#: The largest number of tensors that stays readable in one figure.
 _MOST_TENSORS = 12
 
-# The colours of a density reach from its peak down by this factor, or to a hundredth of one eigenvalue.
+# The colour scale of a density spans this factor below its peak, or down to a hundredth of one eigenvalue.
 _DECADES = 1e-6
 
 
@@ -53,7 +53,7 @@ def _forms_at(moment: Moment, mode: str) -> Spectrum | None:
 
 
 def pairs_over(moments: Sequence[Moment]) -> tuple[str, str] | None:
-    """The two batch-norm modes that most checkpoints have both of, two of them at least."""
+    """The pair of batch-norm modes that most checkpoints have; at least two checkpoints are needed."""
     modes = moments[0].modes
     for other in modes[1:]:
         if sum({modes[0], other} <= set(moment.complete) for moment in moments) > 1:
@@ -118,7 +118,7 @@ def _density(record: Record | None, grid: np.ndarray, threshold: float) -> Densi
 def _draw_heat(
     ax: Axes, position: np.ndarray, column: Sequence[Density | None], grid: np.ndarray, norm: LogNorm
 ) -> QuadMesh:
-    """A strip per checkpoint, from halfway to the one before to halfway to the next."""
+    """Draw one strip per checkpoint; the strips meet halfway between neighbouring checkpoints."""
     drawable = [index for index in np.argsort(position) if isfinite(position[index])]
     at = position[drawable]
     middle = (at[1:] + at[:-1]) / 2
@@ -128,13 +128,13 @@ def _draw_heat(
     across = np.sinh(np.concatenate([[u[0]], (u[1:] + u[:-1]) / 2, [u[-1]]]))
     ax.grid(False)
     ax.set_ylim(edges[0], edges[-1])
-    # What is below the range of colours is white, like a density of 0, and not like the least of the colours.
+    # Values below the colour range are white, like a density of 0.
     shown = np.ma.masked_invalid(np.where(heights >= norm.vmin, heights, nan))
     return ax.pcolormesh(across, edges, shown, norm=norm, cmap="cividis_r", rasterized=True)
 
 
 def _width_of(shown: Sequence[Density]) -> str:
-    """How wide the bands are that a heat map cannot show: the mean of the relative half width, weighted by the mass."""
+    """The mean relative half width of the bands, weighted by the mass, in words; a heat map cannot show the bands."""
     widths = [
         float(((d.upper - d.values) * (d.values > 0)).sum() / d.values.sum()) for d in shown if d.upper is not None
     ]
@@ -147,7 +147,7 @@ def _width_of(shown: Sequence[Density]) -> str:
 
 
 def degeneracy_over_training(moments: list[Moment]) -> Figure:
-    """The fraction near zero beside the mass of the Ritz values closest to zero, and how far from zero those are."""
+    """The fraction near zero, with the mass of the Ritz values closest to zero and the size of these values."""
     position, words = axis_of(moments)
     modes = modes_over(moments)
     figure = blank(9.8, 1.9 + 2.7 * len(modes))
@@ -189,7 +189,7 @@ def degeneracy_over_training(moments: list[Moment]) -> Figure:
 
 
 def _draw_bounds(ax: Axes, moments: Sequence[Moment], mode: str) -> list[str]:
-    """The line of Granziol's rank formula and, where the rank is known to be small, that of counting; in words."""
+    """Draw the line of Granziol's rank formula and, for a small rank, the counting bound; returns captions."""
     records = [record for moment in moments if (record := moment.complete.get(mode)) is not None]
     sizes = {record.spectrum.n for record in records if record.spectrum is not None}
     if len(sizes) != 1:
@@ -285,7 +285,7 @@ _DIFFERENCES = {
 
 
 def modes_over_training(moments: list[Moment]) -> Figure:
-    """What the batch-norm mode changes over training, with the errors that the shared probes leave of it."""
+    """The paired differences between two batch-norm modes over training, with their errors."""
     position, words = axis_of(moments)
     pair = pairs_over(moments)
     assert pair is not None

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullL
 
 from spectra.results.trajectory import Values
 
-#: Positive values that span more than this factor get a logarithmic axis.
+#: Positive values that span more than this factor use a logarithmic axis.
 WIDE = 30.0
 
 # An axis is clipped where the whole of the intervals is this many times as long as the clipped part.
@@ -23,13 +23,13 @@ _FAR_BEYOND = 2.5
 # Ticks of a logarithmic axis are at powers of ten where it spans more decades than this.
 _MANY_DECADES = 3.0
 
-#: What a caption says of an axis that is clipped.
+#: The caption's note on a clipped axis.
 CLIPPED = "A triangle at the edge of a panel: the interval goes on beyond it."
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Numbers with intervals as they are drawn: where they stand along the other axis, and in which colour."""
+    """Drawn numbers with intervals, their positions along the other axis, and their colour."""
 
     at: np.ndarray  # (T,)
     value: np.ndarray  # (T,) NaN where there is no point
@@ -39,7 +39,7 @@ class Drawn:
 
     @classmethod
     def of(cls, at: np.ndarray, values: Values, colour: str) -> Drawn:
-        """A series, whose values are points where they are resolved."""
+        """A series; unresolved values have no point."""
         return cls(at, np.where(values.resolved, values.value, np.nan), values.lower, values.upper, colour)
 
     @classmethod
@@ -89,10 +89,10 @@ def plain_ticks(ax: Axes) -> None:
 
 
 def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> bool:
-    """Limit an axis to its points and typical intervals where others are far longer, and mark those that go beyond.
+    """Limit an axis to its points and typical intervals if some are far longer, and mark those that are cut off.
 
-    Every point stays on the axis. The limits leave room for intervals of the typical (median) reach, or for half the
-    range of the points, whichever is more; the axis is left alone where that would not change much.
+    Every point stays on the axis. The margin is the typical (median) length of the intervals, or half the range of the
+    points, whichever is larger. The axis does not change if the effect would be small.
 
     Args:
         ax: the axes.
@@ -100,7 +100,7 @@ def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> boo
         along: ``"y"`` or ``"x"``, the axis of the values.
 
     Returns:
-        Whether something is cut off.
+        Whether an interval is cut off.
     """
     log = (ax.get_yscale() if along == "y" else ax.get_xscale()) == "log"
     low, middle, high = (np.concatenate([part(d, log) for d in drawn]) if drawn else np.empty(0) for part in _PARTS)
@@ -139,7 +139,7 @@ def _mark(ax: Axes, at: np.ndarray, edge: int, along: str, colour: str) -> None:
 
 
 def _scaled(numbers: np.ndarray, log: bool) -> np.ndarray:
-    """On the scale of the axis; what a logarithmic one has no place for is beyond its lower end."""
+    """The numbers on the scale of the axis; on a logarithmic axis non-positive ones lie below its lower end."""
     if not log:
         return numbers
     positive = numbers > 0

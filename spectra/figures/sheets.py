@@ -19,7 +19,7 @@ from spectra.figures.style import asinh_axis, literal, look_of, shortened
 from spectra.results.record import Record
 from spectra.spectrum.density import Density
 
-#: More tensors than this in one figure could not be read.
+#: The largest number of tensors that stays readable in one figure.
 _MOST_TENSORS = 30
 _MOST_GAPS = 4
 
@@ -31,7 +31,7 @@ _MATRICES = {
     "empirical_fisher": "empirical Fisher matrix",
 }
 _LAMBDA = {"lambda_max": r"$\lambda_{\max}$", "lambda_min": r"$\lambda_{\min}$"}
-PANELS = {  # of the trajectory: what is drawn and how its axis is called
+PANELS = {  # of the trajectory: name of the number -> label of its axis
     "loss": "loss",
     "accuracy": "accuracy",
     "trace": r"trace $\mathrm{Tr}\,H$",
@@ -68,7 +68,7 @@ def density_figure(moment: Moment) -> Figure:
 
 
 def _draw_densities(ax: Axes, moment: Moment, view: str) -> Density:
-    """The densities of all modes with one kernel and one axis, so that a difference is one of the spectra."""
+    """Draw the densities of all modes with one kernel and one axis, so that differences come from the spectra."""
     spectra = {mode: record.spectrum for mode, record in moment.complete.items() if record.spectrum is not None}
     own = [spectrum.density(view=view) for spectrum in spectra.values()]
     common: dict[str, Any] = {"sigma": max(density.sigma for density in own)}
@@ -128,7 +128,7 @@ def degeneracy_figure(moment: Moment) -> Figure:
 
 
 def layer_figure(moment: Moment) -> Figure:
-    """The estimates as bars, and over them the exact traces where they are known."""
+    """The trace of each tensor's block at one checkpoint: estimates as bars, exact traces as markers."""
     estimates_by_mode = {
         mode: record.spectrum.tensor_traces() for mode, record in moment.complete.items() if record.spectrum is not None
     }
@@ -163,7 +163,7 @@ def layer_figure(moment: Moment) -> Figure:
 
 
 def _rest_in_words(moment: Moment, shown: set[str]) -> str:
-    """What the tensors that are not shown sum to, with its standard error, in each mode."""
+    """The sum of the tensors that are not shown, with its standard error, in each mode, in words."""
     sums = []
     for mode, record in moment.complete.items():
         traces = {name: trace for name, trace in record.headline_tensor_traces().items() if name not in shown}
@@ -245,12 +245,12 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
 
 
 def exact_words(moments: Sequence[Moment]) -> str:
-    """What a caption says of exact traces, where there are some."""
+    """The caption's note on exact traces, empty if there are none."""
     return " A trace without a bar is exact." if has_exact(moments) else ""
 
 
 def _tolerances(moments: Sequence[Moment]) -> str:
-    """Over which tolerances the fractions of a run are: they differ between checkpoints."""
+    """The range of tolerances of a run's fractions, in words; they differ between checkpoints."""
     pairs = [
         (record.estimates.get("rank_degeneracy"), record.estimates.get("spectral_norm"))
         for moment in moments
@@ -269,7 +269,7 @@ def _tolerances(moments: Sequence[Moment]) -> str:
 
 
 def matrix_words(record: Record) -> str:
-    """Which matrix a record is of, and its normalisation."""
+    """The matrix of a record and its normalisation, in words."""
     reduction = record.settings.get("reduction")
     words = _MATRICES.get(record.operator, record.operator.replace("_", " "))
     if reduction in ("mean", "sum"):
@@ -278,17 +278,17 @@ def matrix_words(record: Record) -> str:
 
 
 def matrix_at(moment: Moment) -> str:
-    """The same of the records of a checkpoint, which have it in common."""
+    """The matrix of a checkpoint's records, which all share it, in words."""
     return matrix_words(next(iter(moment.complete.values())))
 
 
 def mode_words(mode: str) -> str:
-    """How batch norm was evaluated."""
+    """The batch-norm mode in words."""
     return "batch norm with recalibrated statistics" if mode == "recalibrated" else f"batch norm in {mode} mode"
 
 
 def band_of(*moments: Moment) -> str:
-    """What the error bars of means over probes are."""
+    """The meaning of the error bars of means over probes, in words."""
     counts = {r.spectrum.num_probes for m in moments for r in m.complete.values() if r.spectrum is not None}
     return "none (a single probe)" if counts == {1} else "95 % over probes"
 
@@ -329,7 +329,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend: Sequence[Axes] = ()) -> Figure:
-    """Put the title above the figure, its caption with the gaps below it, and a legend where no data is."""
+    """Add the title, the caption with the list of gaps, and a legend in a free place."""
     gaps = [gap for moment in moments for gap in moment.gaps]
     if gaps:
         more = f"; and {len(gaps) - _MOST_GAPS} more" if len(gaps) > _MOST_GAPS else ""
@@ -338,7 +338,7 @@ def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend:
     title, line = _heading([moment for moment in moments if moment.complete])
     heading = f"{wrapped(title, width * 11.5)}\n{wrapped(line, width * 11.5)}"
     entries = {label: handle for ax in legend for handle, label in zip(*ax.get_legend_handles_labels())}
-    if entries:  # in a line of its own below the heading, which keeps it free
+    if entries:  # in a separate line below the heading
         below = (heading.count("\n") + 1) * 1.25 * _HEADING + 4
         place = (0.004, 1 - below / (72 * figure.get_figheight()))
         rows = -(-sum(len(label) + 7 for label in entries) // int(width * 13.5))

@@ -23,7 +23,7 @@ class Look:
     face: str  # of the marker: one that is open does not hide what is below it
 
 
-# The colours of M. Okabe and K. Ito, Color Universal Design (2008): told apart by the colour-blind and in print.
+# The colours of M. Okabe and K. Ito, Color Universal Design (2008): distinct for the colour-blind and in print.
 LOOKS = {
     "eval": Look("#0072B2", "o", "-", "#0072B2"),
     "train": Look("#D55E00", "s", "--", "none"),
@@ -82,7 +82,7 @@ def look_of(bn_mode: str) -> Look:
 
 
 def literal(text: str) -> str:
-    """The text as it stands: a dollar sign in a name does not begin a formula.
+    """The text with escaped dollar signs, so that a name does not start a formula.
 
     Example:
         >>> literal("cost$ and $more")
