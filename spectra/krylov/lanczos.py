@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from spectra.errors import NumericsError
-from spectra.operators.base import Parts, SymmetricOperator
+from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.krylov_basis import Basis
 from spectra.runtime.exclusive import exclusively, one_at_a_time
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -26,7 +26,7 @@ class Recurrence:
 
     tridiagonal: Tridiagonal
     forms: np.ndarray  # (t,) float64: per tensor of the operator, q_t' (H q)_t of the first product
-    parts: Parts | None = None  # of the first product, (B,): the per-batch quadratic forms q'H q
+    batch_forms: BatchForms | None = None  # of the first product, (B,): the per-batch quadratic forms q'H q
     start_overlaps: np.ndarray | None = (
         None  # (k, m), first probe only: scalar products of every probe with its Krylov basis
     )
@@ -41,7 +41,7 @@ class Halfway:
     betas: np.ndarray  # (j,) float64
     exhausted: bool
     forms: np.ndarray  # as in Recurrence; empty before the first step
-    parts: Parts | None
+    batch_forms: BatchForms | None
     vectors: torch.Tensor  # (j + 1, n), or (j, n) for a finished recurrence, in the dtype of the basis
 
 
@@ -93,9 +93,11 @@ def tridiagonalize(
         with one_at_a_time:  # the number of threads and the precision of products are process-wide settings
             block = torch.stack([run.basis.last for run in live])
             if step == 0:
-                products, parts = operator.apply_in_parts(block)
+                products, batch_forms = operator.apply_in_parts(block)
                 for row, run in enumerate(live):
-                    run.parts = None if parts is None else Parts(parts.forms[row], parts.weights)
+                    run.batch_forms = (
+                        None if batch_forms is None else BatchForms(batch_forms.forms[row], batch_forms.weights)
+                    )
             else:
                 products = operator.apply(block)
             for run, product in zip(live, products):
@@ -123,7 +125,7 @@ class _Run:
         self.alphas: list[float] = []
         self.betas: list[float] = []
         self.forms = np.zeros(0)
-        self.parts: Parts | None = None
+        self.batch_forms: BatchForms | None = None
         self.exhausted = False
         self.stopped = False  # ended by the caller's `stop`
 
@@ -134,12 +136,12 @@ class _Run:
     def take_up(self, halfway: Halfway) -> None:
         """Continue from a stored state."""
         self.alphas, self.betas = halfway.alphas.tolist(), halfway.betas.tolist()
-        self.exhausted, self.forms, self.parts = halfway.exhausted, halfway.forms, halfway.parts
+        self.exhausted, self.forms, self.batch_forms = halfway.exhausted, halfway.forms, halfway.batch_forms
         self.basis.restore(halfway.vectors)
 
     def halfway(self) -> Halfway:
         alphas, betas = np.array(self.alphas), np.array(self.betas)
-        return Halfway(alphas, betas, self.exhausted, self.forms, self.parts, self.basis.rows)
+        return Halfway(alphas, betas, self.exhausted, self.forms, self.batch_forms, self.basis.rows)
 
     def advance(self, residual: torch.Tensor, tolerance: float) -> None:
         """One step, from the product with the newest vector; ``residual`` is overwritten."""
@@ -166,4 +168,4 @@ class _Run:
         tridiagonal = Tridiagonal(
             np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()
         )
-        return Recurrence(tridiagonal, self.forms, self.parts, basis=self.basis if keep_basis else None)
+        return Recurrence(tridiagonal, self.forms, self.batch_forms, basis=self.basis if keep_basis else None)

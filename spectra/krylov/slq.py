@@ -139,7 +139,7 @@ def slq(
     forms, deflated = np.stack([r.forms for r in recurrences]), None
     if eigenpairs is not None:
         deflated = _deflated_forms(operator, eigenpairs, forms, np.stack(overlaps))
-    parts = [r.parts for r in recurrences if r.parts is not None]
+    batch_forms = [r.batch_forms for r in recurrences if r.batch_forms is not None]
     return Spectrum(
         [r.tridiagonal for r in recurrences],
         n,
@@ -151,8 +151,8 @@ def slq(
         deflated_tensor_forms=deflated,
         eigenpairs=eigenpairs,
         overlaps=np.stack(overlaps).sum(axis=2) if overlaps else None,
-        batch_forms=None if not parts else np.stack([part.forms for part in parts]),
-        batch_weights=parts[0].weights if parts else None,
+        batch_forms=np.stack([b.forms for b in batch_forms]) if batch_forms else None,
+        batch_weights=batch_forms[0].weights if batch_forms else None,
         semidefinite=operator.semidefinite,
         start_overlaps=recurrences[0].start_overlaps,
     )

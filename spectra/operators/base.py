@@ -21,7 +21,7 @@ _POWER_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Parts:
+class BatchForms:
     """Per-batch quadratic forms of a block of vectors, without the l2 term; a batch may be a group of batches."""
 
     forms: np.ndarray  # (k, B) float64: the sum over the batches is q'A q
@@ -50,7 +50,7 @@ class SymmetricOperator(ABC):
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         """The products with the rows of ``block``, ``(k, n)`` in the operator's dtype and on its device."""
 
-    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts | None]:
+    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, BatchForms | None]:
         """The products of :meth:`apply`, and the per-batch quadratic forms ``q'A q`` of its rows ``q``.
 
         The second entry is None for an operator that is not a sum over batches.

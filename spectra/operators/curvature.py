@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.operators.base import Parts, SymmetricOperator
+from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.modes import batch_norm_layers
@@ -134,14 +134,14 @@ class CurvatureOperator(SymmetricOperator):
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         return self._pass(block, None)
 
-    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts | None]:
+    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, BatchForms | None]:
         if self.bn_mode == "recalibrated" and batch_norm_layers(self.task.model):
             return self.apply(block), None  # the statistics depend on all data, so the batches are not independent
         batch_forms: list[tuple[torch.Tensor, float]] = []
         product = self._pass(block, batch_forms)
         divisor = self.task.divisor(self.task.survey().total_weight)
         forms = np.stack([forms.cpu().numpy() for forms, _ in batch_forms], axis=1) / divisor
-        return product, _grouped(Parts(forms, np.array([weight for _, weight in batch_forms])))
+        return product, _grouped(BatchForms(forms, np.array([weight for _, weight in batch_forms])))
 
     def _pass(self, block: torch.Tensor, batch_forms: list[tuple[torch.Tensor, float]] | None) -> torch.Tensor:
         """The products; appends the quadratic forms of each batch, (k,), and its weight to ``batch_forms``."""
@@ -163,11 +163,11 @@ class CurvatureOperator(SymmetricOperator):
         return total.to(self.torch_dtype)
 
 
-def _grouped(parts: Parts) -> Parts:
+def _grouped(batch_forms: BatchForms) -> BatchForms:
     """The quadratic forms summed over at most 64 groups of consecutive batches, of sizes as equal as possible."""
-    batches = parts.weights.size
+    batches = batch_forms.weights.size
     starts = np.unique(np.linspace(0, batches, min(batches, _MOST_GROUPS), endpoint=False).astype(int))
-    return Parts(np.add.reduceat(parts.forms, starts, axis=1), np.add.reduceat(parts.weights, starts))
+    return BatchForms(np.add.reduceat(batch_forms.forms, starts, axis=1), np.add.reduceat(batch_forms.weights, starts))
 
 
 def torch_dtype_of(dtype: str | torch.dtype | Any | None) -> torch.dtype | None:
