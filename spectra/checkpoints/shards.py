@@ -24,7 +24,7 @@ def is_index(path: Path) -> bool:
 
 
 def index_of(path: Path) -> Path | None:
-    """Where the index of a shard would be; None for a file that is no shard by its name.
+    """The path of the index that belongs to a shard; None if the name of the file is not that of a shard.
 
     Example:
         >>> index_of(Path("run/model-00001-of-00004.safetensors"))
@@ -60,8 +60,8 @@ def read_shards(index: Path, unsafe: bool, max_size: int | None = None) -> tuple
     """The tensors of all shards, and the SHA-256 of the lines `NAME SHA256` of the index and the shards, by name.
 
     Raises:
-        CheckpointError: a shard is missing, cannot be read, or does not hold what the index says; or one of the files
-            was written to meanwhile.
+        CheckpointError: a shard is missing, cannot be read, or differs from the index; or a file was modified during
+            reading.
     """
     listed = shards_of(index)
     if absent := [path.name for path in listed if not path.exists()]:
@@ -80,7 +80,7 @@ def read_shards(index: Path, unsafe: bool, max_size: int | None = None) -> tuple
 
 
 def _of_shard(content: Any, keys: list[str], path: Path, index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one shard, which are exactly those that the index says."""
+    """The tensors of one shard; they must be exactly those that the index lists for it."""
     weights = find_weights(content)
     tensors = {} if weights is None else {k: v for k, v in weights.tensors.items() if isinstance(v, torch.Tensor)}
     if absent := sorted(set(keys) - tensors.keys()):

@@ -1,7 +1,7 @@
 """The restricted unpickler of checkpoints: a fixed table of allowed calls, and bounds on what they may request.
 
-``torch.load(weights_only=True)`` is given this unpickler in place of its own. Its own lets a pickle call the
-constructors of tensors and storages, which return uninitialized memory, and codecs that multiply their input. Here
+``torch.load(weights_only=True)`` uses this unpickler instead of its own. Torch's unpickler allows calls of the
+constructors of tensors and storages, which return uninitialized memory, and of codecs that expand their input. Here
 each callable is a function of this package that checks its arguments first.
 """
 
@@ -21,7 +21,7 @@ from spectra.checkpoints.rebuilding import Limits, Named, allowed, plain_key
 from spectra.errors import CheckpointError
 from spectra.runtime.exclusive import one_at_a_time
 
-#: Those that torch.save writes. An opcode that is not here is refused.
+#: The opcodes that torch.save writes; every other opcode is refused.
 _OPCODES = (
     *("MARK", "STOP", "PROTO", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NONE", "NEWFALSE", "NEWTRUE"),
     *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"),
@@ -31,7 +31,7 @@ _OPCODES = (
 
 @contextlib.contextmanager
 def restricted(limits: Limits) -> Iterator[None]:
-    """Within it, ``torch.load(weights_only=True)`` unpickles as this module says."""
+    """Make ``torch.load(weights_only=True)`` use this module's unpickler within the block."""
     module = torch._weights_only_unpickler
 
     class Bounded(Unpickler):
@@ -84,7 +84,7 @@ class Unpickler(_Base):  # type: ignore[misc]
         self._given = given
 
     def _storage(self, pid: Any) -> Any:
-        """A storage, if it declares as many bytes as its file has for it."""
+        """A storage, if its declared size equals the bytes in the file."""
         if self._given is None:
             raise CheckpointError("damaged: a storage outside of an archive")
         if type(pid) is not tuple or not 5 <= len(pid) <= 6 or pid[0] not in ("storage", b"storage"):
@@ -174,7 +174,7 @@ class Unpickler(_Base):  # type: ignore[misc]
 
 
 class _Metered:
-    """A file from which only so many pieces can be read: one or two for each opcode of a pickle."""
+    """A file with a limited number of reads, about one or two for each opcode of a pickle."""
 
     def __init__(self, file: Any, limits: Limits) -> None:
         self._file = file

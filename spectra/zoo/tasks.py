@@ -1,6 +1,6 @@
 """The built-in tasks, by name: a network, its data and the cross-entropy, with a few typed options.
 
-Only these names are honoured in a checkpoint: they can choose among what is here, and never name code to run.
+A checkpoint may name only these tasks: it can select one of them, and never name code to run.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class DataSet:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The shape in the words of the networks that take images."""
+        """The shape as keyword arguments of networks that take images."""
         return {"channels": self.channels, "side": self.side, "classes": self.classes}
 
     @property
     def colours(self) -> dict[str, Any]:
-        """The same without the side, for networks that take any, or only one."""
+        """The same without the side length, for networks that accept any, or only one."""
         return {"channels": self.channels, "classes": self.classes}
 
     @property
     def flat(self) -> dict[str, Any]:
-        """The shape in the words of the networks that take vectors."""
+        """The shape as keyword arguments of networks that take vectors."""
         return {"inputs": self.channels * self.side**2, "classes": self.classes}
 
 
@@ -150,7 +150,7 @@ def tasks_by_data() -> dict[str, list[str]]:
 
 
 def all_names() -> str:
-    """The names of the built-in tasks in a line, as errors list them: by data set, which is said once.
+    """The names of the built-in tasks in one line for error messages, grouped by data set.
 
     Example:
         >>> all_names().split("; ")[0]
