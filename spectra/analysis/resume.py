@@ -22,7 +22,7 @@ import torch
 
 from spectra.errors import StorageError
 from spectra.krylov.lanczos import Halfway, Recurrence
-from spectra.operators.base import Parts
+from spectra.operators.base import BatchForms
 from spectra.results.storage.partial import Arrays, Partial, PartialFile, UnderWay
 from spectra.results.storage.vectors import VectorFile
 from spectra.runtime.exclusive import exclusively, one_at_a_time
@@ -272,7 +272,7 @@ def _arrays(recurrence: Recurrence) -> Arrays:
         "exhausted": np.array(tridiagonal.exhausted, dtype=np.uint8),
         "orthogonality": np.array(tridiagonal.orthogonality),
         "forms": recurrence.forms,
-        **_by_batch(recurrence.parts),
+        **_by_batch(recurrence.batch_forms),
         **({} if recurrence.start_overlaps is None else {"start_overlaps": recurrence.start_overlaps}),
     }
 
@@ -294,7 +294,7 @@ def _arrays_of(halfway: Halfway) -> Arrays:
         "betas": halfway.betas,
         "exhausted": np.array(halfway.exhausted, dtype=np.uint8),
         "forms": halfway.forms,
-        **_by_batch(halfway.parts),
+        **_by_batch(halfway.batch_forms),
     }
 
 
@@ -309,9 +309,9 @@ def _halfway(arrays: Arrays, vectors: np.ndarray, device: torch.device) -> Halfw
     )
 
 
-def _by_batch(parts: Parts | None) -> Arrays:
+def _by_batch(parts: BatchForms | None) -> Arrays:
     return {} if parts is None else {"batch_forms": parts.forms, "batch_weights": parts.weights}
 
 
-def _parts_in(arrays: Arrays) -> Parts | None:
-    return Parts(arrays["batch_forms"], arrays["batch_weights"]) if "batch_forms" in arrays else None
+def _parts_in(arrays: Arrays) -> BatchForms | None:
+    return BatchForms(arrays["batch_forms"], arrays["batch_weights"]) if "batch_forms" in arrays else None

@@ -1,1 +1,1 @@
-"""Checkpoint files: what is in one, where those of a run are, and how weights get into a model."""
+"""Checkpoint files: finding them, reading them without running their code, and loading weights into a model."""

@@ -1,4 +1,4 @@
-"""Adapters as peft saves them: their keys in a file lack the name that the adapter has in the model."""
+"""Adapters saved by peft: restores the adapter's name, which peft leaves out of the keys of the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 from spectra.errors import CheckpointError
 
 Value = TypeVar("Value")
-#: Of peft, in the keys of a model: the name of the adapter follows.
+#: Names of peft in the keys of a model; the name of the adapter follows them.
 _BEFORE_NAME = re.compile(r"lora_\w+|ia3_\w+|vera_\w+|modules_to_save")
 
 
@@ -23,36 +23,36 @@ def with_adapter_name(
     Args:
         weights: by the keys of the file.
         wanted: the keys of the model.
-        any_key: the file is known to be of peft. Otherwise the name is put behind a parameter of an adapter alone.
+        any_key: the file is known to be from peft. Otherwise the name is inserted only for parameters of an adapter.
 
     Returns:
-        The weights, and the adapter's name in the model; None where no key of the file lacks one. Of several that fit
-        as well it is ``default``.
+        The weights, and the adapter's name in the model; None if no key of the file lacks a name. If several adapters
+        fit equally well, ``default`` is used.
 
     Raises:
-        CheckpointError: several fit as well, and none is called ``default``.
+        CheckpointError: several adapters fit equally well, and none is called ``default``.
 
     Example:
         >>> with_adapter_name({"fc.lora_A.weight": 1}, {"fc.lora_A.default.weight", "fc.bias"}, any_key=False)
         ({'fc.lora_A.default.weight': 1}, 'default')
     """
-    found: dict[str, dict[str, str]] = {}  # name of an adapter -> key of the file -> key of the model
+    renamed_keys: dict[str, dict[str, str]] = {}  # name of an adapter -> key of the file -> key of the model
     for key in sorted(wanted):
         for name, short in _shortened(key, any_key):
             if short in weights and short not in wanted:
-                found.setdefault(name, {})[short] = key
-    if not found:
+                renamed_keys.setdefault(name, {})[short] = key
+    if not renamed_keys:
         return dict(weights), None
-    most = max(map(len, found.values()))
-    names = [name for name, keys in found.items() if len(keys) == most]
+    most = max(map(len, renamed_keys.values()))
+    names = [name for name, keys in renamed_keys.items() if len(keys) == most]
     if len(names) > 1 and "default" not in names:
         raise CheckpointError(f"the model has several adapters that it fits ({', '.join(names)}): leave one of them")
     name = "default" if "default" in names else names[0]
-    return {found[name].get(key, key): value for key, value in weights.items()}, name
+    return {renamed_keys[name].get(key, key): value for key, value in weights.items()}, name
 
 
 def _shortened(key: str, any_key: bool) -> Iterator[tuple[str, str]]:
-    """The names that an adapter could have by a key of the model, and the keys that a file then has for it."""
+    """Possible adapter names in a key of the model, each with the corresponding key of a file."""
     parts = key.split(".")
     for place in range(1, len(parts)):
         before, name, after = parts[:place], parts[place], parts[place + 1 :]

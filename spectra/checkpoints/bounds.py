@@ -1,7 +1,7 @@
-"""What a checkpoint file may expand to, decided from its directory before anything is read or inflated.
+"""Bounds on the memory that a checkpoint file may take, checked from its directory before anything is read.
 
-torch.save does not compress, so that an honest file is about as large in memory as on disk. One that declares more
-than 20 times its own size, and more than 256 MiB, is refused unless the caller allows more.
+torch.save does not compress, so a valid file is about as large in memory as on disk. A file that declares more than 20
+times its own size, and more than 256 MiB, is refused unless the caller allows more.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def parse_size(text: str | int | None) -> int | None:
     """
     if text is None:
         return None
-    found = _SIZE.fullmatch(str(text).strip())
-    size = 0 if found is None else int(found.group(1)) * 1024 ** (" KMGT".index((found.group(2) or " ").upper()))
+    match = _SIZE.fullmatch(str(text).strip())
+    size = 0 if match is None else int(match.group(1)) * 1024 ** (" KMGT".index((match.group(2) or " ").upper()))
     if isinstance(text, bool) or not 1 <= size <= 2**60:
         raise ArgumentError(f"max_size={str(text)[:30]!r}: a size in bytes, or with K, M, G or T, is needed: 8G")
     return size
 
 
 def limit_of(size: int, max_size: int | None) -> int:
-    """Bytes that a file of this size may take in memory."""
+    """The number of bytes that a file of this size may take in memory."""
     return max(RATIO * size, FLOOR) if max_size is None else max_size
 
 
 def limits_of(path: Path, head: bytes, max_size: int | None) -> tuple[Limits, bool]:
-    """What a file by torch.save may declare, and whether nothing in it is compressed.
+    """The limits for a file written by torch.save, and whether it contains no compressed entry.
 
     Raises:
-        CheckpointError: it expands to more than is allowed, or its directory contradicts itself.
-        zipfile.BadZipFile: and what else `zipfile` raises for damaged archives.
+        CheckpointError: it expands to more than is allowed, or its directory is inconsistent.
+        zipfile.BadZipFile: or another error of `zipfile` for damaged archives.
     """
     size = path.stat().st_size
     limit = limit_of(size, max_size)
@@ -57,17 +57,17 @@ def limits_of(path: Path, head: bytes, max_size: int | None) -> tuple[Limits, bo
         check_total(path, size, max_size)
         return Limits(None, size, limit, operations), True
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-    check_total(path, sum(part.file_size for part in parts), max_size)
-    names = [part.filename.partition("/")[2] for part in parts]
+        entries = archive.infolist()
+    check_total(path, sum(part.file_size for part in entries), max_size)
+    names = [part.filename.partition("/")[2] for part in entries]
     if len(set(names)) < len(names):
         raise CheckpointError(f"{path}: damaged: two parts of the archive have the same name")
-    if sum(part.compress_size for part in parts) > size:
+    if sum(part.compress_size for part in entries) > size:
         raise CheckpointError(f"{path}: damaged: the parts of the archive overlap")
     storages = {
-        name.removeprefix("data/"): part.file_size for name, part in zip(names, parts) if name.startswith("data/")
+        name.removeprefix("data/"): part.file_size for name, part in zip(names, entries) if name.startswith("data/")
     }
-    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    stored = all(part.compress_type == zipfile.ZIP_STORED for part in entries)
     return Limits(storages, size, limit, operations), stored
 
 

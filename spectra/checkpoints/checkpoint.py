@@ -1,4 +1,4 @@
-"""Checkpoints: read without running their code, fitted to a model exactly or refused, and written whole or not at all.
+"""Checkpoint: reads a checkpoint without running its code, loads it into a model, and saves one atomically.
 
 A checkpoint written by :func:`save_checkpoint` is a dictionary that ``torch.load(weights_only=True)`` reads::
 
@@ -44,18 +44,18 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What is in a checkpoint: a file, a file with its shards, or a folder that a trainer wrote."""
+    """The content of a checkpoint: of a file, of an index with its shards, or of a folder written by a trainer."""
 
     path: Path
     sha256: str  # of the file's bytes; of shards, of the lines "NAME SHA256" of the index and its shards by name
     state_dict: dict[str, torch.Tensor]  # on the CPU, without wrappers' prefixes
     epoch: float | None
     step: int | None
-    # What the file says of itself. It is only a text in a file that anyone may have written: look it up among the
-    # built-in names, and never import, open or run what it names.
+    # The task named in the file. It is untrusted text: look it up among the built-in names, and never import, open or
+    # run it.
     task: str | None
     task_args: dict[str, Any]
-    metadata: dict[str, Any]  # the plain values beside the weights: config, args, hyper_parameters, ...
+    metadata: dict[str, Any]  # the plain values stored with the weights: config, args, hyper_parameters, ...
     dialect: str  # in words
     key: str | None = None  # of the weights in the file; None for a bare state dict
     others: tuple[str, ...] = ()  # keys of other weights in the file, which weights= chooses
@@ -64,31 +64,31 @@ class Checkpoint:
     adapter_config: dict[str, Any] | None = None  # of an adapter by peft
 
     def load_into(self, model: nn.Module, *, partial: bool = False) -> list[str]:
-        """Copy the weights into a model, every one of them, or raise and leave the model as it was.
+        """Copy all weights into a model, or raise and leave the model unchanged.
 
-        Prefixes that wrappers leave (``module.``, ``_orig_mod.``, Lightning's ``model.``) are taken off where the
-        keys fit the model better without, and the name of an adapter is put in where peft leaves it out. Tied weights
-        may be saved once or twice; a missing ``num_batches_tracked`` is harmless. Narrower weights are widened to the
-        model's dtype; for wider ones the whole model is converted to their dtype, so that nothing is rounded.
+        Prefixes added by wrappers (``module.``, ``_orig_mod.``, Lightning's ``model.``) are removed if the keys then
+        fit the model better. The name of an adapter, which peft leaves out, is inserted. Tied weights may be saved once
+        or twice; a missing ``num_batches_tracked`` is accepted. Weights of a narrower dtype are widened to the model's
+        dtype. For wider weights the whole model is converted to their dtype, so that nothing is rounded.
 
         Args:
-            model: to receive them.
-            partial: the checkpoint may lack keys, for which the model keeps what it has. Frozen parameters
-                (``requires_grad=False``) may always be missing, and all that is not the adapter's where the checkpoint
-                is one of peft. None of the model's keys is never enough.
+            model: the model to load into.
+            partial: the checkpoint may lack keys; the model keeps its own values for them. Frozen parameters
+                (``requires_grad=False``) may always be missing. So may all weights outside the adapter, for a
+                checkpoint of peft. At least one of the model's keys must be present.
 
         Returns:
-            Notes on what was not literal, to print; among them how many tensors are not from the checkpoint.
+            Notes to print on adjustments made, including the number of tensors that are not from the checkpoint.
 
         Raises:
-            CheckpointError: keys missing, unexpected or of another shape: the first few, and how many; or an adapter
-                whose configuration is not that of the model's.
+            CheckpointError: keys are missing, unexpected or of another shape (the first few and their number); or the
+                configuration of an adapter differs from that of the model.
             NumericsError: NaN or infinite weights.
         """
-        found = fitted(self, model, partial)
-        check_finite(found.state_dict, self.path)
-        put(found, self.path, model)
-        return list(found.notes)
+        fit = fitted(self, model, partial)
+        check_finite(fit.state_dict, self.path)
+        put(fit, self.path, model)
+        return list(fit.notes)
 
 
 def load_checkpoint(
@@ -98,15 +98,16 @@ def load_checkpoint(
     weights: str | None = None,
     max_size: int | str | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint in any of the usual dialects.
+    """Read a checkpoint in any of the usual formats.
 
     Args:
         path: a file by ``torch.save``, or ``.safetensors``; a folder that transformers, accelerate or peft wrote, or
             the index of shards in it.
-        unsafe: run the code that the file names where it cannot be read without, for a pickled model; warns.
-        weights: which weights, if the file has several: a key of its dictionary, or ``"ema"`` / ``"model"`` for the
-            averaged / the plain ones under whatever key. By default as timm does: averaged weights first, and a note.
-        max_size: bytes that a file may take in memory, or a text such as ``"8G"``. By default 20 times its own size or
+        unsafe: allow running code that the file names, if it cannot be read otherwise (a pickled model); warns.
+        weights: the weights to take from a file with several: a key of its dictionary, or ``"ema"`` / ``"model"`` for
+            the averaged / the plain ones under any key. By default averaged weights are preferred (as in timm), with a
+            note.
+        max_size: bytes that a file may take in memory, or a text such as ``"8G"``. By default 20 times the file size or
             256 MiB, whichever is larger: torch.save does not compress.
 
     Raises:
@@ -126,24 +127,24 @@ def load_checkpoint(
     """
     path = Path(path)
     files = files_of(path)
-    pieces = files.weights
+    weight_files = files.weights
     read = read_shards if is_index(files.entry) else read_hashed
     content, sha256 = read(files.entry, unsafe, parse_size(max_size))
     try:
-        found = find_weights(content, weights)
-        if found is None:
+        loaded = find_weights(content, weights)
+        if loaded is None:
             raise CheckpointError(_nothing_found(content, weights))
-        check_weights(found.tensors)
-        metadata = metadata_of(content, found)
+        check_weights(loaded.tensors)
+        metadata = metadata_of(content, loaded)
         (epoch, step), note = position(path, files, metadata)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    tensors, prefix = clean(found.tensors)
+    tensors, prefix = clean(loaded.tensors)
     task, task_args, notes = _task_of(content)
     notes += [note] if note else []
-    if weights is None and found.others:
-        others = ", ".join(map(repr, found.others))
-        notes.append(f"weights taken from {found.key!r}; the file also holds {others}, which --weights KEY takes")
+    if weights is None and loaded.others:
+        others = ", ".join(map(repr, loaded.others))
+        notes.append(f"weights taken from {loaded.key!r}; the file also holds {others}, which --weights KEY takes")
     if files.unused:
         unused = ", ".join(file.name for file in files.unused)
         notes.append(f"weights taken from {files.entry.name}; the folder also holds {unused}")
@@ -159,11 +160,11 @@ def load_checkpoint(
         task=task,
         task_args=task_args,
         metadata={key: value for key, value in metadata.items() if key != "spectra"},
-        dialect=_words(pieces, found.words, config) + (f", prefix {prefix} removed" if prefix else ""),
-        key=found.key,
-        others=found.others,
+        dialect=_words(weight_files, loaded.words, config) + (f", prefix {prefix} removed" if prefix else ""),
+        key=loaded.key,
+        others=loaded.others,
         notes=tuple(notes),
-        files=tuple(pieces),
+        files=tuple(weight_files),
         adapter_config=config,
     )
 
@@ -177,7 +178,7 @@ def save_checkpoint(
     step: int | None = None,
     **extra: Any,
 ) -> None:
-    """Save a model so that ``spectra analyze`` knows what it is. The file appears whole or not at all.
+    """Save a model with its task, epoch and step for ``spectra analyze``. The file is written atomically.
 
     Args:
         path: the file; its folder must exist. An existing file is replaced.
@@ -186,8 +187,8 @@ def save_checkpoint(
         task_args: the options of that task.
         epoch: of training; may be fractional.
         step: of training.
-        extra: anything else, as plain values (numbers, texts, lists, dictionaries) and tensors: what
-            ``torch.load(weights_only=True)`` gives back.
+        extra: further plain values (numbers, texts, lists, dictionaries) and tensors that
+            ``torch.load(weights_only=True)`` can read.
 
     Raises:
         ArgumentError: an argument that could not be read back safely, or a reserved name.
@@ -216,7 +217,7 @@ def save_checkpoint(
 
 
 def _words(pieces: Sequence[Path], inside: str, config: Mapping[str, Any] | None) -> str:
-    """The dialect in words: what kind of file, in how many pieces, and whether it is an adapter."""
+    """The format in words: the kind of file, the number of its shards, and whether it is an adapter."""
     words = "safetensors" if ".safetensors" in pieces[0].suffixes else inside
     if len(pieces) > 1:
         words += f" in {len(pieces) - 1} shards"
@@ -235,7 +236,7 @@ def _nothing_found(content: Any, weights: str | None) -> str:
 
 
 def _task_of(content: Any) -> tuple[str | None, dict[str, Any], list[str]]:
-    """The task that the file names, if it does so in the form that ``save_checkpoint`` writes; else a note."""
+    """The task named in the file in the form that ``save_checkpoint`` writes, its options, and notes."""
     entry = content.get("spectra") if isinstance(content, Mapping) else None
     if entry is None or isinstance(entry, torch.Tensor):
         return None, {}, []
@@ -253,7 +254,7 @@ def _task_of(content: Any) -> tuple[str | None, dict[str, Any], list[str]]:
 
 
 def _is_text(word: str) -> bool:
-    """Whether it can be written: half of a surrogate pair cannot."""
+    """Whether the text can be encoded; a lone surrogate cannot."""
     return word.encode("utf-8", "replace").decode() == word
 
 

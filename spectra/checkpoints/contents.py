@@ -1,4 +1,4 @@
-"""What a file holds beside and among its weights, as plain values of bounded depth, number and size."""
+"""Reads the values stored with the weights as plain Python values of bounded depth, number and size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGEST = 2**53  # whole numbers up to it are exact in double precision, and in
 
 
 class Plain:
-    """Turns the objects beside the weights of one file into Python's own types; what is not plain is left out."""
+    """Converts the objects stored with the weights of one file to plain Python types; other objects are left out."""
 
     def __init__(self) -> None:
         self._left = MAX_VALUES
@@ -31,7 +31,7 @@ class Plain:
         """Whether a value is plain, and the value.
 
         Raises:
-            CheckpointError: nested too deeply, as what contains itself is; or too many values.
+            CheckpointError: nested too deeply (for example, a container that contains itself), or too many values.
         """
         self._left -= 1
         if depth > MAX_DEPTH:
@@ -76,8 +76,8 @@ def number_of(value: Any, name: str) -> float | None:
         CheckpointError: larger than any epoch or step.
     """
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        whole = value.partition(".")[0].lstrip("0")
-        value = 2 * _LARGEST if len(whole) > len(str(_LARGEST)) else float(value) if "." in value else int(value)
+        digits = value.partition(".")[0].lstrip("0")
+        value = 2 * _LARGEST if len(digits) > len(str(_LARGEST)) else float(value) if "." in value else int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if isinstance(value, float) and not math.isfinite(value):
@@ -88,10 +88,10 @@ def number_of(value: Any, name: str) -> float | None:
 
 
 def check_weights(tensors: Mapping[str, Any]) -> None:
-    """See that every weight has a name that can be written and numbers that can be read.
+    """Check that every weight has a valid name and is a dense tensor.
 
     Raises:
-        CheckpointError: with the name of the first that has not.
+        CheckpointError: it does not; the message has the first such name.
     """
     for name, tensor in tensors.items():
         try:
@@ -103,7 +103,7 @@ def check_weights(tensors: Mapping[str, Any]) -> None:
 
 
 def why_unusable(tensor: Any) -> str:
-    """What kind of tensor without plain numbers it is, or an empty text."""
+    """Why a tensor is not a dense tensor with numbers, in words; empty if it is one."""
     if isinstance(tensor, Unusable):
         return tensor.kind
     if not isinstance(tensor, torch.Tensor):

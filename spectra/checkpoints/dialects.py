@@ -1,4 +1,4 @@
-"""The dialects of checkpoints: where the weights are, what the keys are prefixed with, which epoch and step it is.
+"""Checkpoint formats: where the weights are, which prefixes the keys have, and the epoch and step.
 
 The order in which weights are looked for is that of timm's ``load_state_dict``: averaged weights (EMA) first, then
 ``state_dict``, ``model`` and the other names in use, then the dictionary itself.
@@ -24,7 +24,7 @@ EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "model_state", "module")
 STEP_KEYS = ("global_step", "iter_num", "step", "iteration")
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-# What training scripts save beside the weights and nobody can use to rebuild the model.
+# Keys that training scripts save with the weights and that do not help to rebuild the model.
 _NOT_METADATA = re.compile(r"optim|scheduler|rng|scaler|callbacks|loops|^amp$", re.IGNORECASE)
 _MAX_WRAPPERS = 8
 _SUFFIX = re.compile(r"\.(pt|pth|ckpt|tar|bin|t7|pkl|pickle|safetensors|model|weights)$", re.IGNORECASE)
@@ -46,7 +46,7 @@ _BARE = re.compile(
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights found in a file, where they were, and under which keys there are others."""
+    """The weights in a file, their key, and the keys of other weights."""
 
     tensors: dict[str, Any]  # keys as in the file
     key: str | None  # None: the dictionary itself
@@ -55,12 +55,12 @@ class Weights:
 
 
 def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Weights | None:
-    """The weights in what a checkpoint file holds; None if there are none (or none under the chosen key).
+    """The weights in the content of a checkpoint file; None if there are none (or none under the chosen key).
 
     Args:
         content: the object in the file.
         choice: a key of the dictionary, or ``"ema"`` / ``"model"`` for the averaged / the plain weights under any key.
-        depth: wrappers around it that were opened already.
+        depth: number of enclosing wrappers already opened.
 
     Raises:
         CheckpointError: too many wrappers, or one that contains itself.
@@ -71,23 +71,23 @@ def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Wei
         return Weights(dict(content.state_dict()), None, f"pickled {type(content).__name__}", ())
     if not isinstance(content, Mapping):
         return None
-    known = [key for key in (*EMA_KEYS, *PLAIN_KEYS) if _tensors(content.get(key))]
-    others = [key for key in content if isinstance(key, str) and key not in known and _tensors(content[key])]
+    known_keys = [key for key in (*EMA_KEYS, *PLAIN_KEYS) if _tensors(content.get(key))]
+    others = [key for key in content if isinstance(key, str) and key not in known_keys and _tensors(content[key])]
     others = [key for key in others if not _NOT_METADATA.search(key)]
     if choice is None:
-        # One unknown key with weights is as clear as a known one; of several, none is better than another.
-        key = known[0] if known else others[0] if len(others) == 1 and not _has_tensor(content) else None
+        # A single unknown key with weights is unambiguous; several are not.
+        key = known_keys[0] if known_keys else others[0] if len(others) == 1 and not _has_tensor(content) else None
     else:
         group = {"ema": EMA_KEYS, "model": PLAIN_KEYS}.get(choice, ())
-        candidates = [choice, *group] if choice in (*known, *others) else group
-        key = next((name for name in candidates if name in known or name in others), None)
+        candidates = [choice, *group] if choice in (*known_keys, *others) else group
+        key = next((name for name in candidates if name in known_keys or name in others), None)
         if key is None:
             return None
     if key is not None:
         tensors = _tensors(content[key]) or {}
-        found = tuple(name for name in (*known, *others) if name != key)
+        other_keys = tuple(name for name in (*known_keys, *others) if name != key)
         kind = f"pickled {type(content[key]).__name__}" if isinstance(content[key], nn.Module) else "weights"
-        return Weights(tensors, key, f"{_family(content)}, {kind} under {key!r}{_ema_words(key)}", found)
+        return Weights(tensors, key, f"{_family(content)}, {kind} under {key!r}{_ema_words(key)}", other_keys)
     if _has_tensor(content):
         return Weights({k: v for k, v in content.items() if isinstance(k, str)}, None, "bare state_dict", ())
     for key in (*EMA_KEYS, *PLAIN_KEYS):  # a wrapper within a wrapper
@@ -97,7 +97,7 @@ def find_weights(content: Any, choice: str | None = None, depth: int = 0) -> Wei
 
 
 def strip_wrappers(keys: Iterable[str]) -> str:
-    """The prefix, of ``module.`` and ``_orig_mod.`` in any order, that all the keys have.
+    """The common prefix of all keys made of ``module.`` and ``_orig_mod.`` in any order.
 
     Example:
         >>> strip_wrappers(["_orig_mod.module.fc.weight", "_orig_mod.module.fc.bias"])
@@ -115,7 +115,7 @@ def strip_wrappers(keys: Iterable[str]) -> str:
 
 
 def clean(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors with wrappers' prefixes taken off their keys, and the prefix that was."""
+    """The tensors with the wrappers' prefix removed from their keys, and that prefix."""
     tensors = {key: value for key, value in weights.items() if isinstance(value, torch.Tensor)}
     if "n_averaged" in tensors and strip_wrappers(key for key in tensors if key != "n_averaged"):
         del tensors["n_averaged"]  # the counter of torch.optim.swa_utils.AveragedModel, beside the averaged module
@@ -124,7 +124,7 @@ def clean(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
-    """The plain values beside the weights: numbers, texts, lists and dictionaries of them.
+    """The plain values stored with the weights: numbers, texts, and lists and dictionaries of them.
 
     Raises:
         CheckpointError: nested too deeply, or too many.
@@ -132,10 +132,10 @@ def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
     plainly = Plain()
     if not isinstance(content, Mapping):
         return {}
-    found: dict[str, Any] = {}
+    plain_values: dict[str, Any] = {}
     for key, value in content.items():
         if key == "__metadata__" and isinstance(value, Mapping):  # the texts in the header of a .safetensors file
-            found.update({str(name): text for name, text in value.items()})
+            plain_values.update({str(name): text for name, text in value.items()})
             continue
         if not isinstance(key, str) or key in (weights.key, *weights.others):
             continue
@@ -144,14 +144,14 @@ def metadata_of(content: Any, weights: Weights) -> dict[str, Any]:
         machinery = _NOT_METADATA.search(key) and not isinstance(value, (str, int, float))
         is_plain, plain = plainly(value)
         if is_plain and not machinery:
-            found[plainly(key)[1]] = plain
-    return found
+            plain_values[plainly(key)[1]] = plain
+    return plain_values
 
 
 def position_of(metadata: Mapping[str, Any], path: Path) -> tuple[float | None, int | None]:
     """Epoch and step: from the keys ``epoch``, ``global_step``, ``iter_num``, ``step``, ``iteration``, else by name.
 
-    What the file says of itself comes first; its name is asked only if it has neither.
+    The content of the file has precedence; the name is used only if the content has neither.
 
     Raises:
         CheckpointError: a number larger than any epoch or step.
@@ -166,7 +166,7 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
 
     ``epoch``, ``ep``, ``e`` mark an epoch; ``step``, ``iter``, ``iteration``, ``it`` a step. A bare number counts as
     the epoch if it is the whole name, or ends it after a word like ``ckpt``, ``checkpoint``, ``model``, ``weights``;
-    ``resnet18.pt`` has none. A name without is asked for that of its folder, if that says nothing else.
+    ``resnet18.pt`` has none. If the name has none, the name of the folder is used, provided it says nothing else.
 
     Example:
         >>> position_in_name(Path("epoch=3-step=1200.ckpt"))
@@ -183,9 +183,9 @@ def position_in_name(path: Path) -> tuple[float | None, int | None]:
     return position_in_folder(path.parent.name)
 
 
-def _in_name(found: re.Match[str] | None) -> Any:
-    """The number that was found; None for one that is larger than any epoch or step, such as a date with its time."""
-    digits = next((group for group in found.groups() if group), None) if found else None
+def _in_name(match: re.Match[str] | None) -> Any:
+    """The matched number; None if it is larger than any epoch or step, such as a date with time."""
+    digits = next((group for group in match.groups() if group), None) if match else None
     try:
         return number_of(digits, "number")
     except CheckpointError:
@@ -193,7 +193,7 @@ def _in_name(found: re.Match[str] | None) -> Any:
 
 
 def position_in_folder(name: str) -> tuple[float | None, int | None]:
-    """Epoch and step from the name of a folder, where it says nothing else: ``lr1e-3`` is not of epoch 3.
+    """Epoch and step from the name of a folder, if it says nothing else: ``lr1e-3`` is not epoch 3.
 
     ``checkpoint-500`` is a step, as in the trainer of transformers.
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: found in folders and by patterns, and put in the order of training."""
+"""Finds the checkpoints of a run in folders and by patterns, and sorts them in the order of training."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Say = Callable[[str], None]
 def find_checkpoints(
     paths: Sequence[str | Path], *, taken: Say = lambda words: None, passed: Say = lambda words: None
 ) -> list[Path]:
-    """The checkpoints that paths, folders and patterns stand for, each once; those of one argument in natural order.
+    """The checkpoints named by paths, folders and patterns, each once; those of one argument in natural order.
 
     Args:
         paths: files; folders that are a checkpoint, or that hold checkpoints, as files or as folders of their own (one
             level deep); patterns with ``*``, ``?`` or ``[...]``, for shells that leave them alone.
-        taken: is told in a line what is taken of a folder that holds both files and folders.
-        passed: is told in a line which folders are passed over.
+        taken: called with a line about the selection from a folder that holds both files and folders.
+        passed: called with a line about folders that are skipped.
 
     Returns:
         Files and folders, as :func:`load_checkpoint` takes them. The shards of an index are one checkpoint.
@@ -47,7 +47,7 @@ def find_checkpoints(
     Raises:
         CheckpointError: no such path, or a folder or pattern without checkpoints.
     """
-    found: dict[Path, None] = {}
+    checkpoints: dict[Path, None] = {}
     for given in paths:
         path = Path(given).expanduser()
         if path.is_dir():
@@ -60,16 +60,16 @@ def find_checkpoints(
             if not path.exists():
                 raise CheckpointError(f"{path}: no such file")
             files = [path]
-        found.update(dict.fromkeys(sorted(map(_whole, files), key=name_key)))
-    return list(found)
+        checkpoints.update(dict.fromkeys(sorted(map(_whole, files), key=name_key)))
+    return list(checkpoints)
 
 
 def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
     """The checkpoints of a folder: those directly in it, and its sub-folders that are checkpoints."""
-    there = contents_of(folder)
+    contents = contents_of(folder)
     if is_checkpoint_folder(folder) and says_its_moment(folder):
         return [folder]  # of a run; what its sub-folders hold is of the same moment
-    one_alone = there.usual is not None and not there.others
+    one_alone = contents.usual is not None and not contents.others
     inside, several = sub_folders(folder)
     if several:
         first = contents_of(several[0]).others[0].name
@@ -77,36 +77,36 @@ def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
             f"{folder}: passed over {_in_short(several)}, with several files of weights: "
             f"a pattern names those that are meant, as in '{folder}/*/{first}'"
         )
-    if there.checkpoints and inside:
-        taken(f"{folder}: taken are {_in_short(there.checkpoints)} in it, and its folders {_in_short(inside)}")
-    if not there.checkpoints and not inside:
+    if contents.checkpoints and inside:
+        taken(f"{folder}: taken are {_in_short(contents.checkpoints)} in it, and its folders {_in_short(inside)}")
+    if not contents.checkpoints and not inside:
         suffixes = ", ".join("*" + suffix for suffix in SUFFIXES)
         raise CheckpointError(f"{folder}: no checkpoints in this folder ({suffixes}){_elsewhere(folder)}")
-    return [folder] if one_alone and not inside else [*there.checkpoints, *inside]
+    return [folder] if one_alone and not inside else [*contents.checkpoints, *inside]
 
 
 def _elsewhere(folder: Path) -> str:
-    """Where one level further down there are some, in words."""
+    """A note in words on checkpoints one level further down; empty if there are none."""
     inside = sorted((path for path in folder.iterdir() if os.path.isdir(path)), key=name_key)
-    holding = [path for path in inside if (there := contents_if_readable(path)) and there.checkpoints]
+    holding = [path for path in inside if (contents := contents_if_readable(path)) and contents.checkpoints]
     return f"; there are some in {_in_short(holding)}" if holding else ""
 
 
 def _is_one(path: Path) -> bool:
-    """Whether a path that a pattern meets is a checkpoint, as far as names tell."""
+    """Whether a path that matches a pattern is a checkpoint, judged by names only."""
     if path.is_dir():
         return is_checkpoint_folder(path)
     return path.is_file() and not is_beside_weights(path)
 
 
 def _whole(path: Path) -> Path:
-    """The path, or the index that stands for it and the other shards."""
+    """The path, or for a shard the index that lists it."""
     index = index_of(path)
     return index if index is not None and index.is_file() else path
 
 
 def _matching(pattern: str) -> Iterator[Path]:
-    """The paths that a pattern meets; ``**`` follows no links, which may lead back to where they are."""
+    """The paths that match a pattern; ``**`` follows no links, because they may be circular."""
     parts = Path(pattern).parts
     if "**" not in parts:
         yield from map(Path, glob.glob(pattern))
@@ -123,7 +123,7 @@ def _matching(pattern: str) -> Iterator[Path]:
 
 
 def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the parts of a path fit those of a pattern, of which ``**`` is any number of folders."""
+    """Whether the parts of a path match those of a pattern, where ``**`` stands for any number of folders."""
     if not wanted:
         return not parts
     if wanted[0] == "**":
@@ -138,7 +138,7 @@ def _in_short(paths: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint, and when in training it is from, as far as that is known."""
+    """A checkpoint with its epoch and step, as far as they are known."""
 
     path: Path
     epoch: float | None
@@ -148,37 +148,36 @@ class Found:
 def in_training_order(paths: Sequence[str | Path], max_size: int | str | None = None) -> list[Found]:
     """Checkpoints in the order of training: by epoch, or by step where not all have an epoch; then by natural name.
 
-    Epoch and step are those that ``load_checkpoint`` reports. If some checkpoints have an epoch and others a step
-    alone, they are ordered by name; those with neither come last, by name. No code of a file is run here: one that
-    cannot be read without is placed by its name, and so is one that cannot be read at all, whose error belongs to
-    whoever loads it. `max_size` is that of :func:`load_checkpoint`.
+    Epoch and step are those that ``load_checkpoint`` reports. If some checkpoints have an epoch and others only a step,
+    they are ordered by name; those with neither come last, by name. No code of a file is run here. A file that cannot
+    be read is placed by its name; its error appears when it is loaded. `max_size` is that of :func:`load_checkpoint`.
     """
     size = parse_size(max_size)
-    found = [Found(Path(path), *_peek(Path(path), size)) for path in paths]
-    placed = [one for one in found if one.epoch is not None or one.step is not None]
-    by_epoch = all(one.epoch is not None for one in placed)
-    by_step = all(one.step is not None for one in placed)
+    entries = [Found(Path(path), *_peek(Path(path), size)) for path in paths]
+    placed = [entry for entry in entries if entry.epoch is not None or entry.step is not None]
+    by_epoch = all(entry.epoch is not None for entry in placed)
+    by_step = all(entry.step is not None for entry in placed)
 
-    def key(one: Found) -> tuple[bool, float, int, list[list[tuple[int, int | str]]]]:
-        epoch = one.epoch if by_epoch else None
-        step = one.step if by_epoch or by_step else None
-        return one not in placed, epoch or 0, step or 0, name_key(one.path)
+    def key(entry: Found) -> tuple[bool, float, int, list[list[tuple[int, int | str]]]]:
+        epoch = entry.epoch if by_epoch else None
+        step = entry.step if by_epoch or by_step else None
+        return entry not in placed, epoch or 0, step or 0, name_key(entry.path)
 
-    return sorted(found, key=key)
+    return sorted(entries, key=key)
 
 
 def order_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
     """The same, the paths alone."""
-    return [one.path for one in in_training_order(paths)]
+    return [entry.path for entry in in_training_order(paths)]
 
 
 def _peek(path: Path, max_size: int | None) -> tuple[float | None, int | None]:
     try:
         files = files_of(path)
-        if (known := position_without_reading(path, files)) is not None:
-            return known
+        if (early := position_without_reading(path, files)) is not None:
+            return early
         content = read_raw(files.entry, max_size=max_size)
         weights = find_weights(content)
         return position(path, files, metadata_of(content, weights) if weights else {})[0]
-    except Exception:  # also memory that runs out: whoever loads it meets the same, and says so
+    except Exception:  # also out of memory: loading the file raises the same error and reports it
         return position_in_name(path / "model" if path.is_dir() else path)

@@ -1,4 +1,4 @@
-"""How the keys, shapes and dtypes of a checkpoint fit those of a model."""
+"""Matches the keys, shapes and dtypes of a checkpoint with those of a model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _UNINITIALIZED = (nn.UninitializedParameter, nn.UninitializedBuffer)
 
 @dataclass(frozen=True)
 class Fit:
-    """What to load into the model, or why it does not fit."""
+    """The weights to load into the model, or the reason why they do not fit."""
 
     state_dict: dict[str, Any]  # under the model's own keys, all of them
     mismatch: str  # empty if it fits
     convert_to: torch.dtype | None  # the model must be converted to this first, so that no weight is rounded
     notes: tuple[str, ...]
-    own: tuple[str, ...] = ()  # keys that the checkpoint lacks, and for which the model keeps what it has
+    own: tuple[str, ...] = ()  # keys that the checkpoint lacks; the model keeps its own values for them
     shares: str = ""  # how many tensors are from the checkpoint and how many are the model's own, if some are
     adapter: str | None = None  # the name, in the model, of the adapter that the checkpoint is of
 
@@ -32,17 +32,17 @@ class Fit:
 def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool = False, of_peft: bool = False) -> Fit:
     """Match weights with the entries of a model, by key.
 
-    Keys that are missing are a mismatch, but for frozen parameters (``requires_grad=False``), which a checkpoint of
-    what was trained leaves out; and for those that an adapter is put around.
+    Missing keys are a mismatch, with two exceptions: frozen parameters (``requires_grad=False``), which a checkpoint of
+    the trained weights leaves out, and the weights of the base model of an adapter.
 
     Args:
         weights: of the checkpoint.
-        model: that is to receive them.
-        partial: any keys but all may be missing.
-        of_peft: the weights are those of an adapter; all may be missing but the trained parameters of that adapter.
+        model: the model to load into.
+        partial: any keys may be missing, but not all.
+        of_peft: the weights are those of an adapter; only the trained parameters of that adapter must be present.
 
     Raises:
-        CheckpointError: it cannot be told which of the model's adapters is meant.
+        CheckpointError: the adapter of the model is ambiguous.
     """
     entries = model.state_dict(keep_vars=True)
     plain = _plain_names(entries)  # model's key -> key without wrappers
@@ -80,8 +80,8 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
     ]
     could_stay = not any(others) and not nothing_fits and all(_may_stay(entries[k], True) for k in still_missing)
     hint = "; --partial (partial=True) leaves them as the task made them" if could_stay else ""
-    parts = [_listed(still_missing, f"of {len(entries)} keys missing"), *others]
-    mismatch = "; ".join(part for part in parts if part) + (hint if still_missing else "")
+    mismatches = [_listed(still_missing, f"of {len(entries)} keys missing"), *others]
+    mismatch = "; ".join(part for part in mismatches if part) + (hint if still_missing else "")
     convert_to, cast_notes = (None, []) if mismatch else _dtypes(entries, by_key)
     own += beside if own else []
     shares = _shares(entries, own) if own else ""
@@ -90,7 +90,7 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
 
 
 def _may_stay(entry: Any, any_kind: bool) -> bool:
-    """Whether a checkpoint may lack this entry of the model: any that has numbers, or only a frozen parameter."""
+    """Whether a checkpoint may lack this entry: any entry with numbers (``any_kind``), or only a frozen parameter."""
     if not isinstance(entry, torch.Tensor) or entry.is_meta or isinstance(entry, _UNINITIALIZED):
         return False
     return any_kind or (isinstance(entry, nn.Parameter) and not entry.requires_grad)
@@ -103,8 +103,8 @@ def _shares(entries: Mapping[str, Any], own: Sequence[str]) -> str:
     trained = sum(isinstance(entry, nn.Parameter) and entry.requires_grad for entry in kept)
     kinds = {"frozen": len(kept) - buffers - trained, "trainable": trained, "buffers": buffers}
     words = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    whole = len(entries)
-    return f"{whole - len(own)} of {whole} tensors are from the checkpoint, {len(own)} are the task's own ({words})"
+    total = len(entries)
+    return f"{total - len(own)} of {total} tensors are from the checkpoint, {len(own)} are the task's own ({words})"
 
 
 def _plain_names(entries: Mapping[str, Any]) -> dict[str, str]:
@@ -117,9 +117,9 @@ def _plain_names(entries: Mapping[str, Any]) -> dict[str, str]:
 def _best_naming(
     weights: Mapping[str, torch.Tensor], wanted: set[str], of_peft: bool
 ) -> tuple[dict[str, torch.Tensor], str, str | None]:
-    """The weights under the names that fit best, a note, and the name of an adapter that was put into them.
+    """The weights under the names that fit the model best, a note, and the adapter name that was inserted.
 
-    They are taken as they are, less a common prefix, or with one that the model has.
+    Candidates are the names in the file, without a common prefix, or with a prefix of the model.
     """
     as_is = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
     candidates: list[tuple[dict[str, torch.Tensor], str]] = [(as_is, "")]
@@ -154,7 +154,7 @@ def _common_segment(keys: Iterable[str]) -> str:
 
 
 def _harmless(key: str) -> bool:
-    """Batch norm's counter plays no part in the loss, and files from before torch 0.4.1 lack it."""
+    """Whether a key is batch norm's counter, which does not affect the loss; files before torch 0.4.1 lack it."""
     return key.rsplit(".", 1)[-1] == "num_batches_tracked"
 
 
@@ -166,19 +166,19 @@ def _form(value: Any) -> str:
 
 
 def _is_scaled(value: Any) -> bool:
-    """Whether it is of a floating type of 8 bits or fewer, whose numbers mean nothing without their scale."""
+    """Whether a tensor has a floating type of 8 bits or fewer, whose numbers need a separate scale."""
     return bool(value.is_floating_point() and value.element_size() < 2)
 
 
-def _same_form(key: str, found: Any, wanted: Any) -> bool:
+def _same_form(key: str, given: Any, wanted: Any) -> bool:
     if not isinstance(wanted, torch.Tensor):
         return True
     if isinstance(wanted, _UNINITIALIZED):
         return True
-    if _is_scaled(found) and found.dtype != wanted.dtype:
+    if _is_scaled(given) and given.dtype != wanted.dtype:
         return False
-    same_kind = found.is_floating_point() == wanted.is_floating_point() and found.is_complex() == wanted.is_complex()
-    return bool(found.shape == wanted.shape and (same_kind or _harmless(key)) and not found.is_quantized)
+    same_kind = given.is_floating_point() == wanted.is_floating_point() and given.is_complex() == wanted.is_complex()
+    return bool(given.shape == wanted.shape and (same_kind or _harmless(key)) and not given.is_quantized)
 
 
 def _torn_ties(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -> Iterator[str]:
@@ -191,7 +191,7 @@ def _torn_ties(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -
 
 
 def _dtypes(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -> tuple[torch.dtype | None, list[str]]:
-    """The dtype to convert the model to, if any weight is wider than its place; notes on what is widened."""
+    """The dtype to convert the model to, if any weight is wider than the model's; notes on widened weights."""
     narrow: set[str] = set()
     wide: dict[torch.dtype, str] = {}
     for key, value in by_key.items():

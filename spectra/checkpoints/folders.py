@@ -1,4 +1,4 @@
-"""Which files make up a checkpoint: one file, the shards of an index, or those that a trainer leaves in a folder."""
+"""Decides which files make up a checkpoint: one file, the shards of an index, or a trainer's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spectra.checkpoints.sidecars import Position, says_its_moment, trainer_posi
 from spectra.errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".t7", ".bin", ".safetensors")
-#: The names under which transformers, accelerate and peft save the weights of a folder; the first that is there counts.
+#: The file names under which transformers, accelerate and peft save weights; the first that exists is used.
 USUAL = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -24,7 +24,7 @@ USUAL = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
-# What trainers leave beside the weights.
+# Other files that trainers write next to the weights.
 _NOT_WEIGHTS = re.compile(
     r"(optimizer|scheduler|rng_state|training_args|scaler).*"
     r"|(lr_scheduler|sampler|dl_state_dict|random_states|custom_checkpoint)(_\d+)*\.\w+"
@@ -38,7 +38,7 @@ _UNFINISHED = ("tmp-", ".")  # folders that a trainer renames when they are whol
 
 @dataclass(frozen=True)
 class Contents:
-    """What is directly in a folder, in natural order."""
+    """The checkpoint files directly in a folder, in natural order."""
 
     usual: Path | None  # the file, or the index of shards, that makes the folder a checkpoint
     others: tuple[Path, ...]  # further files with the suffix of a checkpoint
@@ -59,7 +59,8 @@ class Files:
 
     @property
     def weights(self) -> list[Path]:
-        """
+        """The files with the weights: one, or the index and its shards.
+
         Raises:
             CheckpointError: the index cannot be read.
         """
@@ -71,33 +72,33 @@ class Files:
 
 
 def contents_of(folder: Path) -> Contents:
-    """The checkpoints directly in a folder; what trainers save beside the weights is left out.
+    """The checkpoints directly in a folder, without the other files that trainers write next to the weights.
 
     Raises:
         CheckpointError: the folder cannot be read.
     """
     try:
-        there = {file.name: file for file in folder.iterdir() if _concerns(file) and file.is_file()}
+        files_by_name = {file.name: file for file in folder.iterdir() if _concerns(file) and file.is_file()}
     except OSError as error:
         raise CheckpointError(f"{folder}: {error.strerror or error}") from error
-    files = [there[name] for name in sorted(there, key=lambda name: name_key(Path(name)))]
+    files = [files_by_name[name] for name in sorted(files_by_name, key=lambda name: name_key(Path(name)))]
     indices = [file for file in files if is_index(file)]
     weights = [file for file in files if file.suffix.lower() in SUFFIXES and not is_beside_weights(file)]
     loose: dict[Path, Path] = {}  # the first shard of each checkpoint whose index is not there
     for file in weights:
         if (index := index_of(file)) is not None and index not in indices:
             loose.setdefault(index, file)
-    whole = [file for file in weights if index_of(file) is None]
-    usual = [there[name] for name in USUAL if name in there]
+    unsharded = [file for file in weights if index_of(file) is None]
+    usual = [files_by_name[name] for name in USUAL if name in files_by_name]
     unused = usual[1:]
-    if usual and any(name.startswith(_STATE_OF_ACCELERATE) for name in there):
-        unused += [file for file in whole if _FURTHER_MODEL.fullmatch(file.name)]
-    others = [*(file for file in [*whole, *indices] if file not in usual and file not in unused), *loose.values()]
+    if usual and any(name.startswith(_STATE_OF_ACCELERATE) for name in files_by_name):
+        unused += [file for file in unsharded if _FURTHER_MODEL.fullmatch(file.name)]
+    others = [*(file for file in [*unsharded, *indices] if file not in usual and file not in unused), *loose.values()]
     return Contents(usual[0] if usual else None, tuple(others), tuple(unused))
 
 
 def _concerns(file: Path) -> bool:
-    """Whether the name of a file says that it has to do with checkpoints; a folder may hold a data set, too."""
+    """Whether the name of a file can belong to a checkpoint; a folder may also hold other data."""
     if file.name.startswith("."):
         return False
     return file.suffix.lower() in SUFFIXES or is_index(file) or file.name.startswith(_STATE_OF_ACCELERATE)
@@ -114,50 +115,50 @@ def files_of(path: Path) -> Files:
     """
     if not path.is_dir():
         return Files(path, path.parent if path.name in USUAL or is_index(path) else None)
-    found = contents_of(path)
-    if not found.checkpoints:
+    contents = contents_of(path)
+    if not contents.checkpoints:
         raise CheckpointError(f"{path}: a folder without the weights of a model: {', '.join(USUAL[::2])}, ...")
-    if found.usual is None and len(found.others) > 1:
-        names = ", ".join(file.name for file in found.others[:3])
-        raise CheckpointError(f"{path}: a folder with {len(found.others)} checkpoints ({names}, ...): name the file")
-    entry, *others = found.checkpoints
-    return Files(entry, path, (*found.unused, *others))
+    if contents.usual is None and len(contents.others) > 1:
+        names = ", ".join(file.name for file in contents.others[:3])
+        raise CheckpointError(f"{path}: a folder with {len(contents.others)} checkpoints ({names}, ...): name the file")
+    entry, *others = contents.checkpoints
+    return Files(entry, path, (*contents.unused, *others))
 
 
 def sub_folders(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders directly in a folder that are checkpoints, and those that could be but hold several, by name.
+    """The sub-folders that are checkpoints, and those that are ambiguous because they hold several files, by name.
 
-    A folder is one if it holds weights under a usual name; or if its own name says of which epoch or step it is, and it
-    holds one file of weights. Each is taken once, however many links lead to it.
+    A folder is a checkpoint if it holds weights under a usual name, or if its name states an epoch or step and it holds
+    exactly one file of weights. Each folder is listed once, even if several links lead to it.
 
     Raises:
         CheckpointError: a folder with such a name cannot be read.
     """
-    seen = {folder.resolve()}
-    taken, several = [], []
+    visited = {folder.resolve()}
+    checkpoints, several = [], []
     inside = [path for path in folder.iterdir() if not path.name.startswith(_UNFINISHED) and os.path.isdir(path)]
     for path in sorted(inside, key=lambda path: (path.is_symlink(), name_key(path))):
-        if (real := path.resolve()) in seen:
+        if (real := path.resolve()) in visited:
             continue
-        seen.add(real)
+        visited.add(real)
         if is_checkpoint_folder(path):
-            taken.append(path)
+            checkpoints.append(path)
         elif says_its_moment(path) and len(contents_of(path).others) > 1:
             several.append(path)
-    return sorted(taken, key=name_key), several
+    return sorted(checkpoints, key=name_key), several
 
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a folder is one checkpoint, by the rule of :func:`sub_folders`."""
     named = says_its_moment(path)
-    if not named and not any(os.path.isfile(path / name) for name in USUAL):  # the others are not looked through
+    if not named and not any(os.path.isfile(path / name) for name in USUAL):  # other folders are not searched
         return False
-    found = contents_of(path) if named else contents_if_readable(path)
-    return found is not None and (found.usual is not None or (named and len(found.others) == 1))
+    contents = contents_of(path) if named else contents_if_readable(path)
+    return contents is not None and (contents.usual is not None or (named and len(contents.others) == 1))
 
 
 def contents_if_readable(folder: Path) -> Contents | None:
-    """The same as :func:`contents_of`, and None for a folder that cannot be read."""
+    """As :func:`contents_of`, but None for a folder that cannot be read."""
     try:
         return contents_of(folder)
     except CheckpointError:
@@ -165,14 +166,14 @@ def contents_if_readable(folder: Path) -> Contents | None:
 
 
 def is_beside_weights(file: Path) -> bool:
-    """Whether a file is, by its name, what a trainer saves beside the weights: an optimizer, a scheduler, ..."""
+    """Whether a file, judged by its name, is a trainer's other state: an optimizer, a scheduler, ..."""
     return _NOT_WEIGHTS.fullmatch(file.name) is not None
 
 
 def position(path: Path, files: Files, metadata: Mapping[str, Any]) -> tuple[Position, str]:
-    """Epoch and step: of the trainer's own file, else of the checkpoint itself, else by its name; and a note."""
-    found, note = (None, "") if files.folder is None else trainer_position(files.folder)
-    return found or position_of(metadata, path if path == files.entry else _named(path) / files.entry.name), note
+    """Epoch and step, from the trainer's file, else from the checkpoint, else from its name; and a note."""
+    trainer, note = (None, "") if files.folder is None else trainer_position(files.folder)
+    return trainer or position_of(metadata, path if path == files.entry else _named(path) / files.entry.name), note
 
 
 def _named(folder: Path) -> Path:
@@ -180,6 +181,6 @@ def _named(folder: Path) -> Path:
 
 
 def position_without_reading(path: Path, files: Files) -> Position | None:
-    """Epoch and step where the weights need not be read for them: of the trainer's file, and of shards by name."""
-    found = None if files.folder is None else trainer_position(files.folder)[0]
-    return found or (position_in_name(files.entry) if is_index(files.entry) else None)
+    """Epoch and step if they are available without reading weights: from the trainer's file, or for shards by name."""
+    trainer = None if files.folder is None else trainer_position(files.folder)[0]
+    return trainer or (position_in_name(files.entry) if is_index(files.entry) else None)

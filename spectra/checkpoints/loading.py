@@ -1,4 +1,4 @@
-"""Weights into a model: all of them, or those that the checkpoint has beside what the model has of its own."""
+"""Loads weights into a model: all of them, or those that the checkpoint has, while the model keeps the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spectra.errors import CheckpointError, NumericsError
 
 
 class Weights(Protocol):
-    """What fitting needs of a :class:`spectra.Checkpoint`."""
+    """The members of a :class:`spectra.Checkpoint` that fitting uses."""
 
     @property
     def path(self) -> Path: ...
@@ -35,10 +35,9 @@ class Weights(Protocol):
 
 
 class Recipient:
-    """A model that receives one checkpoint after another, each as if it were the first.
+    """Loads checkpoints one after another into a model, each as if it were the first.
 
-    What a checkpoint lacks is the model's own: what it was before any checkpoint was loaded, not what the one before
-    has left there.
+    For weights that a checkpoint lacks, the model has its original values, not those of the previous checkpoint.
 
     Args:
         partial: checkpoints may lack any keys.
@@ -47,8 +46,8 @@ class Recipient:
     def __init__(self, partial: bool = False) -> None:
         self.partial = partial
         self._model: nn.Module | None = None
-        self._own: dict[str, Any] = {}  # of the model before the first checkpoint, where it has been replaced
-        self._lost: set[str] = set()  # replaced, and not kept
+        self._own: dict[str, Any] = {}  # original values of the model that a checkpoint has replaced
+        self._lost: set[str] = set()  # keys replaced without a copy of the original
 
     def load(self, checkpoint: Weights, model: nn.Module) -> Fit:
         """Copy the weights of a checkpoint into the model, or raise and leave the model as it was.
@@ -59,22 +58,22 @@ class Recipient:
         """
         if model is not self._model:
             self._model, self._own, self._lost = model, {}, set()
-        found = fitted(checkpoint, model, self.partial)
-        if gone := [key for key in found.own if key in self._lost]:
+        fit = fitted(checkpoint, model, self.partial)
+        if gone := [key for key in fit.own if key in self._lost]:
             raise CheckpointError(
                 f"{checkpoint.path}: lacks {gone[0]}, and a checkpoint before it has replaced what the task had there "
                 f"({len(gone)} such keys): analyse it apart, or with --partial"
             )
-        found.state_dict.update({key: self._own[key] for key in found.own if key in self._own})
-        check_finite(found.state_dict, checkpoint.path)
-        self._keep(found, model)
-        put(found, checkpoint.path, model)
-        return found
+        fit.state_dict.update({key: self._own[key] for key in fit.own if key in self._own})
+        check_finite(fit.state_dict, checkpoint.path)
+        self._keep(fit, model)
+        put(fit, checkpoint.path, model)
+        return fit
 
-    def _keep(self, found: Fit, model: nn.Module) -> None:
-        """Keep what is about to be replaced, where a checkpoint may come that lacks it."""
-        replaced = found.state_dict.keys() - set(found.own) - self._own.keys() - self._lost
-        if self.partial or found.own:
+    def _keep(self, fit: Fit, model: nn.Module) -> None:
+        """Copy the values about to be replaced, if a later checkpoint may lack them."""
+        replaced = fit.state_dict.keys() - set(fit.own) - self._own.keys() - self._lost
+        if self.partial or fit.own:
             own = model.state_dict()
             self._own |= {
                 key: own[key].detach().cpu().clone() for key in replaced if isinstance(own[key], torch.Tensor)
@@ -91,36 +90,36 @@ def fitted(checkpoint: Weights, model: nn.Module, partial: bool) -> Fit:
     """
     config = checkpoint.adapter_config
     try:
-        found = fit(checkpoint.state_dict, model, partial=partial, of_peft=config is not None)
+        match = fit(checkpoint.state_dict, model, partial=partial, of_peft=config is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    mismatch = found.mismatch
+    mismatch = match.mismatch
     index = index_of(checkpoint.files[0]) if len(checkpoint.files) == 1 else None
-    if index is not None and (mismatch or found.own):
+    if index is not None and (mismatch or match.own):
         mismatch = f"it is one shard of several, and {index.name}, which lists them, is not there"
     if not mismatch and config is not None:
-        mismatch = compare_adapter(config, model.modules(), found.adapter)
+        mismatch = compare_adapter(config, model.modules(), match.adapter)
     if not mismatch:
-        return found
+        return match
     hint = ""
     if checkpoint.others:
         hint = f"; the file also holds weights under {', '.join(map(repr, checkpoint.others))}"
-    elif config is not None and found.adapter is None:
+    elif config is not None and match.adapter is None:
         hint = "; it is an adapter of peft: the task makes the model with that adapter in it"
     in_one_line = " ".join(f"{mismatch}{hint}".split())  # keys may hold anything
     raise CheckpointError(f"{checkpoint.path}: does not fit the model: {in_one_line}")
 
 
-def put(found: Fit, path: Path, model: nn.Module) -> None:
-    """Copy weights that fit into a model.
+def put(fit: Fit, path: Path, model: nn.Module) -> None:
+    """Copy matched weights into a model.
 
     Raises:
-        CheckpointError: the model has rules of its own, and refuses them.
+        CheckpointError: the model's own ``load_state_dict`` refuses them.
     """
-    if found.convert_to is not None:
-        model.to(found.convert_to)
+    if fit.convert_to is not None:
+        model.to(fit.convert_to)
     try:
-        model.load_state_dict(found.state_dict, strict=True)
+        model.load_state_dict(fit.state_dict, strict=True)
     except RuntimeError as error:
         first = " ".join(str(error).split())
         raise CheckpointError(f"{path}: does not fit the model: {first}") from error
@@ -140,7 +139,7 @@ def check_finite(state_dict: Mapping[str, torch.Tensor], path: Path | str | None
 
 
 def all_finite(tensor: Any) -> bool:
-    """Whether every number is finite; what holds no floating numbers is."""
+    """Whether every number is finite; True for tensors without floating-point numbers."""
     if not isinstance(tensor, torch.Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     wide = tensor if tensor.element_size() > 1 else tensor.float()  # torch.isfinite knows no 8-bit floats

@@ -1,8 +1,8 @@
-"""NumPy's scalars and arrays in a pickle, decoded from fixed descriptions. NumPy's own pickling code is never run.
+"""Decodes NumPy scalars and arrays in a pickle from fixed descriptions, without NumPy's own pickling code.
 
 ``numpy.dtype.__setstate__`` trusts its argument: a crafted state turns the bytes of an array into object pointers. The
-classes here take the same pickled calls in place of NumPy's. They accept booleans, integers, floating and complex
-numbers and texts of fixed length, and every size is compared with the bytes that are there.
+classes here accept the same pickled calls instead of NumPy's. They accept booleans, integers, floating and complex
+numbers and texts of fixed length, and compare every size with the available bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LAST_CODE_POINT = 0x10FFFF
 
 
 class PickledDtype:
-    """In place of ``numpy.dtype``: called with a type code such as ``f8``, then given the state with the byte order."""
+    """Replaces ``numpy.dtype``: called with a type code such as ``f8``, then given the state with the byte order."""
 
     __slots__ = ("code", "dtype")
 
@@ -52,7 +52,7 @@ class PickledDtype:
 
 
 class PickledArray:
-    """In place of ``numpy.ndarray``: made empty, then given its shape, dtype, order and bytes."""
+    """Replaces ``numpy.ndarray``: created empty, then given its shape, dtype, order and bytes."""
 
     __slots__ = ("value",)
     value: np.ndarray | None
@@ -70,14 +70,14 @@ class PickledArray:
 
 
 def reconstruct(kind: Any, shape: Any, code: Any) -> PickledArray:
-    """In place of ``numpy.core.multiarray._reconstruct``."""
+    """Replaces ``numpy.core.multiarray._reconstruct``."""
     if kind is not PickledArray:
         raise _damaged("an array is of no known class")
     return PickledArray()
 
 
 def scalar(dtype: Any, data: Any) -> Any:
-    """In place of ``numpy.core.multiarray.scalar``: the number or text, as NumPy's own scalar."""
+    """Replaces ``numpy.core.multiarray.scalar``: the number or text as a NumPy scalar."""
     return _decoded(dtype, data, (), "C")[()]
 
 
@@ -100,9 +100,9 @@ def _decoded(described: Any, data: Any, shape: tuple[int, ...], order: Any) -> n
         points = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.byteorder))
         if points.size and points.max() > _LAST_CODE_POINT:
             raise _damaged("a text has a character that does not exist")
-    found = np.frombuffer(data, np.dtype("u1")) != 0 if dtype.kind == "b" else np.frombuffer(data, dtype)
+    array = np.frombuffer(data, np.dtype("u1")) != 0 if dtype.kind == "b" else np.frombuffer(data, dtype)
     try:
-        return found.reshape(shape, order=order).copy(order=order)
+        return array.reshape(shape, order=order).copy(order=order)
     except ValueError as error:  # no numbers, and lengths whose product is too large
         raise _damaged(f"shape {shape!r:.60} is impossible") from error
 

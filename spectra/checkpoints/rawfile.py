@@ -1,8 +1,8 @@
-"""Reading a checkpoint file into objects, without running code that it names, and saying in one line why it cannot be.
+"""Reads a checkpoint file into objects without running code that it names, or gives a one-line reason.
 
 ``torch.load`` is called with ``weights_only=True``: tensors and plain containers are rebuilt, anything else is refused.
-NumPy's scalars and arrays and ``argparse.Namespace``, which training scripts leave beside the weights, count as plain.
-What a pickle may call is in `rebuilding`, what a file may expand to in `bounds`.
+NumPy scalars, NumPy arrays and ``argparse.Namespace``, which training scripts save with the weights, count as plain.
+`rebuilding` has the functions that a pickle may call, `bounds` the limits on its size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HARMLESS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|to
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is not a file with something in it.
+    """Refuse a path that is not a non-empty regular file.
 
     Raises:
         CheckpointError: missing, a folder, not a regular file, or empty.
@@ -59,10 +59,10 @@ def check_file(path: Path) -> None:
 
 
 def read_hashed(path: Path, unsafe: bool, max_size: int | None = None) -> tuple[Any, str]:
-    """What is in the file, and the SHA-256 of its bytes; the two belong together.
+    """The content of a file and the SHA-256 of the same bytes.
 
     Raises:
-        CheckpointError: it cannot be read, is damaged, or was written to meanwhile.
+        CheckpointError: it cannot be read, is damaged, or was modified during reading.
     """
     check_file(path)
     try:
@@ -80,7 +80,7 @@ def read_hashed(path: Path, unsafe: bool, max_size: int | None = None) -> tuple[
 
 
 def check_sums(path: Path) -> None:
-    """Compare the CRC-32 of every part of a zip archive, which torch.load does not: a flipped bit would be a weight.
+    """Compare the CRC-32 of every part of a zip archive; torch.load does not, so a flipped bit would change a weight.
 
     Files without them pass: torch's legacy format, safetensors, and archives that torch wrote with
     ``set_crc32_options(False)``, where all of them are 0.
@@ -101,10 +101,10 @@ def check_sums(path: Path) -> None:
 
 
 def _first_that_differs(path: Path, sums: Mapping[str, int]) -> str | None:
-    """The first part whose bytes, as torch reads them, are not those of its checksum.
+    """The first part whose bytes, as read by torch, do not match its checksum.
 
-    What `zipfile` reads is not enough: with a flipped bit in the directory of the archive, torch can take a part for a
-    folder, and leave the memory of its tensor as it was.
+    The bytes read by `zipfile` are not sufficient: after a flipped bit in the directory of the archive, torch can take
+    a part for a folder, and leave the memory of its tensor uninitialised.
     """
     reader = torch._C.PyTorchFileReader(str(path))
     names = {name.partition("/")[2]: name for name in sums}
@@ -120,8 +120,8 @@ def read_raw(path: Path, unsafe: bool = False, max_size: int | None = None) -> A
 
     Args:
         path: a file by ``torch.save``, or ``.safetensors``.
-        unsafe: run the code that the file names, where it cannot be read without; warns.
-        max_size: bytes that the file may take in memory; None: those of an honest file of its size.
+        unsafe: allow running code that the file names, if it cannot be read otherwise; warns.
+        max_size: bytes that the file may take in memory; by default the limit for a file of its size.
 
     Raises:
         CheckpointError: the file cannot be read; the message is one line and says why.
@@ -157,9 +157,9 @@ def read_raw(path: Path, unsafe: bool = False, max_size: int | None = None) -> A
     except MemoryError:
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {_first_line(error)}"
+        cause = f"{type(error).__name__}: {_first_line(error)}"
         if isinstance(error, (ImportError, AttributeError)):
-            raise CheckpointError(f"{path}: its code cannot be found: {what}; run where it can be imported") from error
+            raise CheckpointError(f"{path}: its code cannot be found: {cause}; run where it can be imported") from error
         raise CheckpointError(f"{path}: {_reason(path, head, error, refused=False)}") from error
 
 
@@ -170,7 +170,7 @@ def _torch_load(path: Path, *, mmap: bool, weights_only: bool) -> Any:
 
 
 def _read_safetensors(path: Path, max_size: int | None) -> dict[str, Any]:
-    """The tensors of the file, and beside them the texts of its header under ``__metadata__``."""
+    """The tensors of the file, and the texts of its header under the key ``__metadata__``."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -187,7 +187,7 @@ def _read_safetensors(path: Path, max_size: int | None) -> dict[str, Any]:
 
 
 def _reason(path: Path, head: bytes, error: Exception, refused: bool = True) -> str:
-    """Why the file could not be loaded, in words that say what to do."""
+    """Why the file could not be loaded, with advice."""
     if isinstance(error, PermissionError):
         return error.strerror or str(error)
     if head.startswith(b"PK"):
@@ -200,28 +200,28 @@ def _reason(path: Path, head: bytes, error: Exception, refused: bool = True) -> 
                 if not pickles:
                     return "a zip archive, but not a checkpoint: torch.save did not write it"
                 with archive.open(pickles[0]) as file:
-                    wanted, _ = _scan(file)
+                    globals_named, _ = _scan(file)
         except zipfile.BadZipFile:
             return "truncated or damaged: the end of the file is missing"
         except _OF_DAMAGED_ARCHIVES as damage:
             return f"damaged: {_first_line(damage)}"
-        return _wants_code(error, wanted) if refused else f"damaged: {_first_line(error)}"
+        return _wants_code(error, globals_named) if refused else f"damaged: {_first_line(error)}"
     if head.startswith(b"\x80"):
         with path.open("rb") as file:
-            wanted, whole = _scan(file)
-        if not whole or isinstance(error, EOFError) or "EOF" in str(error):
+            globals_named, complete = _scan(file)
+        if not complete or isinstance(error, EOFError) or "EOF" in str(error):
             return "truncated: the file ends too early"
-        if refused and wanted:
-            return _wants_code(error, wanted)
+        if refused and globals_named:
+            return _wants_code(error, globals_named)
         return "a pickle, but not a checkpoint: torch.save did not write it"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file itself: run git lfs pull"
     return "not a checkpoint: neither torch.save nor safetensors wrote it"
 
 
-def _wants_code(error: Exception, wanted: list[str]) -> str:
+def _wants_code(error: Exception, globals_named: list[str]) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    name = named.group(1) if named else wanted[0] if wanted else None
+    name = named.group(1) if named else globals_named[0] if globals_named else None
     if name is None:
         return f"damaged: {_first_line(error)}"
     name = escaped(name)[:100]
@@ -229,8 +229,8 @@ def _wants_code(error: Exception, wanted: list[str]) -> str:
 
 
 def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
-    """The globals that the pickles at the start of a file name, harmless ones apart; whether each of them is whole."""
-    wanted: list[str] = []
+    """The globals named by the pickles at the start of a file, without harmless ones; whether all are complete."""
+    globals_named: list[str] = []
     for _ in range(5):  # torch's legacy format: a magic number, a version, the system, the object, the storages' keys
         if not file.read(1):
             break
@@ -240,9 +240,9 @@ def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
         try:
             for operation, argument, _position in pickletools.genops(file):
                 if operation.name == "GLOBAL":
-                    wanted.append(str(argument).replace(" ", "."))
+                    globals_named.append(str(argument).replace(" ", "."))
                 elif operation.name == "STACK_GLOBAL":
-                    wanted.append(".".join(texts[-2:]))
+                    globals_named.append(".".join(texts[-2:]))
                 elif "UNICODE" in operation.name or "STRING" in operation.name:
                     texts.append(str(argument))
                 elif operation.name == "MEMOIZE":
@@ -250,8 +250,8 @@ def _scan(file: IO[bytes]) -> tuple[list[str], bool]:
                 elif operation.name in ("BINGET", "LONG_BINGET") and int(argument or 0) < len(memo):
                     texts.append(memo[int(argument or 0)])
         except Exception:  # genops raises whatever a torn file makes it stumble over
-            return [name for name in wanted if not _HARMLESS.fullmatch(name)], False
-    return [name for name in wanted if not _HARMLESS.fullmatch(name)], True
+            return [name for name in globals_named if not _HARMLESS.fullmatch(name)], False
+    return [name for name in globals_named if not _HARMLESS.fullmatch(name)], True
 
 
 def _first_line(error: Exception) -> str:

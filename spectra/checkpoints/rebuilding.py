@@ -1,4 +1,4 @@
-"""What the pickle of a checkpoint may call: each function checks its arguments before anything is made of them."""
+"""The functions that a checkpoint's pickle may call; each checks its arguments before it builds anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGEST_KEY = 2**60
 
 @dataclass(frozen=True)
 class Limits:
-    """What the file around a pickle allows it to declare."""
+    """Limits on what a pickle may declare, from the file that contains it."""
 
     storages: Mapping[str, int] | None  # bytes of each storage by its key; None where the format does not list them
     file: int  # bytes of the file
@@ -29,21 +29,21 @@ class Limits:
 
 
 class Named:
-    """A class that a pickle may name and not call."""
+    """A class that a pickle may name but not call."""
 
     def __init__(self, of: Any) -> None:
         self.of = of
 
 
 class Unusable:
-    """In place of a tensor whose numbers are not in one plain block of memory."""
+    """Replaces a tensor that is not stored in one dense block of memory."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
 
 def allowed(limits: Limits) -> dict[str, Any]:
-    """All that a pickle may name, by name."""
+    """The objects that a pickle may name, by name."""
     rebuild = Rebuild(limits)
     theirs = torch._weights_only_unpickler._get_allowed_globals()
     kinds = (torch.dtype, torch.qscheme, torch.serialization.StorageType)
@@ -86,7 +86,7 @@ _UNUSABLE = {
 
 
 class Rebuild:
-    """Tensors from the storages of a file, none of which reaches outside of its storage."""
+    """Builds tensors from the storages of a file, and checks that each lies within its storage."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -131,7 +131,7 @@ class Rebuild:
         return _tensor(data).to(dtype)
 
     def of_type(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-        """A tensor with attributes, which are left out."""
+        """A tensor with attributes; the attributes are dropped."""
         owner = getattr(function, "__self__", None)
         ours = owner is self or any(function is one for one in _OF_UNUSABLE)
         if not ours or not isinstance(kind, Named) or type(arguments) is not tuple:
@@ -146,19 +146,19 @@ class Rebuild:
             raise _not_written("a tensor")
         if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
             raise _not_written("a tensor")
-        there = storage._untyped_storage.nbytes() // dtype.itemsize
+        count = storage._untyped_storage.nbytes() // dtype.itemsize
         number = 1
         for length in size:
             number *= length
         last = offset + sum((length - 1) * step for length, step in zip(size, stride)) + 1 if number else 0
         shape = " x ".join(f"{length:.6g}" if length > 10**12 else str(length) for length in size)[:80]
-        if last > there:
+        if last > count:
             raise CheckpointError(
-                f"damaged: a tensor of shape {shape} reaches past the end of its storage of {there} numbers"
+                f"damaged: a tensor of shape {shape} reaches past the end of its storage of {count} numbers"
             )
-        if number > there and number * dtype.itemsize > self._limits.tensor:
+        if number > count and number * dtype.itemsize > self._limits.tensor:
             raise CheckpointError(
-                f"a tensor of shape {shape} repeats the {there} numbers of its storage: written out it takes more than "
+                f"a tensor of shape {shape} repeats the {count} numbers of its storage: written out it takes more than "
                 f"{self._limits.tensor / 2**20:.0f} MiB; --max-size SIZE allows more, if you trust the file"
             )
 
@@ -199,7 +199,7 @@ def _flags(flags: Any) -> dict[str, bool] | None:
 
 
 def _encode(text: Any, codec: Any) -> bytes:
-    """How pickles of protocol 2 hold bytes; any other codec could multiply its input."""
+    """Decode bytes as stored by pickles of protocol 2; other codecs are refused, as they can expand their input."""
     if type(text) is not str or codec not in ("latin1", "latin-1"):
         raise _not_written("bytes")
     return text.encode("latin-1")

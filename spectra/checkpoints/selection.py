@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are analysed: every K-th, those of some epochs, the last, or the share of one job."""
+"""Selects checkpoints of a run: every K-th, those of given epochs, the last one, or the share of one job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CLOSE = 1e-9  # epochs may be fractions
 
 @dataclass(frozen=True)
 class Epochs:
-    """Single epochs and ranges of them, as `0,5,10:100:10` says: ends included, a range begins at 0 if not said."""
+    """Single epochs and ranges, as in `0,5,10:100:10`; the ends are included, and a range starts at 0 by default."""
 
     text: str
     single: tuple[float, ...]
@@ -24,7 +24,8 @@ class Epochs:
 
     @classmethod
     def parse(cls, text: str) -> Epochs:
-        """
+        """Parse a list of epochs and ranges such as ``0,5,10:100:10``.
+
         Raises:
             ArgumentError: not a list of epochs and ranges.
 
@@ -36,8 +37,8 @@ class Epochs:
         for piece in text.split(","):
             if re.fullmatch(_NUMBER, piece.strip()):
                 single.append(float(piece))
-            elif (found := _RANGE.fullmatch(piece.strip())) and found.group(3) not in ("0", "0.0"):
-                first, last, step = (None if part is None else float(part) for part in found.groups())
+            elif (match := _RANGE.fullmatch(piece.strip())) and match.group(3) not in ("0", "0.0"):
+                first, last, step = (None if part is None else float(part) for part in match.groups())
                 ranges.append((first or 0.0, last, step))
             else:
                 raise ArgumentError(
@@ -53,45 +54,45 @@ class Epochs:
 
 
 def select(
-    found: Sequence[Found], *, every: int | None = None, epochs: str | None = None, last: bool = False
+    checkpoints: Sequence[Found], *, every: int | None = None, epochs: str | None = None, last: bool = False
 ) -> list[Found]:
     """Some of the checkpoints of a run.
 
     Args:
-        found: all of them, in training order.
-        every: the first, and each K-th after it.
-        epochs: those of these epochs: single ones and ranges, ``0,5,10:100:10``, ends included. With `every`, each
-            K-th of them.
-        last: the last one: in addition to what the others choose, alone if there are no others.
+        checkpoints: all checkpoints, in training order.
+        every: select the first checkpoint and each K-th after it.
+        epochs: select these epochs: single ones and ranges, ``0,5,10:100:10``, ends included. With `every`, each K-th
+            of them.
+        last: also select the last one; without other options, only the last one.
 
     Raises:
-        ArgumentError: an argument that says nothing.
-        CheckpointError: an epoch is asked for, and none of the files says that it is from it.
+        ArgumentError: an argument outside its range.
+        CheckpointError: no checkpoint of a requested epoch exists.
     """
     if every is not None and every < 1:
         raise ArgumentError(f"every={every}: at least 1 is needed; 1 is all")
-    chosen = list(found)
+    chosen = list(checkpoints)
     if epochs is not None:
         chosen = _of_epochs(chosen, Epochs.parse(epochs))
     if every is not None:
         chosen = chosen[::every]
     if last and every is None and epochs is None:
         chosen = []
-    if last and found and found[-1] not in chosen:
-        chosen.append(found[-1])
+    if last and checkpoints and checkpoints[-1] not in chosen:
+        chosen.append(checkpoints[-1])
     return chosen
 
 
 def _of_epochs(found: Sequence[Found], wanted: Epochs) -> list[Found]:
-    there = sorted({one.epoch for one in found if one.epoch is not None})
-    if not there:
+    known = sorted({c.epoch for c in found if c.epoch is not None})
+    if not known:
         raise CheckpointError(f"epochs {wanted.text}: none of the {len(found)} checkpoints says of which epoch it is")
-    missing = [f"{epoch:g}" for epoch in wanted.single if not any(abs(epoch - one) < _CLOSE for one in there)]
-    chosen = [one for one in found if one.epoch is not None and wanted.wants(one.epoch)]
+    missing = [f"{epoch:g}" for epoch in wanted.single if not any(abs(epoch - c) < _CLOSE for c in known)]
+    chosen = [c for c in found if c.epoch is not None and wanted.wants(c.epoch)]
     if missing or not chosen:
         raise CheckpointError(
             f"epochs {wanted.text}: no checkpoint of epoch {', '.join(missing) or wanted.text}; there are "
-            f"{_in_short(there)}"
+            f"{_in_short(known)}"
         )
     return chosen
 
@@ -113,10 +114,10 @@ def shard(found: Sequence[Found], text: str) -> tuple[list[Found], int, int]:
     number, shards = (int(part) for part in parsed.groups()) if parsed else (0, 0)
     if not 1 <= number <= shards:
         raise ArgumentError(f"shard {text!r}: I/N is needed, I from 1 to N, as in 2/8")
-    mine = list(found[number - 1 :: shards])
-    if not mine:
+    share = list(found[number - 1 :: shards])
+    if not share:
         raise ArgumentError(f"shard {text}: there are {len(found)} checkpoints, so at most {len(found)} shards")
-    return mine, number, shards
+    return share, number, shards
 
 
 def _is_multiple(distance: float, step: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints in several files: the shards that an index lists, read as one."""
+"""Reads a checkpoint in several files: the shards that an index lists, as one state dict."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def is_index(path: Path) -> bool:
 
 
 def index_of(path: Path) -> Path | None:
-    """Where the index of a shard would be; None for a file that is no shard by its name.
+    """The path of the index that belongs to a shard; None if the name of the file is not that of a shard.
 
     Example:
         >>> index_of(Path("run/model-00001-of-00004.safetensors"))
         PosixPath('run/model.safetensors.index.json')
     """
-    found = _SHARD.fullmatch(path.name)
-    if found is None or int(found.group(3)) < 2:
+    match = _SHARD.fullmatch(path.name)
+    if match is None or int(match.group(3)) < 2:
         return None
-    return path.with_name(f"{found.group(1)}{found.group(4)}.index.json")
+    return path.with_name(f"{match.group(1)}{match.group(4)}.index.json")
 
 
 def shards_of(index: Path) -> dict[Path, list[str]]:
@@ -46,22 +46,22 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
         raise CheckpointError(f"{index}: no weight_map in it: keys of tensors, each with the name of its file")
-    found: dict[Path, list[str]] = {}
+    keys_by_shard: dict[Path, list[str]] = {}
     for key, name in mapping.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{index}: the file of {key!r} is a {type(name).__name__}, not a text")
         if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
             raise CheckpointError(f"{index}: the file of {key!r} is {name!r}: the name of a file beside it is needed")
-        found.setdefault(index.with_name(name), []).append(key)
-    return found
+        keys_by_shard.setdefault(index.with_name(name), []).append(key)
+    return keys_by_shard
 
 
 def read_shards(index: Path, unsafe: bool, max_size: int | None = None) -> tuple[dict[str, torch.Tensor], str]:
     """The tensors of all shards, and the SHA-256 of the lines `NAME SHA256` of the index and the shards, by name.
 
     Raises:
-        CheckpointError: a shard is missing, cannot be read, or does not hold what the index says; or one of the files
-            was written to meanwhile.
+        CheckpointError: a shard is missing, cannot be read, or differs from the index; or a file was modified during
+            reading.
     """
     listed = shards_of(index)
     if absent := [path.name for path in listed if not path.exists()]:
@@ -80,23 +80,23 @@ def read_shards(index: Path, unsafe: bool, max_size: int | None = None) -> tuple
 
 
 def _of_shard(content: Any, keys: list[str], path: Path, index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one shard, which are exactly those that the index says."""
+    """The tensors of one shard; they must be exactly those that the index lists for it."""
     weights = find_weights(content)
-    there = {} if weights is None else {k: v for k, v in weights.tensors.items() if isinstance(v, torch.Tensor)}
-    if absent := sorted(set(keys) - there.keys()):
+    tensors = {} if weights is None else {k: v for k, v in weights.tensors.items() if isinstance(v, torch.Tensor)}
+    if absent := sorted(set(keys) - tensors.keys()):
         raise CheckpointError(
             f"{path}: {index.name} puts {absent[0]!r} in it, and it is not there: {len(absent)} such keys"
         )
-    if others := sorted(there.keys() - set(keys)):
+    if others := sorted(tensors.keys() - set(keys)):
         raise CheckpointError(
             f"{path}: holds {others[0]!r}, which {index.name} does not put in it: {len(others)} such keys"
         )
-    return there
+    return tensors
 
 
 def _marks(paths: list[Path]) -> list[tuple[int, int, int]]:
     try:
-        found = [path.stat() for path in paths]
+        stats = [path.stat() for path in paths]
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror or error}") from error
-    return [(one.st_mtime_ns, one.st_size, one.st_ino) for one in found]
+    return [(stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats]

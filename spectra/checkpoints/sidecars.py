@@ -1,4 +1,4 @@
-"""The JSON files that trainers write beside the weights. They are untrusted: of bounded size, and checked by type."""
+"""Reads the JSON files that trainers write next to the weights; they are untrusted, so sizes and types are checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra.errors import CheckpointError
 TRAINER_STATE = "trainer_state.json"  # of the trainer in transformers
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 MAX_BYTES = 32 * 2**20
-#: What must be of these types, where it is there, for an adapter to be compared with the model.
+#: Required types of the values, if present, that are compared between an adapter and the model.
 _ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
     "peft_type": (str,),
     "r": (int,),
@@ -44,20 +44,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path}: larger than {MAX_BYTES // 2**20} MiB, which no such file needs")
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         words = " ".join(str(error).split()) if isinstance(error, ValueError) else "nested too deeply"
         raise CheckpointError(f"{path}: not JSON: {words[:200]}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a JSON object")
-    return found
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object")
+    return value
 
 
 def trainer_position(folder: Path) -> tuple[Position | None, str]:
     """Epoch and step in the `trainer_state.json` of a folder.
 
     Returns:
-        The position, None where the file does not give one; and a note on why it is not used, or an empty text.
+        The position, None if the file does not give one; and a note on why it is not used, or an empty text.
     """
     path = folder / TRAINER_STATE
     if not path.is_file():
@@ -66,19 +66,19 @@ def trainer_position(folder: Path) -> tuple[Position | None, str]:
         state = read_json(path)
     except CheckpointError as error:
         return None, f"{error}; it is not used"
-    found: dict[str, float | int | None] = {}
+    numbers: dict[str, float | int | None] = {}
     for name in ("epoch", "global_step"):
         value = state.get(name)
         if value is None:
             continue
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             return None, f"{path}: {name} is not a number from 0 on; it is not used"
-        found[name] = int(value) if value == int(value) else value
-    epoch, step = found.get("epoch"), found.get("global_step")
+        numbers[name] = int(value) if value == int(value) else value
+    epoch, step = numbers.get("epoch"), numbers.get("global_step")
     if isinstance(step, float):
         return None, f"{path}: global_step is not a whole number; it is not used"
     if isinstance(state.get("best_model_checkpoint"), str) and not says_its_moment(folder):
-        # At the end of training the trainer saves the last or the best model there, and does not say which.
+        # At the end of training the trainer saves the last or the best model there, without stating which.
         return (
             None,
             f"{path}: names a best checkpoint, so these weights are not known to be of its step; it is not used",
@@ -87,7 +87,7 @@ def trainer_position(folder: Path) -> tuple[Position | None, str]:
 
 
 def says_its_moment(folder: Path) -> bool:
-    """Whether the name of a folder says of which epoch or step it is."""
+    """Whether the name of a folder states an epoch or step."""
     return position_in_folder(folder.name or folder.resolve().name) != (None, None)
 
 
@@ -111,9 +111,9 @@ def adapter_config(folder: Path) -> dict[str, Any] | None:
 
 
 def compare_adapter(config: Mapping[str, Any], modules: Any, name: str | None) -> str:
-    """How the configuration of an adapter's file differs from that of the model's adapter, or an empty text.
+    """The difference between the configuration of an adapter's file and that of the model's adapter; empty if none.
 
-    The weights of an adapter are scaled by its configuration: with another one the same weights are another network.
+    The configuration scales the adapter's weights, so another configuration gives another network.
 
     Args:
         config: of the file.
@@ -126,9 +126,9 @@ def compare_adapter(config: Mapping[str, Any], modules: Any, name: str | None) -
             continue
         theirs = configs[name]
         for key in _ADAPTER_TYPES:
-            there, here = config.get(key), getattr(theirs, key, None)
-            here = getattr(here, "value", here)  # of an enumeration
-            if there is not None and here is not None and there != here:
-                return f"{ADAPTER_CONFIG} has {key}={there!r:.60}, the adapter of the task's model {here!r:.60}"
+            in_file, in_model = config.get(key), getattr(theirs, key, None)
+            in_model = getattr(in_model, "value", in_model)  # of an enumeration
+            if in_file is not None and in_model is not None and in_file != in_model:
+                return f"{ADAPTER_CONFIG} has {key}={in_file!r:.60}, the adapter of the task's model {in_model!r:.60}"
         return ""
     return ""

@@ -1,7 +1,7 @@
-"""The unpickler of checkpoints: a fixed table of what a pickle may call, and bounds on what it may ask for.
+"""The restricted unpickler of checkpoints: a fixed table of allowed calls, and bounds on what they may request.
 
-``torch.load(weights_only=True)`` is given this unpickler in place of its own. Its own lets a pickle call the
-constructors of tensors and storages, which return uninitialized memory, and codecs that multiply their input. Here
+``torch.load(weights_only=True)`` uses this unpickler instead of its own. Torch's unpickler allows calls of the
+constructors of tensors and storages, which return uninitialized memory, and of codecs that expand their input. Here
 each callable is a function of this package that checks its arguments first.
 """
 
@@ -21,7 +21,7 @@ from spectra.checkpoints.rebuilding import Limits, Named, allowed, plain_key
 from spectra.errors import CheckpointError
 from spectra.runtime.exclusive import one_at_a_time
 
-#: Those that torch.save writes. An opcode that is not here is refused.
+#: The opcodes that torch.save writes; every other opcode is refused.
 _OPCODES = (
     *("MARK", "STOP", "PROTO", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NONE", "NEWFALSE", "NEWTRUE"),
     *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"),
@@ -31,7 +31,7 @@ _OPCODES = (
 
 @contextlib.contextmanager
 def restricted(limits: Limits) -> Iterator[None]:
-    """Within it, ``torch.load(weights_only=True)`` unpickles as this module says."""
+    """Make ``torch.load(weights_only=True)`` use this module's unpickler within the block."""
     module = torch._weights_only_unpickler
 
     class Bounded(Unpickler):
@@ -84,7 +84,7 @@ class Unpickler(_Base):  # type: ignore[misc]
         self._given = given
 
     def _storage(self, pid: Any) -> Any:
-        """A storage, if it declares as many bytes as its file has for it."""
+        """A storage, if its declared size equals the bytes in the file."""
         if self._given is None:
             raise CheckpointError("damaged: a storage outside of an archive")
         if type(pid) is not tuple or not 5 <= len(pid) <= 6 or pid[0] not in ("storage", b"storage"):
@@ -95,11 +95,11 @@ class Unpickler(_Base):  # type: ignore[misc]
         if not isinstance(dtype, torch.dtype) or type(number) is not int or number < 0 or type(key) not in (str, int):
             raise CheckpointError("damaged: a storage has no description of a known form")
         declared = number * dtype.itemsize
-        there = self._limits.file if self._limits.storages is None else self._limits.storages.get(str(key))
-        if there is None:
+        available = self._limits.file if self._limits.storages is None else self._limits.storages.get(str(key))
+        if available is None:
             raise CheckpointError(f"damaged: the numbers of storage {key!r:.40} are not in the file")
-        if declared > there or (self._limits.storages is not None and declared != there):
-            raise CheckpointError(f"damaged: storage {key!r:.40} declares {declared} bytes, and {there} are there")
+        if declared > available or (self._limits.storages is not None and declared != available):
+            raise CheckpointError(f"damaged: storage {key!r:.40} declares {declared} bytes, and {available} are there")
         return self._given((pid[0], kind, *pid[2:]))
 
     def load_reduce(self) -> None:
@@ -158,8 +158,8 @@ class Unpickler(_Base):  # type: ignore[misc]
     def _list(self) -> list[Any]:
         if type(self.stack[-1]) is not list:
             raise CheckpointError(f"damaged: a {type(self.stack[-1]).__name__} is given items")
-        found: list[Any] = self.stack[-1]
-        return found
+        items: list[Any] = self.stack[-1]
+        return items
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **{getattr(pickle, name)[0]: _Base.dispatch[getattr(pickle, name)[0]] for name in _OPCODES},
@@ -174,7 +174,7 @@ class Unpickler(_Base):  # type: ignore[misc]
 
 
 class _Metered:
-    """A file from which only so many pieces can be read: one or two for each opcode of a pickle."""
+    """A file with a limited number of reads, about one or two for each opcode of a pickle."""
 
     def __init__(self, file: Any, limits: Limits) -> None:
         self._file = file

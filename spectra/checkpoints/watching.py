@@ -1,4 +1,4 @@
-"""Checkpoints as training writes them: each is given out once it is whole."""
+"""arriving: yields checkpoints while training writes them, each one when it is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Mark = tuple[tuple[str, int, int, int], ...]  # changes whenever a file is writt
 
 @dataclass
 class _Seen:
-    """A checkpoint as it was at the last look, and since when it has been so."""
+    """The state of a checkpoint at the last poll, and the time since which it is unchanged."""
 
     mark: Mark
     since: float
@@ -36,21 +36,21 @@ def arriving(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Path]:
-    """The checkpoints in folders, or of patterns, now and from now on; those of one look in training order.
+    """The present and future checkpoints in folders or of patterns; those of one poll in training order.
 
-    A file is taken for whole when nothing has written to it for `settle` seconds and its format ends as it should; a
-    folder when that is so of every file in it, and all shards are there. One that is not is given out all the same
-    after `patience` seconds without a change: loading it says what is wrong. A checkpoint whose weights change after it
-    was given out is not given out again, which `note` is told.
+    A file is complete if it did not change for `settle` seconds and its format ends correctly. A folder is complete if
+    all its files are and all shards exist. An incomplete checkpoint is yielded after `patience` seconds without a
+    change; loading it then reports the error. A checkpoint whose weights change after it was yielded is not yielded
+    again; `note` receives a line about it.
 
     Args:
-        places: folders, patterns or files, as :func:`find_checkpoints` takes them; what is not there yet may come.
+        places: folders, patterns or files, as for :func:`find_checkpoints`; they need not exist yet.
         settle: seconds.
         patience: seconds.
         idle: stop when nothing new has come for this many seconds; None: go on until an interrupt while waiting, which
             ends the iteration.
-        interval: seconds between two looks.
-        note: is told in a line, once, what is passed over.
+        interval: seconds between two polls.
+        note: called once with a line about each skipped checkpoint.
         clock: seconds that pass.
         sleep: waits.
 
@@ -65,26 +65,26 @@ def arriving(
     latest = clock()
     while True:
         ready = []
-        there, words = _there(places)
-        for one in words.keys() - passed.keys():
-            note(one)
+        present, words = _present(places)
+        for line in words.keys() - passed.keys():
+            note(line)
         passed |= words
-        for path in there:
+        for path in present:
             mark = _mark(_all_of(path))
             if not mark:  # gone between two steps
                 continue
-            before = seen.get(path)
-            if before is None:
-                before = seen[path] = _Seen(mark, clock())
-            elif before.mark != mark:
-                before.mark, before.since = mark, clock()
+            last_seen = seen.get(path)
+            if last_seen is None:
+                last_seen = seen[path] = _Seen(mark, clock())
+            elif last_seen.mark != mark:
+                last_seen.mark, last_seen.since = mark, clock()
                 weights = _mark(_weights_of(path))
-                if before.given not in (None, weights):
-                    before.given = weights
+                if last_seen.given not in (None, weights):
+                    last_seen.given = weights
                     note(f"{path} has changed since it was taken up: passed over; a name for each epoch avoids this")
-            waited = clock() - before.since
-            if before.given is None and waited >= settle and (waited >= patience or ends_well(path)):
-                before.given = _mark(_weights_of(path))
+            waited = clock() - last_seen.since
+            if last_seen.given is None and waited >= settle and (waited >= patience or ends_well(path)):
+                last_seen.given = _mark(_weights_of(path))
                 ready.append(path)
         if ready:
             yield from order_checkpoints(ready)
@@ -93,7 +93,7 @@ def arriving(
         if (
             idle is not None
             and clock() - latest >= idle
-            and all(seen[path].given is not None for path in there if path in seen)
+            and all(seen[path].given is not None for path in present if path in seen)
         ):
             return
         try:
@@ -103,9 +103,9 @@ def arriving(
 
 
 def ends_well(path: Path) -> bool:
-    """Whether a checkpoint ends as its format says: the directory of a zip archive, the last tensor of safetensors.
+    """Whether a checkpoint ends as its format requires: the directory of a zip archive, the last tensor of safetensors.
 
-    Other formats do not say where they end: True. A folder, or an index, ends well when all its shards do.
+    True for other formats, which do not define their end. For a folder or an index, whether all its shards end well.
     """
     try:
         entry = files_of(path).entry
@@ -142,20 +142,20 @@ def _safetensors_ends(path: Path, size: int) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def _there(places: Sequence[str | Path]) -> tuple[list[Path], dict[str, None]]:
-    """The checkpoints that are there now, and in words what is passed over."""
-    found: dict[Path, None] = {}
+def _present(places: Sequence[str | Path]) -> tuple[list[Path], dict[str, None]]:
+    """The checkpoints that exist now, and lines about skipped ones."""
+    checkpoints: dict[Path, None] = {}
     words: dict[str, None] = {}
     for place in places:
         try:
-            found.update(dict.fromkeys(find_checkpoints([place], passed=lambda one: words.update({one: None}))))
+            checkpoints.update(dict.fromkeys(find_checkpoints([place], passed=lambda one: words.update({one: None}))))
         except CheckpointError:  # not yet
             continue
-    return list(found), words
+    return list(checkpoints), words
 
 
 def _all_of(path: Path) -> list[Path]:
-    """Every file that must have settled: the weights, or all of a folder, whose last one may be the trainer's state."""
+    """Every file that must be unchanged: the weights, or all files of a folder (with the trainer's state)."""
     try:
         return sorted(path.iterdir()) if path.is_dir() else _weights_of(path)
     except OSError:
@@ -170,12 +170,12 @@ def _weights_of(path: Path) -> list[Path]:
 
 
 def _mark(paths: Iterable[Path]) -> Mark:
-    """Of the files that are there."""
-    found = []
+    """The mark of those files that exist."""
+    entries = []
     for path in paths:
         try:
             status = path.stat()
         except OSError:
             continue
-        found.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
-    return tuple(found)
+        entries.append((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
+    return tuple(entries)

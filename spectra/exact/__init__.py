@@ -1,1 +1,1 @@
-"""The exact trace and diagonal: back-propagated factors of the criterion's Hessian, and whose trace it then is."""
+"""Exact traces and diagonals of the Gauss-Newton matrix, and the check of whether they are also the Hessian's."""

@@ -1,9 +1,8 @@
-"""How each parameter is used in a forward pass: the calls that take it as their weight or bias, with input and output.
+"""Records how a forward pass uses each parameter: the calls that take it, with their inputs and outputs.
 
-A ``TorchFunctionMode`` sees the calls, so nothing of the model is changed and no layer type needs to be known: what
-counts is what is done. A parameter that is met in exactly one call that is understood, and nowhere else, has its
-gradients by sample in closed form from that call's input and the cotangent of its output. Any other is left to the
-fallback. What was seen is held against autograd before it is believed (:func:`checked`).
+A ``TorchFunctionMode`` intercepts the calls, so the model does not change and layer types do not matter. If a parameter
+is used in exactly one supported call, its per-sample gradients have a closed form in the input of that call and the
+cotangent of its output. All other parameters use a fallback. :func:`checked` compares the recorded uses with autograd.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ _SPATIAL = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 class Use:
     """One call that takes trainable parameters as its weight and bias.
 
-    ``weight`` and ``bias`` are their indices in ``theta``, None where that argument is no trainable parameter, or one
-    whose gradients do not come from this call.
+    ``weight`` and ``bias`` are indices in ``theta``. They are None if the argument is no trainable parameter, or if the
+    gradients of the parameter do not come from this call.
     """
 
     kind: str  # "linear", "conv", "conv_transpose", "embedding" or "scale"
@@ -64,7 +63,7 @@ class Use:
         return (self.kind, self.weight, self.bias, tuple(self.input.shape), tuple(self.shape))
 
     def replay(self, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
-        """The call again, with these in place of the parameters that it takes (where it takes them)."""
+        """Repeat the call with the given weight and bias in place of its own, if it has them."""
         settings = dict(self.settings)
         if self.weight is not None:
             settings["weight"] = weight
@@ -74,7 +73,7 @@ class Use:
         return output
 
     def restricted(self, usable: set[int]) -> Use | None:
-        """The use with the parameters outside a set taken out; None if nothing is left."""
+        """The use without the parameters outside a set; None if no parameter remains."""
         weight = self.weight if self.weight in usable else None
         bias = self.bias if self.bias in usable else None
         if weight is None and bias is None:
@@ -83,11 +82,11 @@ class Use:
 
 
 class Recorder(TorchFunctionMode):
-    """Records, while it is entered, how the tensors of ``theta`` are used.
+    """While active, records how the tensors of ``theta`` are used.
 
     Attributes:
-        uses: the calls that are understood.
-        others: parameter index -> the functions that it went into in other ways.
+        uses: the supported calls.
+        others: parameter index -> the functions that use it in other ways.
     """
 
     def __init__(self, theta: Sequence[torch.Tensor]) -> None:
@@ -100,36 +99,36 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        met = _met(self._index, args, set()) | _met(self._index, list(kwargs.values()), set())
+        used = _parameters_in(self._index, args, set()) | _parameters_in(self._index, list(kwargs.values()), set())
         result = func(*args, **kwargs)
-        if met and _differentiable(result):
+        if used and _differentiable(result):
             use = self._understood(func, args, kwargs, result)
             if use is not None:
                 self.uses.append(use)
-            taken = set() if use is None else {use.weight, use.bias}
-            for index in met - taken:
+            understood = set() if use is None else {use.weight, use.bias}
+            for index in used - understood:
                 self.others.setdefault(index, []).append(_name(func))
         return result
 
     def _understood(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Use | None:
-        known = UNDERSTOOD.get(func)
-        if known is None or not isinstance(result, torch.Tensor) or len(args) > len(known[1]):
+        entry = UNDERSTOOD.get(func)
+        if entry is None or not isinstance(result, torch.Tensor) or len(args) > len(entry[1]):
             return None
-        kind, names = known
-        given = dict(zip(names, args)) | kwargs
-        x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
+        kind, names = entry
+        arguments = dict(zip(names, args)) | kwargs
+        x, weight, bias = arguments.get("input"), arguments.get("weight"), arguments.get("bias")
         if not isinstance(x, torch.Tensor) or self._index.keys() & {id(x)} or (weight is not None and weight is bias):
             return None
-        if not _supported(kind, func, given, x):
+        if not _supported(kind, func, arguments, x):
             return None
-        settings = given | {"input": x.detach()}
+        settings = arguments | {"input": x.detach()}
         return Use(
             kind, func, settings, self._index.get(id(weight)), self._index.get(id(bias)),
             get_gradient_edge(result), result.shape,
         )  # fmt: skip
 
     def tied(self) -> dict[int, int]:
-        """Parameter index -> the number of calls that it was met in, where that is more than one."""
+        """Parameter index -> the number of calls that use it, for parameters used more than once."""
         counts: dict[int, int] = {index: len(names) for index, names in self.others.items()}
         for use in self.uses:
             for index in (use.weight, use.bias):
@@ -138,14 +137,14 @@ class Recorder(TorchFunctionMode):
         return {index: count for index, count in counts.items() if count > 1}
 
     def usable(self) -> set[int]:
-        """The parameters that are met in one understood call and nowhere else."""
+        """The parameters that are used in exactly one supported call and nowhere else."""
         counts = self.tied()
-        found = set()
+        indices = set()
         for use in self.uses:
             for index in (use.weight, use.bias):
                 if index is not None and index not in counts and index not in self.others:
-                    found.add(index)
-        return found
+                    indices.add(index)
+        return indices
 
     def restricted(self, usable: set[int]) -> list[Use]:
         """The uses of these parameters."""
@@ -159,19 +158,22 @@ def checked(
     flat: torch.Tensor,
     unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
 ) -> tuple[set[int], set[int]]:
-    """The parameters whose recorded use gives their gradient, and the others that the outputs depend on.
+    """Verify the recorded uses with one back-propagation of random cotangents.
 
-    Random cotangents on half of the samples are pulled back. The cotangent of a recorded output must then vanish on the
-    other samples, so that the leading dimension is that of the samples and they do not mix; and the gradients by
-    replaying the calls must be autograd's, so that no use was missed (a custom autograd function, say).
+    Random cotangents on half of the samples are pulled back. Two conditions must hold. The cotangents of the recorded
+    outputs vanish on the other samples: the leading dimension is that of the samples, and samples do not mix. The
+    gradients from replaying the calls equal autograd's: no use was missed (by a custom autograd function, for example).
 
     Args:
-        flat: random, ``(B, M)``.
-        unflatten: takes it to tensors shaped like the outputs.
+        recorder: the recorded uses.
+        theta: the parameters.
+        outputs: of the network, connected to the parameters.
+        flat: random cotangents, ``(B, M)``.
+        unflatten: maps them to tensors shaped like the outputs.
 
     Returns:
-        Indices of parameters: those of which the recorded use can be believed, and those left to the fallback. The
-        outputs do not depend on the rest.
+        Indices of the parameters with a verified use, and of those that need the fallback. The outputs do not depend on
+        any other parameter.
     """
     usable = recorder.usable()
     samples = len(flat)
@@ -183,9 +185,9 @@ def checked(
         cotangents = unflatten(flat * chosen[:, None])
         uses = recorder.restricted(usable)
         indices = range(len(theta))
-        wanted: Any = [*(use.edge for use in uses), *theta]
+        inputs: Any = [*(use.edge for use in uses), *theta]
         pulled: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-            outputs, wanted, cotangents, retain_graph=True, allow_unused=True
+            outputs, inputs, cotangents, retain_graph=True, allow_unused=True
         )
         expected = dict(zip(indices, pulled[len(uses) :]))
         reached |= {index for index, piece in expected.items() if piece is not None}
@@ -204,16 +206,16 @@ def checked(
             ):
                 usable -= set(members)
                 continue
-            for index, found in zip(members, _replayed(use, theta, d)):
-                mine = expected[index]
-                if mine is None or mine.is_sparse or not _close(found, mine):
+            for index, replayed in zip(members, _replayed(use, theta, d)):
+                autograd_gradient = expected[index]
+                if autograd_gradient is None or autograd_gradient.is_sparse or not _close(replayed, autograd_gradient):
                     usable.discard(index)
     return usable, reached - usable - idle
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     tolerance = 1e3 * torch.finfo(expected.dtype).eps
-    return float((found - expected).norm()) <= tolerance * float(found.norm() + expected.norm())
+    return float((actual - expected).norm()) <= tolerance * float(actual.norm() + expected.norm())
 
 
 def separated(
@@ -223,10 +225,10 @@ def separated(
     flat: torch.Tensor,
     unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
 ) -> bool:
-    """Whether the samples lie in the recorded outputs as they do in the outputs, by one back-propagation.
+    """Whether the recorded outputs of another batch keep the samples separate, by one back-propagation.
 
-    For a batch whose calls have the shapes of one that was checked: rows that are sorted or chosen by their content may
-    still lie otherwise, and a parameter that had no part (``rest``) may have one. The others are as in :func:`checked`.
+    For a batch whose calls have the same shapes as a verified one. A network that sorts or selects rows by content may
+    still mix samples, and a parameter without effect before (``rest``) may have one. Arguments as in :func:`checked`.
     """
     whole, even = unflatten(flat), torch.arange(len(flat), device=flat.device) % 2 == 0
     if rest:
@@ -257,7 +259,7 @@ def _replayed(use: Use, theta: Sequence[torch.Tensor], d: torch.Tensor) -> tuple
     return torch.autograd.grad(output, [leaf for leaf in leaves if leaf is not None], d)
 
 
-def _supported(kind: str, func: Any, given: dict[str, Any], x: torch.Tensor) -> bool:
+def _supported(kind: str, func: Any, arguments: dict[str, Any], x: torch.Tensor) -> bool:
     if kind == "linear":
         return x.ndim >= 2
     if kind == "conv":
@@ -265,22 +267,26 @@ def _supported(kind: str, func: Any, given: dict[str, Any], x: torch.Tensor) -> 
     if kind == "conv_transpose":
         return x.ndim == _SPATIAL[func.__name__.replace("_transpose", "")] + 2
     if kind == "embedding":
-        plain = given.get("max_norm") is None and not given.get("scale_grad_by_freq") and not given.get("sparse")
+        plain = (
+            arguments.get("max_norm") is None
+            and not arguments.get("scale_grad_by_freq")
+            and not arguments.get("sparse")
+        )
         return plain and x.ndim >= 1
-    return x.ndim >= 2 and not given.get("training", False)
+    return x.ndim >= 2 and not arguments.get("training", False)
 
 
-def _met(index: dict[int, int], value: Any, found: set[int]) -> set[int]:
+def _parameters_in(index: dict[int, int], value: Any, found: set[int]) -> set[int]:
     """The parameters among the arguments, within containers too."""
     if isinstance(value, torch.Tensor):
         if id(value) in index:
             found.add(index[id(value)])
     elif isinstance(value, (list, tuple)):
         for entry in value:
-            _met(index, entry, found)
+            _parameters_in(index, entry, found)
     elif isinstance(value, dict):
         for entry in value.values():
-            _met(index, entry, found)
+            _parameters_in(index, entry, found)
     return found
 
 

@@ -1,17 +1,17 @@
-"""Whose diagonal it is: whether the outputs are affine in each parameter tensor alone, measured and not looked up.
+"""Decides, per parameter tensor, whether the exact Gauss-Newton diagonal is also the Hessian's.
 
-``H = G + (1/N) sum_n sum_c (dl/dz_nc) grad^2 z_nc``, so the block of a tensor is the same in both, whatever the labels
-are, where ``v' grad^2 (r.z) v = 0`` for vectors ``v`` on that tensor and weights ``r`` of the outputs. Both are drawn
-at random, so that a quadratic form that is not zero is met almost surely. Three things must hold of each tensor, on a
-few samples from all over the data, in float64:
+``H = G + (1/N) sum_n sum_c (dl/dz_nc) grad^2 z_nc``. So the block of a tensor is the same in ``H`` and ``G``, for all
+labels, if ``v' grad^2 (r.z) v = 0`` for vectors ``v`` on that tensor and weights ``r`` of the outputs. Both are drawn
+at random, so a nonzero quadratic form is detected almost surely. Three conditions must hold for each tensor, on a few
+samples spread over the data, in float64:
 
-1. the label-free form vanishes, at the parameters and at a point beside them (where nothing is zero by accident);
-2. the gradient of ``r.z`` does not change along ``v`` between kinks (autograd's second derivative is not taken on
-   trust: a custom function may return none);
+1. the label-free form vanishes, at the parameters and at a nearby point (where nothing is zero by accident);
+2. the gradient of ``r.z`` does not change along ``v`` between kinks (a second test of autograd's second derivative: a
+   custom function may return none);
 3. ``v' H v = v' G v`` for the loss.
 
-Where any of it fails or cannot be computed, the number is said to be the Gauss-Newton matrix's. The types of layers
-serve for the words of the reason alone.
+If a condition fails or cannot be computed, the number is reported for the Gauss-Newton matrix. The types of layers are
+used only to word the reason.
 """
 
 from __future__ import annotations
@@ -34,26 +34,28 @@ from spectra.runtime.faults import is_limit, refusal_in
 from spectra.runtime.phases import part, phase
 from spectra.task.batches import choose_rows, join, rows_of
 
-# Rows looked at: fewer where there are many tensors, since each of them costs a few passes over these rows.
+# Number of rows used: fewer for many tensors, because each tensor costs a few passes over these rows.
 ROWS, FEWEST_ROWS, ROWS_TIMES_TENSORS = 16, 4, 256
-# Relative to the first derivative for a change of the tensor by its own size. Exact zeros and roundoff pass.
+# Relative to the first derivative, for a change of the tensor by its own size. Exact zeros and rounding errors pass.
 _FLAT = 1e-12
 _UNCHANGED = 1e-4  # of the gradient between two points, over their distance
 _STEPS = (1e-6, 1e-8)  # a step that crosses a kink is followed by a shorter one
 _EQUAL = 1e-9
-_ROUNDINGS = 30  # of a lower precision that the loss casts to on the way
+_ROUNDINGS = 30  # allowed rounding errors of a lower precision that the loss casts to
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was found of each tensor, and the sentences that say so."""
+    """The result for each parameter tensor, and the reasons in sentences."""
 
     passed: dict[str, bool]
     reasons: tuple[str, ...] = ()
-    unmet: frozenset[str] = frozenset()  # tensors that passed because the rows looked at do not depend on them
+    unmet: frozenset[str] = (
+        frozenset()
+    )  # tensors that passed because the outputs of the tested rows do not depend on them
 
     def with_traces(self, traces: dict[str, float]) -> Certificate:
-        """The certificate once the data are known to have a trace: what was met only outside the rows is in doubt."""
+        """The certificate given the traces: a tensor with a trace but without effect on the tested rows fails."""
         doubtful = [name for name in sorted(self.unmet) if traces[name] != 0]
         if not doubtful:
             return self
@@ -70,10 +72,10 @@ class Certificate:
 
 
 def passes_of(function: LossFunction) -> float:
-    """What a certificate costs, in forward and backward passes in float64 over all data: eight for each tensor."""
+    """The cost of a certificate in forward and backward passes in float64 over all data: eight for each tensor."""
     survey = function.task.survey()
     batches = min(4, survey.num_batches)
-    share = batches / survey.num_batches  # where the rows of a batch cannot be chosen
+    share = batches / survey.num_batches  # if the rows of a batch cannot be selected
     if survey.num_samples:
         share = min(1.0, max(_rows_wanted(function), batches) / survey.num_samples)
     return 8 * len(function.theta) * share
@@ -87,33 +89,33 @@ def certify(function: LossFunction, params: str | Sequence[str] | None = None, s
     """The certificate of every parameter tensor of a function.
 
     Args:
-        function: whose parameters and buffers are meant; it is not touched.
-        params: what the function was made with.
+        function: the function with the parameters and buffers to test; it is not modified.
+        params: the ``params`` argument that the function was created with.
         seed: of the vectors and weights.
     """
     nothing = dict.fromkeys(function.names, False)
     try:
-        twin = LossFunction(function.task, function.bn_mode, torch.float64, params)
-        twin.adopt(function)
-        with twin.evaluation():
-            batch = _few_rows(twin)
+        float64_copy = LossFunction(function.task, function.bn_mode, torch.float64, params)
+        float64_copy.adopt(function)
+        with float64_copy.evaluation():
+            batch = _few_rows(float64_copy)
             if batch is None:
                 return Certificate(nothing, ("No batch could be looked at for the certificate.",))
-            with Recorder(twin.theta) as recorder:
-                twin.output(batch)
-            met: set[int] = set()
-            worst = _look(twin, batch, torch.Generator().manual_seed(seed), met)
+            with Recorder(float64_copy.theta) as recorder:
+                float64_copy.output(batch)
+            effective: set[int] = set()
+            worst = _look(float64_copy, batch, torch.Generator().manual_seed(seed), effective)
     except SpectraError as error:
         return Certificate(nothing, (f"The certificate could not be computed: {refusal_in(error)}.",))
     except (RuntimeError, TypeError, ValueError) as error:
         if not is_limit(error):
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        why = f"The certificate could not be computed in float64 with two derivatives: {said}"
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = f"The certificate could not be computed in float64 with two derivatives: {message}"
         return Certificate(nothing, (why,))
-    passed = {name: worst[index] is None for index, name in enumerate(twin.names)}
-    unmet = frozenset(name for index, name in enumerate(twin.names) if index not in met)
-    return Certificate(passed, () if all(passed.values()) else _sentences(twin, worst, recorder), unmet)
+    passed = {name: worst[index] is None for index, name in enumerate(float64_copy.names)}
+    unmet = frozenset(name for index, name in enumerate(float64_copy.names) if index not in effective)
+    return Certificate(passed, () if all(passed.values()) else _sentences(float64_copy, worst, recorder), unmet)
 
 
 def _few_rows(function: LossFunction) -> Any:
@@ -130,10 +132,10 @@ def _few_rows(function: LossFunction) -> Any:
         rows = rows_of(batch)
         if rows is None:
             return function.place(batch)
-        wanted = _rows_wanted(function)
-        # Rounded down, since the cost is in proportion to the rows, and no fewer than the fewest.
-        each = max(wanted // len(places), -(-FEWEST_ROWS // len(places)))
-        chosen = torch.linspace(0, rows - 1, min(rows, each)).round().to(torch.int64)
+        rows_wanted = _rows_wanted(function)
+        # Rounded down, because the cost is proportional to the rows, but not below the minimum.
+        rows_per_batch = max(rows_wanted // len(places), -(-FEWEST_ROWS // len(places)))
+        chosen = torch.linspace(0, rows - 1, min(rows, rows_per_batch)).round().to(torch.int64)
         parts.append(function.place(choose_rows(batch, chosen)))
     if not parts:
         return None
@@ -143,29 +145,32 @@ def _few_rows(function: LossFunction) -> Any:
         return parts[0]
 
 
-def _look(function: LossFunction, batch: Any, generator: torch.Generator, met: set[int]) -> list[str | None]:
-    """What is wrong with each tensor, in words; None where nothing is. Tensors with an effect are added to ``met``."""
+def _look(function: LossFunction, batch: Any, generator: torch.Generator, effective: set[int]) -> list[str | None]:
+    """The defect of each tensor in words, None for a tensor that passes.
+
+    Tensors with an effect on the outputs are added to ``effective``.
+    """
     wrong: list[str | None] = [None] * len(function.theta)
 
     def directions() -> list[torch.Tensor]:
         return [_direction(p, generator) for p in function.theta]
 
     with part("certificate", 0, 4):
-        _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
+        _curvature_of_outputs(function, batch, directions(), generator, wrong, effective)
     with part("certificate", 1, 4):
         _gradients_between_points(function, batch, directions(), generator, wrong)
     with part("certificate", 2, 4):
         _loss_forms(function, batch, directions(), wrong)
-    here = [p.detach().clone() for p in function.theta]
+    original = [p.detach().clone() for p in function.theta]
     try:
         with torch.no_grad():
             for p, v in zip(function.theta, directions()):
                 p.add_(v, alpha=0.1)
         with part("certificate", 3, 4):
-            _curvature_of_outputs(function, batch, directions(), generator, wrong, met)
+            _curvature_of_outputs(function, batch, directions(), generator, wrong, effective)
     finally:
         with torch.no_grad():
-            for p, value in zip(function.theta, here):
+            for p, value in zip(function.theta, original):
                 p.copy_(value)
     return wrong
 
@@ -180,7 +185,7 @@ def _direction(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def _weighted(
     function: LossFunction, batch: Any, weights: list[torch.Tensor], generator: torch.Generator | None
 ) -> torch.Tensor | None:
-    """``r.z``; the weights are drawn into the list where it is empty. None: the outputs depend on no parameter."""
+    """``r.z``; weights are drawn into the list if it is empty. None if the outputs depend on no parameter."""
     outputs = outputs_of(function.output(batch))
     if not outputs:
         return None
@@ -196,7 +201,7 @@ def _curvature_of_outputs(
     vectors: list[torch.Tensor],
     generator: torch.Generator,
     wrong: list[str | None],
-    met: set[int],
+    effective: set[int],
 ) -> None:
     value = _weighted(function, batch, [], generator)
     if value is None:
@@ -205,12 +210,12 @@ def _curvature_of_outputs(
     for index, (g, v, p) in enumerate(zip(slope, vectors, function.theta)):
         phase("", index, len(slope))
         if g is not None and bool((g != 0).any()):
-            met.add(index)
+            effective.add(index)
         if g is None or not g.requires_grad or wrong[index]:
             continue
         along = (g * v).sum()
-        (bent,) = torch.autograd.grad(along, [p], retain_graph=True, allow_unused=True)
-        form = 0.0 if bent is None else float((bent * v).sum())
+        (product,) = torch.autograd.grad(along, [p], retain_graph=True, allow_unused=True)
+        form = 0.0 if product is None else float((product * v).sum())
         size = float(g.detach().norm() * v.norm()) / math.sqrt(p.numel())
         if not abs(form) <= _FLAT * size:
             wrong[index] = f"relative second derivative {abs(form) / size if size else math.inf:.2g}"
@@ -233,18 +238,18 @@ def _gradients_between_points(
         if g is None or wrong[index]:
             continue
         size = float(g.norm() * v.norm()) / math.sqrt(p.numel())
-        before, change = p.detach().clone(), math.inf
+        original, change = p.detach().clone(), math.inf
         for step in _STEPS:
             try:
                 with torch.no_grad():
                     p.add_(v, alpha=step)
                 moved = _weighted(function, batch, weights, None)
                 assert moved is not None
-                (there,) = torch.autograd.grad(moved, [p], allow_unused=True)
+                (gradient,) = torch.autograd.grad(moved, [p], allow_unused=True)
             finally:
                 with torch.no_grad():
-                    p.copy_(before)
-            change = float(((there if there is not None else torch.zeros_like(g)) - g).mul(v).sum().abs()) / step
+                    p.copy_(original)
+            change = float(((gradient if gradient is not None else torch.zeros_like(g)) - g).mul(v).sum().abs()) / step
             if change <= _UNCHANGED * size:
                 break
         else:
@@ -267,25 +272,25 @@ def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor],
         g, back = gradient[index], pulled[index]
         if wrong[index] or g is None or back is None:
             continue
-        bent = None
+        product = None
         if g.requires_grad:
-            (bent,) = torch.autograd.grad(g, [p], v, retain_graph=True, allow_unused=True)
-        whole = 0.0 if bent is None else float((bent * v).sum())
+            (product,) = torch.autograd.grad(g, [p], v, retain_graph=True, allow_unused=True)
+        hessian_form = 0.0 if product is None else float((product * v).sum())
         pushed = torch.autograd.grad(
             back, cotangents, v, retain_graph=True, allow_unused=True, materialize_grads=True
         )  # J v
         square = sum(float(u.square().sum()) for u in pushed)
-        part = 0.0
+        ggn_form = 0.0
         if pairs:
             curved = torch.autograd.grad(
                 [s for s, _ in pairs], points, [pushed[i] for _, i in pairs], retain_graph=True, allow_unused=True
             )
-            part = sum(float((c * u).sum()) for c, u in zip(curved, pushed) if c is not None)
-        if not abs(whole - part) <= equal * (abs(whole) + abs(part)) + 1e-13 * square:
-            wrong[index] = f"v'Hv = {whole:.6g} and v'Gv = {part:.6g}"
+            ggn_form = sum(float((c * u).sum()) for c, u in zip(curved, pushed) if c is not None)
+        if not abs(hessian_form - ggn_form) <= equal * (abs(hessian_form) + abs(ggn_form)) + 1e-13 * square:
+            wrong[index] = f"v'Hv = {hessian_form:.6g} and v'Gv = {ggn_form:.6g}"
 
 
-# The words. Types of layers that are not piecewise linear in their input, for the reason alone.
+# Types of layers that are not piecewise linear in their input; used only to word the reason.
 _CURVED = (
     nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.ELU, nn.SELU, nn.CELU,
     nn.Hardswish, nn.Tanhshrink, nn.GLU, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.LayerNorm, nn.GroupNorm,
@@ -297,20 +302,20 @@ _CURVED += tuple(getattr(nn, name) for name in ("RMSNorm",) if hasattr(nn, name)
 
 def _sentences(function: LossFunction, wrong: list[str | None], recorder: Recorder) -> tuple[str, ...]:
     names = function.names
-    failed = [index for index, what in enumerate(wrong) if what]
+    failed = [index for index, defect in enumerate(wrong) if defect]
     some = "; ".join(f"{names[index]}: {wrong[index]}" for index in failed[:3])
     more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
     first = (
         f"The outputs are not affine in {len(failed)} of {len(names)} parameter tensors ({some}{more}), so this is "
         "the Gauss-Newton matrix's and not the Hessian's."
     )
-    said = [first]
+    sentences = [first]
     explained = False
     tied = recorder.tied()
     for index in failed:
         if index in tied:
             explained = True
-            said.append(f"{names[index]} is used {tied[index]} times in the forward pass.")
+            sentences.append(f"{names[index]} is used {tied[index]} times in the forward pass.")
     curved = [
         f"{type(module).__name__} in {name}" if name else type(module).__name__
         for name, module in function.task.model.named_modules()
@@ -319,10 +324,10 @@ def _sentences(function: LossFunction, wrong: list[str | None], recorder: Record
     if curved:
         explained = True
         listed = ", ".join(curved[:4]) + (f" and {len(curved) - 4} more" if len(curved) > 4 else "")
-        said.append(f"Not piecewise linear: {listed}.")
+        sentences.append(f"Not piecewise linear: {listed}.")
     if not explained:
-        said.append(
+        sentences.append(
             "No layer's type explains it: a function called in forward (as torch.sigmoid), or a product of activations "
             "that both depend on the tensor."
         )
-    return tuple(said)
+    return tuple(sentences)

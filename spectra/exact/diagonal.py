@@ -1,4 +1,4 @@
-"""An exact diagonal: the numbers, which matrix they belong to, and why."""
+"""ExactDiagonal: an exact diagonal by parameter tensor, the matrix it belongs to, and the reasons."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from spectra.results.exact_trace import drawn_words
 
 
 class ExactDiagonal(dict[str, torch.Tensor]):
-    """The diagonal of the Gauss-Newton matrix by tensor, in the tensors' shapes, float64; empty where refused.
+    """The diagonal of the Gauss-Newton matrix by tensor, in the tensors' shapes, float64; empty if refused.
 
-    The attributes are those of ``ExactTrace``; ``stderr`` has the standard errors by tensor where it is drawn.
+    The attributes are those of ``ExactTrace``. ``stderr`` has the standard errors by tensor if the diagonal is drawn.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class ExactDiagonal(dict[str, torch.Tensor]):
 
     @property
     def applies(self) -> bool:
-        """Whether the entries are those of the Hessian."""
+        """Whether the entries are also those of the Hessian."""
         return bool(self) and self.kind == "hessian"
 
     @property
     def how(self) -> list[str]:
-        """As that of :class:`spectra.results.exact_trace.ExactTrace`."""
+        """Sentences on method and matrix, as in :class:`spectra.results.exact_trace.ExactTrace`."""
         return drawn_words(self.method, self.stderr)

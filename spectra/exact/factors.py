@@ -1,12 +1,12 @@
-"""The criterion's Hessian in the outputs of each sample, as a sum of signed squares: the cotangents to propagate.
+"""Factors the criterion's Hessian in each sample's outputs into signed squares: the cotangents to propagate.
 
 For the criterion's value of a batch and sample ``n`` with all its outputs ``z_n`` (``M`` numbers: classes times
 positions)::
 
     A_n = d^2 L_b / dz_n^2 = sum_c sign_nc s_nc s_nc'
 
-so that the batch's part of the Gauss-Newton matrix is ``sum_n sum_c sign_nc (J_n' s_nc)(J_n' s_nc)'``: one
-back-propagation of the whole batch for each column ``c``, and no difference of large numbers.
+so the contribution of the batch to the Gauss-Newton matrix is ``sum_n sum_c sign_nc (J_n' s_nc)(J_n' s_nc)'``. It takes
+one back-propagation of the whole batch for each column ``c``, and no difference of large numbers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from spectra.operators.jacobian import slope_of
 from spectra.task import averaging as reduction
 from spectra.task.batches import tensors_of
 
-# The largest block that is factored without knowing its structure: its eigenvectors take M^2 numbers per sample.
+# The largest block of unknown structure that is factored: its eigenvectors take M^2 numbers per sample.
 LARGEST_BLOCK = 256
 
 
 class Layout:
-    """The outputs of a batch as one matrix ``(B, M)``, a row for each of ``B`` samples, and back.
+    """Converts the outputs of a batch to a matrix ``(B, M)``, one row per sample, and back.
 
     Args:
         outputs: the tensors of the output that depend on the parameters.
@@ -53,7 +53,7 @@ class Layout:
 
 
 class Factor(ABC):
-    """``A_n`` of every sample of a batch in signed columns. Flat columns are ``(B, M)`` in the order of a Layout."""
+    """``A_n`` of every sample of a batch as signed columns; flat columns are ``(B, M)`` in the order of a Layout."""
 
     columns: int
     signs: torch.Tensor | None = None  # (columns, B) of -1, 0 and 1; None: all 1
@@ -66,21 +66,21 @@ class Factor(ABC):
     def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
         """``(sign, S_n eps)`` with ``eps`` of random signs, independent over columns and samples.
 
-        The mean of the signed squares over draws is the sum over the columns. There is a second pair, of sign -1, only
-        where ``A`` has negative eigenvalues.
+        The expectation of the signed squares is the sum over the columns. A second pair, of sign -1, exists only if
+        ``A`` has negative eigenvalues.
         """
 
 
 class SoftmaxFactor(Factor):
     """Cross-entropy: ``A = a (diag(p) - p p')`` at every position, by ``C - 1`` columns.
 
-    With ``S = diag(q) - p q'``, ``q = sqrt(p)``, ``S S' = diag(p) - p p'`` and ``S q = 0``, so the columns ``S Q`` of
-    any orthonormal complement ``Q`` of ``q`` do. Those of the Householder reflector that takes ``q`` to ``-e_m``, with
-    ``m`` the most likely class, are, for ``j`` other than ``m``::
+    Let ``S = diag(q) - p q'`` with ``q = sqrt(p)``. Then ``S S' = diag(p) - p p'`` and ``S q = 0``, so the columns
+    ``S Q`` for any orthonormal complement ``Q`` of ``q`` are a factor. With the Householder reflector that maps ``q``
+    to ``-e_m``, ``m`` the most likely class, they are, for ``j`` other than ``m``::
 
         (S Q)_ij = q_i (delta_ij - (q + e_m)_i q_j / (1 + q_m))
 
-    in which nothing cancels however certain the network is.
+    No cancellation occurs in this form, however confident the network is.
 
     Args:
         logits: ``(R, C, *positions)``.
@@ -103,22 +103,22 @@ class SoftmaxFactor(Factor):
         self.columns = (classes - 1) * self.p.shape[1] * self.inner
 
     def column(self, index: int) -> torch.Tensor:
-        place, which = divmod(index, self.classes - 1)
+        place, class_index = divmod(index, self.classes - 1)
         row, position = divmod(place, self.inner)
-        here = (slice(None), row, slice(None), slice(position, position + 1))
-        p, q, top, q_top = self.p[here], self.q[here], self.top[here], self.q_top[here]
-        j = which + (which >= top).to(top.dtype)  # the classes without the most likely one, in order
+        index_at = (slice(None), row, slice(None), slice(position, position + 1))
+        p, q, top, q_top = self.p[index_at], self.q[index_at], self.top[index_at], self.q_top[index_at]
+        j = class_index + (class_index >= top).to(top.dtype)  # the classes without the most likely one, in order
         q_j = q.gather(1, j)
         values = -p * q_j / (1 + q_top)
         values = values.scatter_add(1, j, q_j).scatter(1, top, -q_top * q_j)
         column = torch.zeros_like(self.p)
-        column[here] = values * self.root[here]
+        column[index_at] = values * self.root[index_at]
         return column.reshape(len(column), -1)
 
     def product(self, flat: torch.Tensor) -> torch.Tensor:
         u = flat.view_as(self.p)
-        bent = self.p * (u - (self.p * u).sum(2, keepdim=True))
-        return (bent * self.root.square()).reshape(flat.shape)
+        centred = self.p * (u - (self.p * u).sum(2, keepdim=True))
+        return (centred * self.root.square()).reshape(flat.shape)
 
     def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
         eps = random_signs(self.p.shape, generator, self.p)
@@ -152,8 +152,8 @@ class DiagonalFactor(Factor):
 class DenseFactor(Factor):
     """Any criterion that is a sum over samples: ``A_n`` as a dense matrix, split by its eigenvectors.
 
-    A column that is negligible in every sample (``a`` below ``M`` roundoffs of the largest eigenvalue of that sample)
-    is left out: the constant direction of a cross-entropy.
+    A column that is negligible in every sample (below ``M`` roundoffs of the largest eigenvalue of that sample) is
+    dropped, such as the constant direction of a cross-entropy.
 
     Args:
         blocks: ``(B, M, M)``.
@@ -171,9 +171,9 @@ class DenseFactor(Factor):
         self.signs = None if bool((values >= 0).all()) else signs
 
     def column(self, index: int) -> torch.Tensor:
-        which = self.kept[index]
-        root = self.values[:, which : which + 1].abs().sqrt()
-        column: torch.Tensor = self.vectors[:, :, which] * root
+        kept_index = self.kept[index]
+        root = self.values[:, kept_index : kept_index + 1].abs().sqrt()
+        column: torch.Tensor = self.vectors[:, :, kept_index] * root
         return column.to(self.dtype)
 
     def drawn(self, generator: torch.Generator) -> list[tuple[float, torch.Tensor]]:
@@ -188,18 +188,18 @@ def random_signs(shape: Sequence[int], generator: torch.Generator, like: torch.T
 
 
 def by_sign(column: torch.Tensor, signs: torch.Tensor, mixed: bool) -> list[tuple[float, torch.Tensor]]:
-    """The parts of a column that count positively and negatively."""
+    """A column split by sign: pairs of a sign and the column of the samples with that sign."""
     if not mixed:
         return [(1.0, column)]
     return [(1.0, column * (signs > 0)), (-1.0, column * (signs < 0))]
 
 
 def factor_of(function: LossFunction, output: Any, target: Any, layout: Layout) -> Factor:
-    """The factor of the criterion's Hessian for a batch, held against a product with the Hessian itself.
+    """The factor of the criterion's Hessian for a batch, verified against a product with the Hessian itself.
 
     Raises:
-        TaskError: the criterion is not a sum over the samples, or a sample has too many outputs for one of which no
-            structure is known.
+        TaskError: the criterion is not a sum over the samples, or its structure is unknown and a sample has too many
+            outputs.
     """
     with torch.enable_grad():
         points, slope = slope_of(function, output, target, create_graph=True)
@@ -222,7 +222,7 @@ def _known(
         share = _softmax_weights(criterion, logits, target)
         return SoftmaxFactor(logits, share, layout.samples)
     if reduction.is_elementwise(criterion):
-        return DiagonalFactor(layout.flatten(_bent(slopes, points, [torch.ones_like(p) for p in points])))
+        return DiagonalFactor(layout.flatten(_hessian_product(slopes, points, [torch.ones_like(p) for p in points])))
     return None
 
 
@@ -251,14 +251,16 @@ def _softmax_weights(criterion: Any, logits: torch.Tensor, target: torch.Tensor)
     return share if settings.get("reduction", "mean") == "sum" else share / divisor
 
 
-def _bent(slopes: list[torch.Tensor], points: list[torch.Tensor], direction: list[torch.Tensor]) -> list[torch.Tensor]:
+def _hessian_product(
+    slopes: list[torch.Tensor], points: list[torch.Tensor], direction: list[torch.Tensor]
+) -> list[torch.Tensor]:
     """The product of the criterion's Hessian for the batch with a direction, shaped like the outputs."""
     pairs = [(s, d) for s, d in zip(slopes, direction) if s.requires_grad]
     if not pairs:
         return [torch.zeros_like(point) for point in points]
     left, right = [s for s, _ in pairs], [d for _, d in pairs]
-    bent = torch.autograd.grad(left, points, right, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return [piece.detach() for piece in bent]
+    products = torch.autograd.grad(left, points, right, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return [piece.detach() for piece in products]
 
 
 def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout) -> DenseFactor:
@@ -272,15 +274,15 @@ def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layou
     for index in range(size):
         direction = torch.zeros(samples, size, dtype=points[0].dtype, device=points[0].device)
         direction[:, index] = 1
-        columns.append(layout.flatten(_bent(slopes, points, layout.unflatten(direction))))
+        columns.append(layout.flatten(_hessian_product(slopes, points, layout.unflatten(direction))))
     return DenseFactor(torch.stack(columns, 2))
 
 
 def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout, unit: float) -> None:
-    """Hold the blocks against ``A u`` by autograd for a random ``u``: the formulas, and that no samples are coupled.
+    """Compare the blocks with ``A u`` by autograd for a random ``u``: tests the formulas and the coupling of samples.
 
-    Dense blocks are autograd's own, and may be nothing but rounding for a criterion that is certain of everything:
-    there ``u`` is on every second sample, and ``A u`` must vanish on the others. ``unit`` is the roundoff of the loss.
+    Dense blocks come from autograd, and may be pure rounding for a saturated criterion. For them ``u`` is nonzero on
+    every second sample only, and ``A u`` must vanish on the others. ``unit`` is the roundoff of the loss.
     """
     generator = torch.Generator().manual_seed(11)
     draw = torch.randn(layout.samples, layout.width, generator=generator, dtype=torch.float64)
@@ -288,12 +290,12 @@ def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor
     eps = max(torch.finfo(flat.dtype).eps, unit)
     if not isinstance(factor, SoftmaxFactor | DiagonalFactor):
         flat[1::2] = 0
-        bent = layout.flatten(_bent(slopes, points, layout.unflatten(flat)))
-        wrong = float(bent[1::2].norm()) > math.sqrt(eps) * float(bent.norm())
+        expected = layout.flatten(_hessian_product(slopes, points, layout.unflatten(flat)))
+        wrong = float(expected[1::2].norm()) > math.sqrt(eps) * float(expected.norm())
     else:
-        bent = layout.flatten(_bent(slopes, points, layout.unflatten(flat)))
-        allowed = math.sqrt(eps) * float(bent.norm()) + 1e3 * eps * factor.scale * float(flat.norm())
-        wrong = not float((factor.product(flat) - bent).norm()) <= allowed
+        expected = layout.flatten(_hessian_product(slopes, points, layout.unflatten(flat)))
+        allowed = math.sqrt(eps) * float(expected.norm()) + 1e3 * eps * factor.scale * float(flat.norm())
+        wrong = not float((factor.product(flat) - expected).norm()) <= allowed
     if wrong:
         raise TaskError(
             "the criterion is not a sum over the samples of a batch (its Hessian in the outputs couples them), so no "

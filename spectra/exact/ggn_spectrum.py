@@ -1,9 +1,9 @@
-"""exact_ggn_spectrum: all eigenvalues of the Gauss-Newton matrix of few samples, from a Gram matrix, without Lanczos.
+"""exact_ggn_spectrum: all eigenvalues of the Gauss-Newton matrix of a few samples, from a Gram matrix.
 
-``G = B S B' + l2 I`` with a column ``J_n' s_nc`` of ``B`` for each sample and each signed column of the criterion's
-Hessian, weighted as the loss weights them. Its eigenvalues other than ``l2`` are those of ``K^(1/2) S K^(1/2)`` with
-the Gram matrix ``K = B'B``, ``(R, R)`` with ``R = N (C - 1)`` for softmax cross-entropy. ``K`` is added up over the
-parameter tensors, a part of each at a time, so that ``B`` is never held.
+``G = B S B' + l2 I``. ``B`` has a column ``J_n' s_nc`` for each sample and each signed column of the criterion's
+Hessian, weighted as in the loss. The eigenvalues of ``G`` other than ``l2`` are those of ``K^(1/2) S K^(1/2)`` with the
+Gram matrix ``K = B'B``, ``(R, R)`` with ``R = N (C - 1)`` for softmax cross-entropy. ``K`` is summed over chunks of the
+parameter tensors, so that ``B`` is never stored.
 """
 
 from __future__ import annotations
@@ -93,16 +93,16 @@ def exact_ggn_spectrum(
         recalibrate(function)
     check_loss(function, survey, split=True)
     with function.evaluation():
-        parts = _parts(operator, limit)
-        values = _eigenvalues(function, parts)
+        batches = _batch_columns(operator, limit)
+        values = _eigenvalues(function, batches)
     values = np.sort(values)[::-1][: function.n] + chosen.l2
     if not np.isfinite(values).all():
         raise NumericsError("the Gram matrix of the gradients holds NaN or infinity")
-    columns = sum(part.rows for part in parts)
+    columns = sum(batch_columns.rows for batch_columns in batches)
     return GGNSpectrum(
         eigenvalues=values,
         n=function.n,
-        num_samples=sum(part.samples for part in parts),
+        num_samples=sum(batch_columns.samples for batch_columns in batches),
         rank_bound=min(function.n, columns),
         l2=chosen.l2,
         noise=float(torch.finfo(function.dtype).eps) * float(np.sqrt(columns)),
@@ -112,8 +112,8 @@ def exact_ggn_spectrum(
 
 
 @dataclass
-class _Part:
-    """One batch: its forward pass, and its columns."""
+class _BatchColumns:
+    """One batch: its forward pass, and the columns of its samples."""
 
     linear: Linearised
     columns: torch.Tensor  # (G, B, M), with the weight of the batch in the loss
@@ -128,8 +128,8 @@ class _Part:
         return self.columns.shape[0] * self.samples
 
 
-def _parts(operator: GGNOperator, limit: int) -> list[_Part]:
-    task, parts, plans, total = operator.task, [], Plans(), 0
+def _batch_columns(operator: GGNOperator, limit: int) -> list[_BatchColumns]:
+    task, batches, plans, total = operator.task, [], Plans(), 0
     divisor = task.divisor(task.survey().total_weight)
     for batch, weight in operator.batches():
         linear = linearise(operator.function, batch, plans)
@@ -147,15 +147,15 @@ def _parts(operator: GGNOperator, limit: int) -> list[_Part]:
         scale = (task.total_factor(weight) / divisor) ** 0.5
         columns = scale * torch.stack([factor.column(index) for index in range(factor.columns)])
         signs = torch.ones(columns.shape[:2]) if factor.signs is None else factor.signs
-        parts.append(_Part(linear, columns, signs.reshape(-1).double().to(columns.device)))
-    if not parts:
+        batches.append(_BatchColumns(linear, columns, signs.reshape(-1).double().to(columns.device)))
+    if not batches:
         raise DataError("no batch has a positive weight: there is nothing to take a spectrum of")
-    return parts
+    return batches
 
 
-def _eigenvalues(function: LossFunction, parts: Sequence[_Part]) -> np.ndarray:
-    gram = _gram(function, parts)
-    signs = torch.cat([part.signs for part in parts])
+def _eigenvalues(function: LossFunction, batches: Sequence[_BatchColumns]) -> np.ndarray:
+    gram = _gram(function, batches)
+    signs = torch.cat([batch_columns.signs for batch_columns in batches])
     if bool((signs > 0).all()):
         return np.asarray(torch.linalg.eigvalsh(gram).cpu().numpy())
     values, vectors = torch.linalg.eigh(gram)
@@ -163,22 +163,24 @@ def _eigenvalues(function: LossFunction, parts: Sequence[_Part]) -> np.ndarray:
     return np.asarray(torch.linalg.eigvalsh(root.T @ (signs[:, None] * root)).cpu().numpy())
 
 
-def _gram(function: LossFunction, parts: Sequence[_Part]) -> torch.Tensor:
+def _gram(function: LossFunction, batches: Sequence[_BatchColumns]) -> torch.Tensor:
     """``B'B``, ``(R, R)`` float64; rows are ordered by batch, column and sample."""
-    total = sum(part.rows for part in parts)
+    total = sum(batch_columns.rows for batch_columns in batches)
     gram = torch.zeros(total, total, dtype=torch.float64, device=function.device)
-    left_over = sorted({index for part in parts for index in part.linear.others})
-    believed = [_believed(part.linear.uses, left_over) for part in parts]
+    left_over = sorted({index for batch_columns in batches for index in batch_columns.linear.others})
+    believed = [_believed(batch_columns.linear.uses, left_over) for batch_columns in batches]
     calls = {tuple((use.kind, use.weight, use.bias) for use in uses) for uses in believed}
     if len(calls) > 1:
         raise TaskError("the network makes other calls for one batch than for another: use one batch, or Lanczos")
-    for group in _groups(parts, believed):
-        pulled = [_pulled(part, [uses[place] for place in group]) for part, uses in zip(parts, believed)]
+    for group in _groups(batches, believed):
+        pulled = [
+            _pulled(batch_columns, [uses[place] for place in group]) for batch_columns, uses in zip(batches, believed)
+        ]
         for index, place in enumerate(group):
             uses = [mine[place] for mine in believed]
-            _add_use(gram, parts, uses, [pieces[index] for pieces in pulled])
+            _add_use(gram, batches, uses, [pieces[index] for pieces in pulled])
     if left_over:
-        _add_held(gram, function, parts, left_over)
+        _add_held(gram, function, batches, left_over)
     return gram
 
 
@@ -188,72 +190,81 @@ def _believed(uses: Sequence[Use], left_over: Sequence[int]) -> list[Use]:
     return [use for use in (use.restricted(kept) for use in uses) if use is not None]
 
 
-def _groups(parts: Sequence[_Part], believed: Sequence[Sequence[Use]]) -> Iterator[list[int]]:
-    """Places of uses whose cotangents fit an eighth of the free memory together."""
-    size = parts[0].columns.element_size()
-    budget = available_bytes(parts[0].columns.device) // 8
+def _groups(batches: Sequence[_BatchColumns], believed: Sequence[Sequence[Use]]) -> Iterator[list[int]]:
+    """Groups of use indices whose cotangents together fit in an eighth of the free memory."""
+    size = batches[0].columns.element_size()
+    budget = available_bytes(batches[0].columns.device) // 8
     group: list[int] = []
     used = 0
     for place in range(len(believed[0])):
-        each = size * sum(len(part.columns) * numbers_of(uses[place]) for part, uses in zip(parts, believed))
-        if group and used + each > budget:
+        bytes_per_use = size * sum(
+            len(batch_columns.columns) * numbers_of(uses[place]) for batch_columns, uses in zip(batches, believed)
+        )
+        if group and used + bytes_per_use > budget:
             yield group
             group, used = [], 0
         group.append(place)
-        used += each
+        used += bytes_per_use
     if group:
         yield group
 
 
-def _pulled(part: _Part, uses: Sequence[Use]) -> list[torch.Tensor]:
+def _pulled(batch_columns: _BatchColumns, uses: Sequence[Use]) -> list[torch.Tensor]:
     """The cotangents of the uses' outputs for all columns, ``(G, *shape)`` each."""
-    linear = part.linear
+    linear = batch_columns.linear
     edges = [use.edge for use in uses]
     pieces = [
         torch.autograd.grad(linear.outputs, edges, linear.layout.unflatten(column), retain_graph=True)
-        for column in part.columns
+        for column in batch_columns.columns
     ]
     return [torch.stack([piece[place] for piece in pieces]) for place in range(len(uses))]
 
 
-def _add_use(gram: torch.Tensor, parts: Sequence[_Part], uses: Sequence[Use], ds: Sequence[torch.Tensor]) -> None:
-    every = list(zip(parts, uses, ds))
+def _add_use(
+    gram: torch.Tensor, batches: Sequence[_BatchColumns], uses: Sequence[Use], ds: Sequence[torch.Tensor]
+) -> None:
+    every = list(zip(batches, uses, ds))
     first = uses[0]
     if first.bias is not None:
-        _add(gram, [bias_rows(use, d, part.samples) for part, use, d in every])
+        _add(gram, [bias_rows(use, d, batch_columns.samples) for batch_columns, use, d in every])
     if first.weight is None:
         return
     if first.kind == "embedding":
         tokens: torch.Tensor = torch.unique(torch.cat([use.input.reshape(-1) for use in uses]).to(torch.int64))
-        for blocks in zip(*(embedding_rows(use, d, part.samples, tokens) for part, use, d in every)):
+        for blocks in zip(*(embedding_rows(use, d, batch_columns.samples, tokens) for batch_columns, use, d in every)):
             _add(gram, list(blocks))
-    elif all(is_vector(use, part.samples) for part, use, _ in every):
-        inputs = [use.input.reshape(part.samples, -1).expand(len(part.columns), -1, -1) for part, use, _ in every]
-        x, d = _matrix(inputs), _matrix([d.reshape(len(d), part.samples, -1) for part, _, d in every])
+    elif all(is_vector(use, batch_columns.samples) for batch_columns, use, _ in every):
+        inputs = [
+            use.input.reshape(batch_columns.samples, -1).expand(len(batch_columns.columns), -1, -1)
+            for batch_columns, use, _ in every
+        ]
+        x, d = _matrix(inputs), _matrix([d.reshape(len(d), batch_columns.samples, -1) for batch_columns, _, d in every])
         gram += (x @ x.T) * (d @ d.T)
     else:
         units, entries = units_of(first)
         step = max(1, _BLOCK_BYTES // (8 * len(gram) * entries))
         for start in range(0, units, step):
             here = slice(start, start + step)
-            _add(gram, [weight_rows(use, d, part.samples, here) for part, use, d in every])
+            _add(gram, [weight_rows(use, d, batch_columns.samples, here) for batch_columns, use, d in every])
 
 
-def _add_held(gram: torch.Tensor, function: LossFunction, parts: Sequence[_Part], indices: Sequence[int]) -> None:
-    """The parameters whose gradients have to be held, one at a time."""
+def _add_held(
+    gram: torch.Tensor, function: LossFunction, batches: Sequence[_BatchColumns], indices: Sequence[int]
+) -> None:
+    """Add the Gram matrix of parameters without a closed form, whose per-sample gradients are held in memory."""
     for index in indices:
         need = 8 * len(gram) * function.sizes[index]
         if need > available_bytes(function.device) // 2:
             raise ArgumentError(
                 f"{function.names[index]} needs the gradients of single samples, {in_words(need)}: take fewer samples="
             )
-        _add(gram, [_held(function, part, index) for part in parts])
+        _add(gram, [_held(function, batch_columns, index) for batch_columns in batches])
 
 
-def _held(function: LossFunction, part: _Part, index: int) -> torch.Tensor:
-    flat = part.linear.layout.flatten([output.detach() for output in part.linear.outputs])
+def _held(function: LossFunction, batch_columns: _BatchColumns, index: int) -> torch.Tensor:
+    flat = batch_columns.linear.layout.flatten([output.detach() for output in batch_columns.linear.outputs])
     single = SampleGradients(function, [index])
-    chunks = [gradients[0] for _, gradients in single.chunks(part.linear.batch, flat, part.columns)]
+    chunks = [gradients[0] for _, gradients in single.chunks(batch_columns.linear.batch, flat, batch_columns.columns)]
     return torch.cat(chunks, 1).flatten(2)
 
 

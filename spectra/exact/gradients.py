@@ -1,4 +1,4 @@
-"""The gradients of single samples as rows of a matrix, a part of its columns at a time, for Gram matrices."""
+"""Per-sample gradients as rows of a matrix, computed a block of columns at a time, for Gram matrices."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def weight_rows(use: Use, d: torch.Tensor, samples: int, units: slice) -> torch.
         return torch.stack([_by_sample(use, piece * normal, samples) for piece in d]).flatten(2)
     if use.kind == "linear":
         x = use.input.reshape(samples, -1, use.input.shape[-1])  # (B, L, I)
-        mine = d.reshape(len(d), samples, x.shape[1], -1)[..., units]
-        return torch.einsum("gblo,bli->gboi", mine, x).flatten(2)
+        cotangents = d.reshape(len(d), samples, x.shape[1], -1)[..., units]
+        return torch.einsum("gblo,bli->gboi", cotangents, x).flatten(2)
     left, right = _factors(use, d, samples)  # (G|1, B, g, O, L) and (G|1, B, g, I, L)
     return (left[:, :, :, units] @ right.mT).flatten(2)
 
@@ -58,13 +58,13 @@ def is_vector(use: Use, samples: int) -> bool:
 
 def embedding_rows(use: Use, d: torch.Tensor, samples: int, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
     """The gradients of an embedding's table in the rows of these tokens, ``(G, B, tokens)`` for each of its columns."""
-    mine = use.input.reshape(samples, -1).to(torch.int64)
-    place = torch.searchsorted(tokens, mine)
+    token_ids = use.input.reshape(samples, -1).to(torch.int64)
+    place = torch.searchsorted(tokens, token_ids)
     padding = use.settings.get("padding_idx")
     size = use.settings["weight"].shape[0]
-    counts = torch.ones_like(mine, dtype=d.dtype)
+    counts = torch.ones_like(token_ids, dtype=d.dtype)
     if padding is not None:
-        counts = (mine != padding % size).to(d.dtype)
+        counts = (token_ids != padding % size).to(d.dtype)
     width = d.shape[-1]
     flat = d.reshape(len(d), samples, -1, width) * counts[None, :, :, None]
     for column in range(width):

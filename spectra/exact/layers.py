@@ -1,4 +1,4 @@
-"""Sums of squared gradients of single samples, from the input of a call and the cotangents of its output.
+"""Sums of squared per-sample gradients, from the input of one call and the cotangents of its output.
 
 For ``G`` columns ``c`` and ``B`` samples ``n``, with ``g_cn`` the gradient of a parameter tensor from sample ``n``
 alone and signs ``s_cn``::
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from spectra.exact.capture import Use
 
-# Bytes of the largest temporary tensor: what is squared at once should stay near the processor.
+# Bytes of the largest temporary tensor, small enough for the processor's caches.
 CHUNK_BYTES = 2**22
 
 Sums = dict[int, tuple[torch.Tensor, torch.Tensor | None]]  # parameter -> trace (), diagonal in its shape; float64
@@ -43,26 +43,26 @@ def squares(
         return {} if use.weight is None else {use.weight: _embedding(use, cotangents, signs, samples, diagonal)}
     if use.kind == "scale":
         return _scale(use, cotangents, signs, samples, diagonal)
-    found: Sums = {}
+    sums: Sums = {}
     shape = use.settings["weight"].shape
     vectors = use.kind == "linear" and use.input.numel() == samples * use.input.shape[-1]
     if use.bias is not None or vectors:
         channel = -1 if use.kind == "linear" else 1
         squared = _squared([summed(d, samples, channel) for d in cotangents], signs)  # (B, O)
         if use.bias is not None:
-            found[use.bias] = _total(squared.sum(0, dtype=torch.float64), diagonal)
+            sums[use.bias] = _total(squared.sum(0, dtype=torch.float64), diagonal)
         if use.weight is not None and vectors:
             # One vector per sample: |d|^2 |x|^2, and entries (d^2)' (x^2) by one product for all columns.
             x2 = use.input.reshape(samples, -1).square()
             if diagonal:
-                found[use.weight] = _total((squared.T @ x2).to(torch.float64), diagonal)
+                sums[use.weight] = _total((squared.T @ x2).to(torch.float64), diagonal)
             else:
-                found[use.weight] = (squared.sum(1) * x2.sum(1)).sum(dtype=torch.float64), None
+                sums[use.weight] = (squared.sum(1) * x2.sum(1)).sum(dtype=torch.float64), None
     if use.weight is not None and not vectors:
         run = _tokens if use.kind == "linear" else _convolved
         trace, entries = run(use, cotangents, signs, samples, diagonal)
-        found[use.weight] = trace, None if entries is None else entries.reshape(shape)
-    return found
+        sums[use.weight] = trace, None if entries is None else entries.reshape(shape)
+    return sums
 
 
 def _squared(vectors: Sequence[torch.Tensor], signs: torch.Tensor | None) -> torch.Tensor:
@@ -131,15 +131,17 @@ def _tokens(
     x = use.input.reshape(samples, -1, use.input.shape[-1])  # (B, L, I)
     columns, positions, inner = len(cotangents), x.shape[1], x.shape[2]
     outer = cotangents[0].shape[-1]
-    each = x.element_size() * columns * max(outer * inner if diagonal else 0, outer * positions, positions**2)
-    step = max(1, CHUNK_BYTES // each)
+    bytes_per_sample = (
+        x.element_size() * columns * max(outer * inner if diagonal else 0, outer * positions, positions**2)
+    )
+    step = max(1, CHUNK_BYTES // bytes_per_sample)
 
     def parts() -> Iterator[tuple[Any, Any]]:
         for start in range(0, samples, step):
-            here = slice(start, start + step)
-            d = torch.stack([c.reshape(samples, positions, outer)[here] for c in cotangents], 1)  # (b, G, L, O)
-            mine = None if signs is None else signs[:, here]
-            yield _products(d.mT[:, None], x[here].mT[:, None], mine, diagonal)
+            chunk = slice(start, start + step)
+            d = torch.stack([c.reshape(samples, positions, outer)[chunk] for c in cotangents], 1)  # (b, G, L, O)
+            chunk_signs = None if signs is None else signs[:, chunk]
+            yield _products(d.mT[:, None], x[chunk].mT[:, None], chunk_signs, diagonal)
 
     return _added(parts())
 
@@ -155,10 +157,12 @@ def _convolved(
     per_sample, columns, out = x.shape[0] // samples, len(cotangents), cotangents[0]
     transposed = use.kind == "conv_transpose"
     count = x.shape[2:] if transposed else out.shape[2:]
-    seen = columns * out.shape[1] if transposed else x.shape[1]
+    unfolded_channels = columns * out.shape[1] if transposed else x.shape[1]
     product = columns * weight.numel() if diagonal else 0
-    each = per_sample * max(math.prod(kernel) * math.prod(count) * seen, columns * math.prod(out.shape[1:]))
-    step = max(1, CHUNK_BYTES // (max(each, product) * x.element_size()))  # samples at once
+    entries_per_sample = per_sample * max(
+        math.prod(kernel) * math.prod(count) * unfolded_channels, columns * math.prod(out.shape[1:])
+    )
+    step = max(1, CHUNK_BYTES // (max(entries_per_sample, product) * x.element_size()))  # samples at once
 
     def windows(tensor: torch.Tensor) -> torch.Tensor:
         return unfolded(tensor, kernel, stride, dilation, padding, count)
@@ -166,16 +170,16 @@ def _convolved(
     def parts() -> Iterator[tuple[Any, Any]]:
         for start in range(0, samples, step):
             rows = slice(start * per_sample, (start + step) * per_sample)
-            mine = None if signs is None else signs[:, start : start + step]
-            here = x[rows]
-            many = len(here) // per_sample
+            chunk_signs = None if signs is None else signs[:, start : start + step]
+            chunk = x[rows]
+            chunk_samples = len(chunk) // per_sample
             if transposed:
-                d = torch.stack([grouped(windows(c[rows]), many, groups) for c in cotangents], 2)
-                trace, entries = _products(d, grouped(here.flatten(2), many, groups), mine, diagonal)
+                d = torch.stack([grouped(windows(c[rows]), chunk_samples, groups) for c in cotangents], 2)
+                trace, entries = _products(d, grouped(chunk.flatten(2), chunk_samples, groups), chunk_signs, diagonal)
                 yield trace, None if entries is None else entries.mT.contiguous()  # (g, Cin/g, Cout/g k)
             else:
-                d = torch.stack([grouped(c[rows].flatten(2), many, groups) for c in cotangents], 2)
-                yield _products(d, grouped(windows(here), many, groups), mine, diagonal)
+                d = torch.stack([grouped(c[rows].flatten(2), chunk_samples, groups) for c in cotangents], 2)
+                yield _products(d, grouped(windows(chunk), chunk_samples, groups), chunk_signs, diagonal)
 
     return _added(parts())
 
@@ -233,20 +237,20 @@ def _scale(
             return d.reshape(samples, -1, *shape).sum(1)
         return summed(d, samples, 1)
 
-    found: Sums = {}
+    sums: Sums = {}
     if use.bias is not None:
-        found[use.bias] = of_gradients(torch.stack([by_sample(d) for d in cotangents]), signs, diagonal)
+        sums[use.bias] = of_gradients(torch.stack([by_sample(d) for d in cotangents]), signs, diagonal)
     if use.weight is not None:
         normal = use.function(**(use.settings | {"weight": None, "bias": None}))
         gradients = torch.stack([by_sample(d * normal) for d in cotangents])
-        found[use.weight] = of_gradients(gradients, signs, diagonal)
-    return found
+        sums[use.weight] = of_gradients(gradients, signs, diagonal)
+    return sums
 
 
 def _embedding(
     use: Use, cotangents: Sequence[torch.Tensor], signs: torch.Tensor | None, samples: int, diagonal: bool
 ) -> tuple[Any, Any]:
-    """A row for each token: what a sample holds of one token adds up before it is squared."""
+    """One row per token: the gradients of repeated tokens of a sample are summed before squaring."""
     table = use.settings["weight"]
     size, width = table.shape
     tokens = use.input.reshape(samples, -1).to(torch.int64)

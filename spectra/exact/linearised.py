@@ -1,8 +1,8 @@
-"""One batch, its forward pass made: the squared gradients of its samples for any columns of cotangents.
+"""Linearised: one batch after its forward pass, with the squared per-sample gradients for any cotangents.
 
-The seam on which everything exact stands: a column is pulled back through the whole batch once, and each recorded call
-makes of its cotangent what it needs (:mod:`spectra.exact.layers`); what no form is known for is left to the gradients
-of single samples.
+All exact quantities use this class. Each column is pulled back through the whole batch once, and each recorded call
+computes its sums from its cotangent (:mod:`spectra.exact.layers`). Parameters without a closed form use per-sample
+gradients.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from spectra.task.averaging import kind_of
 from spectra.task.batches import rows_of
 from spectra.task.task import Task
 
-# For each shape of the calls of a forward pass: the parameters whose uses were believed, and those that are left over.
+# For each shape of the calls of a forward pass: the parameters with verified uses, and those that need the fallback.
 Plans = dict[Any, tuple[set[int], set[int]]]
 
 
 @dataclass
 class Linearised:
-    """One batch, its forward pass made: squared gradients of its samples for columns of cotangents."""
+    """One batch after its forward pass: squared per-sample gradients for columns of cotangents."""
 
     function: LossFunction
     batch: Any
@@ -43,16 +43,16 @@ class Linearised:
     others: list[int]  # the parameters left to the fallback
 
     def groups(self, columns: range) -> Iterator[range]:
-        """The columns in groups of which the cotangents of all uses fit an eighth of the free memory."""
-        each = sum(math.prod(use.shape) for use in self.uses) + self.layout.samples * self.layout.width
-        each *= self.outputs[0].element_size()
-        step = max(1, min(len(columns), available_bytes(self.function.device) // 8 // max(1, each)))
+        """The columns in groups whose cotangents of all uses fit in an eighth of the free memory."""
+        entries_per_column = sum(math.prod(use.shape) for use in self.uses) + self.layout.samples * self.layout.width
+        entries_per_column *= self.outputs[0].element_size()
+        step = max(1, min(len(columns), available_bytes(self.function.device) // 8 // max(1, entries_per_column)))
         for start in range(0, len(columns), step):
             yield columns[start : start + step]
 
     def squares(self, columns: torch.Tensor, signs: torch.Tensor | None, diagonal: bool) -> Sums:
         """The sums for columns ``(G, B, M)`` with signs ``(G, B)``."""
-        found: Sums = {}
+        sums: Sums = {}
         if self.uses:
             edges = [use.edge for use in self.uses]
             pulled = [
@@ -60,16 +60,16 @@ class Linearised:
                 for column in columns
             ]
             for place, use in enumerate(self.uses):
-                found |= squares(use, [pieces[place] for pieces in pulled], signs, self.layout.samples, diagonal)
+                sums |= squares(use, [pieces[place] for pieces in pulled], signs, self.layout.samples, diagonal)
         if self.others:
             flat = self.layout.flatten([output.detach() for output in self.outputs])
             single = SampleGradients(self.function, self.others)
-            found |= single.squares(self.batch, flat, columns, signs, diagonal)
-        return found
+            sums |= single.squares(self.batch, flat, columns, signs, diagonal)
+        return sums
 
 
 def linearise(function: LossFunction, batch: Any, plans: Plans) -> Linearised:
-    """The forward pass of a batch, and what of it can be believed: checked once for every shape of the calls."""
+    """The forward pass of a batch with its verified uses; verified once for every shape of the calls."""
     with Recorder(function.theta) as recorder:
         output = function.output(batch)
     outputs = outputs_of(output)
@@ -93,7 +93,7 @@ def linearise(function: LossFunction, batch: Any, plans: Plans) -> Linearised:
 
 
 def samples_of(task: Task, batch: Any, outputs: list[torch.Tensor]) -> int:
-    """The number of samples: the rows of the batch where the outputs have as many, or several to each."""
+    """The number of samples: the rows of the batch, if the outputs have as many rows or a multiple of it."""
     if kind_of(task.criterion) is nn.CrossEntropyLoss and outputs[0].ndim == 1:
         return 1  # the logits of one sample
     lengths = {output.shape[0] if output.ndim else 1 for output in outputs}

@@ -1,4 +1,4 @@
-"""The normalised cross-entropy: the loss of a network's output whatever its scale."""
+"""Normalised cross-entropy: a cross-entropy that does not depend on the scale of the logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def normalized_logits(logits: torch.Tensor) -> torch.Tensor:
 
 
 def normalized_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the logits over their standard deviation: unchanged when the network's output is rescaled.
+    """Cross-entropy of the logits divided by their standard deviation, invariant under a rescaling of the output.
 
     Its Hessian in the outputs is indefinite. For two classes it is constant almost everywhere.
 

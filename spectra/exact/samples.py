@@ -1,8 +1,8 @@
-"""The gradients of single samples held as they are: for parameters that are used in ways of which no form is known.
+"""SampleGradients: per-sample gradients held in memory, for parameter uses without a closed form.
 
-By ``vmap`` over the rows of the batch, in chunks under a memory budget; where the model does not allow it, or gives
-other outputs under it, by a pass for each row. Always right where the outputs of a row depend on that row alone, which
-is checked.
+They are computed by ``vmap`` over the rows of the batch, in chunks under a memory budget. If the model does not support
+``vmap``, or returns other outputs under it, each row gets its own pass. The result is correct if the outputs of a row
+depend on that row only, which is checked.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class SampleGradients:
     """The gradients of chosen parameters from each sample of a batch, for columns of cotangents.
 
     Args:
-        function: whose parameters are meant; used within its evaluation.
-        indices: which of them.
-        budget: bytes that the gradients of a chunk may take; by default an eighth of what is free.
+        function: the function with the parameters; called within its evaluation.
+        indices: of the parameters.
+        budget: bytes that the gradients of a chunk may take; by default an eighth of the free memory.
     """
 
     function: LossFunction
@@ -50,26 +50,28 @@ class SampleGradients:
                 f"{names} needs the gradients of single samples, and the batch has no common number of rows in its "
                 f"parts that its {samples} samples could be"
             )
-        found: Sums = {}
+        sums: Sums = {}
         for rows, gradients in self.chunks(batch, flat_output, columns):
-            mine = None if signs is None else signs[:, rows]
+            chunk_signs = None if signs is None else signs[:, rows]
             for index, piece in zip(self.indices, gradients):
-                trace, entries = of_gradients(piece, mine, diagonal)
-                if index in found:
-                    before = found[index]
-                    trace = trace + before[0]
-                    entries = None if entries is None or before[1] is None else entries + before[1]
-                found[index] = trace, entries
-        return found
+                trace, entries = of_gradients(piece, chunk_signs, diagonal)
+                if index in sums:
+                    sum_so_far = sums[index]
+                    trace = trace + sum_so_far[0]
+                    entries = None if entries is None or sum_so_far[1] is None else entries + sum_so_far[1]
+                sums[index] = trace, entries
+        return sums
 
     def chunks(
         self, batch: Any, flat_output: torch.Tensor, columns: torch.Tensor
     ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Rows, and the gradients ``(G, b, *shape)`` of each parameter."""
         function, samples = self.function, len(flat_output)
-        each = sum(function.sizes[i] for i in self.indices) * flat_output.element_size() * (2 * len(columns) + 2)
+        bytes_per_row = (
+            sum(function.sizes[i] for i in self.indices) * flat_output.element_size() * (2 * len(columns) + 2)
+        )
         budget = available_bytes(function.device) // 8 if self.budget is None else self.budget
-        step = max(1, min(samples, budget // max(1, each)))
+        step = max(1, min(samples, budget // max(1, bytes_per_row)))
         together = True
         start = 0
         while start < samples:
@@ -97,21 +99,21 @@ class SampleGradients:
         leaves = [self.function.theta[i] for i in self.indices]
         return _pulled(outputs, leaves, layout, columns, leading=True)
 
-    def _same(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+    def _same(self, actual: torch.Tensor, expected: torch.Tensor) -> bool:
         unit = max(torch.finfo(expected.dtype).eps, torch.finfo(self.function.carried).eps)
-        difference = float((found.detach() - expected).abs().max()) if expected.numel() else 0.0
+        difference = float((actual.detach() - expected).abs().max()) if expected.numel() else 0.0
         return difference <= min(1e4 * unit, 0.1) * (1.0 + float(expected.abs().max()))
 
     def _vmapped(self, part: Any, flat: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor] | None:
         """The same for several rows at once; None where the model does not allow it."""
         function = self.function
-        theta, many = function.theta, len(flat)
-        leaves = [theta[i].detach().expand(many, *theta[i].shape).clone().requires_grad_() for i in self.indices]
+        theta, num_rows = function.theta, len(flat)
+        leaves = [theta[i].detach().expand(num_rows, *theta[i].shape).clone().requires_grad_() for i in self.indices]
         rows, put_back = _tensor_rows(part)
 
-        def one(mine: tuple[torch.Tensor, ...], row: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        def one(parameters: tuple[torch.Tensor, ...], row: tuple[torch.Tensor, ...]) -> torch.Tensor:
             replaced = list(theta)
-            for index, tensor in zip(self.indices, mine):
+            for index, tensor in zip(self.indices, parameters):
                 replaced[index] = tensor
             function.theta = replaced
             outputs = outputs_of(function.output(put_back([tensor[None] for tensor in row])))
@@ -121,7 +123,7 @@ class SampleGradients:
             output = torch.func.vmap(one)(tuple(leaves), tuple(rows))
             if output.shape != flat.shape or not self._same(output, flat):
                 return None
-            return _pulled([output], leaves, Layout([output], many), columns, leading=False)
+            return _pulled([output], leaves, Layout([output], num_rows), columns, leading=False)
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
             return None  # what vmap cannot do is done row by row
         finally:

@@ -1,4 +1,4 @@
-"""exact_trace and exact_diagonal: one forward and a back-propagation per column over the data, nothing drawn.
+"""exact_trace and exact_diagonal: one forward pass and one back-propagation per column, without random draws.
 
 With ``A_n = sum_c sign_nc s_nc s_nc'`` the criterion's Hessian in the outputs of sample ``n``, weighted as the loss
 weights it, and ``J_n`` the Jacobian of the outputs::
@@ -35,7 +35,7 @@ from spectra.runtime.memo import remembered
 from spectra.runtime.phases import phase
 from spectra.task.task import Task
 
-# With more columns than this the gradients are drawn, unless method="exact" asks for all of them.
+# With more columns than this the trace is estimated from random draws, unless method="exact".
 MANY_COLUMNS = 50
 
 
@@ -50,15 +50,15 @@ def exact_trace(
     draws: int = 32,
     seed: int = 0,
 ) -> ExactTrace:
-    """The trace of the Gauss-Newton matrix by parameter tensor, and whether it is the Hessian's.
+    """The trace of the Gauss-Newton matrix by parameter tensor, and whether it is also the Hessian's.
 
-    It is the Hessian's where the outputs are affine in each parameter tensor alone: networks of linear layers,
-    convolutions, ReLU and its kin, pooling, residual sums and batch norm in eval mode. This is decided by measuring it
-    at the network as it is (:mod:`spectra.exact.certificate`), never by the types of its layers.
+    It is the Hessian's if the outputs are affine in each parameter tensor alone: networks of linear layers,
+    convolutions, ReLU and similar activations, pooling, residual sums and batch norm in eval mode. This is decided by
+    measurement on the given network (:mod:`spectra.exact.certificate`), never by the types of its layers.
 
-    Cost: one forward pass and ``C - 1`` back-propagations over the data for ``C`` classes, none of which forms the
-    gradient of a single sample for a linear layer; no variance. In an analysis that limits what optional work may cost
-    (``runtime.allowance``), fewer draws are taken, or draws in place of all columns, where the rest does not fit.
+    Cost: one forward pass and ``C - 1`` back-propagations over the data for ``C`` classes; no variance. Linear layers
+    need no per-sample gradients. Under a budget for optional work (``runtime.allowance``), the number of draws is
+    reduced, or draws replace the columns, to stay within the budget.
 
     Args:
         task: the task. Its ``l2`` is included: ``l2`` times the number of entries.
@@ -67,17 +67,17 @@ def exact_trace(
         params: which trainable parameters; all by default.
         dtype: ``"float32"`` or ``"float64"``; by default the parameters' own.
         method: ``"exact"``; ``"monte-carlo"``: unbiased, with a standard error; or ``"auto"``: exact up to 50 columns.
-        draws: how many, for Monte-Carlo: back-propagations over the data in place of one per column.
+        draws: number of Monte-Carlo draws, each one back-propagation over the data.
         seed: of the draws.
 
     Returns:
-        The result; where there is no such number its ``total`` is None and ``reasons`` says why.
+        The result. If no exact trace exists, ``total`` is None and ``reasons`` says why.
 
     Raises:
         ArgumentError: an argument outside its range.
         TaskError: no trainable parameters.
-        DataError, NumericsError: data that no operator can be made of; NaN or infinity.
-        OverBudget: within a block that limits the cost: not even the fewest draws fit.
+        DataError, NumericsError: unusable data; NaN or infinity.
+        OverBudget: within a block that limits the cost, not even the minimum number of draws fits.
 
     References:
         Ibayashi et al., Minimum sharpness (2021), Proposition 1 and appendices A and H.
@@ -90,21 +90,21 @@ def exact_trace(
         >>> round(trace.total, 5), trace.kind  # (1 - 1/3) |x|^2
         (16.66667, 'hessian')
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
-    if isinstance(found, str):
-        return ExactTrace(total=None, reasons=(found,), bn_mode=bn_mode, l2=task.l2, method="none")
-    by_layer = {name: float(trace.mean()) for name, trace in zip(found.names, found.traces)}
-    errors = {name: _standard_error(trace) for name, trace in zip(found.names, found.traces)}
+    sums = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
+    if isinstance(sums, str):
+        return ExactTrace(total=None, reasons=(sums,), bn_mode=bn_mode, l2=task.l2, method="none")
+    by_layer = {name: float(trace.mean()) for name, trace in zip(sums.names, sums.traces)}
+    errors = {name: _standard_error(trace) for name, trace in zip(sums.names, sums.traces)}
     return ExactTrace(
         total=math.fsum(by_layer.values()),
         by_layer=by_layer,
-        kind=found.certificate.kind,
-        reasons=found.certificate.reasons,
-        certified=found.certificate.passed,
-        stderr=_standard_error(torch.stack(found.traces).sum(0)) if found.drawn else None,
-        stderr_by_layer=errors if found.drawn else None,
-        draws=len(found.traces[0]) if found.drawn else None,
-        method=found.method,
+        kind=sums.certificate.kind,
+        reasons=sums.certificate.reasons,
+        certified=sums.certificate.passed,
+        stderr=_standard_error(torch.stack(sums.traces).sum(0)) if sums.drawn else None,
+        stderr_by_layer=errors if sums.drawn else None,
+        draws=len(sums.traces[0]) if sums.drawn else None,
+        method=sums.method,
         bn_mode=bn_mode,
         l2=task.l2,
     )
@@ -127,7 +127,7 @@ def exact_diagonal(
     are formed for convolutions and for several tokens per sample, in chunks, and never for a linear layer on vectors.
 
     Returns:
-        ``{name: tensor of its shape}``; empty where there is no such thing, with the reason.
+        ``{name: tensor of its shape}``; empty, with the reason, if no exact diagonal exists.
 
     Raises:
         ArgumentError: an argument outside its range.
@@ -145,27 +145,27 @@ def exact_diagonal(
         tensor([[2.2500, 4.0000],
                 [2.2500, 4.0000]], dtype=torch.float64)
     """
-    found = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
-    if isinstance(found, str):
+    sums = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
+    if isinstance(sums, str):
         nothing: dict[str, bool] = {}
         return ExactDiagonal(
-            {}, kind=None, reasons=(found,), certified=nothing, stderr=None, method="none", bn_mode=bn_mode, l2=task.l2
+            {}, kind=None, reasons=(sums,), certified=nothing, stderr=None, method="none", bn_mode=bn_mode, l2=task.l2
         )
     return ExactDiagonal(
-        dict(zip(found.names, found.entries)),
-        kind=found.certificate.kind,
-        reasons=found.certificate.reasons,
-        certified=found.certificate.passed,
-        stderr=dict(zip(found.names, found.errors)) if found.drawn else None,
-        method=found.method,
+        dict(zip(sums.names, sums.entries)),
+        kind=sums.certificate.kind,
+        reasons=sums.certificate.reasons,
+        certified=sums.certificate.passed,
+        stderr=dict(zip(sums.names, sums.errors)) if sums.drawn else None,
+        method=sums.method,
         bn_mode=bn_mode,
         l2=task.l2,
     )
 
 
 @dataclass
-class _Found:
-    """What a pass over the data adds up: by parameter tensor."""
+class _Sums:
+    """Sums over the data, by parameter tensor."""
 
     names: list[str]
     certificate: Certificate
@@ -186,8 +186,8 @@ def _measure(
     seed: int,
     *,
     diagonal: bool,
-) -> _Found | str:
-    """The sums over the data, or in words why there are none."""
+) -> _Sums | str:
+    """The sums over the data, or the reason in words why there are none."""
     if method not in ("auto", "exact", "monte-carlo"):
         raise ArgumentError(f"method={method!r}: 'auto', 'exact' or 'monte-carlo' is needed")
     if draws < 2:
@@ -243,7 +243,7 @@ def _measure(
 
 
 def _certificate(function: LossFunction, params: Any, objects: Sequence[Any], settings: Sequence[Any]) -> Certificate:
-    """The certificate, measured once; where that would cost too much, nothing is certified."""
+    """The certificate, measured once; if it would cost too much, no tensor is certified."""
 
     def measured() -> Certificate:
         fewest = cost(FEWEST_DRAWS, function.dtype)  # a number without a certificate before a certificate without one
@@ -262,66 +262,68 @@ def _certificate(function: LossFunction, params: Any, objects: Sequence[Any], se
 
 def _add_up(
     operator: GGNOperator, certificate: Certificate, method: str, draws: int, seed: int, diagonal: bool
-) -> _Found:
+) -> _Sums:
     function, task = operator.function, operator.task
     generator = torch.Generator().manual_seed(seed)
-    found: _Found | None = None
+    sums: _Sums | None = None
     plans: Plans = {}
     name, batches = "exact diagonal" if diagonal else "exact trace", task.survey().num_batches
     for place, (batch, weight) in enumerate(operator.batches()):
         phase(name, place, batches)
         linear = linearise(function, batch, plans)
-        if found is None:
-            found = _nothing(function, certificate, _way(linear, method, draws), diagonal, linear)
+        if sums is None:
+            sums = _zero_sums(function, certificate, _choose_method(linear, method, draws), diagonal, linear)
         factor = task.total_factor(weight)
-        if found.drawn:
-            _draw(found, linear, factor, generator, lambda share: phase(name, place + share, batches))  # noqa: B023
+        if sums.drawn:
+            _draw(sums, linear, factor, generator, lambda share: phase(name, place + share, batches))  # noqa: B023
             continue
         for group in linear.groups(range(linear.factor.columns)):
             phase(name, place + group.start / linear.factor.columns, batches)
             columns = torch.stack([linear.factor.column(index) for index in group])
             signs = linear.factor.signs
-            sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
-            for index, (trace, entries) in sums.items():
-                found.traces[index] += factor * trace
+            batch_sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
+            for index, (trace, entries) in batch_sums.items():
+                sums.traces[index] += factor * trace
                 if entries is not None:
-                    found.entries[index] += factor * entries
-    if found is None:
+                    sums.entries[index] += factor * entries
+    if sums is None:
         raise TaskError("no batch has a positive weight: there is nothing to take a trace of")
-    return found
+    return sums
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How the sums over the columns are had."""
+class _Method:
+    """How the sums over the columns are computed: all columns, or random draws."""
 
     drawn: bool
     draws: int  # 1 where they are not drawn
     words: str
 
 
-def _way(linear: Linearised, method: str, draws: int) -> _Way:
-    """All columns, or draws: as asked, as many as are usual, and no more than may be spent. The cost is taken.
+def _choose_method(linear: Linearised, method: str, draws: int) -> _Method:
+    """Choose all columns or draws, by the requested method and the budget, and charge the cost to the budget.
 
     Raises:
-        OverBudget: neither may be spent.
+        OverBudget: neither fits in the budget.
     """
     columns = linear.factor.columns
     # A back-propagation of all data for each column; a few more where gradients of single samples have to be formed.
-    each = cost(3.0 if linear.others else 1.0, linear.function.dtype)
+    cost_per_pass = cost(3.0 if linear.others else 1.0, linear.function.dtype)
     few = columns <= MANY_COLUMNS
-    if method == "exact" or (method == "auto" and few and columns <= affordable(each)):
-        spend(columns * each, what="all columns")
-        return _Way(False, 1, f"exact: {columns} columns")
-    each *= 1 if linear.factor.signs is None else 2
-    count = int(min(draws, max(FEWEST_DRAWS, affordable(each))))
-    spend(count * each, what=f"{count} draws")
+    if method == "exact" or (method == "auto" and few and columns <= affordable(cost_per_pass)):
+        spend(columns * cost_per_pass, what="all columns")
+        return _Method(False, 1, f"exact: {columns} columns")
+    cost_per_pass *= 1 if linear.factor.signs is None else 2
+    count = int(min(draws, max(FEWEST_DRAWS, affordable(cost_per_pass))))
+    spend(count * cost_per_pass, what=f"{count} draws")
     why = ", as many as the budget allows" if count < draws else ""
     why += ", since all of them would cost more than the budget" if method == "auto" and few else ""
-    return _Way(True, count, f"Monte-Carlo: {count} draws for {columns} columns{why}")
+    return _Method(True, count, f"Monte-Carlo: {count} draws for {columns} columns{why}")
 
 
-def _nothing(function: LossFunction, certificate: Certificate, way: _Way, diagonal: bool, linear: Linearised) -> _Found:
+def _zero_sums(
+    function: LossFunction, certificate: Certificate, way: _Method, diagonal: bool, linear: Linearised
+) -> _Sums:
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=function.device)
 
@@ -329,7 +331,7 @@ def _nothing(function: LossFunction, certificate: Certificate, way: _Way, diagon
     how = way.words
     if linear.others:
         how += f"; gradients of single samples formed for {len(linear.others)} of {len(function.theta)} tensors"
-    return _Found(
+    return _Sums(
         function.names,
         certificate,
         [zeros(way.draws) for _ in function.theta],
@@ -341,32 +343,32 @@ def _nothing(function: LossFunction, certificate: Certificate, way: _Way, diagon
 
 
 def _draw(
-    found: _Found,
+    sums: _Sums,
     linear: Linearised,
     factor: float,
     generator: torch.Generator,
     report: Callable[[float], None],
 ) -> None:
-    """Every draw of a batch on its own, so that the scatter over draws is known by entry. Batches are independent."""
+    """Add a batch, draw by draw: the scatter over draws gives the standard errors. Batches are independent."""
     first: dict[int, torch.Tensor] = {}
     second: dict[int, torch.Tensor] = {}
-    draws, diagonal = len(found.traces[0]), bool(found.entries)
+    draws, diagonal = len(sums.traces[0]), bool(sums.entries)
     for draw in range(draws):
         report(draw / draws)
         pairs = linear.factor.drawn(generator)
         columns = torch.stack([column for _, column in pairs])
         signs = torch.tensor([sign for sign, _ in pairs]).to(columns)[:, None].expand(-1, columns.shape[1])
-        sums = linear.squares(columns, signs if len(pairs) > 1 else None, diagonal)
-        for index, (trace, entries) in sums.items():
-            found.traces[index][draw] += factor * trace
+        draw_sums = linear.squares(columns, signs if len(pairs) > 1 else None, diagonal)
+        for index, (trace, entries) in draw_sums.items():
+            sums.traces[index][draw] += factor * trace
             if entries is not None:
                 first[index] = entries + first.get(index, 0)
                 second[index] = entries**2 + second.get(index, 0)
     for index, total in first.items():
         mean = total / draws
         variance = ((second[index] - draws * mean**2) / (draws - 1)).clamp(min=0)
-        found.entries[index] += factor * mean
-        found.errors[index] += factor**2 * variance / draws
+        sums.entries[index] += factor * mean
+        sums.errors[index] += factor**2 * variance / draws
 
 
 def _standard_error(draws: torch.Tensor) -> float:

@@ -1,1 +1,1 @@
-"""Figures: drawing on given axes, whole sheets, and saving those of a run."""
+"""Figures: drawing functions for given axes, complete figures, and saving the figures of a run."""

@@ -1,4 +1,4 @@
-"""Runs in one figure: the densities of arms over each other, and their estimates over training."""
+"""Figures that compare runs: the densities of several arms, and their estimates over training."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
     """Densities of all arms on one asinh axis, and below them trace, largest eigenvalue and degeneracy over training.
 
     Args:
-        arms: each with its records at the moment compared; a density is the mean over the runs of an arm.
-        series: of each arm's label the whole runs; without them, or where none has two checkpoints, the densities are
-            the figure.
+        arms: each with its records at the compared checkpoint; a density is the mean over the runs of an arm.
+        series: the complete runs by the label of their arm. Without them, or if no run has two checkpoints, the figure
+            shows the densities only.
     """
     looks = {arm.label: ARMS[index % len(ARMS)] for index, arm in enumerate(arms)}
     runs = {
-        label: [one for one in found if np.isfinite(one.epochs).sum() > 1] for label, found in (series or {}).items()
+        label: [run_series for run_series in arm_series if np.isfinite(run_series.epochs).sum() > 1]
+        for label, arm_series in (series or {}).items()
     }
     over_training = any(runs.values())
     figure = Figure(figsize=(10.0, 7.4 if over_training else 4.6))
@@ -45,8 +46,14 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
     axes["density"].set_xlabel(rf"eigenvalue $\lambda$ of the {literal(kind)}")
     tau, clipped = None, False
     if over_training:
-        whole = [r.spectrum for found in runs.values() for one in found for r in one if r.spectrum is not None]
-        tau = common_tolerance(whole)
+        spectra = [
+            r.spectrum
+            for arm_series in runs.values()
+            for run_series in arm_series
+            for r in run_series
+            if r.spectrum is not None
+        ]
+        tau = common_tolerance(spectra)
         for name in _SHOWN:
             clipped |= _draw_runs(axes[name], runs, name, looks, tau)
     several = any(len(arm.records) > 1 for arm in arms)
@@ -77,7 +84,7 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
 
 
 def _draw_densities(ax: Axes, arms: Sequence[Arm], looks: Mapping[str, Look]) -> list[Density]:
-    """One kernel and one grid for all, so that a difference is one of the spectra."""
+    """Draw all densities with one kernel and one grid, so that differences come from the spectra."""
     spectra = [spectrum for arm in arms for spectrum in arm.spectra]
     own = [spectrum.density(view="asinh") for spectrum in spectra]
     common: dict[str, Any] = {
@@ -89,18 +96,18 @@ def _draw_densities(ax: Axes, arms: Sequence[Arm], looks: Mapping[str, Look]) ->
     grid = common["linear_threshold"] * np.sinh(np.linspace(*ends, max(d.grid.size for d in again)))
     drawn = []
     for arm in arms:
-        found = [spectrum.density(view="asinh", grid=grid, **common) for spectrum in arm.spectra]
-        density = found[0] if len(found) == 1 else _pooled(found)
-        words = shortened(arm.label, 30) + (f" ({len(found)} runs)" if len(found) > 1 else "")
+        densities = [spectrum.density(view="asinh", grid=grid, **common) for spectrum in arm.spectra]
+        density = densities[0] if len(densities) == 1 else _pooled(densities)
+        words = shortened(arm.label, 30) + (f" ({len(densities)} runs)" if len(densities) > 1 else "")
         draw_density(ax, density, n=max(s.n for s in spectra), look=looks[arm.label], label=literal(words))
         drawn.append(density)
     return drawn
 
 
-def _pooled(found: Sequence[Density]) -> Density:
-    """The mean of the runs' densities, between the least and the largest of them."""
-    values = np.stack([density.values for density in found])
-    first = found[0]
+def _pooled(densities: Sequence[Density]) -> Density:
+    """The mean of the runs' densities, with the range from the smallest to the largest as its band."""
+    values = np.stack([density.values for density in densities])
+    first = densities[0]
     return Density(
         first.grid,
         values.mean(0),
@@ -110,7 +117,7 @@ def _pooled(found: Sequence[Density]) -> Density:
         first.sigma,
         first.view,
         first.linear_threshold,
-        float(np.mean([density.mass for density in found])),
+        float(np.mean([density.mass for density in densities])),
         first.num_probes,
     )
 
@@ -118,7 +125,7 @@ def _pooled(found: Sequence[Density]) -> Density:
 def _draw_runs(
     ax: Axes, runs: Mapping[str, Sequence[Series]], name: str, looks: Mapping[str, Look], tau: float | None
 ) -> bool:
-    """One run of an arm with its band; several as thin lines, and a band from the least to the largest of them.
+    """Draw one run of an arm with its band, or several as thin lines with a band from the smallest to the largest.
 
     Returns:
         Whether the axis cuts off a band.
@@ -158,11 +165,14 @@ def _draw_bundle(ax: Axes, drawn: Sequence[tuple[np.ndarray, Values]], look: Loo
 
 
 def draw_band(ax: Axes, x: np.ndarray, values: Values, look: Look, label: str | None = None) -> None:
-    """An estimate over training as a line with a band; what is not resolved is a bracket without a line.
+    """An estimate over training as a line with a band; an unresolved value is a bracket without a line.
 
     Args:
-        x: (T,) epochs; entries that are NaN are left out.
+        ax: the axes to draw on.
+        x: (T,) epochs; NaN entries are left out.
         values: (T,).
+        look: colour, marker and line.
+        label: for the legend.
     """
     known = np.isfinite(x)
     at, line = x[known], np.where(values.resolved, values.value, np.nan)[known]

@@ -1,4 +1,4 @@
-"""Whole figures of one checkpoint that show a function of the spectrum: distribution, counts over tau, dimension."""
+"""Complete figures of one checkpoint for functions of the spectrum: distribution, counts over tau, dimension."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from spectra.figures.moments import Moment
 from spectra.figures.sheets import band_of, blank, finished, matrix_at, mode_words
 from spectra.figures.style import look_of
 
-#: The operators that are positive semidefinite by their construction.
+#: The operators that are positive semidefinite by construction.
 SEMIDEFINITE = ("ggn", "empirical_fisher")
 
 _WIDTH = 6.4  # inches: its heading in two lines, and legible at the width of a column
 
 
 def cumulative_figure(moment: Moment) -> Figure:
+    """The cumulative distribution of the eigenvalues with its bounds, one panel per batch-norm mode."""
     modes = moment.complete
     figure = blank(_WIDTH, 1.7 + 2.5 * len(modes))
     axes = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
@@ -40,6 +41,7 @@ def cumulative_figure(moment: Moment) -> Figure:
 
 
 def negative_figure(moment: Moment) -> Figure:
+    """The fractions of eigenvalues near 0 and below 0 over the tolerance, two panels per batch-norm mode."""
     modes = moment.complete
     figure = blank(7.4, 1.6 + 2.9 * len(modes))
     rows = figure.subplots(len(modes), 2, sharey=True, squeeze=False)
@@ -73,6 +75,7 @@ def negative_figure(moment: Moment) -> Figure:
 
 
 def dimension_figure(moment: Moment) -> Figure:
+    """The effective dimension over the regularisation ``g``, one curve per batch-norm mode."""
     figure = blank(_WIDTH, 4.2)
     ax = figure.subplots()
     for mode, record in moment.complete.items():
@@ -80,7 +83,7 @@ def dimension_figure(moment: Moment) -> Figure:
         draw_dimension(ax, record.spectrum, look=look_of(mode), label=mode_words(mode))
     if ax.lines:
         ax.legend(loc="lower left")
-    else:  # only the reasons why there is no curve
+    else:  # the axes contain only the reason why there is no curve
         ax.set_xticks([])
         ax.set_yticks([])
     band = (

@@ -1,4 +1,4 @@
-"""Draws what is known of a spectrum as a function: its cumulative distribution, its effective dimension."""
+"""Draws functions of a spectrum: the cumulative distribution and the effective dimension."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spectra.figures.style import GREY, LOOKS, Look, asinh_axis, literal
 from spectra.spectrum.cumulative import Cumulative
 from spectra.spectrum.spectrum import Spectrum
 
-# Points of the grid at which the bounds of the distribution are computed; between two of them they are a step.
+# Number of grid points at which the bounds of the distribution are computed; they are constant between two points.
 _POINTS = 81
 
 # The tolerances of an effective dimension: |G|_2 times these.
@@ -20,7 +20,7 @@ _RIDGES = np.logspace(1, -6, 29)
 
 
 def cumulative_grid(spectrum: Spectrum, points: int = _POINTS) -> np.ndarray:
-    """Where to evaluate the distribution: even in ``asinh(lambda / s)``, a little beyond the Ritz values; ascending."""
+    """An ascending grid for the distribution, even in ``asinh(lambda / s)``, slightly wider than the Ritz values."""
     s = spectrum.linear_threshold()
     low = min(float(t.nodes[0]) for t in spectrum.tridiagonals)
     high = max(float(t.nodes[-1]) for t in spectrum.tridiagonals)
@@ -39,21 +39,24 @@ def draw_cumulative(
 ) -> None:
     """The fraction of eigenvalues up to each point: the Ritz mass as a step at each node, and its bounds.
 
-    The dark band are the Chebyshev-Markov-Stieltjes bounds of the probes' measures, the light one adds the error of
-    the probes. Between two points of the grid the distribution, which only rises, lies between the lower bound at the
-    left one and the upper bound at the right one: so they are drawn, and the staircase hides nothing.
+    The dark band shows the Chebyshev-Markov-Stieltjes bounds of the probes' measures; the light band adds the error of
+    the probes. The distribution is monotone. Between two grid points it lies between the lower bound at the left point
+    and the upper bound at the right point, and the bands are drawn accordingly.
 
     Args:
-        cumulative: on an ascending grid.
-        threshold: the axis is linear within it.
+        ax: the axes to draw on.
+        cumulative: the distribution on an ascending grid.
+        spectrum: its Ritz values give the steps.
+        look: colour, marker and line.
+        threshold: the axis is linear within this distance of 0.
     """
     x = np.repeat(cumulative.x, 2)[1:-1]
     for lower, upper, alpha, words in (
         (cumulative.lower, cumulative.upper, 0.18, f"with {cumulative.confidence:.0%} over probes".replace("%", " %")),
         (cumulative.bracket_lower, cumulative.bracket_upper, 0.38, "bounds from m steps"),
     ):
-        held, reached = np.repeat(lower[:-1], 2), np.repeat(upper[1:], 2)
-        ax.fill_between(x, held, reached, color=look.colour, alpha=alpha, linewidth=0, label=words)
+        lower_steps, upper_steps = np.repeat(lower[:-1], 2), np.repeat(upper[1:], 2)
+        ax.fill_between(x, lower_steps, upper_steps, color=look.colour, alpha=alpha, linewidth=0, label=words)
     nodes = np.unique(np.concatenate([t.nodes for t in spectrum.tridiagonals]))
     ends = cumulative.x[[0, -1]]
     at = np.concatenate([ends[:1], nodes, ends[1:]])
@@ -66,8 +69,8 @@ def draw_cumulative(
 def draw_dimension(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], label: str | None = None) -> None:
     """The effective dimension ``sum lambda / (lambda + g)`` over ``g``, with its two-sided interval.
 
-    Of an operator that is positive semidefinite by its construction. Where a Ritz value says that it is not, or where
-    every eigenvalue is 0, the reason takes the place of the curve.
+    The operator must be positive semidefinite. If a Ritz value contradicts this, or if every eigenvalue is 0, the
+    reason is shown instead of the curve.
     """
     ax.set_xlabel(r"$g$ (in units of the eigenvalues: loss per squared parameter)")
     ax.set_ylabel("effective dimension\n$\\sum_i \\lambda_i/(\\lambda_i + g)$")
@@ -76,14 +79,14 @@ def draw_dimension(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], 
         _say(ax, ": ".join(filter(None, (label, "every eigenvalue is 0, and so is the effective dimension"))))
         return
     g = scale * _RIDGES
-    found = [spectrum.effective_dimension(float(at), semidefinite=True) for at in g]
-    value = np.array([estimate.value for estimate in found])
+    estimates = [spectrum.effective_dimension(float(at), semidefinite=True) for at in g]
+    value = np.array([estimate.value for estimate in estimates])
     if not np.isfinite(value).any():
-        _say(ax, ": ".join(filter(None, (label, found[0].note))))
+        _say(ax, ": ".join(filter(None, (label, estimates[0].note))))
         return
     lower, upper = (
         np.array([nan if end is None else end for end in ends])
-        for ends in ([e.lower for e in found], [e.upper for e in found])
+        for ends in ([e.lower for e in estimates], [e.upper for e in estimates])
     )
     open_ = np.isfinite(upper) & np.isnan(lower)  # g is within the noise
     ax.plot(g, np.where(open_, nan, value), look.line, color=look.colour, label=label)
@@ -98,7 +101,7 @@ def draw_dimension(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], 
 
 
 def _say(ax: Axes, words: str) -> None:
-    """Words in the upper right, where no curve is, below those that are there."""
+    """Write text in the upper right corner, where no curve is, below earlier text."""
     lines = textwrap.wrap(literal(words), 46)
     above = sum(text.get_text().count("\n") + 2 for text in ax.texts)
     ax.annotate(

@@ -1,6 +1,6 @@
-"""Draws spectra and estimates on the Axes it is given. Its look is that of `spectra.figures.style`.
+"""Draws spectra and estimates on given Axes, in the style of `spectra.figures.style`.
 
-Nothing touches pyplot: there is no current figure, no window and no state that a caller would have to restore.
+pyplot is not used, so there is no current figure, no window and no global state to restore.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.fractions import CountCurve
 from spectra.spectrum.spectrum import Spectrum
 
-# A Ritz value whose residual is below this part of the distance to its neighbours has met an eigenvalue.
+# A Ritz value has converged if its residual is below this fraction of the distance to its neighbours.
 _CONVERGED = 0.1
 
-#: How exact traces are called in a legend.
+#: The label of exact traces in a legend.
 EXACT_TRACE = "exact trace"
 
-# A series of more points has smaller ones.
+# Series with more points use smaller markers.
 _MANY = 25
 
 
@@ -35,10 +35,10 @@ _MANY = 25
 
 
 def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval"], label: str | None = None) -> None:
-    """A smoothed density on a logarithmic axis with its pointwise band; in the view that it was smoothed in.
+    """A smoothed density on a logarithmic axis with its pointwise band, in the view that it was smoothed in.
 
-    The axis ends where a hundredth of one eigenvalue in `n` would show, relative to the peak. In the asinh view the
-    strip in which the axis is linear, ``|lambda| <= s``, is shaded.
+    The axis ends at the height of a hundredth of one eigenvalue in `n`, relative to the peak. In the asinh view, the
+    linear strip of the axis, ``|lambda| <= s``, is shaded.
     """
     ax.plot(density.grid, density.values, linestyle=look.line, color=look.colour, label=label)
     if density.lower is not None and density.upper is not None:
@@ -62,19 +62,22 @@ def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval
 def draw_stems(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], label: str | None = None) -> None:
     """Every probe's Ritz values against their weights, which sum to 1 per probe, on a logarithmic axis.
 
-    Filled markers: the residual is below a tenth of the distance to the probe's next Ritz value, so an eigenvalue is
-    met there. Open ones stand for the eigenvalues around them.
+    A filled marker is a converged Ritz value: its residual is below a tenth of the distance to the probe's next Ritz
+    value. An open marker represents the eigenvalues around it.
     """
     nodes = np.concatenate([t.nodes for t in spectrum.tridiagonals])
     weights = np.concatenate([t.weights for t in spectrum.tridiagonals])
     met = np.concatenate([t.residuals <= _CONVERGED * _spacing(t.nodes) for t in spectrum.tridiagonals])
-    seen = weights > 0
-    bottom = max(float(weights[seen].min()) / 3, 1e-16)
-    ax.vlines(nodes[seen], bottom, weights[seen], color=look.colour, linewidth=0.7, alpha=0.6)
-    for which, face, words in ((met & seen, look.colour, "converged"), (~met & seen, "white", "not converged")):
+    shown_weights = weights > 0
+    bottom = max(float(weights[shown_weights].min()) / 3, 1e-16)
+    ax.vlines(nodes[shown_weights], bottom, weights[shown_weights], color=look.colour, linewidth=0.7, alpha=0.6)
+    for shown, face, words in (
+        (met & shown_weights, look.colour, "converged"),
+        (~met & shown_weights, "white", "not converged"),
+    ):
         ax.plot(
-            nodes[which],
-            weights[which],
+            nodes[shown],
+            weights[shown],
             look.marker,
             markersize=3.8,
             markeredgewidth=0.9,
@@ -88,7 +91,7 @@ def draw_stems(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], labe
 
 
 def _spacing(nodes: np.ndarray) -> np.ndarray:
-    """The distance of each of the ascending nodes to the nearest other one, (m,); 0 where there is no other."""
+    """The distance of each ascending node to its nearest neighbour, (m,); 0 for a single node."""
     if nodes.size == 1:
         return np.zeros(1)
     gaps = np.diff(nodes)
@@ -107,11 +110,15 @@ def draw_degeneracy(
 ) -> None:
     """The fraction of eigenvalues within `tau` of 0, or another count, over ``tau / |H|_2``, with its bracket.
 
-    Where the bracket is too wide for a number it is hatched, and no number is drawn.
+    If the bracket is too wide for a number, it is hatched and no number is drawn.
 
     Args:
+        ax: the axes to draw on.
+        curve: the fraction with its bracket at every tolerance.
         scale: ``|H|_2``, the unit of the tolerances.
-        headline: the estimate that is reported, marked at its tolerance if it is resolved.
+        headline: the reported estimate, marked at its tolerance if it is resolved.
+        look: colour, marker and line.
+        label: for the legend.
         counted: which eigenvalues the curve counts.
     """
     ax.set_ylabel(f"fraction of eigenvalues with {counted}")
@@ -123,7 +130,7 @@ def draw_degeneracy(
         return
     x = curve.tau / scale
     ax.set_xscale("log")
-    # The hatching reaches the neighbours of an unresolved tolerance, so that both kinds meet.
+    # The hatching extends to the neighbours of an unresolved tolerance, so that there is no gap.
     open_ = ~curve.resolved
     near = open_ | np.append(open_[1:], False) | np.append(False, open_[:-1])
     if open_.any():
@@ -178,17 +185,20 @@ def _at_tolerance(estimate: Estimate, scale: float) -> str:
 def draw_series(
     ax: Axes, x: np.ndarray, values: Values, *, look: Look = LOOKS["eval"], label: str | None = None
 ) -> Drawn:
-    """One estimate over training with its intervals. A gap stays a gap.
+    """One estimate over training with its intervals. Missing values leave a gap.
 
-    What is not resolved is an open bracket without a point. A missing bound is an arrow head at the value. An exact
-    number, which is its own interval, is a point without a bar.
+    An unresolved value is an open bracket without a point. A missing bound is an arrow head at the value. An exact
+    number is a point without a bar.
 
     Args:
+        ax: the axes to draw on.
         x: (T,) epochs or steps.
         values: (T,).
+        look: colour, marker and line.
+        label: for the legend.
 
     Returns:
-        What was drawn, for :func:`spectra.figures.readable.clip_intervals`.
+        The drawn numbers, for :func:`spectra.figures.readable.clip_intervals`.
     """
     point = np.where(values.resolved, values.value, nan)
     reach, size = _reach(point, values.lower, values.upper), 4.5 if len(values) <= _MANY else 2.5
@@ -238,12 +248,16 @@ def draw_tensors(
     """The trace of each parameter tensor's diagonal block as a horizontal bar, the first tensor at the top.
 
     Args:
+        ax: the axes to draw on.
         traces: the estimates, by the tensor's name.
-        place, places: which of how many bars this is, where several share a tensor's row.
-        exact: of some tensors the exact trace, drawn as a marker over the bar.
+        look: colour, marker and line.
+        label: for the legend.
+        place: the position of this bar among those that share a tensor's row.
+        places: the number of bars in a row.
+        exact: exact traces of some tensors, drawn as markers over the bars.
 
     Returns:
-        What was drawn, for :func:`spectra.figures.readable.clip_intervals`.
+        The drawn numbers, for :func:`spectra.figures.readable.clip_intervals`.
     """
     height = 0.8 / places
     rows = np.arange(len(traces)) + (place - (places - 1) / 2) * height
@@ -261,16 +275,16 @@ def draw_tensors(
         linewidth=0.4,
         error_kw={"elinewidth": 0.9, "ecolor": "black", "capsize": min(2.5, 6 * height)},
     )
-    known = np.array([nan if exact is None else exact.get(name, nan) for name in traces], dtype=np.float64)
-    if np.isfinite(known).any():
+    exact_values = np.array([nan if exact is None else exact.get(name, nan) for name in traces], dtype=np.float64)
+    if np.isfinite(exact_values).any():
         looks: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4.5}
-        ax.plot(known, rows, "D", linestyle="none", zorder=5, label=EXACT_TRACE, **looks)
+        ax.plot(exact_values, rows, "D", linestyle="none", zorder=5, label=EXACT_TRACE, **looks)
     ax.set_yticks(range(len(traces)), [literal(shortened(name)) for name in traces])
     ax.set_ylim(len(traces) - 0.4, -0.6)
     ax.grid(False, axis="y")
     ax.axvline(0, color=GREY, linewidth=0.8)
     nothing = np.full(rows.size, nan)
-    return [Drawn(rows, value, lower, upper, look.colour), Drawn(rows, known, nothing, nothing, "black")]
+    return [Drawn(rows, value, lower, upper, look.colour), Drawn(rows, exact_values, nothing, nothing, "black")]
 
 
 def draw_rows(
@@ -305,7 +319,7 @@ def draw_rows(
 
 
 def _columns(estimates: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """value, lower and upper, NaN where there is none."""
+    """The arrays value, lower and upper, with NaN for missing entries."""
     rows = [(nan, nan, nan) if e is None else (e.value, _or_nan(e.lower), _or_nan(e.upper)) for e in estimates]
     value, lower, upper = np.array(rows, dtype=np.float64).reshape(-1, 3).T
     return value, lower, upper
@@ -316,9 +330,9 @@ def _or_nan(number: float | None) -> float:
 
 
 def _reach(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """How far the interval goes down and up from the value, (2, T): 0 on a side without a bound.
+    """The lengths of the interval below and above the value, (2, T); 0 on a side without a bound.
 
-    NaN, which draws no bar, without both bounds, and for an exact number.
+    NaN, which draws no bar, if both bounds are missing or the number is exact.
     """
     down, up = np.clip(value - lower, 0, inf), np.clip(upper - value, 0, inf)
     neither = (np.isnan(down) & np.isnan(up)) | ((down == 0) & (up == 0))
@@ -326,6 +340,6 @@ def _reach(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarra
 
 
 def _unbounded(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where an interval has no upper bound, and where it has no lower one; two (T,) of bool."""
+    """Masks of the intervals without an upper bound and without a lower bound, two (T,) bool arrays."""
     down, up, drawn = np.isfinite(lower), np.isfinite(upper), np.isfinite(value)
     return drawn & down & ~up, drawn & up & ~down

@@ -1,4 +1,4 @@
-"""The figures of a run: which there are, what each holds, and how they are saved. `sheets` composes them."""
+"""save_figures: plans the figures that the records of a run allow, draws them and saves them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NEEDS = {  # what some kinds need beyond one complete record
 
 @dataclass(frozen=True)
 class Sheet:
-    """A figure that can be drawn: its name, without an ending, and what draws it."""
+    """A figure that can be drawn: its name, without a suffix, and the function that draws it."""
 
     kind: str  # of `KINDS`
     name: str
@@ -58,13 +58,13 @@ def save_figures(
     what: Sequence[str] = ("all",),
     epochs: Sequence[float] = (),
 ) -> list[Path]:
-    """Draw a run's figures into a folder; each file is there as a whole or not at all.
+    """Draw a run's figures into a folder; each file is written atomically.
 
     Args:
         trajectory: the records.
         folder: created if only its last part is missing.
         formats: of ``"png"``, ``"pdf"``, ``"svg"``.
-        what: of `KINDS`; ``"all"`` draws those that the records allow, a kind that is named must be possible.
+        what: of `KINDS`; ``"all"`` draws the kinds that the records allow; a kind given by name must be possible.
         epochs: at which to draw the spectra; by default the first, the middle and the last.
 
     Returns:
@@ -79,7 +79,7 @@ def save_figures(
             raise ArgumentError(f"format={name!r}: one of {', '.join(FORMATS)} is needed")
     drawable = plan(trajectory, what=what, epochs=epochs)
     target = Path(folder)
-    made = _make_folder(target)
+    created = _make_folder(target)
     written = []
     try:
         for sheet in drawable:
@@ -90,7 +90,7 @@ def save_figures(
                     replace_file(path, rendered(figure, name))
                     written.append(path)
     except BaseException:
-        if made and not written:
+        if created and not written:
             with contextlib.suppress(OSError):
                 target.rmdir()
         raise
@@ -125,7 +125,7 @@ def _laid_out(figure: Figure) -> Iterator[None]:
 
 
 def plan(trajectory: Trajectory, *, what: Sequence[str] = ("all",), epochs: Sequence[float] = ()) -> list[Sheet]:
-    """The figures that the records allow, of those that are asked for; nothing is drawn yet.
+    """The requested figures that the records allow; nothing is drawn yet.
 
     Raises:
         ArgumentError: nothing to draw, an unknown epoch or kind, or a kind that the records do not allow.
@@ -147,7 +147,7 @@ def plan(trajectory: Trajectory, *, what: Sequence[str] = ("all",), epochs: Sequ
     impossible = [kind for kind in kinds if not any(sheet.kind == kind for sheet in drawable)]
     if impossible and kinds is not KINDS:
         raise ArgumentError(f"nothing to draw: {impossible[0]} needs {_NEEDS.get(impossible[0], 'a complete record')}")
-    # Kind by kind, whatever the operator, is the order in which one looks at them.
+    # Sorted by kind first and then by operator.
     return sorted(drawable, key=lambda sheet: kinds.index(sheet.kind))
 
 
@@ -157,8 +157,8 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
     def add(kind: str, slug: str, draw: Callable[..., Figure], subject: Moment | list[Moment]) -> None:
         if kind in kinds:
             name = "-".join(filter(None, (kind, moments[0].operator, slug)))
-            taken = sum(sheet.name == name or sheet.name.startswith(f"{name}_") for sheet in planned)
-            planned.append(Sheet(kind, f"{name}_{taken + 1}" if taken else name, lambda: draw(subject)))
+            duplicates = sum(sheet.name == name or sheet.name.startswith(f"{name}_") for sheet in planned)
+            planned.append(Sheet(kind, f"{name}_{duplicates + 1}" if duplicates else name, lambda: draw(subject)))
 
     for moment in chosen_moments(moments, epochs):
         add("density", moment.slug, sheets.density_figure, moment)
@@ -189,7 +189,7 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
 
 
 def _make_folder(folder: Path) -> bool:
-    """Create the folder unless it is there; whether it had to be created. Its parents must be there."""
+    """Create the folder if it does not exist; returns whether it was created. Its parent must exist."""
     try:
         folder.mkdir()
     except FileExistsError as error:

@@ -1,4 +1,4 @@
-"""Figures of what a record has beside its spectrum: the cross-check, and sharpness measures over training."""
+"""Figures of the checks of a record, and of its sharpness measures over training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from spectra.figures.style import GREY, PALE, asinh_axis, literal, look_of, shor
 from spectra.results.trace_checks import Check, can_tell
 from spectra.results.values import Values
 
-#: More rows than this could not be read.
+#: The largest number of rows that stays readable.
 _MOST_CHECKS = 40
 
-_VERDICTS = {  # marker, colour, face: told apart without colour too
+_VERDICTS = {  # marker, colour, face: distinguishable without colour too
     "agrees": ("o", "#0072B2", "#0072B2"),
     "inconclusive": ("s", GREY, "white"),
     "disagrees": ("X", "#D55E00", "#D55E00"),
@@ -30,10 +30,10 @@ _VERDICTS = {  # marker, colour, face: told apart without colour too
 
 
 def check_figure(moment: Moment) -> Figure:
-    """One panel of rows per batch-norm mode that has comparisons which could have found something."""
+    """The comparisons with exact values, one panel per batch-norm mode with conclusive comparisons."""
     records = {mode: record for mode, record in moment.complete.items() if can_tell(record.checks)}
-    found = {mode: record.checks for mode, record in records.items()}
-    shown = {mode: _most_telling(checks) for mode, checks in found.items()}
+    checks_by_mode = {mode: record.checks for mode, record in records.items()}
+    shown = {mode: _most_telling(checks) for mode, checks in checks_by_mode.items()}
     most = sum(len(checks) for checks in shown.values())
     figure = blank(9.6, 1.9 + 0.7 * len(shown) + 0.2 * most)
     axes = figure.subplots(
@@ -45,7 +45,7 @@ def check_figure(moment: Moment) -> Figure:
         right.tick_params(labelleft=False)
         left.set_title(mode_words(mode), loc="left")
     drawn = any(record.exact is not None and record.exact.drawn for record in records.values())
-    dropped = sum(len(checks) for checks in found.values()) - most
+    dropped = sum(len(checks) for checks in checks_by_mode.values()) - most
     caption = (
         f"Numbers by probes against {'those of a Monte-Carlo trace' if drawn else 'exact ones'}, traces by tensor. "
         "Grey band: agreement, Student's t, corrected for the number of comparisons; beyond it the comparison fails. "
@@ -58,12 +58,13 @@ def check_figure(moment: Moment) -> Figure:
 
 
 def _most_telling(checks: tuple[Check, ...]) -> list[Check]:
-    """At most so many that can be read, in their order: those that failed, then by the size of z."""
+    """A readable number of checks in their original order: failed ones first, then those with the largest |z|."""
     first = sorted(range(len(checks)), key=lambda i: (not checks[i].failed, -abs(checks[i].z)))[:_MOST_CHECKS]
     return [checks[i] for i in sorted(first)]
 
 
 def sharpness_figure(moments: list[Moment]) -> Figure:
+    """The sharpness measures over training, one panel per measure."""
     position, words = axis_of(moments)
     modes = [mode for mode in moments[0].modes if any(mode in moment.complete for moment in moments)]
     columns = {name: {mode: _measures(moments, mode, name) for mode in modes} for name in measures_of(moments)}
@@ -72,9 +73,9 @@ def sharpness_figure(moments: list[Moment]) -> Figure:
     figure = blank(0.8 + 3.6 * across, 1.5 + 2.4 * down)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     clipped = False
-    for ax, (name, found) in zip(axes, columns.items()):
+    for ax, (name, column) in zip(axes, columns.items()):
         parts = []
-        for mode, values in found.items():
+        for mode, values in column.items():
             if np.isfinite(values.value).any():
                 parts.append(draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode)))
         clipped |= clip_intervals(ax, parts)
@@ -92,7 +93,7 @@ def sharpness_figure(moments: list[Moment]) -> Figure:
 
 
 def measures_of(moments: list[Moment]) -> list[str]:
-    """The names of the measures that at least two checkpoints have a value of."""
+    """The names of the measures with a value at two or more checkpoints."""
     counts: dict[str, int] = {}
     for moment in moments:
         having = {n for record in moment.complete.values() for n, m in record.sharpness.items() if np.isfinite(m.value)}
@@ -102,14 +103,14 @@ def measures_of(moments: list[Moment]) -> list[str]:
 
 
 def _measures(moments: list[Moment], mode: str, name: str) -> Values:
-    found = [moment.complete[mode].sharpness.get(name) if mode in moment.complete else None for moment in moments]
-    value = np.array([np.nan if m is None else m.value for m in found])
-    stderr = np.array([np.nan if m is None or m.stderr is None else m.stderr for m in found])
+    measures = [moment.complete[mode].sharpness.get(name) if mode in moment.complete else None for moment in moments]
+    value = np.array([np.nan if m is None else m.value for m in measures])
+    stderr = np.array([np.nan if m is None or m.stderr is None else m.stderr for m in measures])
     return Values(value, stderr, value - 1.96 * stderr, value + 1.96 * stderr, np.isfinite(value))
 
 
 def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str) -> None:
-    """A row per comparison: its z beside the band in which it agrees, and the discrepancy that it would notice.
+    """One row per comparison: its z with the band of agreement, and the smallest discrepancy that it detects.
 
     Args:
         left: of z, on an axis that is linear near 0 and logarithmic beyond.
@@ -132,11 +133,11 @@ def draw_checks(left: Axes, right: Axes, checks: Sequence[Check], operator: str)
         z = [check.z if isfinite(check.z) else copysign(0.9 * end, check.z) for check in (checks[row] for row in rows)]
         left.plot(z, rows, marker, markersize=size, label=verdict, zorder=4, **looks)
         # A distance has no exact value that an error could be compared with, only what it is on average.
-        told = [row for row in rows if not checks[row].name.startswith("wasserstein")]
-        seen = [row for row in told if checks[row].exact and checks[row].detectable > 0]
+        detectable_rows = [row for row in rows if not checks[row].name.startswith("wasserstein")]
+        drawn_rows = [row for row in detectable_rows if checks[row].exact and checks[row].detectable > 0]
         right.plot(
-            [checks[r].detectable / abs(checks[r].exact) for r in seen],
-            seen,
+            [checks[r].detectable / abs(checks[r].exact) for r in drawn_rows],
+            drawn_rows,
             marker,
             markersize=size,
             zorder=4,

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as figures need them: the records of one operator side by side, and their time."""
+"""Moment: one checkpoint of a run as figures need it, with the records of its batch-norm modes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from spectra.results.values import Values
 
 @dataclass(frozen=True)
 class Moment:
-    """One checkpoint under one operator: a record per batch-norm mode, some of them failed, some not there."""
+    """One checkpoint under one operator: a record per batch-norm mode; some may have failed or be missing."""
 
     operator: str
-    modes: tuple[str, ...]  # those that the run has, here or at another checkpoint
+    modes: tuple[str, ...]  # all modes of the run, at this or another checkpoint
     index: int  # among the checkpoints of the run
     epoch: float | None
     step: int | None
@@ -39,7 +39,7 @@ class Moment:
 
     @property
     def label(self) -> str:
-        """When it was, in words."""
+        """The time of the checkpoint in words: epoch, step or name."""
         if self.epoch is not None:
             return f"epoch {self.epoch:g}"
         if self.step is not None:
@@ -48,26 +48,26 @@ class Moment:
 
     @property
     def slug(self) -> str:
-        """When it was, for the name of a file."""
+        """The time of the checkpoint as part of a file name."""
         return re.sub(r"[^A-Za-z0-9.]+", "", self.label.replace(" ", "")).strip(".") or f"checkpoint{self.index + 1}"
 
     @property
     def gaps(self) -> list[str]:
-        """What is missing here and why, a few words each."""
-        found = []
+        """The missing records with their reasons, a few words each."""
+        sentences = []
         for mode in self.modes:
             if mode not in self.records:
-                found.append(f"no record of {mode} mode at {self.label}")
+                sentences.append(f"no record of {mode} mode at {self.label}")
             elif self.records[mode].spectrum is None:
-                found.append(f"{mode} mode at {self.label} failed: {self.records[mode].reason}")
-        return found
+                sentences.append(f"{mode} mode at {self.label} failed: {self.records[mode].reason}")
+        return sentences
 
 
 def moments_of(records: Iterable[Record], operator: str) -> list[Moment]:
     """The checkpoints that have records of an operator, in the order of the records."""
     own = [record for record in records if record.operator == operator]
-    met = dict.fromkeys(record.bn_mode for record in own)
-    modes = tuple(sorted(met, key=lambda mode: (mode != "eval", list(met).index(mode))))
+    found_modes = dict.fromkeys(record.bn_mode for record in own)
+    modes = tuple(sorted(found_modes, key=lambda mode: (mode != "eval", list(found_modes).index(mode))))
     moments: list[Moment] = []
     at_time: dict[tuple[float | None, int | None], list[Moment]] = {}
     for record in own:
@@ -77,14 +77,14 @@ def moments_of(records: Iterable[Record], operator: str) -> list[Moment]:
             moment = Moment(operator, modes, len(moments), record.epoch, record.step, record.checkpoint)
             moments.append(moment)
             there.append(moment)
-        before = moment.records.get(record.bn_mode)
-        if before is None or before.spectrum is None or record.spectrum is not None:  # the last complete one
+        previous = moment.records.get(record.bn_mode)
+        if previous is None or previous.spectrum is None or record.spectrum is not None:  # the last complete one
             moment.records[record.bn_mode] = record
     return moments
 
 
 def _is_of(record: Record, moment: Moment) -> bool:
-    """Whether a record of the same time is of this checkpoint: by the content of the file, else by its name."""
+    """Whether a record of the same time belongs to this checkpoint, by the hash of the file, else by its name."""
     hashes = {other.checkpoint_sha256 for other in moment.records.values()} - {None}
     if hashes and record.checkpoint_sha256:
         return record.checkpoint_sha256 in hashes
@@ -92,20 +92,20 @@ def _is_of(record: Record, moment: Moment) -> bool:
 
 
 def check_epochs(moments: Sequence[Moment], epochs: Iterable[float]) -> None:
-    """See that something can be drawn of every one of these epochs.
+    """Check that every given epoch has a complete record.
 
     Raises:
-        ArgumentError: an epoch that there is not, or of which nothing is complete.
+        ArgumentError: an epoch does not exist, or none of its records is complete.
     """
     for epoch in epochs:
-        found = [moment for moment in moments if moment.epoch == epoch]
-        if not found:
+        at_epoch = [moment for moment in moments if moment.epoch == epoch]
+        if not at_epoch:
             known = sorted({moment.epoch for moment in moments if moment.epoch is not None})
             raise ArgumentError(
                 f"epoch={epoch:g}: no record has it; there are {', '.join(f'{e:g}' for e in known) or 'none'}"
             )
-        if not any(moment.complete for moment in found):
-            raise ArgumentError(f"epoch={epoch:g}: nothing to draw: {found[0].gaps[0]}")
+        if not any(moment.complete for moment in at_epoch):
+            raise ArgumentError(f"epoch={epoch:g}: nothing to draw: {at_epoch[0].gaps[0]}")
 
 
 def chosen_moments(moments: Sequence[Moment], epochs: Sequence[float] = ()) -> list[Moment]:
@@ -118,22 +118,22 @@ def chosen_moments(moments: Sequence[Moment], epochs: Sequence[float] = ()) -> l
 
 
 def axis_of(moments: Sequence[Moment]) -> tuple[np.ndarray, str]:
-    """Where the checkpoints stand on an axis of training time, (T,), NaN where it is not known; and what the axis is.
+    """The positions of the checkpoints on an axis of training time, (T,), NaN if unknown; and the label of the axis.
 
-    Epochs if every complete checkpoint knows its own and no two are alike, else steps likewise, else their order.
+    Epochs if every complete checkpoint has a distinct epoch; else steps, by the same rule; else the order.
     """
     for name in ("epoch", "step"):
         times = [getattr(moment, name) for moment in moments]
-        known = [time for time, moment in zip(times, moments) if moment.complete]
-        if None not in known and len(set(known)) == len(known):
+        known_times = [time for time, moment in zip(times, moments) if moment.complete]
+        if None not in known_times and len(set(known_times)) == len(known_times):
             return np.array([nan if time is None else float(time) for time in times]), name
     return np.arange(len(moments), dtype=np.float64) + 1, "checkpoint, in the order of training"
 
 
 def values_over(moments: Sequence[Moment], bn_mode: str, name: str) -> Values:
-    """A number to quote, or a fact such as the loss, at every checkpoint; NaN where it is missing or failed.
+    """A headline number, or a fact such as the loss, at every checkpoint; NaN if it is missing or failed.
 
-    A trace is the exact one where that is known, and then its own interval; see `Record.headline`.
+    A trace is the exact one if that is known; its interval then has length 0. See `Record.headline`.
     """
     cells = [_cell(moment.complete.get(bn_mode), name) for moment in moments]
     value, stderr, lower, upper, resolved = np.array(cells, dtype=np.float64).reshape(-1, 5).T

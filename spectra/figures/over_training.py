@@ -1,4 +1,4 @@
-"""Figures over training: the density, the degeneracy as Granziol (2020) draws it, the tensors, and the modes."""
+"""Figures over training: the density, the degeneracy as in Granziol (2020), the tensors and the modes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from spectra.spectrum.density import Density, span
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
 
-#: More tensors than this in one figure could not be read.
+#: The largest number of tensors that stays readable in one figure.
 _MOST_TENSORS = 12
 
-# The colours of a density reach from its peak down by this factor, or to a hundredth of one eigenvalue.
+# The colour scale of a density spans this factor below its peak, or down to a hundredth of one eigenvalue.
 _DECADES = 1e-6
 
 
@@ -53,7 +53,7 @@ def _forms_at(moment: Moment, mode: str) -> Spectrum | None:
 
 
 def pairs_over(moments: Sequence[Moment]) -> tuple[str, str] | None:
-    """The two batch-norm modes that most checkpoints have both of, two of them at least."""
+    """The pair of batch-norm modes that most checkpoints have; at least two checkpoints are needed."""
     modes = moments[0].modes
     for other in modes[1:]:
         if sum({modes[0], other} <= set(moment.complete) for moment in moments) > 1:
@@ -69,6 +69,7 @@ def _ticks(position: np.ndarray, most: int = 9) -> MaxNLocator:
 
 
 def density_over_training(moments: list[Moment]) -> Figure:
+    """The density of the eigenvalues over training as a heat map, one panel per batch-norm mode."""
     position, words = axis_of(moments)
     modes = modes_over(moments)
     complete = [record for moment in moments for record in moment.complete.values()]
@@ -78,12 +79,12 @@ def density_over_training(moments: list[Moment]) -> Figure:
     spans = [span(spectrum.quadrature, own) for spectrum, own in zip(spectra, thresholds)]
     ends = [[asinh(ends[end] / threshold) for ends in spans] for end in (0, 1)]
     grid = threshold * np.sinh(np.linspace(min(ends[0]), max(ends[1]), 700))
-    found = {mode: [_density(moment.complete.get(mode), grid, threshold) for moment in moments] for mode in modes}
-    peak = max(float(d.values.max()) for column in found.values() for d in column if d is not None)
+    densities = {mode: [_density(moment.complete.get(mode), grid, threshold) for moment in moments] for mode in modes}
+    peak = max(float(d.values.max()) for column in densities.values() for d in column if d is not None)
     norm = LogNorm(peak * max(_DECADES, min(0.01 / max(s.n for s in spectra), 1e-4)), peak)
     figure = blank(2.2 + 4.6 * len(modes), 5.0)
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-    for ax, (mode, column) in zip(axes, found.items()):
+    for ax, (mode, column) in zip(axes, densities.items()):
         mesh = _draw_heat(ax, position, column, grid, norm)
         for name, label in (("lambda_min", r"$\lambda_{\min}$"), ("lambda_max", r"$\lambda_{\max}$")):
             end = values_over(moments, mode, name)
@@ -92,12 +93,14 @@ def density_over_training(moments: list[Moment]) -> Figure:
         asinh_axis(ax, threshold, float(grid[0]), float(grid[-1]))
         ax.set_title(mode_words(mode), loc="left")
         ax.set_xlabel(rf"eigenvalue $\lambda$ of the {literal(matrix_at(next(m for m in moments if m.complete)))}")
-        known = position[np.isfinite(position)]
-        ax.yaxis.set_major_locator(FixedLocator(known.tolist()) if known.size <= 12 else _ticks(position))
+        known_positions = position[np.isfinite(position)]
+        ax.yaxis.set_major_locator(
+            FixedLocator(known_positions.tolist()) if known_positions.size <= 12 else _ticks(position)
+        )
         ax.set_ylabel(words)
     bar = figure.colorbar(mesh, ax=list(axes), pad=0.015)
     bar.set_label(r"density per unit of asinh($\lambda/s$) (mass 1)")
-    shown = [d for column in found.values() for d in column if d is not None]
+    shown = [d for column in densities.values() for d in column if d is not None]
     caption = (
         f"One Gaussian of a tenth of a decade for all; the axis is linear for |λ| ≤ s = {threshold:.2g}. Black: the "
         f"outermost Ritz values. {_width_of(shown)} The probes are the same at every checkpoint. A blank strip is a "
@@ -115,23 +118,23 @@ def _density(record: Record | None, grid: np.ndarray, threshold: float) -> Densi
 def _draw_heat(
     ax: Axes, position: np.ndarray, column: Sequence[Density | None], grid: np.ndarray, norm: LogNorm
 ) -> QuadMesh:
-    """A strip per checkpoint, from halfway to the one before to halfway to the next."""
-    known = [index for index in np.argsort(position) if isfinite(position[index])]
-    at = position[known]
+    """Draw one strip per checkpoint; the strips meet halfway between neighbouring checkpoints."""
+    drawable = [index for index in np.argsort(position) if isfinite(position[index])]
+    at = position[drawable]
     middle = (at[1:] + at[:-1]) / 2
     edges = np.concatenate([[2 * at[0] - middle[0]], middle, [2 * at[-1] - middle[-1]]])
-    heights = np.array([np.full(grid.size, nan) if (d := column[i]) is None else d.values for i in known])
+    heights = np.array([np.full(grid.size, nan) if (d := column[i]) is None else d.values for i in drawable])
     u = np.arcsinh(grid)
     across = np.sinh(np.concatenate([[u[0]], (u[1:] + u[:-1]) / 2, [u[-1]]]))
     ax.grid(False)
     ax.set_ylim(edges[0], edges[-1])
-    # What is below the range of colours is white, like a density of 0, and not like the least of the colours.
+    # Values below the colour range are white, like a density of 0.
     shown = np.ma.masked_invalid(np.where(heights >= norm.vmin, heights, nan))
     return ax.pcolormesh(across, edges, shown, norm=norm, cmap="cividis_r", rasterized=True)
 
 
 def _width_of(shown: Sequence[Density]) -> str:
-    """How wide the bands are that a heat map cannot show: the mean of the relative half width, weighted by the mass."""
+    """The mean relative half width of the bands, weighted by the mass, in words; a heat map cannot show the bands."""
     widths = [
         float(((d.upper - d.values) * (d.values > 0)).sum() / d.values.sum()) for d in shown if d.upper is not None
     ]
@@ -144,7 +147,7 @@ def _width_of(shown: Sequence[Density]) -> str:
 
 
 def degeneracy_over_training(moments: list[Moment]) -> Figure:
-    """The fraction near zero beside the mass of the Ritz values closest to zero, and how far from zero those are."""
+    """The fraction near zero, with the mass of the Ritz values closest to zero and the size of these values."""
     position, words = axis_of(moments)
     modes = modes_over(moments)
     figure = blank(9.8, 1.9 + 2.7 * len(modes))
@@ -186,20 +189,22 @@ def degeneracy_over_training(moments: list[Moment]) -> Figure:
 
 
 def _draw_bounds(ax: Axes, moments: Sequence[Moment], mode: str) -> list[str]:
-    """The line of Granziol's rank formula and, where the rank is known to be small, that of counting; in words."""
+    """Draw the line of Granziol's rank formula and, for a small rank, the counting bound; returns captions."""
     records = [record for moment in moments if (record := moment.complete.get(mode)) is not None]
     sizes = {record.spectrum.n for record in records if record.spectrum is not None}
     if len(sizes) != 1:
         return []
-    n, facts, said = sizes.pop(), records[-1].facts, []
+    n, facts, sentences = sizes.pop(), records[-1].facts, []
     rank, most = facts.get("rank_bound_ff"), facts.get("rank_bound_counting")
     if rank is not None and 0 < rank < n:
         ax.axhline(1 - rank / n, color="black", linestyle=(0, (5, 1)), linewidth=1, label="1 - rank formula / n")
-        said.append(f"Dashed: 1 - 4 d_y (sum N_l + d_x) / n = {1 - rank / n:.4g}, a heuristic for the rank, no bound.")
+        sentences.append(
+            f"Dashed: 1 - 4 d_y (sum N_l + d_x) / n = {1 - rank / n:.4g}, a heuristic for the rank, no bound."
+        )
     if most is not None and most < n and not records[-1].settings.get("l2"):  # with l2 they are at l2, not at 0
         ax.axhline(1 - most / n, color="black", linestyle=":", linewidth=1.2, label="at least, by counting")
-        said.append(f"Dotted: {1 - most / n:.4g}, the least that counting samples and outputs allows.")
-    return said
+        sentences.append(f"Dotted: {1 - most / n:.4g}, the least that counting samples and outputs allows.")
+    return sentences
 
 
 def _relative(values: Values, scale: np.ndarray) -> Values:
@@ -215,13 +220,13 @@ def _relative(values: Values, scale: np.ndarray) -> Values:
 def layers_over_training(moments: list[Moment]) -> Figure:
     """The trace of each tensor's block over training, a panel each, in the order of the network."""
     position, words = axis_of(moments)
-    found = {
+    columns = {
         mode: [moment.complete[mode].headline_tensor_traces() if _forms_at(moment, mode) else {} for moment in moments]
         for mode in moments[0].modes
     }
-    found = {mode: column for mode, column in found.items() if any(column)}
-    names = list(dict.fromkeys(name for column in found.values() for traces in column for name in traces))
-    size = {name: max(abs(t[name].value) for column in found.values() for t in column if name in t) for name in names}
+    columns = {mode: column for mode, column in columns.items() if any(column)}
+    names = list(dict.fromkeys(name for column in columns.values() for traces in column for name in traces))
+    size = {name: max(abs(t[name].value) for column in columns.values() for t in column if name in t) for name in names}
     largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
     shown = [name for name in names if name in largest]
     down = ceil(len(shown) / 4)
@@ -231,7 +236,7 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     clipped = False
     for index, (ax, name) in enumerate(zip(axes, shown)):
         parts = []
-        for mode, column in found.items():
+        for mode, column in columns.items():
             values = _tensor_values(column, name)
             parts.append(draw.draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode)))
         ax.set_yscale("linear")  # one kind of axis for all
@@ -246,7 +251,7 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     for ax in axes[len(shown) :]:
         ax.remove()
     complete = [moment for moment in moments if moment.complete]
-    exact = any(trace.exact for column in found.values() for traces in column for trace in traces.values())
+    exact = any(trace.exact for column in columns.values() for traces in column for trace in traces.values())
     caption = (
         f"Bars: {band_of(*complete)}. Traces of the tensors' blocks of the {matrix_at(complete[0])}. Each "
         "panel has its own scale. The probes are the same at every checkpoint, so neighbouring errors are correlated."
@@ -265,8 +270,8 @@ def _tensor_values(column: Sequence[Mapping[str, Estimate]], name: str) -> Value
 
 
 def _number(estimate: Estimate | None, part: str) -> float:
-    found = getattr(estimate, part, None)
-    return nan if found is None else float(found)
+    number = getattr(estimate, part, None)
+    return nan if number is None else float(number)
 
 
 # --- modes --------------------------------------------------------------------------------------------------------
@@ -280,7 +285,7 @@ _DIFFERENCES = {
 
 
 def modes_over_training(moments: list[Moment]) -> Figure:
-    """What the batch-norm mode changes over training, with the errors that the shared probes leave of it."""
+    """The paired differences between two batch-norm modes over training, with their errors."""
     position, words = axis_of(moments)
     pair = pairs_over(moments)
     assert pair is not None

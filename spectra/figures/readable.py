@@ -1,4 +1,4 @@
-"""Axes that stay readable: one huge interval does not flatten the rest, and values over decades get a fitting scale."""
+"""Readable axes: limits that one huge interval does not dominate, and a scale that fits the values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullL
 
 from spectra.results.values import Values
 
-#: Positive values that span more than this factor get a logarithmic axis.
+#: Positive values that span more than this factor use a logarithmic axis.
 WIDE = 30.0
 
 # An axis is clipped where the whole of the intervals is this many times as long as the clipped part.
@@ -23,13 +23,13 @@ _FAR_BEYOND = 2.5
 # Ticks of a logarithmic axis are at powers of ten where it spans more decades than this.
 _MANY_DECADES = 3.0
 
-#: What a caption says of an axis that is clipped.
+#: The caption's note on a clipped axis.
 CLIPPED = "A triangle at the edge of a panel: the interval goes on beyond it."
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Numbers with intervals as they are drawn: where they stand along the other axis, and in which colour."""
+    """Drawn numbers with intervals, their positions along the other axis, and their colour."""
 
     at: np.ndarray  # (T,)
     value: np.ndarray  # (T,) NaN where there is no point
@@ -39,7 +39,7 @@ class Drawn:
 
     @classmethod
     def of(cls, at: np.ndarray, values: Values, colour: str) -> Drawn:
-        """A series, whose values are points where they are resolved."""
+        """A series; unresolved values have no point."""
         return cls(at, np.where(values.resolved, values.value, np.nan), values.lower, values.upper, colour)
 
     @classmethod
@@ -69,8 +69,8 @@ def fit_scale(ax: Axes) -> None:
 
 def _heights(lines: Sequence[Any]) -> np.ndarray:
     """Where lines are, along the vertical axis; finite numbers only."""
-    found = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines]) if lines else np.empty(0)
-    return np.asarray(found[np.isfinite(found)])
+    heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines]) if lines else np.empty(0)
+    return np.asarray(heights[np.isfinite(heights)])
 
 
 def plain_ticks(ax: Axes) -> None:
@@ -89,16 +89,18 @@ def plain_ticks(ax: Axes) -> None:
 
 
 def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> bool:
-    """Limit an axis to its points and typical intervals where others are far longer, and mark those that go beyond.
+    """Limit an axis to its points and typical intervals if some are far longer, and mark those that are cut off.
 
-    Every point stays on the axis. The limits leave room for intervals of the typical (median) reach, or for half the
-    range of the points, whichever is more; the axis is left alone where that would not change much.
+    Every point stays on the axis. The margin is the typical (median) length of the intervals, or half the range of the
+    points, whichever is larger. The axis does not change if the effect would be small.
 
     Args:
+        ax: the axes.
+        drawn: the numbers with intervals that were drawn on it.
         along: ``"y"`` or ``"x"``, the axis of the values.
 
     Returns:
-        Whether something is cut off.
+        Whether an interval is cut off.
     """
     log = (ax.get_yscale() if along == "y" else ax.get_xscale()) == "log"
     low, middle, high = (np.concatenate([part(d, log) for d in drawn]) if drawn else np.empty(0) for part in _PARTS)
@@ -110,9 +112,9 @@ def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> boo
     least, most = float(points.min()), float(points.max())
     bounded = reaches[np.isfinite(reaches)]
     typical = float(bounded[(bounded.size - 1) // 2]) if bounded.size else 0.0
-    room = max(1.5 * typical, 0.5 * (most - least))
+    spare = max(1.5 * typical, 0.5 * (most - least))
     ends = min(least, float(np.nanmin(low, initial=inf))), max(most, float(np.nanmax(high, initial=-inf)))
-    limits = max(ends[0], least - room), min(ends[1], most + room)
+    limits = max(ends[0], least - spare), min(ends[1], most + spare)
     if not ends[1] - ends[0] > _FAR_BEYOND * (limits[1] - limits[0]) > 0:
         return False
     margin = 0.05 * (limits[1] - limits[0])
@@ -126,18 +128,18 @@ def clip_intervals(ax: Axes, drawn: Sequence[Drawn], *, along: str = "y") -> boo
 
 def _mark(ax: Axes, at: np.ndarray, edge: int, along: str, colour: str) -> None:
     """Triangles at an edge of the axes, 1 for the upper or right one, that point outwards."""
-    there = np.full(at.size, 0.985 if edge else 0.015)
+    edge_position = np.full(at.size, 0.985 if edge else 0.015)
     looks: dict[str, Any] = {"linestyle": "none", "color": colour, "markersize": 5, "clip_on": False, "zorder": 6}
     if along == "y":
-        lines = ax.plot(at, there, "^" if edge else "v", transform=ax.get_xaxis_transform(), **looks)
+        lines = ax.plot(at, edge_position, "^" if edge else "v", transform=ax.get_xaxis_transform(), **looks)
     else:
-        lines = ax.plot(there, at, ">" if edge else "<", transform=ax.get_yaxis_transform(), **looks)
+        lines = ax.plot(edge_position, at, ">" if edge else "<", transform=ax.get_yaxis_transform(), **looks)
     for line in lines:
         line.set_in_layout(False)
 
 
 def _scaled(numbers: np.ndarray, log: bool) -> np.ndarray:
-    """On the scale of the axis; what a logarithmic one has no place for is beyond its lower end."""
+    """The numbers on the scale of the axis; on a logarithmic axis non-positive ones lie below its lower end."""
     if not log:
         return numbers
     positive = numbers > 0

@@ -1,4 +1,4 @@
-"""Whole figures: what each holds, its title and its caption. `spectra.figures.draw` draws the parts."""
+"""Complete figures with title and caption, composed from the drawing functions of `spectra.figures.draw`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spectra.figures.style import asinh_axis, literal, look_of, shortened
 from spectra.results.record import Record
 from spectra.spectrum.density import Density
 
-#: More tensors than this in one figure could not be read.
+#: The largest number of tensors that stays readable in one figure.
 _MOST_TENSORS = 30
 _MOST_GAPS = 4
 
@@ -31,7 +31,7 @@ _MATRICES = {
     "empirical_fisher": "empirical Fisher matrix",
 }
 _LAMBDA = {"lambda_max": r"$\lambda_{\max}$", "lambda_min": r"$\lambda_{\min}$"}
-PANELS = {  # of the trajectory: what is drawn and how its axis is called
+PANELS = {  # of the trajectory: name of the number -> label of its axis
     "loss": "loss",
     "accuracy": "accuracy",
     "trace": r"trace $\mathrm{Tr}\,H$",
@@ -53,6 +53,7 @@ _ROWS = {
 
 
 def density_figure(moment: Moment) -> Figure:
+    """The density of the eigenvalues of one checkpoint, on a linear and on an asinh axis."""
     figure = blank(9.6, 4.4)
     left, right = figure.subplots(1, 2)
     linear, asinh = _draw_densities(left, moment, "linear"), _draw_densities(right, moment, "asinh")
@@ -67,7 +68,7 @@ def density_figure(moment: Moment) -> Figure:
 
 
 def _draw_densities(ax: Axes, moment: Moment, view: str) -> Density:
-    """The densities of all modes with one kernel and one axis, so that a difference is one of the spectra."""
+    """Draw the densities of all modes with one kernel and one axis, so that differences come from the spectra."""
     spectra = {mode: record.spectrum for mode, record in moment.complete.items() if record.spectrum is not None}
     own = [spectrum.density(view=view) for spectrum in spectra.values()]
     common: dict[str, Any] = {"sigma": max(density.sigma for density in own)}
@@ -81,6 +82,7 @@ def _draw_densities(ax: Axes, moment: Moment, view: str) -> Density:
 
 
 def stem_figure(moment: Moment) -> Figure:
+    """The Ritz values and weights of every probe at one checkpoint, one panel per batch-norm mode."""
     modes = moment.complete
     figure = blank(8.0, 1.6 + 2.5 * len(modes))
     axes = figure.subplots(len(modes), 1, sharex=True, squeeze=False)[:, 0]
@@ -98,6 +100,7 @@ def stem_figure(moment: Moment) -> Figure:
 
 
 def degeneracy_figure(moment: Moment) -> Figure:
+    """The fraction of eigenvalues near 0 over the tolerance at one checkpoint, one panel per batch-norm mode."""
     modes = moment.complete
     figure = blank(2.4 + 3.7 * len(modes), 4.6)
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
@@ -125,23 +128,23 @@ def degeneracy_figure(moment: Moment) -> Figure:
 
 
 def layer_figure(moment: Moment) -> Figure:
-    """The estimates as bars, and over them the exact traces where they are known."""
-    found = {
+    """The trace of each tensor's block at one checkpoint: estimates as bars, exact traces as markers."""
+    estimates_by_mode = {
         mode: record.spectrum.tensor_traces() for mode, record in moment.complete.items() if record.spectrum is not None
     }
     headlines = {mode: record.headline_tensor_traces() for mode, record in moment.complete.items()}
     exact = {mode: {n: h.value for n, h in traces.items() if h.exact} for mode, traces in headlines.items()}
-    names = list(dict.fromkeys(name for traces in found.values() for name in traces))
+    names = list(dict.fromkeys(name for traces in estimates_by_mode.values() for name in traces))
     size = {name: max(abs(traces[name].value) for traces in headlines.values() if name in traces) for name in names}
     largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
     shown = [name for name in names if name in largest]
-    figure = blank(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(found)))
+    figure = blank(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(estimates_by_mode)))
     ax = figure.subplots()
     parts = []
-    for place, (mode, traces) in enumerate(found.items()):
+    for place, (mode, traces) in enumerate(estimates_by_mode.items()):
         drawn = {name: traces[name] for name in shown if name in traces}
         if drawn:
-            where: dict[str, Any] = {"place": place, "places": len(found), "exact": exact[mode]}
+            where: dict[str, Any] = {"place": place, "places": len(estimates_by_mode), "exact": exact[mode]}
             parts += draw.draw_tensors(ax, drawn, look=look_of(mode), label=mode_words(mode), **where)
     clipped = clip_intervals(ax, parts, along="x")
     low, high = ax.get_xlim()
@@ -160,7 +163,7 @@ def layer_figure(moment: Moment) -> Figure:
 
 
 def _rest_in_words(moment: Moment, shown: set[str]) -> str:
-    """What the tensors that are not shown sum to, with its standard error, in each mode."""
+    """The sum of the tensors that are not shown, with its standard error, in each mode, in words."""
     sums = []
     for mode, record in moment.complete.items():
         traces = {name: trace for name, trace in record.headline_tensor_traces().items() if name not in shown}
@@ -175,6 +178,7 @@ def _rest_in_words(moment: Moment, shown: set[str]) -> str:
 
 
 def mode_figure(moment: Moment) -> Figure:
+    """Density and estimates of one checkpoint, batch norm in eval against train mode."""
     figure = blank(9.6, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     density = _draw_densities(left, moment, "asinh")
@@ -203,6 +207,7 @@ def mode_figure(moment: Moment) -> Figure:
 
 
 def trajectory_figure(moments: list[Moment]) -> Figure:
+    """Loss, accuracy and the main estimates over training, one panel each."""
     position, words = axis_of(moments)
     shown = [moment for moment in moments if moment.complete]
     modes = [mode for mode in moments[0].modes if any(mode in moment.complete for moment in moments)]
@@ -240,12 +245,12 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
 
 
 def exact_words(moments: Sequence[Moment]) -> str:
-    """What a caption says of exact traces, where there are some."""
+    """The caption's note on exact traces, empty if there are none."""
     return " A trace without a bar is exact." if has_exact(moments) else ""
 
 
 def _tolerances(moments: Sequence[Moment]) -> str:
-    """Over which tolerances the fractions of a run are: they differ between checkpoints."""
+    """The range of tolerances of a run's fractions, in words; they differ between checkpoints."""
     pairs = [
         (record.estimates.get("rank_degeneracy"), record.estimates.get("spectral_norm"))
         for moment in moments
@@ -264,7 +269,7 @@ def _tolerances(moments: Sequence[Moment]) -> str:
 
 
 def matrix_words(record: Record) -> str:
-    """Which matrix a record is of, and its normalisation."""
+    """The matrix of a record and its normalisation, in words."""
     reduction = record.settings.get("reduction")
     words = _MATRICES.get(record.operator, record.operator.replace("_", " "))
     if reduction in ("mean", "sum"):
@@ -273,17 +278,17 @@ def matrix_words(record: Record) -> str:
 
 
 def matrix_at(moment: Moment) -> str:
-    """The same of the records of a checkpoint, which have it in common."""
+    """The matrix of a checkpoint's records, which all share it, in words."""
     return matrix_words(next(iter(moment.complete.values())))
 
 
 def mode_words(mode: str) -> str:
-    """How batch norm was evaluated."""
+    """The batch-norm mode in words."""
     return "batch norm with recalibrated statistics" if mode == "recalibrated" else f"batch norm in {mode} mode"
 
 
 def band_of(*moments: Moment) -> str:
-    """What the error bars of means over probes are."""
+    """The meaning of the error bars of means over probes, in words."""
     counts = {r.spectrum.num_probes for m in moments for r in m.complete.values() if r.spectrum is not None}
     return "none (a single probe)" if counts == {1} else "95 % over probes"
 
@@ -309,8 +314,8 @@ def _heading(moments: Sequence[Moment]) -> tuple[str, str]:
 
 
 def _span(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+    values = sorted(set(numbers))
+    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
 
 
 # --- the sheet ----------------------------------------------------------------------------------------------------
@@ -324,7 +329,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend: Sequence[Axes] = ()) -> Figure:
-    """Put the title above the figure, its caption with the gaps below it, and a legend where no data is."""
+    """Add the title, the caption with the list of gaps, and a legend in a free place."""
     gaps = [gap for moment in moments for gap in moment.gaps]
     if gaps:
         more = f"; and {len(gaps) - _MOST_GAPS} more" if len(gaps) > _MOST_GAPS else ""
@@ -333,7 +338,7 @@ def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend:
     title, line = _heading([moment for moment in moments if moment.complete])
     heading = f"{wrapped(title, width * 11.5)}\n{wrapped(line, width * 11.5)}"
     entries = {label: handle for ax in legend for handle, label in zip(*ax.get_legend_handles_labels())}
-    if entries:  # in a line of its own below the heading, which keeps it free
+    if entries:  # in a separate line below the heading
         below = (heading.count("\n") + 1) * 1.25 * _HEADING + 4
         place = (0.004, 1 - below / (72 * figure.get_figheight()))
         rows = -(-sum(len(label) + 7 for label in entries) // int(width * 13.5))
@@ -346,4 +351,5 @@ def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend:
 
 
 def wrapped(text: str, width: float) -> str:
+    """The text with line breaks, for a width in inches."""
     return "\n".join(literal(line) for line in textwrap.wrap(" ".join(text.split()), int(width)))

@@ -1,4 +1,4 @@
-"""The look of every figure, in one place: readable in print and for the colour-blind, with vector output in mind."""
+"""The style of every figure: readable in print and by the colour-blind, and suited to vector output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 @dataclass(frozen=True)
 class Look:
-    """How one of several things in a figure is told apart, also without colour."""
+    """Colour, marker and line of one series, so that series differ also without colour."""
 
     colour: str
     marker: str
@@ -23,7 +23,7 @@ class Look:
     face: str  # of the marker: one that is open does not hide what is below it
 
 
-# The colours of M. Okabe and K. Ito, Color Universal Design (2008): told apart by the colour-blind and in print.
+# The colours of M. Okabe and K. Ito, Color Universal Design (2008): distinct for the colour-blind and in print.
 LOOKS = {
     "eval": Look("#0072B2", "o", "-", "#0072B2"),
     "train": Look("#D55E00", "s", "--", "none"),
@@ -69,7 +69,7 @@ _STYLE: dict[str, Any] = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """matplotlib's settings for a figure, whatever the user's own are; what they were is restored."""
+    """Set matplotlib's parameters for a figure and restore the user's own on exit."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def look_of(bn_mode: str) -> Look:
 
 
 def literal(text: str) -> str:
-    """The text as it stands: a dollar sign in a name does not begin a formula.
+    """The text with escaped dollar signs, so that a name does not start a formula.
 
     Example:
         >>> literal("cost$ and $more")

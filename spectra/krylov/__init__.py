@@ -1,1 +1,1 @@
-"""Lanczos: probes, bases, recurrences in lockstep, and the spectrum that follows."""
+"""Lanczos methods: probe vectors, Lanczos in lockstep, stochastic Lanczos quadrature, eigenpairs and Hutch++."""

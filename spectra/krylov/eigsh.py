@@ -1,8 +1,8 @@
-"""Single eigenvalues with their vectors: Lanczos, and restarts orthogonal to what was found, until nothing is missing.
+"""eigsh: single eigenpairs by Lanczos, with restarts orthogonal to the eigenvectors already found.
 
-A Krylov space meets each eigenvalue once, whatever its multiplicity. So once the wanted Ritz pairs have converged,
-Lanczos starts again from a random vector orthogonal to them, stays orthogonal to them, and finds what is left; it is
-over when the best of what is left is not among the wanted.
+A Krylov space contains one eigenvector per distinct eigenvalue, whatever its multiplicity. So once the wanted Ritz
+pairs have converged, Lanczos restarts from a random vector orthogonal to them and stays orthogonal to them. The search
+ends when the best Ritz value of a restart is not among the wanted ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from spectra.spectrum.eigenpairs import WHICH, Eigenpairs
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 _BLOCK = 8  # vectors multiplied at a time when residuals are measured
-_SURE = 10  # steps that a start takes before its Ritz values are believed, unless the noise ends it sooner
-_NEAR = 0.1  # of the distance to the wanted ones, and of itself: how far the best of the rest is made out
+_MIN_STEPS = 10  # steps of a start before its Ritz values are used, unless the noise ends it sooner
+_REST_TOLERANCE = (
+    0.1  # residual of the best remaining Ritz value, relative to its distance to the wanted ones and to it
+)
 
 
 def eigsh(
@@ -47,8 +49,8 @@ def eigsh(
     ``tol |H|_2``, then starts again orthogonal to them to find multiple eigenvalues and missed ones. A last
     Rayleigh-Ritz step on the ``k`` vectors, with ``k`` products of its own, measures ``|H y - theta y|``.
 
-    That no wanted eigenvalue is missing is known with the certainty of a random start: one that has next to no part in
-    an eigenvector is possible, and has probability next to nothing. ``completeness`` of the result says what was seen.
+    A wanted eigenvalue can be missed only if a random start is almost orthogonal to its eigenvector, which has
+    negligible probability. ``completeness`` of the result states in words what the last start showed.
 
     Args:
         operator: a symmetric operator of ``n`` rows, or a matrix or operator of another library that
@@ -56,21 +58,22 @@ def eigsh(
         k: from 1 to ``n``.
         which: as in SciPy: ``"LA"`` the largest, ``"SA"`` the smallest, ``"LM"`` the largest in magnitude, ``"BE"``
             half from either end (one more from the upper end for odd ``k``).
-        tol: of the residuals, relative to ``|H|_2``; below ten times the noise of the products it is that.
-        seed: of the starts. Their stream is their own: no probe of :func:`~spectra.krylov.slq.slq` is among them.
+        tol: bound on the residuals, relative to ``|H|_2``; at least ten times the noise of the products.
+        seed: of the start vectors. Their random stream differs from that of the probes of
+            :func:`~spectra.krylov.slq.slq`.
         max_steps: Lanczos steps of all starts together, at least ``k``; by default ``300 + 20 k``.
-        nearby: (n, any number) vectors that are thought to be near the wanted ones, such as those of the checkpoint
-            before. The first start is their sum, with a tenth of a random vector; the later starts, which look for
-            what is missing, are random as ever. It changes what the search costs, and the last digits.
+        nearby: (n, any number) vectors close to the wanted ones, for example those of the previous checkpoint. The
+            first start is their sum plus a tenth of a random vector. Later starts, which look for missing eigenvalues,
+            stay random. This changes the cost of the search and the last digits of the result.
         progress: called with the steps done and the steps at most.
 
     Returns:
-        The pairs, the most wanted first, with vectors of the operator's dtype. What has not converged within
-        ``max_steps``, or within the memory that is free, is there with ``converged`` False, and ``complete`` is False.
+        The pairs, the most wanted first, with vectors of the operator's dtype. Pairs that did not converge within
+        ``max_steps``, or within the free memory, have ``converged`` False; then ``complete`` is False as well.
 
     Raises:
         ArgumentError: an argument out of its range, or no symmetric operator.
-        OutOfMemory: not even a Krylov space of ``k + 2`` vectors fits beside the vectors.
+        OutOfMemory: a Krylov space of ``k + 2`` vectors does not fit in memory along with the eigenvectors.
 
     References:
         B. Parlett, The Symmetric Eigenvalue Problem (1998), chapters 11 and 13; J. Kuczynski, H. Wozniakowski,
@@ -104,7 +107,7 @@ def eigsh(
 
 
 class _Search:
-    """The pairs found so far, and what is still to be looked for."""
+    """The state of the search: the pairs found so far, and the budget of steps that remains."""
 
     def __init__(
         self,
@@ -127,12 +130,12 @@ class _Search:
         self.values = np.zeros(0)  # of the vectors in `found`
         self.found = Basis(k, self.n, operator.torch_dtype, operator.device)
         self.complete, self.completeness = False, ""
-        self.rest: np.ndarray | None = None  # Ritz values orthogonal to all that was found
+        self.rest: np.ndarray | None = None  # Ritz values of the last start, orthogonal to all vectors found
 
     # --- the search -----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Start after start, until the best of what is left is not among the wanted."""
+        """Run one start after another, until the best Ritz value of a start is not among the wanted."""
         starts = 0
         while self.found.size < self.n:
             length = min(self.budget - self.steps, self.n - self.found.size, self._fitting())
@@ -142,8 +145,8 @@ class _Search:
             recurrence = self._start(starts, length)
             starts += 1
             t = recurrence.tridiagonal
-            whole = t.steps == self.n - self.found.size
-            done, wanted = self._judge(t, whole)
+            spans_space = t.steps == self.n - self.found.size
+            done, wanted = self._judge(t, spans_space)
             if wanted.size:
                 self._lock(recurrence, wanted)
             if not done:
@@ -164,19 +167,19 @@ class _Search:
     def _start(self, index: int, length: int) -> Recurrence:
         drawn = draw_start(self.n, seed=self.seed, index=index)
         if index == 0 and self.nearby is not None:
-            known = self.nearby.sum(axis=1, dtype=np.float64)
-            size = float(np.linalg.norm(known))
-            drawn = drawn if size == 0 else known / size + 0.1 * drawn / np.linalg.norm(drawn)
+            start_sum = self.nearby.sum(axis=1, dtype=np.float64)
+            size = float(np.linalg.norm(start_sum))
+            drawn = drawn if size == 0 else start_sum / size + 0.1 * drawn / np.linalg.norm(drawn)
             drawn /= np.linalg.norm(drawn)
         start = torch.from_numpy(drawn).to(self.operator.device)
         if self.found.size:
             self.found.remove_from(start)
             start /= start.norm()
-        room = self.n - self.found.size
+        remaining = self.n - self.found.size
 
         def enough(t: Tridiagonal) -> bool:
-            # The Ritz values of long recurrences cost more to look at than they change from step to step.
-            return t.steps % max(1, t.steps // 20) == 0 and self._judge(t, t.steps == room)[0]
+            # Ritz values of long recurrences change slowly and are costly to compute, so they are checked less often.
+            return t.steps % max(1, t.steps // 20) == 0 and self._judge(t, t.steps == remaining)[0]
 
         recurrence = tridiagonalize(
             self.operator,
@@ -196,27 +199,27 @@ class _Search:
         if self.progress is not None:
             self.progress(self.steps, self.budget)
 
-    def _judge(self, t: Tridiagonal, whole: bool) -> tuple[bool, np.ndarray]:
-        """Whether a recurrence has told what it can tell, and which of its Ritz values are among the wanted."""
+    def _judge(self, t: Tridiagonal, spans_space: bool) -> tuple[bool, np.ndarray]:
+        """Whether a recurrence can end, and the indices of its Ritz values that are among the wanted."""
         scale = max(self.scale, t.scale)
-        limit = 0.5 * self.tol * scale  # half, since what is measured afterwards has the noise of a product in it
-        closed = whole or t.exhausted or t.last_beta <= 0.5 * self.floor * scale
-        # What was found has the advantage over what is as good, so that two equal values do not take turns.
+        limit = 0.5 * self.tol * scale  # half, because the measured residual also contains the noise of a product
+        closed = spans_space or t.exhausted or t.last_beta <= 0.5 * self.floor * scale
+        # Values already found win ties, so that two equal values do not replace each other.
         bonus = np.concatenate([np.full(self.values.size, limit), np.zeros(t.steps)])
         chosen = _choose(np.concatenate([self.values, t.nodes]), bonus, self.which, self.k)
         wanted = np.sort(chosen[chosen >= self.values.size]) - self.values.size
         if closed:
             return True, wanted
-        if t.steps < min(_SURE, self.n) or self.values.size + t.steps < self.k:
+        if t.steps < min(_MIN_STEPS, self.n) or self.values.size + t.steps < self.k:
             return False, wanted
         if wanted.size:
             return bool((t.residuals[wanted] <= limit).all()), wanted
         ends, gaps = self._ends(t.nodes), self._gaps(t.nodes)
-        near = np.maximum(limit, _NEAR * np.minimum(gaps, np.abs(t.nodes[ends])))
+        near = np.maximum(limit, _REST_TOLERANCE * np.minimum(gaps, np.abs(t.nodes[ends])))
         return bool((t.residuals[ends] <= near).all()), wanted
 
     def _ends(self, nodes: np.ndarray) -> list[int]:
-        """Where the next best values are."""
+        """The indices of the next best values at each wanted end."""
         last = len(nodes) - 1
         if self.which == "LM":
             return [int(np.argmax(np.abs(nodes)))]
@@ -224,18 +227,18 @@ class _Search:
         return [last] * upper + [0] * lower
 
     def _gaps(self, nodes: np.ndarray) -> np.ndarray:
-        """How far each of these is from the least wanted of the wanted, at its end."""
-        held = self.values[_choose(self.values, np.zeros(self.values.size), self.which, self.k)]
+        """The distance of each next best value to the least extreme of the wanted ones, at its end."""
+        wanted = self.values[_choose(self.values, np.zeros(self.values.size), self.which, self.k)]
         if self.which == "LM":
-            gaps = [np.abs(held).min() - np.abs(nodes).max()]
+            gaps = [np.abs(wanted).min() - np.abs(nodes).max()]
         elif self.which == "LA":
-            gaps = [held.min() - nodes[-1]]
+            gaps = [wanted.min() - nodes[-1]]
         elif self.which == "SA":
-            gaps = [nodes[0] - held.max()]
+            gaps = [nodes[0] - wanted.max()]
         else:
             upper = (self.k + 1) // 2
-            gaps = [held[:upper].min() - nodes[-1]]
-            gaps += [nodes[0] - held[upper:].max()] if self.k > 1 else []
+            gaps = [wanted[:upper].min() - nodes[-1]]
+            gaps += [nodes[0] - wanted[upper:].max()] if self.k > 1 else []
         return np.maximum(gaps, 0.0)
 
     @exclusively
@@ -256,7 +259,7 @@ class _Search:
         self.values = np.append(self.values, t.nodes[wanted])
 
     def _fitting(self) -> int:
-        """How many vectors of a Krylov space fit in half of the memory that is free, beside a few to work with."""
+        """The number of Krylov vectors that fit in half of the free memory, with a few work vectors."""
         entry = self.operator.dtype.itemsize
         free = available_bytes(self.operator.device)
         fits = int((free // 2 - 6 * 8 * self.n) // (self.n * entry))
@@ -271,7 +274,7 @@ class _Search:
 
     @exclusively
     def measured(self) -> Eigenpairs:
-        """A Rayleigh-Ritz step on the wanted vectors, with a product of each, which also gives the residuals."""
+        """The result: a Rayleigh-Ritz step on the wanted vectors with one product each, which gives the residuals."""
         chosen = _choose(self.values, np.zeros(self.values.size), self.which, self.k)
         left_out = np.delete(self.values, chosen)
         vectors = self.found.rows[torch.from_numpy(chosen).to(self.operator.device)]
@@ -281,7 +284,7 @@ class _Search:
         assert isinstance(small, torch.Tensor)
         theta, rotation = torch.linalg.eigh((small + small.T) / 2)
         squares = torch.zeros_like(theta)
-        for v, p in pieces:  # the pieces are views: the vectors are rotated where they are
+        for v, p in pieces:  # the pieces are views, so the vectors are rotated in place
             rotated = rotation.T @ v.to(torch.float64)
             squares += (rotation.T @ p.to(torch.float64) - theta[:, None] * rotated).square().sum(1)
             v.copy_(rotated)
@@ -308,7 +311,7 @@ class _Search:
 
 
 def _choose(values: np.ndarray, bonus: np.ndarray, which: str, k: int) -> np.ndarray:
-    """Which ``k`` of these are wanted, the most wanted first; for BE those of the upper end, then of the lower."""
+    """The indices of the ``k`` wanted values, the most wanted first; for BE the upper end, then the lower."""
     if which == "LM":
         return np.argsort(-(np.abs(values) + bonus), kind="stable")[:k]
     if which == "SA":
@@ -317,5 +320,7 @@ def _choose(values: np.ndarray, bonus: np.ndarray, which: str, k: int) -> np.nda
     if which == "LA":
         return upper[:k]
     count = (k + 1) // 2
-    rest = upper[count:]
-    return np.concatenate([upper[:count], rest[np.argsort((values - bonus)[rest], kind="stable")][: k - count]])
+    lower_part = upper[count:]
+    return np.concatenate(
+        [upper[:count], lower_part[np.argsort((values - bonus)[lower_part], kind="stable")][: k - count]]
+    )

@@ -1,4 +1,4 @@
-"""Hutch++: the trace alone, with the part that dominates its variance taken out by a random sketch."""
+"""hutchpp: estimates the trace alone; a random sketch removes the dominant part of the variance (Hutch++)."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _BLOCK = 8  # vectors multiplied at a time
 
 @exclusively
 def hutchpp(operator: Any, products: int = 24, seed: int = 0) -> Estimate:
-    """``Tr H`` by Hutch++: exact on the range of a sketch, by probes on the rest.
+    """``Tr H`` by Hutch++: exact on the range of a sketch, estimated by probes on its orthogonal complement.
 
     With ``r = products / 3`` random vectors ``S`` and ``Q = orth(H S)``::
 
         Tr H = Tr Q'HQ + Tr PHP,    P = I - QQ',    Tr PHP ~ mean_j v_j' PHP v_j
 
-    over ``g`` vectors ``v_j`` of random signs, independent of the sketch: unbiased whatever ``Q`` is, of small variance
-    where few eigenvalues carry most of ``|H|_F^2``. For a spectrum without outliers plain probes are as good, and those
-    of :func:`~spectra.krylov.slq.slq` answer more questions. The products are shared out as ``r, r, g``.
+    over ``g`` vectors ``v_j`` of random signs, independent of the sketch. The estimate is unbiased for every ``Q``, and
+    its variance is small if few eigenvalues carry most of ``|H|_F^2``. For a spectrum without outliers plain probes are
+    as good, and :func:`~spectra.krylov.slq.slq` answers more questions. The products are divided as ``r, r, g``.
 
     Args:
         operator: a symmetric operator of ``n`` rows, or a matrix or operator of another library that
             :func:`~spectra.operators.foreign.as_operator` makes one of.
-        products: in all, at least 6. Memory for ``r + 8`` float64 vectors is needed.
-        seed: of the sketch and of the probes, which are streams of their own.
+        products: total number, at least 6. Memory for ``r + 8`` float64 vectors is needed.
+        seed: of the sketch and of the probes, which use separate random streams.
 
     Returns:
         The trace. Its standard error and its Student-t interval are those of the ``g`` probes, conditional on the
-        sketch, and ``num_probes`` is ``g``; the interval is widened by ``sqrt(n) eta`` times the largest absolute
-        eigenvalue of ``Q'HQ``, which is ``|H|_2`` from below. Where ``r`` reaches ``n`` the trace is exact.
+        sketch, and ``num_probes`` is ``g``. The interval is widened by ``sqrt(n) eta`` times the largest absolute
+        eigenvalue of ``Q'HQ``, a lower estimate of ``|H|_2``. If ``r`` reaches ``n``, the trace is exact.
 
     Raises:
         ArgumentError: fewer than 6 products, a negative seed, or no symmetric operator.
@@ -62,7 +62,7 @@ def hutchpp(operator: Any, products: int = 24, seed: int = 0) -> Estimate:
     operator = as_operator(operator)
     n, rank = operator.n, min(products // 3, operator.n)
     with operator.prepared():
-        # The largest index of a search for eigenpairs is far below these: the streams do not meet.
+        # These indices are far above those of a search for eigenpairs, so the random streams differ.
         sketch = _apply(operator, _stack(operator, [draw_start(n, seed=seed, index=2**31 + i) for i in range(rank)]))
         frame = torch.linalg.qr(sketch.T)[0].T.contiguous()  # (r, n), orthonormal also where the sketch is singular
         inner = frame @ _apply(operator, frame).T

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from spectra.errors import NumericsError
-from spectra.operators.base import Parts, SymmetricOperator
+from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.krylov_basis import Basis
 from spectra.runtime.exclusive import exclusively, one_at_a_time
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -22,25 +22,27 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 
 @dataclass(frozen=True)
 class Recurrence:
-    """What Lanczos leaves of one probe."""
+    """The result of Lanczos for one probe."""
 
     tridiagonal: Tridiagonal
     forms: np.ndarray  # (t,) float64: per tensor of the operator, q_t' (H q)_t of the first product
-    parts: Parts | None = None  # of the first product, (B,): what each batch has of q'H q
-    start_overlaps: np.ndarray | None = None  # (k, m) of the first probe: every probe's products with its Krylov basis
-    basis: Basis | None = None  # the Krylov basis, where it was asked for; one vector more if it was stopped
+    batch_forms: BatchForms | None = None  # of the first product, (B,): the per-batch quadratic forms q'H q
+    start_overlaps: np.ndarray | None = (
+        None  # (k, m), first probe only: scalar products of every probe with its Krylov basis
+    )
+    basis: Basis | None = None  # the Krylov basis, if requested; one vector more if the recurrence was stopped
 
 
 @dataclass(frozen=True)
 class Halfway:
-    """A recurrence in the middle of its steps: what goes on from it has the bits of one that was not interrupted."""
+    """The state of a recurrence after some steps; a continuation is bit-identical to an uninterrupted recurrence."""
 
     alphas: np.ndarray  # (j,) float64
     betas: np.ndarray  # (j,) float64
     exhausted: bool
-    forms: np.ndarray  # as of a Recurrence, empty before the first step
-    parts: Parts | None
-    vectors: torch.Tensor  # (j + 1, n), or (j, n) where it is over, as the basis stores them
+    forms: np.ndarray  # as in Recurrence; empty before the first step
+    batch_forms: BatchForms | None
+    vectors: torch.Tensor  # (j + 1, n), or (j, n) for a finished recurrence, in the dtype of the basis
 
 
 def tridiagonalize(
@@ -62,16 +64,16 @@ def tridiagonalize(
         operator: a symmetric operator of ``n`` rows.
         starts: unit vectors, ``(n,)`` float64 each.
         lanczos_steps: at most ``n`` are taken.
-        tolerance: a recurrence ends when ``beta_j <= tolerance * max_i (|alpha_i| + beta_i)``, in units of the
-            operator's own scale.
-        keep_basis: return the bases too, from which Ritz vectors are made.
+        tolerance: a recurrence ends when ``beta_j <= tolerance * max_i (|alpha_i| + beta_i)``; relative to the scale of
+            the operator.
+        keep_basis: return the Krylov bases too, for Ritz vectors.
         tick: called with the number of products after each shared step.
-        stop: asked after each step of a recurrence, with what it has left so far; True ends it there.
-        away_from: orthonormal vectors that the starts are orthogonal to. The recurrences are kept orthogonal to them:
-            they are then those of ``P A P``, with ``P`` the projection away from them.
-        under_way: as far as the same recurrences have come before, one for each start.
-        step_done: called after each shared step with a function that says how far they have come; their vectors are
-            views that later steps do not write to.
+        stop: called after each step of a recurrence with its tridiagonal matrix so far; True ends the recurrence.
+        away_from: orthonormal vectors; the starts are orthogonal to them and the recurrences are kept so. The result
+            belongs to ``P A P``, with ``P`` the projection onto their orthogonal complement.
+        under_way: states of the same recurrences to continue from, one for each start.
+        step_done: called after each shared step with a function that returns the states of all recurrences. Their
+            vectors are views that later steps do not write to.
 
     Returns:
         A recurrence per start, with ``A Q = Q T + beta_m q_{m+1} e_m'`` up to the noise of the products.
@@ -88,17 +90,19 @@ def tridiagonalize(
         live = [run for run in runs if not run.done]
         if not live:
             break
-        with one_at_a_time:  # the number of threads and the precision of products are the whole process's
+        with one_at_a_time:  # the number of threads and the precision of products are process-wide settings
             block = torch.stack([run.basis.last for run in live])
             if step == 0:
-                products, parts = operator.apply_in_parts(block)
+                products, batch_forms = operator.apply_in_parts(block)
                 for row, run in enumerate(live):
-                    run.parts = None if parts is None else Parts(parts.forms[row], parts.weights)
+                    run.batch_forms = (
+                        None if batch_forms is None else BatchForms(batch_forms.forms[row], batch_forms.weights)
+                    )
             else:
                 products = operator.apply(block)
             for run, product in zip(live, products):
-                # A copy at an address of its own, since scalar products round differently at other alignments: the
-                # numbers of a probe must not depend on which row of which block it stood in.
+                # A separate copy: scalar products round differently at other memory alignments, and the numbers of a
+                # probe must not depend on its position in a block.
                 run.advance(product.to(torch.float64, copy=True), tolerance)
         for run in live:
             if stop is not None and not run.done:
@@ -111,7 +115,7 @@ def tridiagonalize(
 
 
 class _Run:
-    """One recurrence under way."""
+    """One recurrence in progress."""
 
     def __init__(self, operator: SymmetricOperator, start: np.ndarray, steps: int, away_from: Basis | None) -> None:
         self.n, self.steps, self.away_from = operator.n, steps, away_from
@@ -121,23 +125,23 @@ class _Run:
         self.alphas: list[float] = []
         self.betas: list[float] = []
         self.forms = np.zeros(0)
-        self.parts: Parts | None = None
+        self.batch_forms: BatchForms | None = None
         self.exhausted = False
-        self.stopped = False  # by the caller, who has seen enough
+        self.stopped = False  # ended by the caller's `stop`
 
     @property
     def done(self) -> bool:
         return self.exhausted or self.stopped or len(self.alphas) == self.steps
 
     def take_up(self, halfway: Halfway) -> None:
-        """Go on from there."""
+        """Continue from a stored state."""
         self.alphas, self.betas = halfway.alphas.tolist(), halfway.betas.tolist()
-        self.exhausted, self.forms, self.parts = halfway.exhausted, halfway.forms, halfway.parts
+        self.exhausted, self.forms, self.batch_forms = halfway.exhausted, halfway.forms, halfway.batch_forms
         self.basis.restore(halfway.vectors)
 
     def halfway(self) -> Halfway:
         alphas, betas = np.array(self.alphas), np.array(self.betas)
-        return Halfway(alphas, betas, self.exhausted, self.forms, self.parts, self.basis.rows)
+        return Halfway(alphas, betas, self.exhausted, self.forms, self.batch_forms, self.basis.rows)
 
     def advance(self, residual: torch.Tensor, tolerance: float) -> None:
         """One step, from the product with the newest vector; ``residual`` is overwritten."""
@@ -145,8 +149,8 @@ class _Run:
             terms = self.basis.last.to(torch.float64) * residual
             self.forms = np.array([float(piece.sum()) for piece in torch.split(terms, self.sizes)])
         alpha = self.basis.dot_last(residual)
-        self.basis.remove_from(residual)  # the two last vectors included, so the three-term step is contained in it
-        if self.away_from is not None:  # last: the division by beta would enlarge what rounding has left of them
+        self.basis.remove_from(residual)  # includes the last two vectors, so this contains the three-term step
+        if self.away_from is not None:  # last, because the division by beta amplifies remaining components along them
             self.away_from.remove_from(residual)
         beta = float(residual.norm())
         if not (np.isfinite(alpha) and np.isfinite(beta)):
@@ -164,4 +168,4 @@ class _Run:
         tridiagonal = Tridiagonal(
             np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()
         )
-        return Recurrence(tridiagonal, self.forms, self.parts, basis=self.basis if keep_basis else None)
+        return Recurrence(tridiagonal, self.forms, self.batch_forms, basis=self.basis if keep_basis else None)

@@ -1,7 +1,7 @@
-"""Probe vectors: random, from an explicit seed, one child generator per probe, drawn on the CPU in float64.
+"""Random probe vectors: one child generator of the seed per probe, drawn on the CPU in float64.
 
-Probe ``i`` depends on the seed, on ``i`` and on ``n`` only: it is the same at every checkpoint of a run, on every
-device, and whatever the number of probes, so that differences between checkpoints can be taken probe by probe.
+Probe ``i`` depends only on the seed, on ``i`` and on ``n``. It is the same at every checkpoint of a run, on every
+device and for every number of probes, so that differences between checkpoints can be taken probe by probe.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def draw_probe(n: int, *, seed: int, index: int, distribution: str = "sphere") -
         n: the number of parameters.
         seed: at least 0.
         index: which probe, from 0.
-        distribution: ``"sphere"`` (uniform on the unit sphere: the law of every projector's mass is known) or
+        distribution: ``"sphere"`` (uniform on the unit sphere: the mass on any subspace has a known distribution) or
             ``"rademacher"`` (signs, divided by sqrt(n): the least variance for a single trace).
 
     Returns:
@@ -38,9 +38,9 @@ def draw_probe(n: int, *, seed: int, index: int, distribution: str = "sphere") -
 
 
 def draw_start(n: int, *, seed: int, index: int) -> np.ndarray:
-    """Start number ``index`` of a search for eigenpairs: uniform on the unit sphere, from a stream of its own.
+    """Start vector number ``index`` of a search for eigenpairs: uniform on the unit sphere, from a separate stream.
 
-    Eigenpairs found from probes would not be independent of these, and a probe is not random to its own Krylov space.
+    The stream is separate because eigenpairs computed from the probes would not be independent of them.
 
     Returns:
         ``(n,)`` float64, of unit length.

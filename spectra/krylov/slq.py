@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature: probes, Lanczos, and the spectrum that follows."""
+"""slq: stochastic Lanczos quadrature, the estimate of a spectrum by Lanczos from random probes."""
 
 from __future__ import annotations
 
@@ -52,24 +52,25 @@ def slq(
         num_probes: ``k``, at least 1. One probe gives numbers without errors.
         seed: of the probes.
         distribution: ``"sphere"`` or ``"rademacher"``.
-        width: how many probes share each pass over the data; by default as many as their bases fit in half of the
-            memory that is free. It does not change the numbers.
+        width: the number of probes that share each pass over the data (probes per pass); by default as many as have
+            their bases fit in half of the free memory. It does not change the numbers.
         progress: called with the products done and the products at most.
-        eigenpairs: those of ``eigsh`` on the same operator, with vectors: the spectrum keeps them and the scalar
-            products of the probes with them, for ``deflated_trace`` and ``deflated_frobenius_norm``. They must not come
+        eigenpairs: from ``eigsh`` on the same operator, with vectors. The spectrum keeps them and the scalar products
+            of the probes with them, for ``deflated_trace`` and ``deflated_frobenius_norm``. They must not be computed
             from these probes.
-        done: what is finished already of the same probes of the same operator, from the first on.
-        group_done: called after each lockstep group with all that is finished: what `done` takes another time.
-        under_way: how far the group after those has come already; not used for a group of another width.
-        step_done: called after each step of a group, with a function that gives what `under_way` takes another time.
+        done: finished recurrences of the same probes and operator, the first ones in order.
+        group_done: called after each lockstep group with all finished recurrences; pass them as `done` to resume.
+        under_way: the states of the group after `done`; ignored for a group of another width.
+        step_done: called after each step of a group with a function that returns the states; pass them as `under_way`
+            to resume.
 
     Returns:
-        The spectrum, with everything that is derived from it.
+        The spectrum, from which all estimates are derived.
 
     Raises:
         ArgumentError: an argument out of its range, or no symmetric operator.
-        OutOfMemory: the basis of a single probe does not fit; the message says what would.
-        NumericsError: NaN or infinity in a product, or a norm whose square float64 does not hold.
+        OutOfMemory: the basis of a single probe does not fit; the message says how many steps would.
+        NumericsError: NaN or infinity in a product, or a norm whose square overflows float64.
 
     References:
         G. Golub, J. Welsch, Calculation of Gauss quadrature rules, Math. Comp. 23 (1969); S. Ubaru, J. Chen, Y. Saad,
@@ -95,7 +96,7 @@ def slq(
     if eigenpairs is not None and (eigenpairs.vectors is None or len(eigenpairs.vectors) != n):
         raise ArgumentError(f"eigenpairs without vectors of {n} numbers: eigsh on this operator gives them")
     noise = operator.noise
-    # A beta below the noise of the products is noise; going on from it would count ghosts.
+    # A beta below the noise of the products is itself noise; continuing from it would add spurious Ritz values.
     tolerance = max(1e-10, 10 * noise)
     sharing = lockstep_width(operator, steps, num_probes) if width is None else min(width, num_probes)
     recurrences = list(done)
@@ -138,7 +139,7 @@ def slq(
     forms, deflated = np.stack([r.forms for r in recurrences]), None
     if eigenpairs is not None:
         deflated = _deflated_forms(operator, eigenpairs, forms, np.stack(overlaps))
-    parts = [r.parts for r in recurrences if r.parts is not None]
+    batch_forms = [r.batch_forms for r in recurrences if r.batch_forms is not None]
     return Spectrum(
         [r.tridiagonal for r in recurrences],
         n,
@@ -150,15 +151,15 @@ def slq(
         deflated_tensor_forms=deflated,
         eigenpairs=eigenpairs,
         overlaps=np.stack(overlaps).sum(axis=2) if overlaps else None,
-        batch_forms=None if not parts else np.stack([part.forms for part in parts]),
-        batch_weights=parts[0].weights if parts else None,
+        batch_forms=np.stack([b.forms for b in batch_forms]) if batch_forms else None,
+        batch_weights=batch_forms[0].weights if batch_forms else None,
         semidefinite=operator.semidefinite,
         start_overlaps=recurrences[0].start_overlaps,
     )
 
 
 def _check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
-    """See that float64 holds the sum of the squares of all eigenvalues, and intervals around it."""
+    """Refuse norms so large that the sum of squared eigenvalues, with its intervals, overflows float64."""
     norm = max(max(t.scale, float(t.betas.max())) for t in tridiagonals)
     if norm > _LARGEST / sqrt(n):
         raise NumericsError(
@@ -171,7 +172,7 @@ def _check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
 def _start_overlaps(
     first: Recurrence, operator: SymmetricOperator, start_of: Callable[[int], np.ndarray], num_probes: int
 ) -> np.ndarray:
-    """The scalar products of every probe, as Lanczos sees it, with the Krylov basis of the first one, (k, m)."""
+    """The scalar products of every probe (rounded to the operator's dtype) with the first Krylov basis, (k, m)."""
     assert first.basis is not None
     rows = []
     for index in range(num_probes):
@@ -181,7 +182,7 @@ def _start_overlaps(
 
 
 def _overlaps(operator: SymmetricOperator, start: np.ndarray, pairs: Eigenpairs) -> np.ndarray:
-    """``y_j[t]'q[t]`` of every vector and tensor, (r, t), with the probe as Lanczos sees it; rows sum to ``y_j'q``."""
+    """``y_j[t]'q[t]`` for every eigenvector and tensor, (r, t), with the probe in the operator's dtype."""
     probe = start.astype(operator.dtype).astype(np.float64)
     return np.stack([_by_tensor(operator, vector * probe) for vector in _unit_vectors(pairs)])
 
@@ -197,13 +198,13 @@ def _deflated_forms(
         forms: (k, t), those of ``H``.
         overlaps: (k, r, t), by tensor.
     """
-    taken = np.einsum("j,ij,ijt->it", pairs.values, overlaps.sum(axis=2), overlaps)
+    subtracted = np.einsum("j,ij,ijt->it", pairs.values, overlaps.sum(axis=2), overlaps)
     squares = [_by_tensor(operator, vector**2) for vector in _unit_vectors(pairs)]
-    return forms - taken, np.einsum("j,jt->t", pairs.values, np.stack(squares))
+    return forms - subtracted, np.einsum("j,jt->t", pairs.values, np.stack(squares))
 
 
 def _unit_vectors(pairs: Eigenpairs) -> Iterator[np.ndarray]:
-    """The vectors one after the other, brought to length 1 in float64."""
+    """The eigenvectors one by one, normalised in float64."""
     assert pairs.vectors is not None
     for column in pairs.vectors.T:
         vector = column.astype(np.float64)
@@ -217,21 +218,21 @@ def _by_tensor(operator: SymmetricOperator, terms: np.ndarray) -> np.ndarray:
 
 
 def lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: int) -> int:
-    """How many probes can share each pass within half of the memory that is free.
+    """The number of probes that can share each pass (probes per pass) within half of the free memory.
 
     Raises:
-        OutOfMemory: the basis of one probe does not fit in what is free.
+        OutOfMemory: the basis of one probe does not fit in the free memory.
     """
     n = operator.n
     entry = operator.dtype.itemsize
     work = n * (3 * entry + 3 * 8)  # the probe's part of a product, its float64 sum, and the recurrence vector
-    each = lanczos_steps * n * entry + work
+    needed = lanczos_steps * n * entry + work
     free = available_bytes(operator.device)
-    if each > free:
+    if needed > free:
         fits = max(0, int((free - work) // (n * entry)))
         advice = f"lanczos_steps={fits} would fit" if fits >= 2 else "not even 2 steps fit"
         raise OutOfMemory(
-            f"the Lanczos basis of one probe needs {in_words(each)} ({lanczos_steps} vectors of {n} numbers) and "
+            f"the Lanczos basis of one probe needs {in_words(needed)} ({lanczos_steps} vectors of {n} numbers) and "
             f"{in_words(free)} are free: {advice}, or choose fewer parameters with params="
         )
-    return int(max(1, min(num_probes, (free // 2) // each)))
+    return int(max(1, min(num_probes, (free // 2) // needed)))

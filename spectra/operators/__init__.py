@@ -1,1 +1,1 @@
-"""Curvature matrices as operators: their products, and what is checked before the first one."""
+"""Curvature matrices as linear operators: their products with vectors, and the checks made before the first product."""

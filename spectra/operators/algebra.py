@@ -1,4 +1,4 @@
-"""Operators made of operators: shifted, scaled, summed, deflated. Each wraps what it is given and overrides nothing."""
+"""Operators built from other operators: shifted, scaled, summed and deflated."""
 
 from __future__ import annotations
 
@@ -56,11 +56,12 @@ def scaled(operator: SymmetricOperator, factor: float) -> SymmetricOperator:
 def summed(a: SymmetricOperator, b: SymmetricOperator) -> SymmetricOperator:
     """``A + B``, also written ``A + B``; ``H - G`` is the part of a Hessian that its Gauss-Newton matrix leaves out.
 
-    Where the two cancel, the noise of the sum relative to its norm is larger than theirs, and its ``noise`` says so
-    (:class:`~spectra.operators.base.Combination` has the formula).
+    If the two nearly cancel, the noise relative to the norm of the sum is larger than that of either operator. The
+    ``noise`` of the sum accounts for this (formula in :class:`~spectra.operators.base.Combination`).
 
     Args:
-        a, b: operators of the same size, dtype and device.
+        a: an operator.
+        b: an operator of the same size, dtype and device.
 
     Raises:
         ArgumentError: they do not fit each other.
@@ -77,20 +78,20 @@ def summed(a: SymmetricOperator, b: SymmetricOperator) -> SymmetricOperator:
 def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project: bool = False) -> SymmetricOperator:
     """``A - V diag(values) V'``, or ``P A P`` with ``P = I - V V'``.
 
-    With eigenpairs of ``A`` the two are the same matrix: the given eigenvalues become 0 and nothing else moves. With
-    approximate ones the first is ``A`` less exactly what was subtracted, so that ``Tr A`` is its trace plus the sum of
-    ``values``; the second has ``V`` in its null space whatever ``V`` is.
+    For exact eigenpairs of ``A`` the two matrices are equal: the given eigenvalues become 0, all others stay. For
+    approximate eigenpairs they differ. The trace of the first is ``Tr A`` minus the sum of ``values``. The second
+    always has the columns of ``V`` in its null space.
 
     Args:
         operator: ``A``.
-        values: ``(r,)`` finite numbers. With ``project`` they are not used, and None will do.
+        values: ``(r,)`` finite numbers. Not used with ``project=True``, where they may be None.
         vectors: ``V``, ``(n, r)``, NumPy or torch, with orthonormal columns: ``max |V'V - I|`` at most 1e-10 for a
             float64 operator and 1e-5 for a float32 one. They are copied in the operator's dtype.
-        project: give ``P A P``.
+        project: return ``P A P``.
 
     Returns:
-        The operator. Its noise is ``(eta |A|_2 + u max |values|) / |result|_2``, the norms estimated from below by ten
-        products each when it is first asked for.
+        The deflated operator. Its noise is ``(eta |A|_2 + u max |values|) / |result|_2``. Both norms are estimated from
+        below by ten products each, on the first access to ``noise``.
 
     Raises:
         ArgumentError: shapes that do not fit, numbers that are not finite, or vectors that are not orthonormal.
@@ -105,12 +106,14 @@ def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project:
     if frame.ndim != 2 or frame.shape[0] != n or frame.shape[1] > n:
         raise ArgumentError(f"vectors of shape {tuple(frame.shape)}: ({n}, r) with r at most {n} is needed")
     rank = frame.shape[1]
-    known: torch.Tensor | None = None
+    eigenvalues: torch.Tensor | None = None
     if values is not None:
-        known = torch.as_tensor(values, dtype=torch.float64).detach()
-        if tuple(known.shape) != (rank,):
-            raise ArgumentError(f"values of shape {tuple(known.shape)}: one for each of the {rank} vectors is needed")
-        if not bool(torch.isfinite(known).all()):
+        eigenvalues = torch.as_tensor(values, dtype=torch.float64).detach()
+        if tuple(eigenvalues.shape) != (rank,):
+            raise ArgumentError(
+                f"values of shape {tuple(eigenvalues.shape)}: one for each of the {rank} vectors is needed"
+            )
+        if not bool(torch.isfinite(eigenvalues).all()):
             raise ArgumentError("values hold NaN or infinity: the eigenvalues to deflate by are needed")
     elif not project:
         raise ArgumentError("values=None: the eigenvalues to subtract are needed, unless project=True")
@@ -124,7 +127,7 @@ def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project:
             f"the vectors are not orthonormal: max |V'V - I| is {off:.2g}, and at most {bound:g} is needed; "
             "orthonormalise them, with numpy.linalg.qr say"
         )
-    return _Deflated(operator, basis, None if project or known is None else known.to(operator.device))
+    return _Deflated(operator, basis, None if project or eigenvalues is None else eigenvalues.to(operator.device))
 
 
 class _Deflated(SymmetricOperator):
@@ -138,14 +141,14 @@ class _Deflated(SymmetricOperator):
         self._noise: float | None = None
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
-        # Vector by vector, each at an address of its own, so that a product is the same alone and in company.
-        given = [row.to(torch.float64, copy=True) for row in block]
+        # Each vector is a separate copy: a product must not depend on the block that its vector is part of.
+        rows = [row.to(torch.float64, copy=True) for row in block]
         if self._values is None:
-            for row in given:
+            for row in rows:
                 self._basis.remove_from(row)
-            block = torch.stack(given).to(self.torch_dtype)
+            block = torch.stack(rows).to(self.torch_dtype)
         results = []
-        for row, product in zip(given, self.operator.apply(block)):
+        for row, product in zip(rows, self.operator.apply(block)):
             result = product.to(torch.float64, copy=True)
             if self._values is None:
                 self._basis.remove_from(result)
@@ -170,6 +173,6 @@ class _Deflated(SymmetricOperator):
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Hold what the wrapped operator holds."""
+        """Prepare the wrapped operator for the length of the block."""
         with self.operator.prepared():
             yield

@@ -1,4 +1,4 @@
-"""SymmetricOperator: what Lanczos sees. A symmetric matrix known by its products alone, and sums of such matrices."""
+"""SymmetricOperator: a symmetric matrix known only by its products, and linear combinations of such matrices."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _POWER_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the batches, or groups of consecutive ones, have of the quadratic forms of a block; without an l2 term."""
+class BatchForms:
+    """Per-batch quadratic forms of a block of vectors, without the l2 term; a batch may be a group of batches."""
 
-    forms: np.ndarray  # (k, B) float64; over the batches they add up to q'A q
-    weights: np.ndarray  # (B,) float64, of the batches in the mean over the data
+    forms: np.ndarray  # (k, B) float64: the sum over the batches is q'A q
+    weights: np.ndarray  # (B,) float64: the weight of each batch in the mean over the data
 
 
 class SymmetricOperator(ABC):
@@ -50,8 +50,11 @@ class SymmetricOperator(ABC):
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         """The products with the rows of ``block``, ``(k, n)`` in the operator's dtype and on its device."""
 
-    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts | None]:
-        """The same products, and what each batch has of ``q'A q`` for every row ``q``, where there are batches."""
+    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, BatchForms | None]:
+        """The products of :meth:`apply`, and the per-batch quadratic forms ``q'A q`` of its rows ``q``.
+
+        The second entry is None for an operator that is not a sum over batches.
+        """
         return self.apply(block), None
 
     @property
@@ -66,12 +69,12 @@ class SymmetricOperator(ABC):
 
     @property
     def tensor_sizes(self) -> dict[str, int]:
-        """The named pieces that a vector is made of, in order, with their lengths."""
+        """The parameter tensors that make up a vector, in order: name to number of entries."""
         return {"all": self.n}
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Hold what makes many products cheaper than single ones, and drop it on leaving."""
+        """Keep data that make repeated products cheaper for the length of the block, and free them on exit."""
         yield
 
     @property
@@ -107,10 +110,12 @@ class SymmetricOperator(ABC):
     rmatmat = matmat
 
     def _product(self, vectors: Vector) -> Vector:
-        given = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors.detach()
-        columns = given if given.ndim == 2 else given[:, None]
+        tensor = (
+            torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors.detach()
+        )
+        columns = tensor if tensor.ndim == 2 else tensor[:, None]
         block = columns.T.to(self.device, self.torch_dtype).contiguous()
-        result = self.apply(block).T.to(given.device, given.dtype).reshape(given.shape)
+        result = self.apply(block).T.to(tensor.device, tensor.dtype).reshape(tensor.shape)
         return result.contiguous().numpy() if isinstance(vectors, np.ndarray) else result
 
     def __add__(self, other: Any) -> Combination:
@@ -129,15 +134,15 @@ class SymmetricOperator(ABC):
 
 
 class Combination(SymmetricOperator):
-    """``sum_i c_i A_i + sigma I``, its terms added up in float64.
+    """``sum_i c_i A_i + sigma I``; the terms are summed in float64.
 
-    A combination of combinations is one of their terms. The noise is relative to the norm of the result, so where terms
-    cancel it grows::
+    Nested combinations are flattened into one. The noise is relative to the norm of the result, so it grows if terms
+    cancel::
 
         eta = (sum_i |c_i| eta_i |A_i|_2 + u |sigma|) / |sum_i c_i A_i + sigma I|_2,    at least u, at most 1
 
-    with ``u`` the unit roundoff of the dtype. The norms are those of :func:`norm_estimate`, ten products each, made
-    when the noise is first asked for; a single term without a shift needs none.
+    with ``u`` the unit roundoff of the dtype. The norms come from :func:`norm_estimate`, ten products each, on the
+    first access to ``noise``; a single term without a shift needs none.
 
     Args:
         terms: the factors ``c_i`` and operators ``A_i``, at least one, all of one size, dtype and device.
@@ -196,13 +201,13 @@ class Combination(SymmetricOperator):
 
     @property
     def tensor_sizes(self) -> dict[str, int]:
-        """Those of the terms where they agree in names and lengths, else the whole vector in one."""
+        """The tensors of the terms if all terms agree on them, else ``{"all": n}``."""
         sizes = [term.tensor_sizes for _, term in self.terms]
         return sizes[0] if all(list(s.items()) == list(sizes[0].items()) for s in sizes) else super().tensor_sizes
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Hold what every term holds."""
+        """Prepare every term for the length of the block."""
         with ExitStack() as stack:
             for _, term in self.terms:
                 stack.enter_context(term.prepared())
@@ -210,9 +215,10 @@ class Combination(SymmetricOperator):
 
 
 def norm_estimate(operator: SymmetricOperator) -> float:
-    """``|A|_2`` from below, by ten steps of the power method from a fixed random start.
+    """A lower estimate of ``|A|_2``: ten steps of the power method from a fixed random start.
 
-    ``|A v|`` of a unit vector never exceeds ``|A|_2`` and grows from step to step. For the size of an error only.
+    ``|A v|`` for a unit vector ``v`` never exceeds ``|A|_2`` and grows from step to step. Precise enough to scale an
+    error, and used for nothing else.
 
     Example:
         >>> from spectra.operators.dense import DenseOperator
@@ -232,9 +238,9 @@ def norm_estimate(operator: SymmetricOperator) -> float:
 
 
 def relative_noise(error: float, operator: SymmetricOperator) -> float:
-    """An error of products with unit vectors, relative to the operator's norm: at least the roundoff, at most 1.
+    """The error of products with unit vectors divided by the operator's norm, between the unit roundoff and 1.
 
-    At 1 the products are nothing but noise, as where two equal matrices are subtracted.
+    The value 1 means that the products are pure noise, for example the difference of two equal matrices.
     """
     norm = norm_estimate(operator)
     least = float(torch.finfo(operator.torch_dtype).eps)

@@ -1,4 +1,4 @@
-"""What is checked before the first product: the partition of the data, the averaging, and the second derivative."""
+"""Checks made before the first product: the partition of the data, the averaging and the second derivative."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ from spectra.task.batches import map_tensors
 from spectra.task.data_summary import Survey
 from spectra.task.task import Task
 
-# How well two parts of a batch add up to the whole, relative to their sizes, at the precision that the loss has.
+# Relative tolerance for the sum of two parts of a batch against the whole, by the precision of the loss.
 _ADDITIVE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
-    """Refuse data that do not define one function in this mode; a note where they do but move.
+    """Check that the data and the batch-norm mode define one function.
+
+    Returns:
+        A note if the data are shuffled in a way that does not change the loss; else None.
 
     Raises:
-        DataError: batches that are coupled and shuffled, or a batch of a single sample for batch norm in train mode.
+        DataError: the samples of a batch are coupled and the data shuffled, or batch norm in train mode meets a batch
+            of a single sample.
     """
-    taken = bn_mode == "train" or (bn_mode == "recalibrated" and task.calibration is None)
-    by_batch = taken and bool(batch_norm_layers(task.model))  # statistics of these batches are taken
+    batch_statistics = bn_mode == "train" or (bn_mode == "recalibrated" and task.calibration is None)
+    by_batch = batch_statistics and bool(batch_norm_layers(task.model))  # statistics of these batches are taken
     if by_batch and 1 in survey.rows:
-        which = [index for index, rows in enumerate(survey.rows) if rows == 1]
+        single = [index for index, rows in enumerate(survey.rows) if rows == 1]
         raise DataError(
-            f"batch {which[0]} of {survey.num_batches} holds a single sample, which batch norm in {bn_mode} mode "
+            f"batch {single[0]} of {survey.num_batches} holds a single sample, which batch norm in {bn_mode} mode "
             "cannot take statistics of: choose another batch size or number of samples"
         )
     if survey.order == "shuffled":
@@ -52,21 +56,24 @@ def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
 def check_loss(
     function: LossFunction, survey: Survey, *, per_sample: bool = False, twice: bool = True, split: bool = False
 ) -> None:
-    """Check labels, shapes, the averaging and the second derivative of the loss, on as few batches as tell.
+    """Check labels, shapes, the averaging and the second derivative of the loss, on as few batches as possible.
 
-    With ``split``, for what is made of the network and the criterion apart, the loss must be a criterion of the output
-    alone. With ``per_sample``, for what is made of the gradients of single samples, it must also be a sum over rows
-    even in a single batch, and needs no second derivative. Without ``twice``, for what is made of the loss and its
-    gradient alone, it needs none either.
+    The check stores two results in the function. ``function.carried`` is the precision that the loss really has: lower
+    than the function's dtype if a layer casts. ``function.written_out`` is set for a loss that differentiates the
+    network itself; its derivatives by autograd are then compared with finite differences.
 
-    The precision that the loss really has, lower than the function's dtype where something is cast within, is left in
-    ``function.carried``; for a loss that takes derivatives of the network ``function.written_out`` is set, and what
-    autograd makes of it is held against differences.
+    Args:
+        function: the loss.
+        survey: of the task's data.
+        per_sample: the operator uses per-sample gradients: the loss must be a sum over rows even in a single batch, and
+            needs no second derivative.
+        twice: the loss must have a second derivative. False for quantities of the loss and its gradient only.
+        split: the operator treats network and criterion separately: the loss must depend on the output only.
 
     Raises:
         DataError: labels out of range.
-        TaskError: the criterion is not additive with the weights that are assumed, has no second derivative, is given
-            an output and a target of different shapes, or is not one of the output alone where that is needed.
+        TaskError: the criterion is not additive with the assumed weights, has no second derivative, gets an output and
+            a target of different shapes, or depends on more than the output although ``split`` requires it.
         NumericsError: the loss is NaN or infinite.
     """
     _check_batches(function, survey, per_sample, twice, split)
@@ -77,7 +84,7 @@ def check_loss(
 def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twice: bool, split: bool) -> None:
     task = function.task
     counted = sum(weight > 0 for weight in survey.weights)
-    known = task.averaging.known
+    averaging_known = task.averaging.known
     split_any = False
     first = None
     with function.evaluation("eval"):  # where the samples of a batch are not coupled and can be split
@@ -97,7 +104,7 @@ def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twi
                 if alone or couples_samples(task.model, "eval"):
                     return  # one batch needs no weights; coupled batches cannot be split
             split_any = _check_additive(function, placed, weight, index, first) or split_any
-            if known or (split_any and index >= 64):
+            if averaging_known or (split_any and index >= 64):
                 return
     if not split_any and task.weight is None and (counted > 1 or per_sample):
         raise TaskError(
@@ -116,18 +123,18 @@ def _refuse_inseparable(function: LossFunction) -> None:
 
 @dataclass(frozen=True)
 class _Look:
-    """What was found of the loss on its first batch."""
+    """What the check learned about the loss from the first batch."""
 
-    output: Any  # None for a task without a split
-    gradient: list[torch.Tensor]  # of the parameters that have a part, with a graph
-    inseparable: str | None  # why the loss is not a criterion of the output alone; None too for a task without a split
+    output: Any  # None for a task from a loss_fn
+    gradient: list[torch.Tensor]  # in the parameters that the loss depends on, with a graph
+    inseparable: str | None  # why the loss depends on more than the output; None if it does not, or unknown
     broadcast: str  # the shapes of output and target in words, where they would broadcast to pairs; else empty
 
 
 def check_loss_once(function: LossFunction, survey: Survey, *, split: bool = False, **what: bool) -> None:
-    """As :func:`check_loss`; in a block of :func:`spectra.runtime.memo.shared_results` once for a network and its loss.
+    """Run :func:`check_loss`, but only once per network and loss within :func:`spectra.runtime.memo.shared_results`.
 
-    What the check notes on one function is noted on the next as well.
+    Attributes that the check sets on one function are copied to the following functions.
     """
     task = function.task
 
@@ -161,8 +168,8 @@ def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twi
         raise NumericsError(f"the loss is {float(loss.detach())} (batch {index})")
     _check_leaves(function, loss)
     function.carried = carried_dtype(loss)
-    pieces = function.gradient_of(loss, create_graph=twice)
-    gradient = [piece for piece in pieces if piece is not None]
+    gradients = function.gradient_of(loss, create_graph=twice)
+    gradient = [piece for piece in gradients if piece is not None]
     if not gradient:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
     inseparable = why_inseparable(function, loss, output, target) if task.splits else None
@@ -182,13 +189,13 @@ def _check_labels(output: Any, survey: Survey) -> None:
 
 
 def _check_leaves(function: LossFunction, loss: torch.Tensor) -> None:
-    """Refuse a loss that uses parameters of the model by references from outside: it would be constant in them."""
+    """Refuse a loss that captured parameters of the model from outside: its derivative would miss them."""
     leaves = {id(leaf) for leaf in leaves_of(loss)}
     named = function.task.model.named_parameters()
-    held = [name for name, p in named if id(p) in leaves and name in function.names]
-    if held:
+    captured = [name for name, p in named if id(p) in leaves and name in function.names]
+    if captured:
         raise TaskError(
-            f"the loss uses {held[0]} by a reference that was taken outside of it, so part of its derivative would "
+            f"the loss uses {captured[0]} by a reference that was taken outside of it, so part of its derivative would "
             "be missed: take the parameters within the loss, from model.parameters()"
         )
 
@@ -204,7 +211,7 @@ def _check_derivatives(function: LossFunction, batch: Any, first: _Look, per_sam
 
 
 def _check_gradient_graph(gradient: list[torch.Tensor]) -> None:
-    """Refuse a gradient that autograd cannot differentiate again, where it would quietly return zeros instead."""
+    """Refuse a gradient without a graph: autograd would return zeros as its derivative without an error."""
     if not any(piece.requires_grad for piece in gradient):
         raise TaskError(
             "the gradient of the loss does not depend on the parameters as far as autograd can tell: the loss is "
@@ -216,8 +223,8 @@ def _check_gradient_graph(gradient: list[torch.Tensor]) -> None:
 def _check_nodes(gradient: list[torch.Tensor]) -> None:
     """Refuse a gradient through a function marked ``once_differentiable``.
 
-    It leaves a node that raises when it is reached, but nothing reaches it when derivatives are asked for in chosen
-    parameters only.
+    Such a function leaves a node that raises when backward reaches it. Derivatives in selected parameters only may not
+    reach the node, so the graph is searched for it.
     """
     if any(node.name().endswith("Error") for node in nodes_of(gradient)):
         raise TaskError(
@@ -226,9 +233,9 @@ def _check_nodes(gradient: list[torch.Tensor]) -> None:
 
 
 def _check_second_derivative(function: LossFunction, output: Any, target: Any) -> None:
-    """Refuse a criterion whose second derivative vanishes wherever it is looked at.
+    """Refuse a criterion whose second derivative vanishes at the outputs and at random points.
 
-    It is looked at in the outputs and at random points, since a saturated cross-entropy has none to working precision.
+    Random points are needed because a saturated cross-entropy has a second derivative of 0 to working precision.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -255,10 +262,10 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
             continue
         directions = [torch.randn(s.shape, generator=generator, dtype=s.dtype).to(s.device) for s in slope]
         try:
-            bent = torch.autograd.grad(slope, points, directions, allow_unused=True)
+            products = torch.autograd.grad(slope, points, directions, allow_unused=True)
         except RuntimeError as error:
             raise TaskError(f"the criterion cannot be differentiated twice: {first_line(error)}") from error
-        if any(b is not None and bool((b != 0).any()) for b in bent):
+        if any(b is not None and bool((b != 0).any()) for b in products):
             return
     if constant:
         raise TaskError(
@@ -273,7 +280,7 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
 
 
 def _as_leaf(leaves: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as a leaf to differentiate in, kept in the list of leaves; what is no real number stays as it is."""
+    """A floating-point tensor as a new leaf, appended to the list of leaves; any other tensor unchanged."""
     if not tensor.is_floating_point():
         return tensor
     leaves.append(tensor.detach().requires_grad_())
@@ -281,8 +288,8 @@ def _as_leaf(leaves: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_additive(function: LossFunction, batch: Any, weight: float, index: int, first: _Look) -> bool:
-    """Whether a batch could be split; a split that does not add up to the whole is refused."""
-    sums = whole_and_parts(function, batch, weight, apart=function.task.splits and not first.inseparable)
+    """Whether a batch could be split. Raises TaskError if the two parts do not add up to the whole."""
+    sums = whole_and_parts(function, batch, weight, split_output=function.task.splits and not first.inseparable)
     if sums is None:
         return False
     whole, parts = sums
@@ -299,11 +306,11 @@ def _check_additive(function: LossFunction, batch: Any, weight: float, index: in
 
 
 def _told_apart(a: float, b: float) -> tuple[str, str]:
-    """Two numbers with as many digits as show by how much they differ, six at least."""
+    """Two numbers as text, with enough digits (at least six) to show that they differ."""
     digits = next((d for d in range(4, 15) if f"{a:.{d}g}" != f"{b:.{d}g}"), 15) + 2
     return f"{a:.{digits}g}", f"{b:.{digits}g}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what torch adds below."""
+    """The first line of an error message; torch appends a stack trace below it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

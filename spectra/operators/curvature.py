@@ -1,8 +1,8 @@
-"""CurvatureOperator: a pass over the data that adds up the products of its batches, weighted as the loss weights them.
+"""CurvatureOperator: products summed over the batches of the data, each weighted as the loss weights it.
 
-How the product of one batch is computed is behind one seam: :meth:`CurvatureOperator.linearise` prepares a batch and
-returns its product, and a pass does nothing but weight and add. What is worth keeping between passes is kept by
-:meth:`CurvatureOperator.prepared` under a memory budget and dropped on leaving.
+Subclasses implement one method, :meth:`CurvatureOperator.linearise`: it prepares a batch and returns its product. A
+pass weights and adds these products. :meth:`CurvatureOperator.prepared` keeps the batches on the device between passes,
+within a memory budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.operators.base import Parts, SymmetricOperator
+from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.modes import batch_norm_layers
@@ -26,17 +26,17 @@ from spectra.operators.selftest import SelfTest, self_test
 from spectra.runtime.exclusive import exclusively
 from spectra.task.task import Task
 
-# Enough to tell how the data scatter, and few enough to be kept with every record.
+# Enough groups to estimate the scatter over the data, and few enough to store with every record.
 _MOST_GROUPS = 64
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CurvatureOperator(SymmetricOperator):
-    """A curvature matrix of a task's loss over all its data. Abstract: the Hessian, the GGN and the empirical
-    Fisher matrix are its kinds.
+    """A curvature matrix of a task's loss over all its data. Abstract.
 
-    The operator is that of the parameters as they are when it is made; later training does not move it.
+    Subclasses are the Hessian, the GGN and the empirical Fisher matrix. The operator copies the parameters when it is
+    created; later training does not change it.
 
     Args:
         task: the task.
@@ -46,13 +46,13 @@ class CurvatureOperator(SymmetricOperator):
         params: which trainable parameters: a glob, else a regular expression, or a list of these; all by default.
 
     Raises:
-        ArgumentError: an unknown mode or dtype, or a pattern that meets no parameter.
-        TaskError: no trainable parameters, or a loss that this curvature cannot be taken of.
+        ArgumentError: an unknown mode or dtype, or a pattern that matches no parameter.
+        TaskError: no trainable parameters, or a loss for which this curvature matrix does not exist.
     """
 
     kind: str
-    per_sample = False  # whether it is made of the gradients of single samples, which no second derivative enters
-    split = False  # whether it is made of the network and the criterion apart
+    per_sample = False  # whether the products use per-sample gradients only, without a second derivative
+    split = False  # whether the products treat the network and the criterion separately
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class CurvatureOperator(SymmetricOperator):
 
     @property
     def self_test(self) -> SelfTest:
-        """The checks made before the first product, and the noise found. Made once.
+        """The checks before the first product, and the measured noise. Computed once.
 
         Raises:
             DataError: the data differ from pass to pass, or labels are out of range.
@@ -98,7 +98,7 @@ class CurvatureOperator(SymmetricOperator):
 
     @exclusively
     def _tested(self) -> SelfTest:
-        """Made in one go: parameters and statistics of the function are not what they are to be meanwhile."""
+        """Run the checks under the global lock: they change parameters and statistics of the function temporarily."""
         if self._test is None:
             self.function.check_finite()
             survey = self.task.survey()
@@ -117,9 +117,9 @@ class CurvatureOperator(SymmetricOperator):
 
     def at(self, dtype: torch.dtype) -> Self:
         """The same operator, at the same parameters, computed in another dtype."""
-        twin = type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
-        twin.function.adopt(self.function)
-        return twin
+        other = type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
+        other.function.adopt(self.function)
+        return other
 
     def batches(self) -> Iterator[tuple[Any, float]]:
         """The batches of positive weight, on the device, with their weights; checked against the survey at the end."""
@@ -127,36 +127,34 @@ class CurvatureOperator(SymmetricOperator):
 
     @contextmanager
     def prepared(self, memory_budget: int | None = None) -> Iterator[None]:
-        """Hold the batches on the device if they fit the budget (bytes; by default a quarter of what is free)."""
+        """Keep the batches on the device if they fit the budget (bytes; by default a quarter of the free memory)."""
         with self.passes.holding(memory_budget):
             yield
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         return self._pass(block, None)
 
-    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, Parts | None]:
+    def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, BatchForms | None]:
         if self.bn_mode == "recalibrated" and batch_norm_layers(self.task.model):
-            return self.apply(
-                block
-            ), None  # the statistics of every batch's matrix are of all data: no independent parts
-        seen: list[tuple[torch.Tensor, float]] = []
-        product = self._pass(block, seen)
+            return self.apply(block), None  # the statistics depend on all data, so the batches are not independent
+        batch_forms: list[tuple[torch.Tensor, float]] = []
+        product = self._pass(block, batch_forms)
         divisor = self.task.divisor(self.task.survey().total_weight)
-        forms = np.stack([forms.cpu().numpy() for forms, _ in seen], axis=1) / divisor
-        return product, _grouped(Parts(forms, np.array([weight for _, weight in seen])))
+        forms = np.stack([forms.cpu().numpy() for forms, _ in batch_forms], axis=1) / divisor
+        return product, _grouped(BatchForms(forms, np.array([weight for _, weight in batch_forms])))
 
-    def _pass(self, block: torch.Tensor, seen: list[tuple[torch.Tensor, float]] | None) -> torch.Tensor:
-        """The products, and into ``seen`` what each batch has of the quadratic forms, (k,), with its weight."""
-        _ = self.self_test  # made before the first product
+    def _pass(self, block: torch.Tensor, batch_forms: list[tuple[torch.Tensor, float]] | None) -> torch.Tensor:
+        """The products; appends the quadratic forms of each batch, (k,), and its weight to ``batch_forms``."""
+        _ = self.self_test  # runs the checks before the first product
         survey = self.task.survey()
         with self.function.evaluation():
-            # Many batches are added in float64, so that the sum is as exact as its parts.
+            # Sums over many batches are in float64, so that the summation adds no error.
             total = torch.zeros(block.shape, dtype=torch.float64, device=self.device)
             for batch, weight in self.batches():
                 product, factor = self.linearise(batch)(block), self.task.total_factor(weight)
                 total.add_(product, alpha=factor)
-                if seen is not None:
-                    seen.append((factor * (block.double() * product.double()).sum(1), weight))
+                if batch_forms is not None:
+                    batch_forms.append((factor * (block.double() * product.double()).sum(1), weight))
             total /= self.task.divisor(survey.total_weight)
             if self.task.l2:
                 total.add_(block, alpha=self.task.l2)
@@ -165,15 +163,15 @@ class CurvatureOperator(SymmetricOperator):
         return total.to(self.torch_dtype)
 
 
-def _grouped(parts: Parts) -> Parts:
-    """The parts of at most 64 groups of consecutive batches, as even as they come."""
-    batches = parts.weights.size
+def _grouped(batch_forms: BatchForms) -> BatchForms:
+    """The quadratic forms summed over at most 64 groups of consecutive batches, of sizes as equal as possible."""
+    batches = batch_forms.weights.size
     starts = np.unique(np.linspace(0, batches, min(batches, _MOST_GROUPS), endpoint=False).astype(int))
-    return Parts(np.add.reduceat(parts.forms, starts, axis=1), np.add.reduceat(parts.weights, starts))
+    return BatchForms(np.add.reduceat(batch_forms.forms, starts, axis=1), np.add.reduceat(batch_forms.weights, starts))
 
 
 def torch_dtype_of(dtype: str | torch.dtype | Any | None) -> torch.dtype | None:
-    """A torch dtype from its name, a NumPy dtype or itself.
+    """The torch dtype for a name, a NumPy dtype or a torch dtype.
 
     Raises:
         ArgumentError: it is neither float32 nor float64.

@@ -1,4 +1,4 @@
-"""DisplacedLoss: the loss of a task over all its data, and its gradient, at parameters moved away from the model's."""
+"""DisplacedLoss: the loss over all data, and its gradient, at parameters displaced from the model's."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
 from spectra.task.task import Task
 
-# Losses that repeat agree to this, relative to the loss; above it the network is random.
+# Repeated losses agree to this, relative to the loss; a larger difference means that the network is random.
 _REPEATS = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 class DisplacedLoss:
-    """``L(theta + x)`` and its gradient, over all data of a task, ``theta`` the model's parameters and ``x`` a vector.
+    """``L(theta + x)`` and its gradient over all data of a task; ``theta``: the model's parameters, ``x``: a vector.
 
-    The parameters that move are copies: nothing of the model changes, running statistics included. Losses and
-    gradients of batches are added up in float64. With ``"recalibrated"`` the running statistics are estimated at
-    ``theta`` and stay as they are when the parameters move, as they do with ``"eval"``. The task's ``l2`` term is left
-    out: it is a term of the training, which no reparametrisation leaves alone.
+    Only copies of the parameters move; the model and its running statistics do not change. Losses and gradients are
+    summed over batches in float64. With ``"recalibrated"`` the running statistics are estimated at ``theta`` and then
+    fixed, as with ``"eval"``. The task's ``l2`` term is left out: it belongs to the training and is not invariant under
+    reparametrisation.
 
-    Float64 is the default whatever the model's own dtype, since differences of losses are taken: at a distance of
-    1e-3 float32 leaves three or four digits of them.
+    Float64 is the default for every model, because callers take differences of losses: at a distance of 1e-3, float32
+    keeps only three or four digits of them.
 
     Args:
         task: the task. In train mode its own partition into batches is part of the loss.
@@ -58,17 +58,17 @@ class DisplacedLoss:
             recalibrate(function)
         check_loss_once(function, survey, twice=False)
         self.theta = function.flatten(function.theta).detach().to(torch.float64)  # (n,)
-        self.losses = 0  # how many were computed, those with a gradient not counted
+        self.losses = 0  # number of losses computed so far, without those computed along with a gradient
         self.gradients = 0
         self._check_repeats()
 
     @property
     def coupled(self) -> bool:
-        """Whether the partition into batches is part of the loss."""
+        """Whether the loss depends on the partition into batches."""
         return couples_samples(self.task.model, self.bn_mode)
 
     def for_differences(self) -> str:
-        """What is to be said of differences of these losses: nothing for float64 ones, else their precision.
+        """A note on the precision of differences of these losses; empty for float64.
 
         Raises:
             TaskError: the losses are less precise than float32.
@@ -85,7 +85,7 @@ class DisplacedLoss:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Hold the batches on the device between passes, where they fit."""
+        """Keep the batches on the device between passes, if they fit."""
         with self.passes.holding():
             yield
 
@@ -114,9 +114,9 @@ class DisplacedLoss:
         with function.evaluation(), self._moved(shift):
             for batch, weight in self.passes.batches():
                 factor = task.total_factor(weight)
-                loss, pieces = function.gradient(batch)
+                loss, gradients = function.gradient(batch)
                 total += factor * float(loss.detach())
-                slope.add_(function.flatten(pieces).detach(), alpha=factor)
+                slope.add_(function.flatten(gradients).detach(), alpha=factor)
         divisor = task.divisor(task.survey().total_weight)
         slope /= divisor
         if not bool(torch.isfinite(slope).all()):

@@ -1,6 +1,7 @@
-"""Autograd against differences of the loss, for losses that take derivatives of the network themselves.
+"""Compares autograd with finite differences, for losses that differentiate the network themselves.
 
-Their Hessian needs third derivatives of every layer, and their gradient second ones, which libraries seldom test.
+The Hessian of such a loss needs third derivatives of every layer, its gradient second derivatives; libraries rarely
+test these.
 """
 
 from __future__ import annotations
@@ -13,55 +14,60 @@ from spectra.runtime.faults import is_limit, is_refusal
 from spectra.task.batches import choose_rows, rows_of
 
 _CLOSE = 1e-3  # relative; truncation of the difference included
-_ROUNDINGS = 10  # of the loss or its gradient, that a difference of two may hold
-# Of the size of each tensor. One step that agrees suffices: longer ones may cross a kink, shorter ones are rounded.
+_ROUNDINGS = 10  # rounding errors of the loss or its gradient allowed in a difference
+# Steps relative to the size of each tensor. One step that agrees is enough: longer ones may cross a kink, and shorter
+# ones suffer from rounding.
 _STEPS, _COARSE_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), (1e-1, 1e-2)
-_ROWS = 16  # each has kinks of its own, and any few rows show what a layer's derivatives are
+_ROWS = 16  # a few rows are enough to test a layer, and every further row adds kinks
 
 
 def check_by_differences(function: LossFunction, twice: bool) -> None:
-    """Hold the gradient of the loss of a few rows, and a Hessian product, against central differences in float64.
+    """Compare the gradient on a few rows, and a Hessian product, with central differences in float64.
 
     Args:
-        function: not touched; where it cannot be computed in float64 nothing is checked.
+        function: the loss; not modified. If it cannot be computed in float64, nothing is checked.
         twice: check a Hessian product too.
 
     Raises:
-        TaskError: they differ.
+        TaskError: autograd and the differences disagree.
     """
     task = function.task
-    twin = LossFunction(task, function.bn_mode, torch.float64, function.params)
-    twin.adopt(function)
-    with twin.evaluation():
-        batch = twin.place(next(batch for batch in task.batches() if task.weight_of(batch) > 0))
+    float64_copy = LossFunction(task, function.bn_mode, torch.float64, function.params)
+    float64_copy.adopt(function)
+    with float64_copy.evaluation():
+        batch = float64_copy.place(next(batch for batch in task.batches() if task.weight_of(batch) > 0))
         if (rows_of(batch) or 0) > _ROWS:
             batch = choose_rows(batch, torch.arange(_ROWS))
         try:
-            loss, gradient = twin.gradient(batch, create_graph=twice)
+            loss, gradient = float64_copy.gradient(batch, create_graph=twice)
         except (RuntimeError, TypeError, TaskError) as error:
             if not (is_limit(error) or is_refusal(error)):
                 raise
             # a model with float32 tensors that are neither parameter nor buffer
             return
-        centre = twin.flatten(twin.theta).detach().clone()
+        centre = float64_copy.flatten(float64_copy.theta).detach().clone()
         generator = torch.Generator().manual_seed(8)
-        direction = torch.randn(twin.n, generator=generator, dtype=torch.float64).to(centre) * twin.scale()
-        slope = twin.flatten(gradient)
+        direction = (
+            torch.randn(float64_copy.n, generator=generator, dtype=torch.float64).to(centre) * float64_copy.scale()
+        )
+        slope = float64_copy.flatten(gradient)
         along = slope.detach() @ direction
-        bent = twin.flatten(_derivative(twin, gradient, direction)) if twice else None
+        hessian_product = float64_copy.flatten(_derivative(float64_copy, gradient, direction)) if twice else None
         first, second = [], []  # (difference, how far it is from autograd's in units of what is allowed)
         coarse = torch.finfo(function.carried).eps > torch.finfo(torch.float64).eps
         for step in _COARSE_STEPS if coarse else _STEPS:
-            above, below = (_there(twin, batch, centre + sign * step * direction) for sign in (1, -1))
-            twin.move_to(centre)
+            above, below = (
+                _loss_and_gradient_at(float64_copy, batch, centre + sign * step * direction) for sign in (1, -1)
+            )
+            float64_copy.move_to(centre)
             rounding = _ROUNDINGS * torch.finfo(function.carried).eps / step
             size = torch.stack([loss.detach(), above[0], below[0]]).abs().max()
             first.append(_apart((above[0] - below[0]) / (2 * step), along, rounding * size))
-            if bent is not None:
+            if hessian_product is not None:
                 change = (above[1] - below[1]) / (2 * step)
-                second.append(_apart(change, bent, rounding * slope.detach().norm()))
-    for apart, what, of in ((first, "gradient", "loss"), (second, "product with the Hessian", "gradient")):
-        if apart and not min(apart) <= 1:
+                second.append(_apart(change, hessian_product, rounding * slope.detach().norm()))
+    for errors, what, of in ((first, "gradient", "loss"), (second, "product with the Hessian", "gradient")):
+        if errors and not min(errors) <= 1:
             raise TaskError(
                 f"the {what} by autograd is not the change of the {of} between two points: a derivative that the loss "
                 "takes of some layer cannot be differentiated further in this torch; write the layer out in plain "
@@ -69,24 +75,26 @@ def check_by_differences(function: LossFunction, twice: bool) -> None:
             )
 
 
-def _there(twin: LossFunction, batch: object, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    twin.move_to(theta)
-    loss, gradient = twin.gradient(batch)
-    return loss.detach(), twin.flatten(gradient).detach()
+def _loss_and_gradient_at(
+    float64_copy: LossFunction, batch: object, theta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    float64_copy.move_to(theta)
+    loss, gradient = float64_copy.gradient(batch)
+    return loss.detach(), float64_copy.flatten(gradient).detach()
 
 
 def _derivative(
-    twin: LossFunction, gradient: list[torch.Tensor | None], direction: torch.Tensor
+    float64_copy: LossFunction, gradient: list[torch.Tensor | None], direction: torch.Tensor
 ) -> list[torch.Tensor | None]:
-    pairs = [(g, v) for g, v in zip(gradient, twin.unflatten(direction)) if g is not None and g.requires_grad]
+    pairs = [(g, v) for g, v in zip(gradient, float64_copy.unflatten(direction)) if g is not None and g.requires_grad]
     if not pairs:
-        return [None] * len(twin.theta)
-    found = torch.autograd.grad([g for g, _ in pairs], twin.theta, [v for _, v in pairs], allow_unused=True)
-    return list(found)
+        return [None] * len(float64_copy.theta)
+    products = torch.autograd.grad([g for g, _ in pairs], float64_copy.theta, [v for _, v in pairs], allow_unused=True)
+    return list(products)
 
 
 def _apart(difference: torch.Tensor, expected: torch.Tensor, rounding: torch.Tensor) -> float:
-    """How far two vectors or numbers are from each other, in units of what is allowed; infinite for NaN."""
+    """The distance of two vectors or numbers in units of the allowed error; infinite for NaN."""
     allowed = _CLOSE * (difference.norm() + expected.norm()) + rounding
     ratio = float((difference - expected).norm()) / max(float(allowed), torch.finfo(torch.float64).tiny)
     return ratio if ratio == ratio else float("inf")

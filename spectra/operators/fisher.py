@@ -1,4 +1,4 @@
-"""EmpiricalFisherOperator: exact products with the second moment of the gradients of single samples."""
+"""EmpiricalFisherOperator: exact products with the second moment of the per-sample gradients."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from spectra.operators.modes import batch_norm_layers, couples_samples
 from spectra.task.batches import choose_rows, rows_of
 from spectra.task.task import Task
 
-# Rows whose weights must add up to that of the batch, to rounding.
+# Relative tolerance for the sum of the row weights against the weight of the batch.
 _ADDITIVE = 1e-6
 
 
 class EmpiricalFisherOperator(CurvatureOperator):
     """The empirical Fisher matrix ``F = (1/N) sum_n g_n g_n'``, ``g_n`` the gradient of the loss of sample ``n``.
 
-    The labels are those of the data, so this is neither the Fisher matrix of the model's own distribution nor the GGN:
-    it is the uncentred second moment of the gradients, and vanishes where every sample is fitted exactly.
+    The labels come from the data, so ``F`` is neither the Fisher matrix of the model's own distribution nor the GGN. It
+    is the uncentred second moment of the gradients, and vanishes if every sample is fitted exactly.
 
-    **What a sample is:** one row of the target and of the outputs that the criterion is given. Where a row holds
-    several things that the criterion averages over (tokens, elements), ``g_n`` is the gradient of their mean within the
-    row; to make each token a sample, let ``forward`` and ``target`` flatten them into rows. With the weight ``w_n`` of
-    a row (1, its targets not ignored, their class weights, its elements, or what ``weight=`` says of it), and the loss
-    ``L = sum_n w_n l_n / sum_n w_n``::
+    **A sample** is one row of the target and of the outputs that the criterion receives. If a row holds several items
+    that the criterion averages over (tokens, elements), ``g_n`` is the gradient of their mean within the row. To make
+    each token a sample, let ``forward`` and ``target`` flatten the tokens into rows. The weight ``w_n`` of a row is 1,
+    the number of its targets not ignored, the sum of their class weights, the number of its elements, or the value of
+    ``weight=``. With the loss ``L = sum_n w_n l_n / sum_n w_n``::
 
         F = sum_n w_n g_n g_n' / sum_n w_n,    g_n = grad l_n
 
     without the division for a sum over the data. A row has the same loss and weight in every batch, so ``F`` does not
-    depend on how the data are cut into batches, the last, shorter one included. ``F`` is positive semi-definite, of
-    rank at most ``N``. As for the other operators, ``l2`` adds ``l2 I``: it is a term of no sample.
+    depend on the batch sizes. ``F`` is positive semi-definite, of rank at most ``N``. As for the other operators,
+    ``l2`` adds ``l2 I``; it belongs to no sample.
 
-    No gradient of a single sample is ever held: with ``s_n`` the slope of ``l_n`` in the outputs, ``g_n = J_n' s_n``,
-    so ``F v = (1/N) sum_n J_n' s_n (s_n' J_n v)`` costs one product with ``J`` and one with ``J'``, as the GGN's does.
-    No second derivative of the criterion enters, so a piecewise linear one is allowed here.
+    Per-sample gradients are never stored: with ``s_n`` the gradient of ``l_n`` in the outputs, ``g_n = J_n' s_n``, so
+    ``F v = (1/N) sum_n J_n' s_n (s_n' J_n v)`` costs one product with ``J`` and one with ``J'``, like the GGN. No
+    second derivative of the criterion is needed, so a piecewise linear criterion is allowed.
 
     Raises:
         TaskError: the task was made from a ``loss_fn``, or batch norm couples the samples of a batch, so that no
@@ -121,20 +121,20 @@ class EmpiricalFisherOperator(CurvatureOperator):
         ]
 
     def row_factors(self, batch: Any, target: Any, output: Any, slopes: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """What the outer product of a row's slope is multiplied by, ``(rows,)``.
+        """The factor of each row's outer product of output gradients, ``(rows,)``.
 
-        The slopes are those of the criterion's value for the batch, in which row ``n`` has the share ``w_n / w_b`` if
-        it is a mean: ``s_n = (w_n / w_b) grad l_n``; a sum has ``s_n = w_n grad l_n``.
+        The output gradients are those of the criterion's value for the whole batch. For a mean, row ``n`` has the share
+        ``w_n / w_b`` in it: ``s_n = (w_n / w_b) grad l_n``. For a sum, ``s_n = w_n grad l_n``.
         """
-        met = [slope for slope in slopes if slope is not None]
+        nonzero_slopes = [slope for slope in slopes if slope is not None]
         weights = self._row_weights(batch, target, output)
-        if not met or any(slope.ndim == 0 or slope.shape[0] != len(weights) for slope in met):
-            shapes = ", ".join(str(tuple(slope.shape)) for slope in met)
+        if not nonzero_slopes or any(slope.ndim == 0 or slope.shape[0] != len(weights) for slope in nonzero_slopes):
+            shapes = ", ".join(str(tuple(slope.shape)) for slope in nonzero_slopes)
             raise TaskError(
                 f"the target has {len(weights)} rows and the outputs of the model have the shapes {shapes}: the "
                 "empirical Fisher matrix needs one row per sample in both"
             )
-        weights = weights.to(met[0].device, torch.float64)
+        weights = weights.to(nonzero_slopes[0].device, torch.float64)
         whole = self.task.weight_of(batch)
         if abs(float(weights.sum()) - whole) > _ADDITIVE * whole:
             raise TaskError(
@@ -142,7 +142,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 "Fisher matrix needs a weight= that is a sum over rows"
             )
         absent = weights == 0
-        if any(bool(slope[absent].any()) for slope in met):
+        if any(bool(slope[absent].any()) for slope in nonzero_slopes):
             raise TaskError(
                 "a sample of weight 0 has a part in the loss (a class weight of 0 beside label smoothing), so the "
                 "empirical Fisher matrix is not defined: leave the sample out, or give the class a positive weight"
@@ -161,5 +161,5 @@ class EmpiricalFisherOperator(CurvatureOperator):
                 "a batch has no common number of rows in its parts, so weight= cannot be asked for the weight of a "
                 "sample, which the empirical Fisher matrix needs"
             )
-        each = [task.weight_of(choose_rows(batch, torch.tensor([row]))) for row in range(rows)]
-        return torch.tensor(each, dtype=torch.float64)
+        weights = [task.weight_of(choose_rows(batch, torch.tensor([row]))) for row in range(rows)]
+        return torch.tensor(weights, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""as_operator: matrices, and the operators of other libraries, as what Lanczos sees."""
+"""as_operator: turns a matrix, or an operator of another library, into a SymmetricOperator."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from spectra.operators.base import SymmetricOperator
 from spectra.operators.dense import DenseOperator
 from spectra.task.user_errors import calling, words_of
 
-# Above this, two products that must be equal are not merely rounded.
+# Two products that must be equal differ by more than this only if something other than rounding is wrong.
 _FAULT = 1e-3
-# How far u'Av and v'Au may be apart, relative to |Av|, beyond what the products are seen to be off; by their precision.
+# Tolerance for |u'Av - v'Au| relative to |Av|, beyond the measured error of the products, by precision.
 _ASYMMETRY = {torch.float32: 1e-3, torch.float64: 1e-7}
 
 
@@ -29,13 +29,13 @@ def as_operator(matrix: Any) -> SymmetricOperator:
     Args:
         matrix: an operator of spectra, which is returned as it is; a NumPy or torch matrix; a SciPy sparse matrix; or
             any object with ``shape`` and ``@``, such as a SciPy ``LinearOperator`` or an operator of curvlinops
-            (``size``, the number of rows, does in place of ``shape``). Products may take NumPy arrays or torch
-            tensors, of shape ``(n,)`` or ``(n, k)``: what works is found by trying. Vectors are on its ``device``, if
-            it has one, and of its ``dtype``, if it has one.
+            (``size``, the number of rows, may replace ``shape``). Products may take NumPy arrays or torch tensors, of
+            shape ``(n,)`` or ``(n, k)``; the supported form is found by trying. Vectors have the ``device`` and the
+            ``dtype`` of the object, if it has these attributes.
 
     Returns:
-        The operator. For one that is known by its products alone, five products with random vectors are made: repeated,
-        added up and transposed. Its ``noise`` is the largest of what they are off by, and at least the roundoff.
+        The operator. If only products are available, five products with random vectors test repeatability, linearity
+        and symmetry. The ``noise`` is the largest error measured, and at least the unit roundoff.
 
     Raises:
         ArgumentError: it is no such object, not square, complex, not linear, or not symmetric.
@@ -78,7 +78,7 @@ class ForeignOperator(SymmetricOperator):
 
     def __init__(self, matrix: Any, n: int) -> None:
         self._name = type(matrix).__name__
-        self._product_of, dtype, self._precision, device = _way_found(matrix, n, self._name)
+        self._product_of, dtype, self._precision, device = _find_product(matrix, n, self._name)
         super().__init__(n, dtype, device)
         self._noise = self._tested()
 
@@ -91,7 +91,7 @@ class ForeignOperator(SymmetricOperator):
         return self._noise
 
     def _tested(self) -> float:
-        """The noise of the products, from five of them."""
+        """The noise of the products, measured on five products with random vectors."""
         generator = torch.Generator().manual_seed(2)
         u, v = torch.randn(2, self.n, generator=generator, dtype=torch.float64)
         u, v = u / u.norm(), v / v.norm()
@@ -102,68 +102,72 @@ class ForeignOperator(SymmetricOperator):
         if size == 0:
             return unit
         change = float((self._products(u[None])[0] - au).norm())
-        apart = float((both - (au + av) / length).norm())
+        nonlinearity = float((both - (au + av) / length).norm())
         forms = float(v @ au), float(u @ av)
         off = abs(forms[0] - forms[1])
         if change > _FAULT * size:
             raise ArgumentError(f"two products of the {self._name} with one vector differ by {change / size:.1%}")
-        if apart > _FAULT * size:
-            raise ArgumentError(f"the {self._name} is not linear: A(u + v) and Au + Av differ by {apart / size:.1%}")
-        if off > _ASYMMETRY[self._precision] * size + 10 * (change + apart):
+        if nonlinearity > _FAULT * size:
+            raise ArgumentError(
+                f"the {self._name} is not linear: A(u + v) and Au + Av differ by {nonlinearity / size:.1%}"
+            )
+        if off > _ASYMMETRY[self._precision] * size + 10 * (change + nonlinearity):
             raise ArgumentError(
                 f"the {self._name} is not symmetric: v'Au = {forms[0]:.6g} and u'Av = {forms[1]:.6g} for random u and v"
             )
         scale = max(size, float(self._products((au / au.norm())[None])[0].norm()) if bool(au.any()) else 0.0)
-        # The error of a product has a part of 1 / sqrt(n) along a random vector, and here are two.
-        return min(1.0, max(unit, max(change, apart, off * math.sqrt(self.n / 2)) / scale))
+        # A random vector sees a share of 1 / sqrt(n) of the error of a product; two random vectors are used.
+        return min(1.0, max(unit, max(change, nonlinearity, off * math.sqrt(self.n / 2)) / scale))
 
     def _products(self, rows: torch.Tensor) -> torch.Tensor:
-        found = self.apply(rows.to(self.device, self.torch_dtype)).to("cpu", torch.float64)
-        if not bool(torch.isfinite(found).all()):
+        products = self.apply(rows.to(self.device, self.torch_dtype)).to("cpu", torch.float64)
+        if not bool(torch.isfinite(products).all()):
             raise NumericsError(f"a product with the {self._name} holds NaN or infinity")
-        return found
+        return products
 
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (n, k) to (n, k)
 
 
-def _way_found(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype, torch.dtype, torch.device]:
-    """How products with an object are made: the first way that works, the dtype and device of its vectors, and the
-    precision of what it returns.
+def _find_product(matrix: Any, n: int, name: str) -> tuple[Product, torch.dtype, torch.dtype, torch.device]:
+    """The first form of product that works with an object.
 
-    Blocks are tried before vectors, the container that the object's dtype and device speak for before the other one,
-    and the dtype that it states before the other one.
+    Blocks are tried before vectors. The container (NumPy or torch) and the dtype suggested by the object's attributes
+    are tried before the other ones.
+
+    Returns:
+        The product, the dtype and the device of its vectors, and the precision of its results.
 
     Raises:
-        ArgumentError: no way works, or the results are complex.
+        ArgumentError: no form of product works, or the results are complex.
     """
     stated, device = getattr(matrix, "dtype", None), getattr(matrix, "device", None)
     of_torch = isinstance(stated, torch.dtype) or isinstance(device, torch.device)
-    there = torch.device(device) if isinstance(device, (torch.device, str)) else torch.device("cpu")
+    target_device = torch.device(device) if isinstance(device, (torch.device, str)) else torch.device("cpu")
     dtypes = [torch.float32, torch.float64] if "float32" in str(stated) else [torch.float64, torch.float32]
     generator = torch.Generator().manual_seed(1)
     columns = torch.randn(n, 3 if n == 2 else 2, generator=generator, dtype=torch.float64)
     failure: Exception | None = None
     for dtype, tensors, form in itertools.product(dtypes, (of_torch, not of_torch), ("block", "vectors", "columns")):
-        given = columns.to(there if tensors else "cpu", dtype)
+        block = columns.to(target_device if tensors else "cpu", dtype)
         product = functools.partial(_product, matrix, tensors, form)
         try:
-            found = product(given)
-        except Exception as error:  # whatever an object raises that is given what it does not take
+            result = product(block)
+        except Exception as error:  # objects raise various errors for input of an unsupported form
             failure = failure or error
             continue
-        if found.is_complex():
+        if result.is_complex():
             raise ArgumentError(f"the products of the {name} are complex: a real symmetric matrix is needed")
         if form == "block":
-            _check_block(product, functools.partial(_product, matrix, tensors, "vectors"), given, name)
-        single = torch.float32 in (dtype, found.dtype) or found.dtype in (torch.float16, torch.bfloat16)
-        return product, dtype, torch.float32 if single else torch.float64, given.device
+            _check_block(product, functools.partial(_product, matrix, tensors, "vectors"), block, name)
+        single = torch.float32 in (dtype, result.dtype) or result.dtype in (torch.float16, torch.bfloat16)
+        return product, dtype, torch.float32 if single else torch.float64, block.device
     assert failure is not None
     raise ArgumentError(f"products with the {name} fail: {words_of(failure)}") from failure
 
 
 def _product(matrix: Any, tensors: bool, form: str, columns: torch.Tensor) -> torch.Tensor:
-    """The products with ``(n, k)`` columns, given all together, as vectors ``(n,)``, or as columns ``(n, 1)``."""
+    """The products with ``(n, k)`` columns, passed as one block, as vectors ``(n,)``, or as columns ``(n, 1)``."""
     if form == "block":
         parts = [columns]
     else:
@@ -177,7 +181,10 @@ def _product(matrix: Any, tensors: bool, form: str, columns: torch.Tensor) -> to
 
 
 def _check_block(block: Product, vectors: Product, columns: torch.Tensor, name: str) -> None:
-    """Refuse an object whose product with a block is not that with its vectors; one that takes no vectors passes."""
+    """Refuse an object whose product with a block differs from the products with its columns.
+
+    An object that accepts blocks only passes the check.
+    """
     try:
         alone = vectors(columns[:, :1])
     except Exception:

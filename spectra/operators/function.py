@@ -1,7 +1,7 @@
-"""LossFunction: the loss of a batch as a function of chosen parameters, with the user's model left alone.
+"""LossFunction: the loss of a batch as a function of chosen parameters; the user's model is not modified.
 
-The model is called through ``torch.func.functional_call`` with detached parameters and copied buffers in place of its
-own, so nothing of it is written to, hooks on its parameters do not run, and another dtype needs no second model.
+The model is called through ``torch.func.functional_call`` with detached parameters and copied buffers. So its own
+tensors are never written to, hooks on its parameters do not run, and another dtype needs no second model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REAL = (torch.float32, torch.float64)
 
 
 class _Whole(nn.Module):
-    """The model, and the criterion where it is a module, under one roof, so that one call swaps the tensors of both."""
+    """The model, and the criterion if it is a module, in one module, so that one call swaps the tensors of both."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -63,11 +63,11 @@ class LossFunction:
         self._whole = _Whole(task)
         chosen = choose_parameters(task.model, params)
         self.dtype = _common_dtype(chosen, dtype)
-        # What `check_loss` finds of the loss: its precision, lower where it casts to less on the way; and whether it
-        # takes derivatives of layers whose further derivatives are wrong unless the layers are written out.
+        # Set by `check_loss`: the precision of the loss (lower if a layer casts), and whether the loss differentiates
+        # layers whose higher derivatives are wrong unless they are written in elementary operations.
         self.carried = self.dtype
         self.written_out = False
-        self.inseparable: str | None = None  # why the loss is not a criterion of the output alone
+        self.inseparable: str | None = None  # why the loss depends on more than the output
         self.device = next(iter(chosen.values())).device
         with torch.inference_mode(False):
             self.theta = [self._cast(p.detach()).clone().requires_grad_() for p in chosen.values()]
@@ -96,13 +96,13 @@ class LossFunction:
         self._buffers = {name: self._cast(tensor) for name, tensor in other._buffers.items()}
 
     def update_statistics(self, batch: Any, names: Sequence[str]) -> None:
-        """Call the model, and keep what it writes to the buffers of these names (within ``model.``)."""
+        """Call the model and keep the values that it writes to the named buffers (names within ``model.``)."""
         kept = {name: self._buffers[f"model.{name}"].clone() for name in names}
         self._call(self.task.output_of if self.task.splits else self.task.loss_of, _own(batch), kept)
         self._buffers |= {f"model.{name}": tensor.detach() for name, tensor in kept.items()}
 
     def model_buffers(self) -> dict[str, torch.Tensor]:
-        """Copies of the model's buffers as this function has them, by their names in the model."""
+        """Copies of the buffers that this function uses, by their names in the model."""
         own = {name.removeprefix("model."): t for name, t in self._buffers.items() if name.startswith("model.")}
         return {name: tensor.clone() for name, tensor in own.items()}
 
@@ -116,7 +116,7 @@ class LossFunction:
 
     @contextmanager
     def evaluation(self, bn_mode: str | None = None) -> Iterator[None]:
-        """The modes under which the function is evaluated (or another BN mode); everything is restored on leaving."""
+        """Set the modes for evaluating the function (or another BN mode) and restore everything on exit."""
         with exact_arithmetic(self.task.model), layer_modes(self.task.model, bn_mode or self.bn_mode):
             yield
 
@@ -129,7 +129,7 @@ class LossFunction:
         return float(self.loss(batch).detach())
 
     def evaluate(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """The criterion's value and the model's output for a batch, from one pass; no output without a split."""
+        """The criterion's value and the model's output for a batch, from one pass; the output is None for a loss_fn."""
         task = self.task
 
         def both(batch: Any) -> tuple[Any, Any]:
@@ -145,7 +145,7 @@ class LossFunction:
         return self._call(self.task.output_of, _own(batch))
 
     def criterion(self, output: Any, target: Any) -> torch.Tensor:
-        """The criterion of an output and a target, its own tensors cast like the model's."""
+        """The criterion of an output and a target; tensors of the criterion are cast like those of the model."""
         return self._call(lambda pair: self.task.criterion_of(*pair), (output, target))  # type: ignore[no-any-return]
 
     def place(self, batch: Any) -> Any:
@@ -153,18 +153,18 @@ class LossFunction:
         return map_tensors(batch, self._cast)
 
     def move_to(self, vector: torch.Tensor) -> None:
-        """Put other values into ``theta``, from a vector ``(n,)`` of any dtype."""
+        """Set the values of ``theta`` from a vector ``(n,)`` of any dtype."""
         with torch.no_grad():
             for parameter, piece in zip(self.theta, self.unflatten(vector)):
                 parameter.copy_(piece)
 
     def scale(self) -> torch.Tensor:
-        """For every entry of a vector ``(n,)``, the root mean square of the parameter tensor that it belongs to.
+        """The root mean square of the tensor that each parameter belongs to, ``(n,)``.
 
-        For a tensor of zeros it is that of all parameters.
+        A tensor of zeros gets the root mean square of all parameters.
         """
-        each = torch.cat([p.detach().square().mean().sqrt().expand(p.numel()) for p in self.theta])
-        return torch.where(each == 0, each.square().mean().sqrt(), each)
+        scales = torch.cat([p.detach().square().mean().sqrt().expand(p.numel()) for p in self.theta])
+        return torch.where(scales == 0, scales.square().mean().sqrt(), scales)
 
     def flatten(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Tensors shaped like the parameters, None for zero, as one vector ``(n,)``."""
@@ -173,18 +173,18 @@ class LossFunction:
     def unflatten(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """One vector ``(n,)`` as tensors shaped like the parameters.
 
-        Each is a copy at an address of its own: kernels round differently at other alignments, and a product must not
-        depend on which row of which block its vector stood in.
+        Each is a separate copy. Kernels round differently at other memory alignments, and a product must not depend on
+        the position of its vector in a block.
         """
         return [piece.clone().view_as(p) for piece, p in zip(torch.split(vector, self.sizes), self.theta)]
 
     def gradient(self, batch: Any, create_graph: bool = False) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """The criterion's value for a batch and its gradient, None where a parameter has no part in it."""
+        """The criterion's value for a batch and its gradient; None for parameters that the value does not depend on."""
         loss = self.loss(batch)
         return loss, self.gradient_of(loss, create_graph)
 
     def gradient_of(self, loss: torch.Tensor, create_graph: bool = False) -> list[torch.Tensor | None]:
-        """The gradient of a loss in ``theta``, None where a parameter has no part in it."""
+        """The gradient of a loss in ``theta``; None for a parameter that the loss does not depend on."""
         if not loss.requires_grad:
             return [None] * len(self.theta)
         return list(torch.autograd.grad(loss, self.theta, create_graph=create_graph, allow_unused=True))
@@ -197,7 +197,7 @@ class LossFunction:
     def _call(
         self, function: Callable[[Any], Any], argument: Any, written: dict[str, torch.Tensor] | None = None
     ) -> Any:
-        # Buffers are handed out as copies: a layer that writes to them in place writes to nothing that lasts.
+        # Buffers are passed as copies, so that in-place updates by a layer do not persist.
         tensors = {f"model.{name}": p for name, p in zip(self.names, self.theta)}
         tensors |= self._fixed
         tensors |= {name: tensor.clone() for name, tensor in self._buffers.items()}
@@ -207,7 +207,7 @@ class LossFunction:
 
 
 def _own(batch: Any) -> Any:
-    """The batch in tensors of its own over the same numbers: ``x.requires_grad_()`` in a model lasts for one call."""
+    """The batch with new tensor objects over the same memory, so that ``x.requires_grad_()`` lasts for one call."""
 
     def fresh(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().requires_grad_() if tensor.requires_grad else tensor.detach()
@@ -217,12 +217,13 @@ def _own(batch: Any) -> Any:
 
 @exclusively
 def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
-    """The trainable parameters that are meant, in the model's order, tied ones once.
+    """The trainable parameters that ``params`` selects, in the model's order, tied ones once.
 
-    A pattern is read as a shell glob over the names; if that meets none, as a regular expression for whole names.
+    A pattern is read as a shell glob over the names. If it matches none, it is read as a regular expression for whole
+    names.
 
     Raises:
-        ArgumentError: nothing is meant by a pattern.
+        ArgumentError: a pattern matches no parameter.
         TaskError: the model has no trainable parameters.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -233,7 +234,7 @@ def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> d
         raise TaskError(f"{lazy[0]} has no shape yet: pass one batch through the model before making the task")
     if params is None:
         return trainable
-    meant: set[str] = set()
+    matched: set[str] = set()
     for pattern in [params] if isinstance(params, str) else params:
         names = fnmatch.filter(trainable, pattern)
         if not names:
@@ -246,17 +247,17 @@ def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> d
         if not names:
             some = ", ".join(list(trainable)[:4])
             raise ArgumentError(f"params={pattern!r}: no trainable parameter has such a name; there are {some}, ...")
-        meant.update(names)
-    return {name: p for name, p in trainable.items() if name in meant}
+        matched.update(names)
+    return {name: p for name, p in trainable.items() if name in matched}
 
 
 def _common_dtype(chosen: dict[str, nn.Parameter], asked: torch.dtype | None) -> torch.dtype:
-    found = {p.dtype for p in chosen.values()}
-    if asked is None and len(found) > 1:
+    dtypes = {p.dtype for p in chosen.values()}
+    if asked is None and len(dtypes) > 1:
         raise ArgumentError(
-            f"the parameters have dtypes {sorted(map(str, found))}: say which to compute in, with dtype="
+            f"the parameters have dtypes {sorted(map(str, dtypes))}: say which to compute in, with dtype="
         )
-    dtype = found.pop() if asked is None else asked
+    dtype = dtypes.pop() if asked is None else asked
     if dtype not in _REAL:
         raise ArgumentError(f"dtype={dtype}: curvature needs float32 or float64; pass dtype='float32' to compute in it")
     return dtype

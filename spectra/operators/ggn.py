@@ -66,8 +66,8 @@ class GGNOperator(CurvatureOperator):
             rows = []
             for vector in block:
                 derivatives = _derivative(slope, points, jacobian.push(vector))
-                bent = [torch.zeros_like(p) if value is None else value for p, value in zip(points, derivatives)]
-                rows.append(jacobian.pull(bent))
+                curved = [torch.zeros_like(p) if value is None else value for p, value in zip(points, derivatives)]
+                rows.append(jacobian.pull(curved))
             return torch.stack(rows)
 
         return product

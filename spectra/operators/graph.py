@@ -1,4 +1,4 @@
-"""The autograd graph of a computed tensor: its nodes, the precision that was carried through it, its leaves."""
+"""Reads the autograd graph of a tensor: its nodes, its leaves, and the lowest precision used in it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import torch
 
 
 def nodes_of(tensors: Iterable[torch.Tensor], before: Iterable[torch.Tensor] = ()) -> Iterator[Any]:
-    """Every node of the graphs behind these tensors, once; nothing that is met only through the tensors ``before``."""
-    seen = {tensor.grad_fn for tensor in before}
-    todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None and tensor.grad_fn not in seen]
-    seen |= set(todo)
+    """Every node of the graphs of these tensors, once, without nodes reachable only through the tensors ``before``."""
+    visited = {tensor.grad_fn for tensor in before}
+    todo = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None and tensor.grad_fn not in visited]
+    visited |= set(todo)
     while todo:
         node = todo.pop()
         yield node
         for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
+            if following is not None and following not in visited:
+                visited.add(following)
                 todo.append(following)
 
 
 def carried_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The least precise dtype on the way from the leaves to a tensor: the precision that its values have.
+    """The least precise dtype between the leaves and a tensor: the precision of the tensor's values.
 
-    A float64 tensor that was cast to float32 on the way, and back, is as exact as float32 and no more.
+    A float64 tensor that was cast to float32 and back has float32 precision only.
 
     Example:
         >>> x = torch.ones(2, dtype=torch.float64, requires_grad=True)
         >>> carried_dtype(x.square().sum()), carried_dtype(x.float().double().sum())
         (torch.float64, torch.float32)
     """
-    met = {tensor.dtype}
+    dtypes = {tensor.dtype}
     for node in nodes_of([tensor]):
         for following, output in node.next_functions:
-            # What autograd keeps of the outputs of a forward call; those that nothing was made of have no dtype.
+            # The metadata that autograd keeps of each output of a forward call; unused outputs have no dtype.
             about = getattr(following, "_input_metadata", ())
             if output < len(about) and about[output] is not None:
-                met.add(about[output].dtype)
-    return max((dtype for dtype in met if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
+                dtypes.add(about[output].dtype)
+    return max((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def leaves_of(tensor: torch.Tensor, before: Iterable[torch.Tensor] = ()) -> list[torch.Tensor]:
-    """The leaves that a tensor depends on, otherwise than through the tensors ``before``."""
+    """The leaves that a tensor depends on, without those reached only through the tensors ``before``."""
     return [node.variable for node in nodes_of([tensor], before) if hasattr(node, "variable")]
 
 

@@ -1,4 +1,4 @@
-"""HessianOperator: exact Hessian-vector products (Pearlmutter), reverse over reverse."""
+"""HessianOperator: exact Hessian-vector products (Pearlmutter), reverse mode over reverse mode."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from spectra.operators.curvature import CurvatureOperator, Product
 class HessianOperator(CurvatureOperator):
     """The Hessian ``H`` of the loss over all data, ``H v = d/dtheta <grad L(theta), v>``.
 
-    Each batch is passed forward and backward once for all vectors of a block, and its gradient differentiated once
-    per vector. Reverse over reverse is used because other orders are silently wrong for some layers: ``jacrev`` inside
-    forward mode by several per cent for layer norm on torch 2.13.
+    Each batch needs one forward and one backward pass for all vectors of a block; its gradient is then differentiated
+    once per vector. Reverse over reverse is used because other orders give silently wrong results for some layers:
+    ``jacrev`` inside forward mode is off by several per cent for layer norm on torch 2.13.
 
     References:
         B. Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
@@ -35,7 +35,7 @@ class HessianOperator(CurvatureOperator):
         function = self.function
         _, gradient = function.gradient(batch, create_graph=True)
         # A gradient that is constant in the parameters has no graph, and its derivative is zero.
-        met = [index for index, piece in enumerate(gradient) if piece is not None and piece.requires_grad]
+        dependent = [index for index, piece in enumerate(gradient) if piece is not None and piece.requires_grad]
         live = [piece for piece in gradient if piece is not None and piece.requires_grad]
 
         def product(block: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ class HessianOperator(CurvatureOperator):
                 derivative = torch.autograd.grad(
                     live,
                     function.theta,
-                    grad_outputs=[pieces[index] for index in met],
+                    grad_outputs=[pieces[index] for index in dependent],
                     retain_graph=True,
                     allow_unused=True,
                 )

@@ -1,6 +1,6 @@
-"""The outputs of a batch as a function of the parameters: products with their Jacobian, and the criterion's slope.
+"""Jacobian: products with the Jacobian of a batch's outputs, and the gradient of the criterion in the outputs.
 
-Whether the loss is a criterion of these outputs, and of nothing else, is decided here too.
+:func:`why_inseparable` also decides whether the loss depends on these outputs only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Jacobian:
     ``J v`` is the derivative of ``J' u`` with respect to ``u``, which does not depend on ``u``: reverse over reverse.
 
     Args:
-        function: whose parameters are meant.
-        output: the model's output for the batch, connected to them; a tree of tensors.
+        function: the loss function with the parameters to differentiate in.
+        output: the model's output for the batch, connected to the parameters; a tree of tensors.
 
     Raises:
         TaskError: no tensor of the output depends on the parameters.
@@ -43,7 +43,7 @@ class Jacobian:
 
     @property
     def reaches(self) -> bool:
-        """Whether any derivative of the outputs is known to depend on anything; else ``J`` is zero to autograd."""
+        """Whether autograd finds any dependence of the outputs on the parameters; if not, ``J`` is zero."""
         return bool(self._met)
 
     def push(self, vector: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -68,7 +68,7 @@ class Jacobian:
 def slope_of(
     function: LossFunction, output: Any, target: Any, *, create_graph: bool
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """The outputs as leaves of their own, and the gradient of the criterion in them, None where it has no part.
+    """The outputs as new leaves, and the gradient of the criterion in them (None for an unused output).
 
     Raises:
         TaskError: the criterion does not depend on the output.
@@ -88,15 +88,16 @@ def slope_of(
 
 
 def why_inseparable(function: LossFunction, loss: torch.Tensor, output: Any, target: Any) -> str | None:
-    """Why the loss of a batch is not a criterion of the output alone; None where it is.
+    """The reason why the loss of a batch depends on more than the output; None if it does not.
 
     The loss must depend on the parameters through the output only, and the criterion must be computable from the
-    output cut off from the network. Neither holds for a criterion that differentiates the output in an input of the
-    network, the first not for one with a term in the parameters.
+    detached output. A criterion that differentiates the output in an input of the network violates both. A criterion
+    with a term in the parameters violates the first.
 
     Args:
-        function: whose parameters are meant; used within its evaluation.
-        loss, output: of one and the same pass (:meth:`LossFunction.evaluate`).
+        function: the loss function with the parameters to differentiate in; called within its evaluation.
+        loss: of the batch, from :meth:`LossFunction.evaluate`.
+        output: of the same pass.
         target: of the batch.
     """
     leaves = {id(leaf) for leaf in leaves_of(loss, tensors_of(output))} - {id(tensor) for tensor in tensors_of(output)}

@@ -1,4 +1,4 @@
-"""The Krylov basis of one probe, and the few operations by which Lanczos touches long vectors.
+"""Basis: the orthonormal Krylov basis of one probe, and the operations that Lanczos needs on long vectors.
 
 The basis is stored in the operator's dtype; every scalar product with it is accumulated in float64. A basis held in
 host memory, in a file or sharded over devices is another class with these methods, not another Lanczos.
@@ -22,7 +22,7 @@ class Basis:
 
     @property
     def capacity(self) -> int:
-        """How many vectors there is room for."""
+        """The largest number of vectors that the basis can hold."""
         return len(self._rows)
 
     @property
@@ -41,7 +41,7 @@ class Basis:
         self.size += 1
 
     def restore(self, rows: torch.Tensor) -> None:
-        """Begin with these vectors, ``(any number, n)``, as they were stored before."""
+        """Start from previously stored vectors, ``(any number, n)``."""
         self._rows[: len(rows)] = rows.to(self._rows.device)
         self.size = len(rows)
 
@@ -50,7 +50,7 @@ class Basis:
         return float(torch.dot(self.last.to(torch.float64), vector))
 
     def remove_from(self, vector: torch.Tensor) -> None:
-        """Take the whole basis out of a float64 vector, in place: classical Gram-Schmidt, two passes."""
+        """Orthogonalise a float64 vector against the basis, in place: classical Gram-Schmidt, two passes."""
         for _ in range(2):
             self.subtract_from(vector, self.coefficients(vector))
 
@@ -62,7 +62,7 @@ class Basis:
         return total
 
     def subtract_from(self, vector: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """Take a combination of the basis out of a float64 vector, in place."""
+        """Subtract a linear combination of the basis vectors from a float64 vector, in place."""
         for start, stop, rows in self._chunks():
             vector[start:stop] -= coefficients @ rows
 
@@ -85,7 +85,7 @@ class Basis:
         """The basis in pieces of its columns, as (start, stop, float64 rows)."""
         rows = self.rows
         n = rows.shape[1]
-        # Nothing is gained by cutting what needs no conversion.
+        # A float64 basis needs no conversion, so it is not split.
         width = n if rows.dtype == torch.float64 else max(1024, _CHUNK_ENTRIES // max(1, self.size))
         for start in range(0, n, width):
             stop = min(n, start + width)

@@ -1,4 +1,4 @@
-"""How the network is evaluated: the modes of its layers, and torch's own switches, entered and always restored."""
+"""Evaluation modes: the modes of the layers and torch's global settings, set for a block and then restored."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def couples_samples(model: nn.Module, bn_mode: str) -> bool:
 
 @contextmanager
 def layer_modes(model: nn.Module, bn_mode: str) -> Iterator[None]:
-    """Every layer in eval mode, and with ``bn_mode="train"`` the batch-norm layers alone in train mode.
+    """Put every layer in eval mode; with ``bn_mode="train"`` only the batch-norm layers in train mode.
 
-    There they normalise by the statistics of the batch and are kept from updating their running statistics, counter
-    included: ``track_running_stats=False`` computes the same output. ``"recalibrated"`` is eval mode: what differs is
-    the running statistics.
+    In train mode batch norm normalises by the statistics of the batch. Its running statistics and its counter are not
+    updated: ``track_running_stats=False`` gives the same output without the update. ``"recalibrated"`` is eval mode
+    with other running statistics.
     """
     with one_at_a_time:
         flags = [(module, module.training) for module in model.modules()]
@@ -67,9 +67,9 @@ def layer_modes(model: nn.Module, bn_mode: str) -> Iterator[None]:
 
 @contextmanager
 def exact_arithmetic(model: nn.Module) -> Iterator[None]:
-    """No TF32, no autocast, attention by a kernel that can be differentiated twice, random states kept.
+    """Disable TF32 and autocast, use a twice differentiable attention kernel, and keep the random states.
 
-    cuDNN's recurrent kernels have no second derivative, so it is off for recurrent networks.
+    cuDNN is disabled for recurrent networks, because its recurrent kernels have no second derivative.
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with one_at_a_time, ExitStack() as stack:
@@ -93,37 +93,41 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Float32 products in float32, by the interface that this torch has for it.
+    """Compute float32 products in full float32 precision, with the interface of the installed torch.
 
-    Since torch 2.9 each backend has its own setting. Those can be read and put back whichever interface the user set
-    them by, while the older global one raises where the newer ones were used.
+    Since torch 2.9 each backend has its own setting. These can always be read and restored. The older global setting
+    raises an error once the newer ones were used.
     """
     backends = torch.backends
-    rooms: list[Any] = [backends, backends.cuda.matmul, backends.cudnn, backends.mkldnn]
-    rooms += [
-        getattr(room, name, None) for room in (backends.cudnn, backends.mkldnn) for name in ("matmul", "conv", "rnn")
+    backends_with_setting: list[Any] = [backends, backends.cuda.matmul, backends.cudnn, backends.mkldnn]
+    backends_with_setting += [
+        getattr(holder, name, None)
+        for holder in (backends.cudnn, backends.mkldnn)
+        for name in ("matmul", "conv", "rnn")
     ]
-    rooms = [room for room in rooms if room is not None and hasattr(room, "fp32_precision")]
+    backends_with_setting = [
+        holder for holder in backends_with_setting if holder is not None and hasattr(holder, "fp32_precision")
+    ]
     with ExitStack() as stack:
-        if not rooms:
+        if not backends_with_setting:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
             if torch.cuda.is_available():
                 stack.enter_context(_set(backends.cudnn, "allow_tf32", False))
-        # All are read before any is set: the general one is a default for the others.
-        before = [room.fp32_precision for room in rooms]
-        for room, value in zip(rooms, before):
-            stack.callback(setattr, room, "fp32_precision", value)
-        for room in rooms:
-            room.fp32_precision = "ieee"
+        # All settings are read before any is changed, because the general one is a default for the others.
+        before = [holder.fp32_precision for holder in backends_with_setting]
+        for holder, value in zip(backends_with_setting, before):
+            stack.callback(setattr, holder, "fp32_precision", value)
+        for holder in backends_with_setting:
+            holder.fp32_precision = "ieee"
         yield
 
 
 @contextmanager
-def _set(room: Any, name: str, value: bool) -> Iterator[None]:
-    before = getattr(room, name)
-    setattr(room, name, value)
+def _set(holder: Any, name: str, value: bool) -> Iterator[None]:
+    before = getattr(holder, name)
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        setattr(room, name, before)
+        setattr(holder, name, before)

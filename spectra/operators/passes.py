@@ -1,4 +1,4 @@
-"""Passes: the batches of a task, again and again, held on the device between passes where they fit."""
+"""Passes: repeated passes over the batches of a task, kept on the device between passes if they fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Passes:
         Raises:
             DataError: the total weight is not that of the first pass.
         """
-        held = self.held  # another thread may let go of them
+        held = self.held  # another thread may release them
         if held is not None:
             yield from held
             return
@@ -42,22 +42,22 @@ class Passes:
 
     @contextmanager
     def holding(self, memory_budget: int | None = None) -> Iterator[None]:
-        """Hold the batches on the device if they fit the budget (bytes; by default a quarter of what is free)."""
-        if self.held is not None:  # already held for whoever called
+        """Keep the batches on the device if they fit the budget (bytes; by default a quarter of the free memory)."""
+        if self.held is not None:  # an outer caller already holds them
             yield
             return
         budget = available_bytes(self.function.device) // 4 if memory_budget is None else memory_budget
-        held: list[tuple[Any, float]] | None = []
+        batches: list[tuple[Any, float]] | None = []
         size = 0
         with self.function.evaluation():
             for batch, weight in self.batches():
                 size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
                 if size > budget:
-                    held = None
+                    batches = None
                     break
-                assert held is not None
-                held.append((batch, weight))
-        self.held = held
+                assert batches is not None
+                batches.append((batch, weight))
+        self.held = batches
         try:
             yield
         finally:

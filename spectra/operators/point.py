@@ -1,4 +1,4 @@
-"""The point that is analysed: the loss, its gradient and the accuracy at the parameters, in one pass over the data."""
+"""measure_point: loss, gradient norm and accuracy at the analysed parameters, in one pass over the data."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Facts = dict[str, float | int | None]
 
 
 def measure_point(operator: CurvatureOperator) -> Facts:
-    """What holds at the parameters of an operator, in its BN mode.
+    """Scalar facts at the parameters of an operator, in its BN mode.
 
     Returns:
         ``loss`` (of the data), ``objective`` (with the l2 term), ``gradient_norm`` (of the objective), ``accuracy``
         (of class targets that are not ignored, else None), ``weight_norm`` (of the parameters that are analysed),
         ``n_parameters``, ``n_samples``, ``total_weight``, ``n_batches``; for the Gauss-Newton and the empirical Fisher
-        matrix ``rank_bound_counting``: no more eigenvalues than this can be other than ``l2``, whatever the network.
+        matrix ``rank_bound_counting``, an upper bound on the number of eigenvalues that differ from ``l2``.
 
     Raises:
         NumericsError: the loss or its gradient is NaN or infinite.
         TaskError: the loss does not depend on the parameters.
     """
-    _ = operator.self_test  # in recalibrated mode the statistics are estimated with it
+    _ = operator.self_test  # in recalibrated mode this also estimates the statistics
     function, task, survey = operator.function, operator.task, operator.task.survey()
-    total, right, counted, columns, met = 0.0, 0, 0, 0, False
+    total, right, counted, columns, depends = 0.0, 0, 0, 0, False
     with function.evaluation():
         slope = torch.zeros(function.n, dtype=torch.float64, device=function.device)
         for batch, weight in operator.batches():
@@ -40,7 +40,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
             total += factor * float(loss.detach())
             if loss.requires_grad:
                 pieces = torch.autograd.grad(loss, function.theta, allow_unused=True)
-                met = met or any(piece is not None for piece in pieces)
+                depends = depends or any(piece is not None for piece in pieces)
                 slope.add_(function.flatten(pieces), alpha=factor)
             if task.splits:
                 hits, of = _hits(task.criterion, output, task.target_of(batch))
@@ -50,7 +50,7 @@ def measure_point(operator: CurvatureOperator) -> Facts:
         weights = function.flatten(function.theta).detach().to(torch.float64)
         slope = slope / divisor + task.l2 * weights
         loss_value, weight_norm, gradient_norm = total / divisor, float(weights.norm()), float(slope.norm())
-    if not met:
+    if not depends:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
     if not (math.isfinite(loss_value) and math.isfinite(gradient_norm)):
         raise NumericsError(f"the loss is {loss_value} and its gradient has the norm {gradient_norm}")
@@ -86,9 +86,9 @@ def widths_of(operator: CurvatureOperator) -> tuple[int, int, int] | None:
 
 
 def _columns(criterion: Any, output: Any, target: Any) -> int:
-    """The rank of the criterion's Hessian in the outputs of a batch, at most.
+    """An upper bound on the rank of the criterion's Hessian in the outputs of a batch.
 
-    Softmax cross-entropy does not change where all logits of a target move together, and an ignored target has no part.
+    Softmax cross-entropy does not change when all logits of a target move together, and ignored targets do not count.
     """
     outputs = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
     entries = sum(tensor.numel() for tensor in outputs)

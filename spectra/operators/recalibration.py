@@ -1,4 +1,4 @@
-"""Running statistics of batch norm, estimated anew over the data of a task, on copies."""
+"""Re-estimates the running statistics of batch norm over the data of a task, on copies of the buffers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from spectra.task.batches import rows_of
 
 
 def recalibrate(function: LossFunction) -> None:
-    """Estimate the running statistics that a function evaluates batch norm with, in one pass over its task's data.
+    """Re-estimate the running statistics of a function's batch-norm layers in one pass over its task's data.
 
-    A task on held-out data has another task for it, ``calibration``: statistics are of the data one trained on.
+    A task on held-out data uses the data of its ``calibration`` task, the training data.
 
-    Each becomes the mean over the batches, weighted by their rows, of what batch norm in train mode would have recorded
-    (the mean, and the unbiased variance, of the batch), with every earlier layer normalised by the batch as well. That
-    is how statistics are renewed after averaging weights; dropout is off. The model's own buffers are left alone.
+    Each statistic becomes the mean over the batches, weighted by their rows, of the value that batch norm records in
+    train mode (the mean and the unbiased variance of the batch). Earlier layers normalise by the batch as well. This is
+    the usual update after averaging weights; dropout is off. The model's own buffers do not change.
 
     References:
         P. Izmailov et al., Averaging weights leads to wider optima and better generalization (2018), section 3.2.
@@ -31,16 +31,16 @@ def recalibrate(function: LossFunction) -> None:
         if id(module) in kinds
         for name in ("running_mean", "running_var")
     ]
-    seen = 0.0
+    rows_so_far = 0.0
     with function.evaluation("eval"), ExitStack() as stack:
         for layer in layers:
             stack.callback(setattr, layer, "momentum", layer.momentum)
-            layer.training = True  # put back by the evaluation
+            layer.training = True  # restored by the evaluation context
         for batch in source.batches():
             weight = rows_of(batch) or source.weight_of(batch)
             if weight == 0:
                 continue
-            seen += weight
+            rows_so_far += weight
             for layer in layers:
-                layer.momentum = weight / seen  # of the newest batch in the weighted mean so far
+                layer.momentum = weight / rows_so_far  # the share of the newest batch in the weighted mean so far
             function.update_statistics(function.place(batch), names)

@@ -1,4 +1,4 @@
-"""The products themselves, tried before they are used: do they repeat, are they symmetric, how are they rounded."""
+"""Tests the products before they are used: repeatability, symmetry and rounding error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spectra.task.task import Task
 
 
 class Testable(Protocol):
-    """What the test needs of a curvature operator."""
+    """The members of a curvature operator that the test uses."""
 
     task: Task
     function: LossFunction
@@ -42,42 +42,47 @@ class Testable(Protocol):
 
 @dataclass(frozen=True)
 class SelfTest:
-    """How good the products are, as measured with random vectors on the first batch."""
+    """The measured quality of the products, from random vectors on the first batch."""
 
     repeatability: float  # two products with the same vector under other random states, relative to the product
     asymmetry: float  # |u'Hv - v'Hu| / (|u| |Hv|)
-    roundoff: float | None  # against float64, relative to |H|_2 |v|; for float32 operators where that can be computed
+    roundoff: (
+        float | None
+    )  # against float64, relative to |H|_2 |v|; None if it cannot be computed, or for float64 operators
     noise: float  # eta: the largest of the three relative to |H|_2 |v|, and at least the unit roundoff
     notes: tuple[str, ...] = ()
-    on: str = "the first batch"  # what the products were made on
+    on: str = "the first batch"  # the data that the products were computed on
 
 
-# Above this, products are not merely rounded: they are random, or not symmetric. By the precision that the loss has.
+# Larger errors are not rounding: the products are random or not symmetric. By the precision of the loss.
 _FAULT = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.2}
-# Steps between the points at which rounding is compared, in units of it: far enough for it to fall out anew.
+# Distance, in unit roundoffs, of the points whose rounding errors are compared: large enough to make them independent.
 _APART = 4
 _FOURTH = {-2: 1, -1: -4, 0: 6, 1: -4, 2: 1}  # the weights of a fourth difference; their squares add up to 70
-# A first batch of more than this (parameters times targets) is not tried whole, if it is much of the data: this part
-# of the data is enough, with at least so many targets. The float64 products alone would cost as much as ten others.
+# A first batch larger than this (parameters times targets) is not used whole if it is much of the data. A part of the
+# data with at least this many targets is enough; float64 products alone would cost as much as ten float32 ones.
 _SMALL = 2e7
 _PART, _TARGETS = 32, 32
-_LONGER_PART = 4  # of the data, at most: what is multiplied at once and in pieces
-_COUPLED_PART = 8  # of a batch whose samples are coupled
+_LONGER_PART = 4  # the largest share of the data for the comparison of one long part with its pieces
+_COUPLED_PART = 8  # the share of a batch whose samples are coupled
 
 
 def self_test(operator: Testable, note: str | None = None, *, whole: bool = False) -> SelfTest:
-    """Products with random vectors on the first batch: repeated, transposed, and in float64 where that can be.
+    """Test products with random vectors on the first batch: repeated, transposed, and in float64 if possible.
 
-    Of a large batch that is much of the data a few rows are taken. Sums over more rows are rounded more often: what
-    that adds is measured, by the product of a longer part of the batch at once against the sum over pieces of it. Where
-    batch norm couples the samples, pieces are another function, and rounding is taken to grow in proportion to the
-    number of rows, as sums of one sign do at worst.
+    If the first batch is large and much of the data, only some of its rows are used. Sums over more rows are rounded
+    more often. This growth is measured: the product on a longer part of the batch is compared with the sum over its
+    pieces. If batch norm couples the samples, pieces define another function; the rounding error is then assumed to
+    grow in proportion to the number of rows, the worst case for terms of one sign.
 
-    With ``whole`` the products are of the first batch whatever its size.
+    The noise is an error relative to ``|H|_2 |v|``, as errors of this size move eigenvalues (Weyl). A random vector
+    has small components along the leading eigenvectors, so its product is much shorter than ``|H|_2 |v|``. The scale
+    therefore comes from a second product, one step of the power method, and is at most ``|H|_2``.
 
-    The noise is an error relative to ``|H|_2 |v|``, by which it moves eigenvalues (Weyl). A random vector has hardly a
-    part in the leading eigenvectors, so its own product is much shorter than that: the scale is taken from the product
-    with that product, one step of the power method, which is at most ``|H|_2``.
+    Args:
+        operator: the operator to test.
+        note: a note to include in the result.
+        whole: use the whole first batch, whatever its size.
 
     Raises:
         TaskError: the product is random or not symmetric.
@@ -111,20 +116,20 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
     leading = first[:1] / length
     second = _products(operator, batch, leading, seed=3)
     scale = max(float(second.norm()), length)
-    tried, found = torch.cat([vectors[:1], leading]), torch.cat([first[:1], second])
+    directions, products = torch.cat([vectors[:1], leading]), torch.cat([first[:1], second])
     phase("self-test", 2, 4, "in float64")
-    errors = _roundoff(operator, batch, tried, found)
+    errors = _roundoff(operator, batch, directions, products)
     roundoff = None if errors is None else errors / scale
     on = SelfTest.on
     if batch is not everything:
         phase("self-test", 3, 4, "in pieces")
         growth, on = _growth(operator, everything, batch, leading)
-        if growth is None:  # the rows of a batch have no losses of their own
+        if growth is None:  # the loss of the batch is not a sum over its rows
             return self_test(operator, note, whole=True)
         roundoff = None if roundoff is None else roundoff * growth.factor + growth.added
     notes = [note] if note else []
     if operator.function.casts:
-        roundoff = max(roundoff or 0.0, _rounding_within(operator, batch, tried, found) / scale)
+        roundoff = max(roundoff or 0.0, _rounding_within(operator, batch, directions, products) / scale)
     elif roundoff is not None and roundoff > fault:
         notes.append(f"float32 products are off by {roundoff:.1%} of the spectral norm: use --dtype float64")
     noise = max(change / scale, crossed / scale, roundoff or 0.0, _unit(operator))
@@ -138,48 +143,54 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
 
 
 def _few_rows(operator: Testable, batch: Any, vectors: torch.Tensor) -> Any:
-    """Some rows of a batch from all over it; the batch where it is small, or where they would say less than it does."""
+    """Evenly spaced rows of a batch; the whole batch if it is small or if the rows alone are not a valid test."""
     task, rows, survey = operator.task, rows_of(batch), operator.task.survey()
     targets = task.weight_of(batch)
     if not rows or operator.n * targets <= _SMALL:
         return batch
-    wanted = max(2, -(-(survey.num_samples or rows) // _PART), math.ceil(_TARGETS * rows / targets))
+    count = max(2, -(-(survey.num_samples or rows) // _PART), math.ceil(_TARGETS * rows / targets))
     if couples_samples(task.model, operator.bn_mode):
-        wanted = max(wanted, rows // _COUPLED_PART)
-    if 2 * wanted > rows:
+        count = max(count, rows // _COUPLED_PART)
+    if 2 * count > rows:
         return batch
     try:
-        few = choose_rows(batch, torch.linspace(0, rows - 1, wanted).round().to(torch.int64))
-        found = bool(_products(operator, few, vectors[:1], seed=3).any()) if task.weight_of(few) > 0 else False
-    except Exception:  # these rows are no batch to this model; what is wrong with the batch itself is said of it
+        few = choose_rows(batch, torch.linspace(0, rows - 1, count).round().to(torch.int64))
+        nonzero = bool(_products(operator, few, vectors[:1], seed=3).any()) if task.weight_of(few) > 0 else False
+    except Exception:  # the model does not accept these rows; errors of the batch itself are reported for the batch
         return batch
-    return few if found else batch
+    return few if nonzero else batch
 
 
 @dataclass(frozen=True)
 class _Growth:
-    """What rounding is on a whole batch, from what it is on a few of its rows."""
+    """The rounding error on a whole batch as ``factor * (error on a few rows) + added``."""
 
-    factor: float  # of the error on these rows
-    added: float  # to it
+    factor: float
+    added: float
 
 
 def _growth(operator: Testable, batch: Any, few: Any, vector: torch.Tensor) -> tuple[_Growth | None, str]:
-    """How rounding grows from a few rows to the batch, and what was looked at; None where the rows are no parts of it.
+    """The growth of the rounding error from a few rows to the whole batch.
 
     Args:
-        vector: ``(1, n)``, one whose product is long.
+        operator: the operator under test.
+        batch: the first batch.
+        few: the rows that were tested.
+        vector: ``(1, n)``, close to a leading eigenvector, so that its product is long.
+
+    Returns:
+        The growth, None if the loss of the batch is not a sum over rows; and the data used, in words.
     """
-    task, rows, each = operator.task, rows_of(batch), rows_of(few)
+    task, rows, few_rows = operator.task, rows_of(batch), rows_of(few)
     assert rows is not None
-    assert each is not None
-    on = f"{each} of the {rows} rows of the first batch"
+    assert few_rows is not None
+    on = f"{few_rows} of the {rows} rows of the first batch"
     if couples_samples(task.model, operator.bn_mode):
-        return _Growth(rows / each, 0.0), on
+        return _Growth(rows / few_rows, 0.0), on
     if operator.torch_dtype != torch.float32:
         return _Growth(1.0, 0.0), on
-    part = min(rows, max(2 * each, (task.survey().num_samples or rows) // _LONGER_PART))
-    longer = choose_rows(batch, torch.arange(part))
+    part = min(rows, max(2 * few_rows, (task.survey().num_samples or rows) // _LONGER_PART))
+    long_part = choose_rows(batch, torch.arange(part))
 
     def summed(piece: Any, seed: int) -> torch.Tensor:
         weight = task.weight_of(piece)
@@ -187,9 +198,9 @@ def _growth(operator: Testable, batch: Any, few: Any, vector: torch.Tensor) -> t
         return task.total_factor(weight) * product
 
     try:
-        at_once = summed(longer, seed=3)
-        starts = range(0, part, each)
-        pieces = [summed(choose_rows(batch, torch.arange(s, min(part, s + each))), seed=4) for s in starts]
+        at_once = summed(long_part, seed=3)
+        starts = range(0, part, few_rows)
+        pieces = [summed(choose_rows(batch, torch.arange(s, min(part, s + few_rows))), seed=4) for s in starts]
     except Exception:  # as above
         return None, on
     error = float((at_once - torch.stack(pieces).sum(0)).norm() / at_once.norm()) if bool(at_once.any()) else math.inf
@@ -199,13 +210,13 @@ def _growth(operator: Testable, batch: Any, few: Any, vector: torch.Tensor) -> t
 
 
 def _unit(operator: Testable) -> float:
-    """The least noise that is believed. Float64 has nothing to be compared with, so some rounding is allowed for."""
+    """A lower bound of the noise. Float64 products have no more precise reference, so some rounding is assumed."""
     unit = float(torch.finfo(operator.function.carried).eps)
     return 8 * unit if operator.function.carried == torch.float64 else unit
 
 
 def _products(operator: Testable, batch: Any, vectors: torch.Tensor, seed: int) -> torch.Tensor:
-    """Products on a batch, in float64 on the CPU, under a random state of their own."""
+    """Products on a batch, returned in float64 on the CPU, computed under the given random seed."""
     with operator.function.evaluation():
         torch.manual_seed(seed)
         try:
@@ -222,7 +233,7 @@ def _products(operator: Testable, batch: Any, vectors: torch.Tensor, seed: int) 
 
 
 def _roundoff(operator: Testable, batch: Any, vectors: torch.Tensor, products: torch.Tensor) -> float | None:
-    """The largest error of float32 products with unit vectors, against float64 ones."""
+    """The largest error of float32 products with unit vectors against float64 products; None if not available."""
     if operator.torch_dtype != torch.float32:
         return None
     try:
@@ -236,11 +247,11 @@ def _roundoff(operator: Testable, batch: Any, vectors: torch.Tensor, products: t
 
 
 def _rounding_within(operator: Testable, batch: Any, vectors: torch.Tensor, products: torch.Tensor) -> float:
-    """The error of products with unit vectors that rounding to a lower precision on the way leaves, in float64 too.
+    """The error of products with unit vectors that comes from a cast to a lower precision inside the model or loss.
 
     Products at ``theta + j d`` for ``j`` from -2 to 2 are rounded independently, and their fourth difference is
-    ``sqrt(70)`` errors long: what is smooth in ``theta`` falls out of it, to fourth order in ``d``. The median over
-    three directions ``d``, so that a kink crossed on one of them does not count.
+    ``sqrt(70)`` errors long; terms smooth in ``theta`` cancel to fourth order in ``d``. The result is the median over
+    three directions ``d``, so that a kink crossed along one of them does not count.
     """
     function = operator.function
     step = _APART * torch.finfo(function.carried).eps

@@ -1,4 +1,4 @@
-"""The shapes of output and target, which torch broadcasts, and the calls that a loss may not make."""
+"""Checks the shapes of output and target, which torch may broadcast, and rejects calls that a loss must not make."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NO_BACKWARD = (
 
 
 def check_shapes(criterion: Any, output: Any, target: Any) -> None:
-    """Refuse a loss of ``torch.nn`` over elements that broadcasts its target: more elements than the target has.
+    """Refuse an elementwise loss of ``torch.nn`` whose output and target broadcast to more elements than the target.
 
     Raises:
-        TaskError: it does, or the shapes do not go together; the message has both.
+        TaskError: they broadcast, or the shapes do not fit; the message names both shapes.
     """
     if not (is_elementwise(criterion) and isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
         return
@@ -46,7 +46,7 @@ def _joint_shape(output: torch.Tensor, target: torch.Tensor) -> torch.Size | Non
 
 
 def shapes_in_words(output: torch.Tensor, target: torch.Tensor) -> str:
-    """The shapes of an output and a target that differ, and what makes them the same."""
+    """The differing shapes of an output and a target in words, with the change that makes them equal."""
     words = f"an output of shape {tuple(output.shape)} and a target of shape {tuple(target.shape)}"
     if output.shape == (*target.shape, 1):
         return f"{words}: give both one shape, by target.unsqueeze(-1) in target= or output.squeeze(-1) in forward="
@@ -56,9 +56,9 @@ def shapes_in_words(output: torch.Tensor, target: torch.Tensor) -> str:
 
 
 class WatchedCalls(TorchFunctionMode):
-    """While it is entered, ``backward()`` raises, and so does a loss over elements of tensors that make pairs.
+    """While active, ``backward()`` raises, and so does an elementwise loss whose arguments broadcast to all pairs.
 
-    ``differentiates`` says afterwards whether a derivative was taken, in reverse or forward mode.
+    Afterwards ``differentiates`` says whether a derivative was taken, in reverse or forward mode.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Normalisation layers in plain operations, for losses that take derivatives of the network.
+"""Normalisation layers written in elementary operations, for losses that differentiate the network.
 
 The Hessian of such a loss needs third derivatives of every layer. Those of ``batch_norm``, ``instance_norm`` and
 ``layer_norm`` are wrong on torch 2.13, by tens of per cent: their second derivative takes the saved statistics for
@@ -30,32 +30,32 @@ _ARGUMENTS: dict[Any, tuple[str, tuple[str, ...]]] = {
 
 
 class WrittenOut(TorchFunctionMode):
-    """While it is entered, normalisation layers are computed in plain operations and update no running statistics."""
+    """While active, normalisation layers are computed in elementary operations and update no running statistics."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _ARGUMENTS:
             return func(*args, **kwargs)
         kind, names = _ARGUMENTS[func]
-        given = {"eps": 1e-5, **dict(zip(names, args)), **kwargs}
-        return _normalised(kind, given)
+        arguments = {"eps": 1e-5, **dict(zip(names, args)), **kwargs}
+        return _normalised(kind, arguments)
 
 
-def _normalised(kind: str, given: dict[str, Any]) -> Any:
-    x, weight, bias = given["input"], given.get("weight"), given.get("bias")
+def _normalised(kind: str, arguments: dict[str, Any]) -> Any:
+    x, weight, bias = arguments["input"], arguments.get("weight"), arguments.get("bias")
     if kind == "layer":
-        over: Sequence[int] = range(x.ndim - len(given["normalized_shape"]), x.ndim)
-        shape = list(given["normalized_shape"])
+        over: Sequence[int] = range(x.ndim - len(arguments["normalized_shape"]), x.ndim)
+        shape = list(arguments["normalized_shape"])
     else:
         over = [d for d in range(x.ndim) if d != 1 and (kind == "batch" or d != 0)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
-    of_input = given.get("training", False) if kind == "batch" else given.get("use_input_stats", True)
+    of_input = arguments.get("training", False) if kind == "batch" else arguments.get("use_input_stats", True)
     if of_input:
         mean = x.mean(tuple(over), keepdim=True)
         variance = (x - mean).square().mean(tuple(over), keepdim=True)
     else:
-        mean, variance = given["running_mean"].view(shape), given["running_var"].view(shape)
-    output = (x - mean) / torch.sqrt(variance + given["eps"])
+        mean, variance = arguments["running_mean"].view(shape), arguments["running_var"].view(shape)
+    output = (x - mean) / torch.sqrt(variance + arguments["eps"])
     if weight is not None:
         output = output * weight.view(shape)
     return output if bias is None else output + bias.view(shape)

@@ -39,7 +39,7 @@ class Record:
     """
 
     operator: str  # "hessian" | "ggn" | "empirical_fisher"
-    bn_mode: str  # "eval" | "train"
+    bn_mode: str  # "eval" | "train" | "recalibrated"
     place: Place = field(default_factory=Place)  # where the weights come from
     status: str = "complete"  # one of STATUSES
     reason: str | None = None  # why it failed, or what of it did; one line

@@ -1,1 +1,1 @@
-"""What a computation uses while it runs: memory, random states, shared results, progress, allowances, faults."""
+"""Resources of a running computation: memory, locks, random states, shared results, progress, budgets and errors."""

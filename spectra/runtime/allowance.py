@@ -1,8 +1,8 @@
-"""What optional work may cost: predicted from counts before it begins, and never from the clock.
+"""Allowance: a budget for optional work, in gradients, predicted from counts and never from the clock.
 
 The unit is a gradient: one forward and one backward pass over all data, in the precision of the record. The optional
-work of a record may cost as much as its spectrum; what would cost more is drawn in place of computed exactly, or left
-out. Work that was asked for by name has no such limit.
+work of a record may cost as much as its spectrum. More expensive work is estimated from random draws, or left out.
+Work requested by name has no limit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from spectra.errors import SpectraError
 
-PRODUCT = 2.5  #: gradients that a product with a Hessian costs, which is two to three
-WIDER = 4.0  #: what a pass in float64 costs, in passes in float32
+PRODUCT = 2.5  #: cost of a Hessian product in gradients (two to three)
+WIDER = 4.0  #: cost of a pass in float64, in passes in float32
 #: Work that is always allowed, in parameters times targets: a second or so, such as 300 gradients of a small network.
 SMALL = 1e9
-#: Fewer draws than this are not worth having: their standard error would itself be known to a third at best.
+#: The minimum number of draws: with fewer, the standard error itself would be uncertain by more than a third.
 FEWEST_DRAWS = 8
 
 
@@ -29,7 +29,7 @@ class OverBudget(SpectraError):
 
 @dataclass
 class Allowance:
-    """How many gradients the optional work of a record may cost, and what was spent of it.
+    """The budget of a record's optional work in gradients, and the amount spent.
 
     Example:
         >>> allowance = Allowance.of_products(20, parameters=10**6, targets=2000.0)
@@ -47,7 +47,7 @@ class Allowance:
 
     @classmethod
     def of_products(cls, products: int, *, parameters: int, targets: float, dtype: str = "float32") -> Allowance:
-        """As much as so many products cost, and no less than is small for any network.
+        """A budget equal to the cost of the given number of products, with a minimum that is cheap for any network.
 
         Args:
             products: of the spectrum.
@@ -67,7 +67,7 @@ _current: ContextVar[Allowance | None] = ContextVar("spectra_allowance", default
 
 @contextmanager
 def limited(allowance: Allowance | None) -> Iterator[None]:
-    """Within the block :func:`spend` takes from this allowance; with None nothing limits it."""
+    """Make :func:`spend` charge this allowance within the block; with None there is no limit."""
     token = _current.set(allowance)
     try:
         yield
@@ -76,7 +76,7 @@ def limited(allowance: Allowance | None) -> Iterator[None]:
 
 
 def cost(passes: float, dtype: object = None) -> float:
-    """Passes over the data in a precision, in gradients in that of the record.
+    """The cost in gradients (in the record's precision) of passes over the data in a given precision.
 
     Args:
         passes: of a forward and a backward pass each.
@@ -88,16 +88,16 @@ def cost(passes: float, dtype: object = None) -> float:
 
 
 def affordable(each: float) -> float:
-    """How many times a piece of work of this cost fits in what is left; infinitely often where nothing limits it."""
+    """The number of times that work of this cost fits in the remaining budget; infinite without a limit."""
     allowance = _current.get()
     return math.inf if allowance is None else allowance.left / each
 
 
 def spend(gradients: float, *, what: str = "") -> None:
-    """Take the cost of the work that comes next from what is left.
+    """Charge the cost of the work that follows to the budget.
 
     Raises:
-        OverBudget: it is more. Nothing is taken then.
+        OverBudget: the cost exceeds the remaining budget, which then stays unchanged.
     """
     allowance = _current.get()
     if allowance is None:

@@ -1,9 +1,9 @@
-"""One thread at a time, where something is changed that threads share.
+"""A global lock: one thread at a time changes state that threads share.
 
-Modes are attributes of the user's modules, parameters are swapped in them for the length of a call, and the random
-states and switches of torch are of the whole process. So one lock is held for as long as any of this is changed,
-whatever the model: two models may share a module, and all share the rest. A thread may take it again. It is held for a
-pass over the data or for one measure, and never while a generator or a context of the user's waits.
+Modes are attributes of the user's modules, parameters are swapped in them for the length of a call, and torch's random
+states and switches are process-wide. So one lock is held while any of these is changed. All models share it, because
+models may share modules. The lock is re-entrant. It is held for a pass over the data or for one measure, and never
+while a generator or a context of the user waits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class _Exclusive:
-    """A re-entrant lock that is free in a process that was forked while another thread held it."""
+    """A re-entrant lock that is released in a process forked while another thread held it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -28,12 +28,12 @@ class _Exclusive:
             os.register_at_fork(after_in_child=self._renew)
 
     def acquire(self) -> None:
-        """Wait until no other thread has it, and take it."""
+        """Wait until no other thread holds the lock, and acquire it."""
         self._lock.acquire()
         self._last = threading.get_ident()
 
     def release(self) -> None:
-        """Give it back, as often as it was taken."""
+        """Release the lock; call it once per acquisition."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -52,7 +52,7 @@ one_at_a_time = _Exclusive()
 
 
 def exclusively(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function, called within ``one_at_a_time``: for what reads the parameters or modules of a model."""
+    """Decorator: run a function within ``one_at_a_time``; for functions that read parameters or modules of a model."""
 
     @wraps(function)
     def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

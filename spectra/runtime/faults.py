@@ -1,7 +1,7 @@
-"""Which errors are reasons why a number does not exist, and which are faults; and the faults of one record.
+"""Separates refusals (reasons why a number does not exist) from unexpected errors, and collects the latter.
 
-The spectrum is hours of products: an error in a check or a measure must not lose it. It must not pass for a result
-either. So the record is kept, is called unverified, has the traceback, and is computed again by the same command.
+A spectrum can take hours, so an error in a check or a measure must not lose it. The error must not look like a result
+either. So the record is kept, marked as unverified, stores the traceback, and is computed again by the same command.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 _LONGEST = 8000
 
 
-# What torch says of a model that cannot do what a check or a measure needs: another precision than its own, second
-# derivatives, batches of one row in train mode, a copy.
+# Patterns of torch errors that state a limit of the model: another precision, second derivatives, batches of one row in
+# train mode, a copy.
 _LIMITS = re.compile(
     "dtype|scalar type|derivative|differentiat|not implemented for|more than 1 value per channel|deepcopy protocol"
 )
 
 
 def is_limit(error: BaseException | None) -> bool:
-    """Whether an error of torch says what a model cannot do, however often it is tried.
+    """Whether an error of torch states a permanent limit of the model.
 
     Example:
         >>> is_limit(RuntimeError("expected m1 and m2 to have the same dtype")), is_limit(RuntimeError("CUDA error"))
@@ -40,9 +40,9 @@ def is_limit(error: BaseException | None) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error is a reason that spectra gives for a number that does not exist, and not a fault.
+    """Whether an error is spectra's reason why a number does not exist, and not a fault.
 
-    What the user's model, loss or data raise is a fault, unless it is a limit of the model.
+    An error raised by the user's model, loss or data is a fault, unless it states a limit of the model.
 
     Example:
         >>> from spectra.errors import TaskError
@@ -53,7 +53,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def refusal_in(error: Exception) -> str:
-    """What a refusal says.
+    """The message of a refusal.
 
     Raises:
         Exception: the error itself, if it is a fault.
@@ -64,7 +64,7 @@ def refusal_in(error: Exception) -> str:
 
 
 class Faults:
-    """What went wrong in parts of one record, without being foreseen.
+    """The unexpected errors in parts of one record.
 
     Args:
         label: which record, for messages.
@@ -78,7 +78,7 @@ class Faults:
 
     @contextlib.contextmanager
     def kept(self, part: str) -> Iterator[None]:
-        """Around a part of the record: an error in it is logged and kept, and the record goes on without the part."""
+        """Context for one part of the record: an error is logged and stored, and the record continues without it."""
         try:
             yield
         except Exception as error:
@@ -98,7 +98,7 @@ class Faults:
 
     @property
     def notes(self) -> list[str]:
-        """A line to print beside the numbers, if there is anything to say."""
+        """One line to print with the numbers; empty without faults."""
         if not self.reasons:
             return []
         where = "the traceback is in the record's provenance, as spectra show --json prints it"
@@ -110,5 +110,5 @@ class Faults:
 
     @property
     def reason(self) -> str | None:
-        """All of them in one line; None: there are none."""
+        """All faults in one line; None if there are none."""
         return "; ".join(self.reasons) or None

@@ -1,6 +1,6 @@
-"""Results that several quantities of one record need: computed once within a block, whichever asks first.
+"""Shares results between the quantities of one record: within a block, each is computed once.
 
-Nothing is remembered outside of such a block, so that a network that is trained on is never answered for by its past.
+Nothing is stored outside such a block, because a network that is trained further would get outdated results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _held: ContextVar[dict[Any, tuple[Any, Any]] | None] = ContextVar("spectra_share
 
 @contextmanager
 def shared_results() -> Iterator[None]:
-    """Within the block :func:`remembered` computes nothing twice. Networks and data must not change in it."""
+    """Within the block, :func:`remembered` computes nothing twice. Networks and data must not change in the block."""
     token = _held.set({})
     try:
         yield
@@ -28,13 +28,13 @@ def shared_results() -> Iterator[None]:
 def remembered(
     kind: str, objects: Sequence[Any], settings: Sequence[Hashable], compute: Callable[[], Result]
 ) -> Result:
-    """The result of ``compute``, or the one that it had before for the same kind, objects and settings.
+    """The result of ``compute``, or the stored result for the same kind, objects and settings.
 
     Args:
-        kind: what is computed.
-        objects: the networks, data and functions that it depends on; the same are the same objects, not equal ones.
-        settings: what else it depends on.
-        compute: called at most once within a block, and each time outside of any.
+        kind: name of the quantity.
+        objects: the networks, data and functions that it depends on, compared by identity.
+        settings: everything else that it depends on.
+        compute: called at most once within a block, and on every call outside a block.
 
     Example:
         >>> with shared_results():
@@ -48,6 +48,6 @@ def remembered(
         return compute()
     key = (kind, tuple(map(id, objects)), tuple(settings))
     if key not in held:
-        held[key] = (tuple(objects), compute())  # with the objects, whose ids are theirs while they are held
+        held[key] = (tuple(objects), compute())  # the objects are stored too, so that their ids stay unique
     result: Result = held[key][1]
     return result

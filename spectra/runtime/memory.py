@@ -1,4 +1,4 @@
-"""How much memory there is, and how to say an amount of it."""
+"""Available memory of a device, and byte counts in words."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 def available_bytes(device: torch.device) -> int:
-    """The bytes that can still be taken on a device; for the CPU within the limit of the container, if it has one."""
+    """The free memory of a device in bytes; for the CPU within the limit of the container, if there is one."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + held)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
     free = int(psutil.virtual_memory().available)
     limit = _number_in("/sys/fs/cgroup/memory.max")
     used = _number_in("/sys/fs/cgroup/memory.current")
@@ -30,7 +30,7 @@ def _number_in(path: str) -> int | None:
 
 
 def in_words(count: float) -> str:
-    """A number of bytes as a person says it.
+    """A number of bytes in words.
 
     >>> in_words(3 * 2**30)
     '3.0 GiB'

@@ -1,7 +1,7 @@
-"""What an analysis is doing, reported from wherever it is done to whoever listens.
+"""Progress reports: code anywhere reports its phase, and one listener receives the reports.
 
-A phase has a name and, where that is known, how much of it is done. What is long says so in steps; whoever listens
-makes seconds of them. Nothing that is computed depends on it.
+A phase has a name and, if known, the share that is done. Long work reports its steps; the listener estimates the time.
+No result depends on these reports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-#: Called with the phase, how much of it is done, of how much (0: not known), and what in it is being done, or "".
+#: Called with the phase, the amount done, the total amount (0 if unknown), and a description of the current work or "".
 Listen = Callable[[str, float, float, str], None]
 
 _listening: ContextVar[Listen | None] = ContextVar("spectra_phases", default=None)
@@ -18,7 +18,7 @@ _listening: ContextVar[Listen | None] = ContextVar("spectra_phases", default=Non
 
 @contextmanager
 def reported(to: Listen | None) -> Iterator[None]:
-    """Within the block :func:`phase` calls this listener.
+    """Make :func:`phase` call this listener within the block.
 
     Example:
         >>> with reported(print):
@@ -33,7 +33,7 @@ def reported(to: Listen | None) -> Iterator[None]:
 
 
 def phase(name: str, done: float = 0, of: float = 0, what: str = "") -> None:
-    """Say what is done now, and how much of it is done already."""
+    """Report the current phase, the amount done and the total amount."""
     listen = _listening.get()
     if listen is not None:
         listen(name, done, of, what)
@@ -41,9 +41,9 @@ def phase(name: str, done: float = 0, of: float = 0, what: str = "") -> None:
 
 @contextmanager
 def part(name: str, index: float, of: float, what: str = "") -> Iterator[None]:
-    """Within the block every phase is a part of this one: of what is between ``index`` and the next of ``of``.
+    """Within the block every phase counts as progress between ``index`` and ``index + 1`` of ``of``.
 
-    How many phases there will be is not known, so each has half of what is left.
+    The number of phases is unknown, so each phase gets half of the remaining interval.
 
     Example:
         >>> with reported(print), part("measures", 2, 5, "fisher_rao"):

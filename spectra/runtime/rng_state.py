@@ -1,4 +1,4 @@
-"""The global random states, left as they were found."""
+"""Saves and restores the states of the global random generators."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from spectra.runtime.exclusive import one_at_a_time
 
 
 def random_state() -> Callable[[], None]:
-    """Note the states of Python's, NumPy's and torch's global generators; what is returned puts them back, each time.
+    """Save the states of Python's, NumPy's and torch's global generators.
 
-    NumPy's legacy global generator is the one that other people's augmentations draw from.
+    NumPy's legacy global generator is included because data augmentations often use it.
+
+    Returns:
+        A function that restores the states; it can be called repeatedly.
     """
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
@@ -36,10 +39,10 @@ def random_state() -> Callable[[], None]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Restore the states of Python's, NumPy's and torch's global generators on leaving, also after an exception.
+    """Restore the states of Python's, NumPy's and torch's global generators on exit, also after an exception.
 
-    Reading a ``DataLoader`` draws from torch's generator even when it does not shuffle, so this belongs around every
-    pass over the data, not only around random networks. No other thread of spectra draws meanwhile.
+    Reading a ``DataLoader`` draws from torch's generator even without shuffling, so every pass over the data needs
+    this, not only random networks. The global lock is held, so no other thread of spectra draws at the same time.
     """
     with one_at_a_time:
         put_back = random_state()
@@ -51,11 +54,11 @@ def random_state_kept() -> Iterator[None]:
 
 @contextmanager
 def own_generators_kept(data: Any) -> Iterator[list[torch.Generator]]:
-    """Put back the states of the generators that a loader and its samplers have of their own; they are what is given.
+    """Restore the states of the generators owned by a loader and its samplers; yields these generators.
 
     A ``DataLoader`` with a generator draws from it at the start of every pass, whether it shuffles or not.
     """
-    found: dict[int, torch.Generator] = {}
+    generators: dict[int, torch.Generator] = {}
     waiting, met = [data], {id(data)}
     while waiting:
         held = _held_by(waiting.pop())
@@ -64,15 +67,15 @@ def own_generators_kept(data: Any) -> Iterator[list[torch.Generator]]:
         met |= set(map(id, inner))
         generator = held.get("generator")
         if isinstance(generator, torch.Generator):
-            found[id(generator)] = generator
-    states = [(generator, generator.get_state()) for generator in found.values()]
+            generators[id(generator)] = generator
+    states = [(generator, generator.get_state()) for generator in generators.values()]
     try:
-        yield list(found.values())
+        yield list(generators.values())
     finally:
         for generator, state in states:
             generator.set_state(state)
 
 
 def _held_by(thing: Any) -> dict[str, Any]:
-    """The attributes that an object holds itself; nothing is called to find them."""
+    """The instance attributes of an object, read without calling any property."""
     return getattr(thing, "__dict__", {})

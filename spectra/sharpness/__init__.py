@@ -1,1 +1,1 @@
-"""Sharpness measures of a network: invariant under rescaling that leaves its function alone, and the baselines."""
+"""Sharpness measures of a network: measures invariant under function-preserving rescalings, and baselines."""

@@ -1,4 +1,4 @@
-"""Adaptive sharpness: the rise of the loss under perturbations in proportion to each parameter.
+"""adaptive_sharpness: the rise of the loss under perturbations proportional to the size of each parameter.
 
 References:
     Kwon, Kim, Park and Choi, "ASAM: adaptive sharpness-aware minimization for scale-invariant learning of deep neural
@@ -36,21 +36,21 @@ def adaptive_sharpness(
     seed: int = 0,
     dtype: str = "float64",
 ) -> Measure:
-    """The rise of the loss when each parameter ``w`` is moved by ``|w|`` times something of the size ``rho``.
+    """The rise of the loss when each parameter ``w`` moves by ``|w|`` times a perturbation of size ``rho``.
 
     With ``w * e`` elementwise::
 
         average   E_{e ~ N(0, rho^2 I)} L(w + |w| * e) - L(w)
         worst     max_{|e|_p <= rho} L(w + |w| * e) - L(w)
 
-    Both are invariant under the rescaling of single units of a ReLU network (weights and bias times ``c > 0``, the
-    weights that read it times ``1/c``): the same ``e`` then gives the same function. They are not invariant under
-    rescaled logits. A parameter that is zero is not moved.
+    Both are invariant under a rescaling of single units of a ReLU network (incoming weights and bias times ``c > 0``,
+    outgoing weights times ``1/c``): the same ``e`` then gives the same function. They are not invariant under a
+    rescaling of the logits. A parameter that is zero does not move.
 
-    The average comes with its standard error over draws, each taken with both signs, so that the slope of the loss at
-    ``w`` does not enter it; it can be negative. The worst case is found by projected
-    gradient ascent: a **lower bound**, with the relative first-order gap as ``certificate``. Where a paper averages
-    over batches of data, this is over all data at once. The l2 term is not in the loss.
+    The average has a standard error over draws. Each draw is used with both signs, so that the slope of the loss at
+    ``w`` cancels; the value can be negative. The worst case is found by projected gradient ascent: a **lower bound**,
+    with the relative first-order gap as ``certificate``. The papers average over batches; here the loss is that of all
+    data. The l2 term is not in the loss.
 
     Cost: ``2 draws`` losses, a third of a gradient each; or up to ``steps`` gradients and some more losses.
 
@@ -87,8 +87,8 @@ def adaptive_sharpness(
     loss = DisplacedLoss(task, bn_mode, dtype)
     remark = loss.for_differences()
     with loss.prepared():
-        found = _average(loss, rho, draws, seed) if form == "average" else _worst(loss, rho, p, steps, seed)
-    return remarked(found, remark)
+        measure = _average(loss, rho, draws, seed) if form == "average" else _worst(loss, rho, p, steps, seed)
+    return remarked(measure, remark)
 
 
 def _average(loss: DisplacedLoss, rho: float, draws: int, seed: int) -> Measure:

@@ -1,4 +1,4 @@
-"""Projected gradient ascent over a ball: a lower bound of a maximum, and how far from stationary it ends."""
+"""Projected gradient ascent over a ball: a lower bound of a maximum, and the first-order gap at its end."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def climb(
     start: torch.Tensor,
     steps: int,
 ) -> Summit:
-    """The greatest value met on the way up from a point of the ball.
+    """The greatest value found by projected ascent from a point of the ball.
 
     A step goes to the projection of ``u + size * farthest(slope)``, with the size halved until the value grows.
 
     Args:
-        value: of a point.
-        slope: the value of a point and its gradient.
-        ball: what is not left.
+        value: the function at a point.
+        slope: the value at a point and its gradient.
+        ball: the domain.
         start: a point of the ball.
         steps: at most.
     """
-    u, size, taken = start, 1.0, 0
+    u, size, steps_taken = start, 1.0, 0
     best, direction = slope(u)
-    while taken < steps:
+    while steps_taken < steps:
         aim = ball.farthest(direction)
         while size > _SMALLEST_STEP:
             new = ball.project(u + size * aim)
@@ -78,13 +78,13 @@ def climb(
             size /= 2
         else:
             break
-        u, taken, size = new, taken + 1, min(1.0, 2 * size)
+        u, steps_taken, size = new, steps_taken + 1, min(1.0, 2 * size)
         best, direction = slope(u)
-    return Summit(u, best, ball.gap(direction, u), taken)
+    return Summit(u, best, ball.gap(direction, u), steps_taken)
 
 
 def check_counts(draws: int, steps: int, seed: int) -> None:
-    """Refuse numbers of draws and steps, and seeds, that mean nothing.
+    """Refuse numbers of draws, steps and seeds outside their range.
 
     Raises:
         ArgumentError: one of them outside its range.

@@ -1,14 +1,14 @@
-"""Balancing: the one convex problem behind normalized sharpness and node-wise minimum sharpness.
+"""Matrix balancing: the convex problem behind normalized sharpness and node-wise minimum sharpness.
 
-Nodes in classes (rows and columns of a matrix; the units of a layer) have a potential each, and non-negative matrices
-link the classes. The smallest total over all potentials is::
+Each node (a row or column of a matrix, a unit of a layer) has a potential. Nodes are grouped in classes, and
+non-negative matrices link the classes. The smallest total over all potentials is::
 
     F* = inf_p  sum over links (a, b, M)  sum_ij M_ij exp(p_a,i - p_b,j)
 
-At the minimum what flows into every node equals what flows out of it (Osborne's balance). With all classes but one
-held fixed, the minimum over that one has a closed form, ``p_i += log(in_i / out_i) / 2``; these sweeps converge
-linearly, and Newton steps take over where that is slow. Entries that link different strongly connected components
-contribute nothing to the infimum and are deleted first; it is then not attained.
+At the minimum the inflow of every node equals its outflow (Osborne's balance). For one class, with all others fixed,
+the minimum has a closed form, ``p_i += log(in_i / out_i) / 2``. Sweeps over the classes converge linearly; Newton steps
+follow if they are slow. Entries that link different strongly connected components contribute nothing to the infimum and
+are deleted first; the infimum is then not attained.
 
 References:
     Osborne, "On pre-conditioning of matrices", 1960.
@@ -46,7 +46,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Balanced:
-    """The infimum over potentials, and what shows that it is one."""
+    """The infimum over potentials, with its certificate."""
 
     value: float
     attained: bool
@@ -57,7 +57,7 @@ class Balanced:
 
 
 def balance(links: Sequence[Link], sizes: Sequence[int], fixed: int | None = None) -> Balanced:
-    """The infimum over the potentials of all classes, the class ``fixed`` (at 0) apart.
+    """The infimum over the potentials of all classes except the class ``fixed``, whose potentials are 0.
 
     Args:
         links: the matrices.
@@ -97,7 +97,7 @@ def balance(links: Sequence[Link], sizes: Sequence[int], fixed: int | None = Non
 def imbalance(links: Sequence[Link], potentials: Sequence[Array], fixed: int | None = None) -> float:
     """The certificate of given potentials: the largest ``|in - out|`` of a node, relative to the value.
 
-    Entries that were deleted (see ``attained``) are part of the links here, so it is 0 only for a minimum attained.
+    Deleted entries (see ``attained``) are part of the links here, so the value is 0 only for an attained minimum.
     """
     problem = _Problem(list(links), [len(p) for p in potentials], fixed)
     problem.p = [np.array(p, float) for p in potentials]
@@ -106,7 +106,7 @@ def imbalance(links: Sequence[Link], potentials: Sequence[Array], fixed: int | N
 
 
 def _connected(links: Sequence[Link], sizes: Sequence[int], fixed: int | None) -> tuple[list[Link], bool]:
-    """The links without entries between different strongly connected components, and whether none was there."""
+    """The links without entries between different strongly connected components; whether no entry was removed."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -137,7 +137,7 @@ def _connected(links: Sequence[Link], sizes: Sequence[int], fixed: int | None) -
 
 
 class _Problem:
-    """The state of the iteration: potentials, and the links scaled by them, ``exp(shift)`` taken out."""
+    """The state of the iteration: the potentials, and the scaled links divided by ``exp(shift)``."""
 
     def __init__(self, links: list[Link], sizes: Sequence[int], fixed: int | None) -> None:
         with np.errstate(divide="ignore"):
@@ -148,7 +148,7 @@ class _Problem:
         self.refresh()
 
     def refresh(self) -> None:
-        """The scaled links from the potentials anew: multiplying them step by step collects rounding."""
+        """Recompute the scaled links from the potentials, because repeated multiplication accumulates rounding."""
         exponents = [logs + self.p[to][:, None] - self.p[of][None, :] for logs, (to, of) in zip(self.logs, self.ends)]
         finite = [e[np.isfinite(e)] for e in exponents]
         tops = [float(f.max()) for f in finite if f.size]
@@ -178,7 +178,7 @@ class _Problem:
         return max((float(np.max(np.abs(out - into), initial=0.0)) for out, into in flows), default=0.0) / total
 
     def sweep(self) -> None:
-        """Every class in turn to its minimum with the others fixed; node by node where a class is linked to itself."""
+        """Minimise over each class in turn, with the others fixed; node by node for a class linked to itself."""
         for a in self.moving:
             if (a, a) in self.ends:
                 self._node_by_node(a)
@@ -236,8 +236,8 @@ class _Problem:
     def newton_step(self) -> float:
         """One damped Newton step of all potentials together; returns the squared decrement over the value before.
 
-        Half of it is by how much the value exceeds its minimum, relative, to second order. The Hessian is a weighted
-        graph Laplacian; conjugate gradients solve with it, scaled to a unit diagonal.
+        Half of it is the relative excess of the value over its minimum, to second order. The Hessian is a weighted
+        graph Laplacian; the system is solved by conjugate gradients with a unit diagonal scaling.
         """
         sizes = [len(self.p[a]) for a in self.moving]
         starts = dict(zip(self.moving, np.concatenate([[0], np.cumsum(sizes)]).astype(int)))
@@ -289,7 +289,7 @@ class _Problem:
 
 
 def _conjugate_gradients(product: Callable[[Array], Array], target: Array, steps: int) -> Array:
-    """``x`` with ``product(x) = target`` to 1e-10, or as far as it gets; the matrix is positive semidefinite."""
+    """``x`` with ``product(x) = target`` to 1e-10 or the last step; the matrix is positive semidefinite."""
     x, r = np.zeros_like(target), target.copy()
     d, rr = r.copy(), float(r @ r)
     goal = 1e-20 * rr

@@ -1,4 +1,4 @@
-"""Blocks: the directions that BN-sharpness is taken over, a product of spheres with one per BN neuron and one more.
+"""Blocks: the directions of BN-sharpness, a product of one sphere per BN neuron and one for all other parameters.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019 (the set
@@ -18,7 +18,8 @@ class Blocks:
     Vectors are flat, ``(n,)``, in the order of the parameters.
 
     Args:
-        names, tensors: the parameters.
+        names: of the parameters.
+        tensors: the parameters.
         channels: for the weights that are BN neurons, the output channel of each entry.
     """
 
@@ -51,22 +52,22 @@ class Blocks:
         return radii
 
     def spread(self, numbers: torch.Tensor) -> torch.Tensor:
-        """One number per block, at every parameter of the block."""
+        """A vector ``(n,)`` that has the number of its block at every parameter."""
         return numbers[self.owner]
 
     def on_spheres(self, vector: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
-        """The vector with each block brought to its radius; a block that is zero stays zero."""
+        """The vector with each block scaled to its radius; a zero block stays zero."""
         norms = self.norms(vector)
         return vector * self.spread(torch.where(norms > 0, radii / norms.clamp_min(_least(norms)), norms))
 
     def tangent(self, vector: torch.Tensor, at: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
-        """Without its radial part, block by block: ``x - v (v'x) / r^2``."""
+        """The vector without its radial part, block by block: ``x - v (v'x) / r^2``."""
         squares = radii.square()
         shares = torch.where(squares > 0, self.dots(vector, at) / squares.clamp_min(_least(radii)), squares)
         return vector - at * self.spread(shares)
 
     def without_radial(self, vector: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-        """Without its part along ``theta_i`` on every BN neuron; the other parameters as they are."""
+        """The vector without its part along ``theta_i`` on every BN neuron; other parameters are unchanged."""
         squares = self.dots(theta, theta)
         shares = torch.where(squares > 0, self.dots(vector, theta) / squares.clamp_min(_least(squares)), squares)
         shares[-1] = 0.0

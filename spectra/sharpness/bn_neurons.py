@@ -1,7 +1,7 @@
-"""Which weights are normalised by batch norm: found by watching one forward pass, and verified by rescaling them.
+"""Finds the weights that batch norm normalises, from one forward pass, and verifies them by rescaling.
 
-A *BN neuron* is one output channel of a linear map or convolution whose output goes straight into batch norm and
-nowhere else. With batch norm in train mode the network depends on the direction of its weights alone, up to ``eps``.
+A *BN neuron* is one output channel of a linear map or convolution whose output is used only as the input of batch norm.
+With batch norm in train mode the network depends only on the direction of its weights, up to ``eps``.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019.
@@ -23,7 +23,7 @@ from spectra.runtime.rng_state import random_state
 
 _FORWARD = {F.linear: 0, F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}  # and the number of spatial dimensions
 _TRANSPOSED = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
-# What may be asked of a tensor without using its values.
+# Attributes that can be read from a tensor without using its values.
 _ABOUT = {"__get__", "dim", "ndimension", "size", "numel", "stride", "is_contiguous", "is_floating_point", "__len__"}
 _ROUNDOFF = {torch.float32: 1e-3, torch.float64: 1e-8}
 
@@ -36,7 +36,7 @@ class Neurons:
     """
 
     channels: Mapping[str, torch.Tensor]  # int64, on the device of the weight
-    refused: tuple[str, ...] = ()  # weights followed by batch norm, whose rescaling changed the loss all the same
+    refused: tuple[str, ...] = ()  # weights followed by batch norm whose rescaling nevertheless changed the loss
 
     @property
     def count(self) -> int:
@@ -54,7 +54,7 @@ class _Use:
 
 @dataclass
 class _Watch(TorchFunctionMode):
-    """Notes which of the tensors make the input of a batch norm, and nothing else."""
+    """Records which of the tensors are used only to compute the input of a batch norm."""
 
     names: Mapping[int, str]
     uses: dict[str, list[_Use]] = field(default_factory=dict)
@@ -103,9 +103,9 @@ class _Watch(TorchFunctionMode):
 
 @dataclass
 class _Rescaled(TorchFunctionMode):
-    """Batch norm written out, with the ``eps`` of each channel times the square of the factor of its neuron.
+    """Batch norm in elementary operations, with ``eps`` of each channel times the square of its neuron's factor.
 
-    With the neuron times the factor, the output of batch norm is then unchanged whatever ``eps`` is.
+    If the neuron is multiplied by the factor, the output of batch norm is then unchanged for every ``eps``.
     """
 
     factors: Mapping[int, torch.Tensor]  # by the identity of the weight
@@ -132,49 +132,49 @@ class _Rescaled(TorchFunctionMode):
 
 @exclusively
 def find_neurons(call: Callable[[], torch.Tensor], weights: Mapping[str, torch.Tensor], verify: bool) -> Neurons:
-    """The weights among these that are followed by batch norm and by nothing else, in one call of the loss.
+    """The weights whose outputs are used only by batch norm in one call of the loss.
 
     Args:
         call: computes the loss of a batch, a scalar, with the tensors of ``weights`` themselves.
         weights: tensors by name; those that are verified are rescaled for the length of a call and put back.
         verify: check that the loss does not change when each neuron is multiplied by a factor of its own between 1/2
             and 2 (and ``eps`` by its square, so that the check is exact). It holds with batch norm in train mode only.
-            A weight that fails is used in a way that was not seen, and is no BN neuron.
+            A weight that fails the check has another, unrecorded use, and is no BN neuron.
     """
     watch = _Watch({id(tensor): name for name, tensor in weights.items()})
     state = random_state()
     with torch.enable_grad(), watch:  # the loss may take derivatives of its own
         call()
     state()
-    found = watch.found()
-    if not verify or not found:
-        return Neurons(found)
-    if _unchanged(call, weights, found, state):
-        return Neurons(found)
-    good = {name: owner for name, owner in found.items() if _unchanged(call, weights, {name: owner}, state)}
-    return Neurons(good, tuple(name for name in found if name not in good))
+    channels = watch.found()
+    if not verify or not channels:
+        return Neurons(channels)
+    if _unchanged(call, weights, channels, state):
+        return Neurons(channels)
+    good = {name: owner for name, owner in channels.items() if _unchanged(call, weights, {name: owner}, state)}
+    return Neurons(good, tuple(name for name in channels if name not in good))
 
 
 def _unchanged(
     call: Callable[[], torch.Tensor],
     weights: Mapping[str, torch.Tensor],
-    found: Mapping[str, torch.Tensor],
+    channels: Mapping[str, torch.Tensor],
     state: Callable[[], None],
 ) -> bool:
     generator = torch.Generator().manual_seed(6)
     factors = {}
-    for name, owner in found.items():
+    for name, owner in channels.items():
         drawn = 4.0 ** (torch.rand(int(owner.max()) + 1, generator=generator, dtype=torch.float64) - 0.5)
         factors[name] = drawn.to(weights[name].device, weights[name].dtype)
     values = []
     for scaled in (False, True):
         use = factors if scaled else {name: torch.ones_like(factor) for name, factor in factors.items()}
-        with _multiplied({name: (weights[name], use[name][found[name]]) for name in found}):
+        with _multiplied({name: (weights[name], use[name][channels[name]]) for name in channels}):
             state()
             with torch.enable_grad(), _Rescaled({id(weights[name]): factor for name, factor in use.items()}):
                 values.append(float(call().detach()))
     state()
-    # Where batch norm cancels all but rounding of its input, as in a dead channel, the loss is not exact either.
+    # If only rounding errors remain of the input of batch norm, as in a dead channel, the loss is inexact as well.
     tolerance = _ROUNDOFF.get(next(iter(factors.values())).dtype, 1e-2)
     return abs(values[1] - values[0]) <= tolerance * max(abs(values[0]), abs(values[1]), tolerance)
 
@@ -189,8 +189,8 @@ def _multiplied(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Any:
         yield
     finally:
         with torch.no_grad():
-            for weight, before in kept:
-                weight.copy_(before)
+            for weight, original in kept:
+                weight.copy_(original)
 
 
 def _written_out(
@@ -200,9 +200,9 @@ def _written_out(
     *rest: Any,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """Batch norm of ``(N, C, ...)`` by the statistics of the batch, ``eps`` of each channel times ``factor**2``.
+    """Batch norm of ``(N, C, ...)`` by the statistics of the batch, with ``eps`` of each channel times ``factor**2``.
 
-    None where it normalises by running statistics, which the factors do change.
+    None if it normalises by running statistics; its output then depends on the factors.
     """
     # torch.batch_norm takes weight and bias before the running statistics, F.batch_norm after them.
     orders = (
@@ -210,16 +210,18 @@ def _written_out(
         if low_level
         else ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     )
-    given = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(orders, rest)), **kwargs}
-    if not given.get("training"):
+    arguments = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(orders, rest)), **kwargs}
+    if not arguments.get("training"):
         return None
     others = [d for d in range(input.ndim) if d != 1]
     shape = (1, -1, *[1] * (input.ndim - 2))
     centred = input - input.mean(others, keepdim=True)
-    output = centred / torch.sqrt(centred.square().mean(others, keepdim=True) + (given["eps"] * factor**2).view(shape))
-    if given["weight"] is not None:
-        output = output * given["weight"].view(shape)
-    return output if given["bias"] is None else output + given["bias"].view(shape)
+    output = centred / torch.sqrt(
+        centred.square().mean(others, keepdim=True) + (arguments["eps"] * factor**2).view(shape)
+    )
+    if arguments["weight"] is not None:
+        output = output * arguments["weight"].view(shape)
+    return output if arguments["bias"] is None else output + arguments["bias"].view(shape)
 
 
 def _weight_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:

@@ -1,6 +1,6 @@
-"""BN-sharpness: how fast the loss changes along directions as long as the weights they move.
+"""bn_sharpness: how fast the loss changes along directions that have the same norm as the weights they move.
 
-Invariant under a rescaling of the weights before batch norm, which leaves the function as it is.
+It is invariant under a rescaling of the weights before batch norm, which preserves the function.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019.
@@ -40,23 +40,23 @@ def bn_sharpness(
 ) -> Measure:
     """``sup_v [ (1/delta) int_{-delta}^{delta} |(L(theta + t v) - L(theta)) / delta|^p dt ]^{1/p}``, from below.
 
-    The supremum is over directions ``v`` whose part on each BN neuron is as long as the neuron's weights, and whose
-    part on all other parameters together has norm 1. BN neurons (:mod:`spectra.sharpness.bn_neurons`) are found from
-    the network. Gamma, beta, biases, layers that no batch norm follows, and weights that are computed from other
-    parameters (weight norm) are the others; a network without BN neurons
-    is measured over one sphere of radius 1, by the same definition, and the reason says so.
+    The supremum is over directions ``v``. On each BN neuron, ``v`` has the norm of the neuron's weights; on all other
+    parameters together it has norm 1. BN neurons (:mod:`spectra.sharpness.bn_neurons`) are detected in the network. The
+    other parameters are gamma, beta, biases, layers without a following batch norm, and weights computed from other
+    parameters (weight norm). For a network without BN neurons the definition gives one sphere of radius 1, and the
+    reason says so.
 
-    The value is that of the best direction found, so a **lower bound** of the supremum. The search starts from the
-    maximiser for ``delta -> 0``, the gradient brought to the radius of each block (a random direction for a block
-    without gradient). ``certificate`` is the relative Riemannian gradient there: 0 at a stationary point.
+    The value belongs to the best direction found, so it is a **lower bound** of the supremum. The search starts from
+    the maximiser for ``delta -> 0``: the gradient scaled to the radius of each block (a random direction for a block
+    without gradient). ``certificate`` is the relative Riemannian gradient at the result: 0 at a stationary point.
 
-    ``L`` is the loss over all data without l2 term, in train mode on the task's own partition into batches; running
-    statistics are left alone. The network is computed in float64 by default: with ``delta=1e-3`` the differences of
+    ``L`` is the loss over all data without l2 term, in train mode on the task's own partition into batches. Running
+    statistics do not change. The network is computed in float64 by default: with ``delta=1e-3`` the differences of
     float32 losses keep three or four digits.
 
-    Cost, in gradients: ``nodes`` per step, and some ``2 nodes`` more losses for the error of the quadrature, which is
-    ``details["quadrature_change"]`` (relative, against twice as many nodes). The two-point gradient costs 2 and
-    ``nodes`` losses per step. Memory: ``nodes`` vectors as long as the parameters, in float64.
+    Cost: ``nodes`` gradients per step, and about ``2 nodes`` losses for the error of the quadrature, which is
+    ``details["quadrature_change"]`` (relative, against twice as many nodes). The two-point gradient costs 2 gradients
+    and ``nodes`` losses per step. Memory: ``nodes`` float64 vectors as long as the parameters.
 
     Args:
         task: the task.
@@ -101,7 +101,7 @@ def bn_sharpness(
         neurons = neurons_of(loss)
         search = Search(loss, neurons, interval, gradient, seed)
         start = search.start()
-        best, taken = search.ascend(method, start, steps)
+        best, steps_taken = search.ascend(method, start, steps)
         certificate = search.violation(best)
         value = best.value
         finer = replace(interval, nodes=2 * nodes)
@@ -117,7 +117,7 @@ def bn_sharpness(
             "delta": delta,
             "method": method,
             "gradient": gradient,
-            "steps": taken,
+            "steps": steps_taken,
             "start": start.value,
             "quadrature_change": abs(again - value) / again if again > 0 else 0.0,
             "nodes": nodes,
@@ -145,11 +145,11 @@ def neurons_of(loss: DisplacedLoss) -> Neurons:
 
 
 def _remarks(loss: DisplacedLoss, neurons: Neurons, remark: str) -> str:
-    said = ["a lower bound: the best direction found, which nothing proves to be the best there is"]
+    notes = ["a lower bound: the best direction found, which nothing proves to be the best there is"]
     if not neurons.channels:
-        said.append("no weights are followed by batch norm, so all parameters are one block of norm 1: not invariant")
+        notes.append("no weights are followed by batch norm, so all parameters are one block of norm 1: not invariant")
     elif loss.bn_mode != "train":
-        said.append(f"with batch norm in {loss.bn_mode} mode it is not invariant under rescaled weights")
+        notes.append(f"with batch norm in {loss.bn_mode} mode it is not invariant under rescaled weights")
     if neurons.refused:
-        said.append(f"rescaling {', '.join(neurons.refused)} changes the loss, so they are not taken as BN neurons")
-    return "; ".join([*said, remark] if remark else said)
+        notes.append(f"rescaling {', '.join(neurons.refused)} changes the loss, so they are not taken as BN neurons")
+    return "; ".join([*notes, remark] if remark else notes)

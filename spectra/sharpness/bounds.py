@@ -1,4 +1,4 @@
-"""The PAC-Bayes bounds that normalized sharpness comes from, as diagnostics: what they say with all their constants.
+"""pac_bayes_bounds: the PAC-Bayes bounds behind normalized sharpness, evaluated with all constants, as diagnostics.
 
 For a loss between 0 and ``c``, ``m`` independent samples and Gaussian noise on the weights, with probability
 ``1 - delta`` over the samples, for each ``lambda`` of a set and each noise whose log-variances are of a finite set::
@@ -122,7 +122,7 @@ def pac_bayes_bounds(
         if diagonal.kind is None:
             raise TaskError("; ".join(diagonal.reasons))
         conditions["curvature"] = diagonal.kind
-        parts = _Parts(plain, diagonal, loss_range)
+        parts = _BoundTerms(plain, diagonal, loss_range)
         loss = DisplacedLoss(plain, bn_mode).loss()
         if loss < 0:
             raise TaskError(f"the loss is {loss:.6g}: the bounds are for losses from 0 on")
@@ -139,12 +139,12 @@ def pac_bayes_bounds(
     }
     why = [*_assumptions(m, loss_range), *diagonal.reasons]
     base = math.log(1 / delta)
-    found: dict[str, Measure] = {}
+    measures: dict[str, Measure] = {}
     for name, single in (("bound_units", False), ("bound_matrices", True)):
         noise, scales, certificate = parts.of_noise(log_scales, single)
         constant = base + scales * math.log(points) + math.log(len(LAMBDAS))
         terms = _best(noise, constant, m) | {"noise": noise, "scales": scales}
-        found[name] = _measure(constants | terms, why, certificate, parts.clipped, conditions)
+        measures[name] = _measure(constants | terms, why, certificate, parts.clipped, conditions)
     rao, count = parts.fisher_rao(), parts.count
     constant = base + count * math.log(points) + 2 * math.log(len(LAMBDAS)) + math.log(len(PRICES))
     tried = []
@@ -154,8 +154,8 @@ def pac_bayes_bounds(
         tried.append((terms["excess"], certificate, terms | {"price": float(price), "penalised": penalised}))
     _, certificate, terms = min(tried, key=lambda one: one[0])
     terms |= {"fisher_rao": rao, "scales": count}
-    found["bound_parameters"] = _measure(constants | terms, why, certificate, parts.clipped, conditions)
-    return found
+    measures["bound_parameters"] = _measure(constants | terms, why, certificate, parts.clipped, conditions)
+    return measures
 
 
 def _best(noise: float, constant: float, m: int) -> dict[str, float]:
@@ -179,19 +179,19 @@ def _measure(
 ) -> Measure:
     c, value = details["loss_range"], details["loss"] + details["loss_range"] * details["excess"]
     vacuous = not value < c
-    said = f"vacuous: not below {c:g}, which the loss is taken never to exceed; " if vacuous else ""
+    reason_prefix = f"vacuous: not below {c:g}, which the loss is taken never to exceed; " if vacuous else ""
     return Measure(
         value=value,
         form="pac-bayes",
         certificate=certificate,
         clipped=clipped,
-        reason=said + ", ".join(why[:4]) + "".join(f"; {reason}" for reason in why[4:]),
+        reason=reason_prefix + ", ".join(why[:4]) + "".join(f"; {reason}" for reason in why[4:]),
         details={**details, "vacuous": vacuous},
         **conditions,
     )
 
 
-class _Parts:
+class _BoundTerms:
     """Diagonal over the range of the loss and squared weights: of matrices by unit, and of all other parameters."""
 
     def __init__(self, task: Task, diagonal: Mapping[str, torch.Tensor], c: float) -> None:
@@ -236,8 +236,8 @@ class _Parts:
         return sum(fisher_rao_from_diagonal(h, u) for h, u in self.flat)
 
     def penalised(self, lam: float, log_scales: Array) -> tuple[float, float]:
-        found = [penalised_parameter_wise(h, u, lam, log_scales) for h, u in self.flat]
-        return sum(one.value for one in found), max((one.certificate for one in found), default=0.0)
+        results = [penalised_parameter_wise(h, u, lam, log_scales) for h, u in self.flat]
+        return sum(result.value for result in results), max((result.certificate for result in results), default=0.0)
 
 
 def one_each(h: Array, u: Array, log_scales: Array) -> float:

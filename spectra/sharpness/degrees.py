@@ -1,11 +1,15 @@
-"""How the activations of a network scale with its parameters: degrees, recorded from one forward pass.
+"""Records, in one forward pass, how the activations of a network scale with its parameters (their degrees).
 
-Every activation has a degree, its log-scale, and every parameter tensor an exponent. A linear map or convolution adds
-the exponent of its weight, its bias has the degree of its output, ReLU and its kin, pooling and changes of shape keep
-the degree, and what is added or joined must have the same. The input has degree 0. An operation that is none of these
-(tanh, a softmax, an added constant) is not positively homogeneous, and the pass is refused with its name and place.
+Every activation has a degree (its log-scale), and every parameter tensor an exponent. The rules are:
 
-Calls are caught as torch sees them (``torch.overrides``), so a functional call is like a layer.
+- The input has degree 0.
+- A linear map or convolution adds the exponent of its weight; its bias has the degree of its output.
+- ReLU and similar activations, pooling and changes of shape keep the degree.
+- Tensors that are added or concatenated must have the same degree.
+
+Any other operation (tanh, a softmax, an added constant) is not positively homogeneous. The pass is then refused, with
+the name and the place of the operation. Calls are intercepted with ``torch.overrides``, so functional calls are treated
+like layers.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Degrees:
-    """What one forward pass asks of the exponents of the trainable parameters."""
+    """The constraints of one forward pass on the exponents of the trainable parameters."""
 
     exponents: dict[str, Form]  # of every trainable parameter that was used
     constraints: list[Form]  # forms that must be 0
@@ -76,7 +80,7 @@ def record_degrees(model: nn.Module, batch: Any, call: Callable[[], Any]) -> Deg
         call: calls the model, and returns its outputs, which must have degree 0.
 
     Raises:
-        TaskError: something on the way is not positively homogeneous; the message names it and where it is.
+        TaskError: an operation is not positively homogeneous; the message has its name and place.
     """
     recorder = _Recorder(model)
     for tensor in leaves(batch):
@@ -111,7 +115,7 @@ class _Recorder(TorchFunctionMode):
 
     @contextmanager
     def places(self, model: nn.Module) -> Iterator[None]:
-        """Know in which module a call is made."""
+        """Track the module in which each call is made."""
         handles = []
         for name, module in model.named_modules():
             place = f"{name} ({type(module).__name__})" if name else type(module).__name__
@@ -123,7 +127,7 @@ class _Recorder(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    # -- what is known of a tensor: an activation has a degree, a parameter (or a view of one) an exponent
+    # -- the state of a tensor: an activation has a degree, a parameter (or a view of one) an exponent
 
     def give(self, tensor: torch.Tensor, form: Form) -> None:
         self.degrees[id(tensor)] = form
@@ -159,23 +163,25 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = leaves([args, kwargs])
-        is_known = [self.known(tensor) for tensor in given]
-        constant = [tensor.clone() for tensor, known in zip(given, is_known) if not known] if any(is_known) else []
+        inputs = leaves([args, kwargs])
+        is_known = [self.known(tensor) for tensor in inputs]
+        constant = (
+            [tensor.clone() for tensor, is_scaled in zip(inputs, is_known) if not is_scaled] if any(is_known) else []
+        )
         result = func(*args, **kwargs)
         if not any(is_known):
             return result
         name = getattr(func, "__name__", str(func))
         if name == "__get__":  # a property: x.shape, x.T
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        made = leaves(result)
-        if not made:
+        outputs = leaves(result)
+        if not outputs:
             if name in NUMBERS or name == "__setitem__":
                 raise self.refuse(f"{name}, which takes numbers out of a tensor or writes into one,")
             return result
         if "out" in kwargs:
             raise self.refuse(f"{name} with out=")
-        self.follow(func, name, args, kwargs, given, made, constant)
+        self.follow(func, name, args, kwargs, inputs, outputs, constant)
         return result
 
     def follow(
@@ -280,7 +286,7 @@ class _Recorder(TorchFunctionMode):
     def sum(
         self, name: str, args: Any, kwargs: dict[str, Any], constant: list[torch.Tensor], made: torch.Tensor
     ) -> None:
-        """What is added, joined or compared has one degree; a constant must be 0."""
+        """Tensors that are added, concatenated or compared must have one degree; a constant must be 0."""
         terms = leaves([args, kwargs.get("other"), kwargs.get("tensors")])
         numbers = [v for v in [*args[:2], kwargs.get("other")] if isinstance(v, (int, float, complex))]
         joins = name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
@@ -309,4 +315,4 @@ class _Recorder(TorchFunctionMode):
 
 
 def void(_: Any) -> None:
-    """For a hook: the value is dropped, since what a hook returns would replace the output."""
+    """For a hook: return None, because a hook's return value would replace the output."""

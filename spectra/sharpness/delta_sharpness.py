@@ -1,4 +1,4 @@
-"""The delta-L_p sharpness: how much the loss changes within a ball around the parameters. A baseline, not invariant.
+"""delta_sharpness: how much the loss changes within a ball around the parameters; a baseline, not invariant.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019, equation 1;
@@ -34,11 +34,11 @@ def delta_sharpness(
 ) -> Measure:
     """``( mean_{|u| <= delta} |L(theta + u) - L(theta)|^p )^{1/p} / (1 + L(theta))``, ``u`` uniform in the ball.
 
-    As printed, the integral over the ball is not divided by its volume, which for many parameters is too small or too
-    large for any number to hold: this is the mean over the ball. For finite ``p`` it is estimated from draws
-    ``u = delta U^{1/n} g / |g|``, with ``stderr`` to first order from the scatter of ``|dL|^p``. For ``p = inf`` it is
-    the maximum over the ball by projected gradient ascent, upward and downward: a **lower bound**, with the
-    relative first-order gap as ``certificate``.
+    The paper prints the integral over the ball, not divided by its volume; for many parameters that volume underflows
+    or overflows. This is the mean over the ball. For finite ``p`` it is estimated from draws ``u = delta U^{1/n} g /
+    |g|``, with ``stderr`` to first order from the scatter of ``|dL|^p``. For ``p = inf`` it is the maximum over the
+    ball by projected gradient ascent, upward and downward: a **lower bound**, with the relative first-order gap as
+    ``certificate``.
 
     ``delta`` is an absolute length, so this is not invariant under any rescaling. The l2 term is not in the loss.
 
@@ -72,8 +72,8 @@ def delta_sharpness(
     loss = DisplacedLoss(task, bn_mode, dtype)
     remark = loss.for_differences()
     with loss.prepared():
-        found = _maximum(loss, delta, steps, seed) if p == math.inf else _mean(loss, delta, p, draws, seed)
-    return remarked(found, remark)
+        measure = _maximum(loss, delta, steps, seed) if p == math.inf else _mean(loss, delta, p, draws, seed)
+    return remarked(measure, remark)
 
 
 def _mean(loss: DisplacedLoss, delta: float, p: float, draws: int, seed: int) -> Measure:

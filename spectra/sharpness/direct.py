@@ -1,4 +1,4 @@
-"""Normalized sharpness without second derivatives: the rise of the loss under noise plus what the noise costs.
+"""normalized_sharpness_direct: normalized sharpness from losses under noise, without second derivatives.
 
 References:
     [NA] Tsuzuku, Sato and Sugiyama, "Normalized flat minima: exploring scale invariant definition of flat minima for
@@ -29,7 +29,7 @@ from spectra.sharpness.layouts import Layout, weight_layouts
 from spectra.task.task import Task
 
 FORM = "direct"
-# Part of the mean of H_ij W_ij^2 that is added to each H_ij W_ij^2 for the start, so that no scale begins at infinity.
+# Share of the mean of H_ij W_ij^2 that is added to each H_ij W_ij^2 for the start, so that no scale starts at infinity.
 _FLOOR = 1e-4
 _RATE, _DECAYS = 0.1, (0.9, 0.99)  # of Adam, in the logarithm of a variance
 
@@ -45,7 +45,7 @@ def normalized_sharpness_direct(
     seed: int = 0,
     dtype: str = "float64",
 ) -> Measure:
-    """The least sum of the loss's rise under Gaussian noise and of what the noise costs, over scales of units.
+    """The minimum over unit scales of the loss's rise under Gaussian noise plus the cost of the noise.
 
     ``inf_{x,y} E L(W + sqrt(s) * e) - L(W) + sum_ij W_ij^2 / (2 lam s_ij)`` with ``s_ij = exp(x_i + y_j)`` the variance
     of the noise on weight ``ij`` of each matrix, all matrices at once, and ``e ~ N(0, I)``; biases and normalisation
@@ -53,27 +53,27 @@ def normalized_sharpness_direct(
     tends to the ``"pacbayes"`` form of :func:`spectra.normalized_sharpness` where the diagonal of the Hessian has no
     negative entry; for a quadratic loss it is that at any ``lam``. Invariant under node-wise rescaling.
 
-    The problem is not convex. The scales start from those of the second-order definition (with a small part of the
-    mean added, so that all are finite) and are moved by Adam on the reparametrised gradient, a pair ``+e, -e`` per
-    step; their mean over the second half is taken if it is better than the start. The value is the objective at these
-    scales over **other** draws, each a pair: an unbiased estimate, with ``stderr``, of an **upper bound** of the
-    infimum.
+    The problem is not convex. The scales start from those of the second-order definition (with a small share of the
+    mean added, so that all are finite). Adam then moves them along the reparametrised gradient, with a pair ``+e, -e``
+    per step. Their mean over the second half of the steps is used if it is better than the start. The value is the
+    objective at these scales over **other** draws, each a pair: an unbiased estimate, with ``stderr``, of an **upper
+    bound** of the infimum.
 
     Cost: the exact diagonal, ``2 steps`` gradients, and ``6 draws`` losses of a third of a gradient each.
 
     Args:
         task: the task; its ``l2`` term has no part.
         bn_mode: "eval" or "recalibrated".
-        lam: the weight of the noise's cost, ``lambda``. The order of networks depends on it: two values compare only
-            at one.
+        lam: ``lambda``, the weight of the noise's cost. The order of networks depends on it, so compare values only at
+            equal ``lam``.
         steps: of the search; 0 leaves the scales where they start.
         draws: pairs that the value is averaged over, at least 2.
         seed: of all draws.
         dtype: "float64" or "float32", of the losses.
 
     Returns:
-        The measure; NaN with the reason in train mode, where the curvature is zero or unknown, or where weights that
-        are exactly zero leave scales without a least value.
+        The measure. NaN with the reason in train mode, if the curvature is zero or unknown, or if weights that are
+        exactly zero leave scales without a minimum.
 
     Raises:
         ArgumentError: an argument outside its range.
@@ -112,9 +112,9 @@ def _measured(noise: _Noise, steps: int, draws: int, seed: int) -> Measure:
     searching, choosing, valuing = (int(n) for n in np.random.SeedSequence(seed).generate_state(3))
     chosen = noise.start
     if steps:
-        found = noise.search(chosen, steps, searching)
-        if _better(noise.values(found, draws, choosing), noise.values(chosen, draws, choosing)):
-            chosen = found
+        searched = noise.search(chosen, steps, searching)
+        if _better(noise.values(searched, draws, choosing), noise.values(chosen, draws, choosing)):
+            chosen = searched
     price = noise.price(chosen)
     rise, error = moments_of(noise.rises(chosen, draws, valuing))
     return Measure(
@@ -158,7 +158,7 @@ class _Matrix:
 
 
 class _Noise:
-    """The rise of the loss under noise of given scales, what it costs, and where the scales begin.
+    """The rise of the loss under noise of given scales, the cost of the noise, and the initial scales.
 
     Raises:
         NumericsError: the start could not be certified.
@@ -193,16 +193,16 @@ class _Noise:
 
     def price(self, scales: Scales) -> float:
         """``sum W^2 / (2 lam s)``."""
-        parts = [p.squares * np.exp(-x[:, None] - y[None, :]) for p, (x, y) in zip(self.matrices, scales)]
-        return sum(float(part.sum()) for part in parts) / (2 * self.lam)
+        costs = [p.squares * np.exp(-x[:, None] - y[None, :]) for p, (x, y) in zip(self.matrices, scales)]
+        return sum(float(part.sum()) for part in costs) / (2 * self.lam)
 
     def rises(self, scales: Scales, draws: int, seed: int) -> list[float]:
         """The rise of the loss under each of the draws, the mean of both signs."""
-        found = []
+        results = []
         for e, _ in gaussian(self.loss.n, draws, seed):
             shift = self.shift(scales, e.to(self.loss.device))
-            found.append((self.loss.loss(shift) + self.loss.loss(-shift)) / 2 - self.base)
-        return found
+            results.append((self.loss.loss(shift) + self.loss.loss(-shift)) / 2 - self.base)
+        return results
 
     def values(self, scales: Scales, draws: int, seed: int) -> list[float]:
         """The objective under each of the draws."""
@@ -256,7 +256,7 @@ def _start(name: str, h: Array, u: Array, lam: float) -> tuple[Array, Array]:
     if not mean > 0:
         raise TaskError(f"the curvature of {name} is 0 wherever its weights are not: noise on it costs nothing")
     lifted = h + np.divide(_FLOOR * mean, u, out=np.zeros_like(u), where=u > 0)
-    found = balance([Link(0, 1, lifted), Link(1, 0, u.T)], list(h.shape))
-    if not found.attained:
+    balanced = balance([Link(0, 1, lifted), Link(1, 0, u.T)], list(h.shape))
+    if not balanced.attained:
         raise TaskError(f"weights of {name} are exactly 0 in such places that no scales are best: the noise has no end")
-    return found.potentials[0] - math.log(lam) / 2, -found.potentials[1]
+    return balanced.potentials[0] - math.log(lam) / 2, -balanced.potentials[1]

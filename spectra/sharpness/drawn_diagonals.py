@@ -1,8 +1,9 @@
-"""The diagonal of the Hessian from random directions: by products, and by the finite differences of two papers.
+"""drawn_diagonal: the diagonal of the Hessian estimated from random directions, by products or finite differences.
 
-Each is an average over draws, with a standard error for every entry. Where the exact diagonal exists it is cheaper and
-has no error; these are for what has none (batch norm in train mode, smooth networks) and for comparison with the
-papers. A measure that sets negative entries to 0, or takes a minimum over scales, is **biased** by their scatter.
+Each estimate is an average over draws, with a standard error for every entry. The exact diagonal, if it exists, is
+cheaper and has no error. These estimates are for networks without one (batch norm in train mode, smooth networks) and
+for comparison with the papers. Their scatter **biases** measures that set negative entries to 0 or minimise over
+scales.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def drawn_diagonal(
     At ``eps = 0`` exactly covariant under a rescaling of units, at any radius; the variance
     ``sum_{j != i} H_ij^2 (D_j / D_i)^2`` explodes for small weights, and a weight of 0 has no estimate.
 
-    Finite differences see the ridges at the kinks of ReLU networks, which the other and the exact diagonal do not.
+    Finite differences include the kinks of ReLU networks; ``"probes"`` and the exact diagonal do not.
 
     Args:
         task: the task; its ``l2`` has no part.
@@ -107,7 +108,7 @@ def drawn_diagonal(
 
 
 def _averaged(draws: int, n: int, draw: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean and its standard error, entry by entry, adding up what deviates from the first draw."""
+    """The mean and its standard error by entry, summed as deviations from the first draw."""
     first = draw()
     total, squares = torch.zeros_like(first), torch.zeros_like(first)
     for _ in range(draws - 1):
@@ -131,7 +132,7 @@ def _difference(loss: DisplacedLoss, steps: torch.Tensor, direction: torch.Tenso
 
 
 def _steps(loss: DisplacedLoss, method: str, radius: float, eps: float) -> torch.Tensor:
-    """How far each parameter moves, ``(n,)``."""
+    """The displacement of each parameter, ``(n,)``."""
     if method == "ni":
         steps = radius * (loss.theta.abs() + eps)
         if not bool((steps > 0).all()):

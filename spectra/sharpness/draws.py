@@ -1,4 +1,4 @@
-"""Draws around a point, each from a child of the seed, and the mean and error of what they gave."""
+"""Random displacements, each from its own child of the seed, and the mean and standard error over draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 def gaussian(n: int, draws: int, seed: int) -> Iterator[tuple[torch.Tensor, float]]:
     """Standard normal vectors ``(n,)``, float64 on the CPU, each with a uniform number in [0, 1) of its own.
 
-    A draw depends on the seed, its place and ``n`` only.
+    A draw depends only on the seed, its index and ``n``.
     """
     for child in np.random.SeedSequence(seed).spawn(draws):
         generator = np.random.Generator(np.random.Philox(child))

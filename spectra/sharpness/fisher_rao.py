@@ -1,4 +1,4 @@
-"""The Fisher-Rao norm of a network, in the three forms that go by this name."""
+"""fisher_rao_norm: the Fisher-Rao norm of a network, in the three forms known by this name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fisher_rao_norm(
     draws: int = 32,
     seed: int = 0,
 ) -> Measure:
-    """The Fisher-Rao norm: how strongly the loss of single samples, or all of it, changes with the weights' own scale.
+    """The Fisher-Rao norm: how strongly the loss changes when the weights are scaled.
 
     ``"diagonal"``: ``sum_i theta_i^2 mean_n (d l_n / d theta_i)^2``, by the labels of the data, NA (25). ``"liang"``:
     ``mean_n <theta, grad l_n>^2``, the full quadratic form in the empirical Fisher matrix, of which the former is the
@@ -48,10 +48,11 @@ def fisher_rao_norm(
         task: the task; its ``l2`` has no part.
         form: one of the three.
         bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode no sample has a loss of its own.
-        dtype: to compute in; the parameters' own with None.
-        method: of the diagonal of ``"hessian"``, as in :func:`spectra.exact_diagonal`, as are
-        draws: and
-        seed: ``stderr`` is the most that the errors of the entries make of the sum, however they go together.
+        dtype: of the computation; None for the parameters' own.
+        method: of the diagonal of ``"hessian"``, as in :func:`spectra.exact_diagonal`. For drawn diagonals ``stderr``
+            is an upper bound of the error of the sum, for any correlation of the entries.
+        draws: number of draws, as in :func:`spectra.exact_diagonal`.
+        seed: of the draws.
 
     Returns:
         The measure; NaN with the reason where samples have no loss of their own.
@@ -101,13 +102,13 @@ def _of_curvature(task: Task, diagonal: ExactDiagonal) -> Measure:
             name: float((part * weights[name].detach().to(part).square()).sum()) for name, part in by_tensor.items()
         }
 
-    parts = total(diagonal)
+    terms = total(diagonal)
     return Measure(
-        value=sum(parts.values()),
+        value=sum(terms.values()),
         stderr=None if diagonal.stderr is None else sum(total(diagonal.stderr).values()),
         curvature=diagonal.kind,
         reason="; ".join([*diagonal.how, *diagonal.reasons]) or None,
-        details={"by_tensor": parts},
+        details={"by_tensor": terms},
         **conditions,
     )
 
@@ -118,7 +119,7 @@ def _full(operator: EmpiricalFisherOperator) -> float:
 
 
 def _diagonal(operator: EmpiricalFisherOperator) -> float:
-    """With ``s_n`` the slope of the criterion in the outputs of sample ``n``: its one column, pulled back once."""
+    """The form ``"diagonal"``: pulls back one column, the criterion's gradient in the outputs of each sample."""
     function, task = operator.function, operator.task
     total, plans = 0.0, Plans()
     squares = [tensor.detach().to(torch.float64).square() for tensor in function.theta]

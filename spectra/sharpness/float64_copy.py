@@ -1,4 +1,4 @@
-"""A network in float64 to take apart: a copy in eval mode, and a few samples that go through it."""
+"""A float64 copy of a network in eval mode, and a few samples on which to compare its outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROUNDINGS = 100  # of float32, by which outputs that pass through it may differ
 
 
 def float64_copy(task: Task, bn_mode: str = "eval") -> nn.Module:
-    """The model in float64 and eval mode, with running statistics estimated anew for ``bn_mode="recalibrated"``.
+    """A copy of the model in float64 and eval mode, with re-estimated running statistics for ``"recalibrated"``.
 
     Raises:
         TaskError: the model cannot be copied.
@@ -46,7 +46,7 @@ def float64_copy(task: Task, bn_mode: str = "eval") -> nn.Module:
 
 
 def few_samples(task: Task, model: nn.Module) -> Any:
-    """The first rows of the data, in float64 and where the model is.
+    """The first rows of the data, in float64 and on the model's device.
 
     Raises:
         DataError: there is no batch.
@@ -72,7 +72,7 @@ def leaves(value: Any) -> list[torch.Tensor]:
 
 
 def outputs(task: Task, model: nn.Module, batch: Any) -> list[torch.Tensor]:
-    """The tensors that the task's model returns for a batch, with another model in its place.
+    """The output tensors for a batch, with ``model`` in place of the task's model.
 
     Raises:
         TaskError: the model fails in float64, for instance because it casts to another dtype on the way.
@@ -85,12 +85,12 @@ def outputs(task: Task, model: nn.Module, batch: Any) -> list[torch.Tensor]:
 
 
 def difference(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
-    """The largest difference of two lists of outputs, relative to the largest entry; infinite if they do not compare.
+    """The largest difference of two lists of outputs, relative to the largest entry; infinite if shapes differ.
 
-    What is within the rounding of a float32 tensor that the network casts to on the way counts as 0.
+    If the network casts to float32, differences within float32 rounding count as 0.
 
     Raises:
-        TaskError: the outputs hold NaN or infinity, or are less precise than float32, so nothing can be said.
+        TaskError: the outputs hold NaN or infinity, or are less precise than float32.
     """
     carried = [torch.finfo(carried_dtype(tensor)) for tensor in before if tensor.is_floating_point()]
     unit = max((about.eps for about in carried), default=0.0)

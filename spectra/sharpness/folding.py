@@ -1,13 +1,13 @@
-"""Batch norm in eval mode, folded into the layer before it: the same function with fewer parameters.
+"""Folds batch norm in eval mode into the layer before it: the same function with fewer parameters.
 
 With ``s = gamma / sqrt(var + eps)`` a layer ``W x + b`` followed by batch norm is the layer::
 
     W~ = s W,    b~ = beta + (b - mean) s
 
-Scaling ``(W, mean, var)`` by ``(a, a, a^2)`` leaves the network's function alone for every ``a``, so the smallest trace
-over rescalings would be that of a network without the layer. Folding takes this freedom away. Batch norm that does not
-follow a layer directly (on the stream of a pre-activation network) is made a scale and a shift per channel, ``s`` and
-``beta - mean s``, with nothing else changed.
+Scaling ``(W, mean, var)`` by ``(a, a, a^2)`` preserves the network's function for every ``a``, so the smallest trace
+over rescalings would be that of a network without the layer. Folding removes this freedom. Batch norm that does not
+directly follow a layer (on the residual stream of a pre-activation network) becomes a scale and a shift per channel,
+``s`` and ``beta - mean s``.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Folded:
 
 
 def fold_batch_norm(task: Task, bn_mode: str = "eval") -> Folded:
-    """A float64 copy of a task's model with every batch norm folded, or made a diagonal layer where that cannot be.
+    """A float64 copy of a task's model with every batch norm folded or replaced by a diagonal layer.
 
-    It is folded where it directly follows a linear layer or convolution whose output goes nowhere else, both being
-    called once. The outputs of the copy are held against the model's own.
+    A batch norm is folded if it directly follows a linear layer or convolution whose output has no other use, and both
+    are called once. The outputs of the copy are compared with the model's own.
 
     Raises:
         TaskError: a batch norm without running statistics, or a copy that is not the same function.
@@ -82,25 +82,25 @@ def fold_batch_norm(task: Task, bn_mode: str = "eval") -> Folded:
     batch = few_samples(task, model)
     calls = _Calls(model)
     with calls:
-        found = outputs(task, model, batch)
+        folded_outputs = outputs(task, model, batch)
     pairs = [(norm, layer) for norm in norms if (layer := calls.layer_before(norm)) is not None]
     folded = tuple((names[id(norm)], names[id(layer)]) for norm, layer in pairs)
     for norm, layer in pairs:
         _fold(norm, layer)
         _replace(model, norm, nn.Identity())
-    taken = {id(norm) for norm, _ in pairs}
-    rest = [norm for norm in norms if id(norm) not in taken]
-    for norm in rest:
+    folded_ids = {id(norm) for norm, _ in pairs}
+    unfolded = [norm for norm in norms if id(norm) not in folded_ids]
+    for norm in unfolded:
         scale, shift = _affine(norm)
         trained = (norm.weight.requires_grad, norm.bias.requires_grad) if norm.affine else None
         _replace(model, norm, ChannelAffine(scale, shift, trained))
-    gap = difference(found, outputs(task, model, batch))
+    gap = difference(folded_outputs, outputs(task, model, batch))
     if not gap <= SAME:
         raise TaskError(
             f"batch norm cannot be folded: the network without it differs by {gap:.1e}; does its forward read the "
             "layers of batch norm themselves?"
         )
-    return Folded(model.eval(), folded, tuple(names[id(norm)] for norm in rest))
+    return Folded(model.eval(), folded, tuple(names[id(norm)] for norm in unfolded))
 
 
 def _affine(norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,7 +141,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 class _Calls(TorchFunctionMode):
-    """What was called in a pass: where the outputs of layers went, and how often each layer was called."""
+    """Records the calls of a pass: the uses of the outputs of layers, and the number of calls of each layer."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -161,19 +161,19 @@ class _Calls(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given, made = leaves([args, kwargs]), leaves(result)
-        if not made:
+        inputs, outputs = leaves([args, kwargs]), leaves(result)
+        if not outputs:
             return result
-        self.kept += [given, made]
-        for tensor in given:
+        self.kept += [inputs, outputs]
+        for tensor in inputs:
             self.uses[id(tensor)] = self.uses.get(id(tensor), 0) + 1
             for module in self.layers.get(id(tensor), []):
                 self.calls[id(module)] = self.calls.get(id(module), 0) + 1
-                self.made[id(made[0])] = (module, made[0])
+                self.made[id(outputs[0])] = (module, outputs[0])
             norm = self.norms.get(id(tensor))
             if norm is not None:
                 self.calls[id(norm)] = self.calls.get(id(norm), 0) + 1
-                self.inputs[id(norm)] = given[0]
+                self.inputs[id(norm)] = inputs[0]
         return result
 
     def layer_before(self, norm: _BatchNorm) -> nn.Module | None:

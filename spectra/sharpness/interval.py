@@ -1,4 +1,4 @@
-"""The sharpness along one direction: a mean of the p-th power of the change of the loss over a short interval.
+"""Sharpness along one direction: a mean of the p-th power of the change of the loss over a short interval.
 
 For a direction ``v`` and ``dL(t) = L(theta + t v) - L(theta)``::
 
@@ -28,7 +28,7 @@ FORMS = ("corrected", "printed")
 
 @dataclass(frozen=True)
 class Interval:
-    """The rule by which the interval is integrated, and what follows from the changes of the loss at its nodes.
+    """The quadrature rule of the interval, and the sharpness from the changes of the loss at its nodes.
 
     Gauss-Legendre with ``nodes`` nodes; for odd ``p``, where ``|dL|^p`` has a kink at 0, half of them on each side. For
     infinite ``p`` the maximum is taken over Chebyshev nodes with both ends, so it is a lower bound.
@@ -101,7 +101,10 @@ def theta_slope(
     gradient is not.
 
     Args:
+        gradient: ``t`` -> the gradient of the loss at ``theta + t v``.
         slope: ``g.v``.
+        delta: half the length of the interval.
+        p: the power.
         form: "corrected", or "printed": equation 15 as it stands in the paper, kept for comparison. Where the loss
             is smooth it is ``delta`` times a third derivative, in place of a second one: nearly nothing.
         centre: ``g(theta)``, which the printed form needs.

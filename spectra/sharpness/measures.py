@@ -1,12 +1,12 @@
-"""The sharpness measures of a task that need the diagonal of its curvature, exactly: minimum and normalized sharpness.
+"""Sharpness measures from the exact diagonal of the curvature: minimum and normalized sharpness of a task.
 
-The diagonal (or the traces of its tensors) is exact, and of the Hessian where the certificate of
-:mod:`spectra.exact.trace` says so; elsewhere it is the Gauss-Newton matrix's, and the measure says that it is.
-Diagonals from draws are an option of normalized sharpness: their noise does not average out of a square root or a
-minimum. ``l2`` has no part in any.
+The diagonal (or the traces by tensor) is exact. It is the Hessian's if the certificate of :mod:`spectra.exact.trace`
+holds; otherwise it is the Gauss-Newton matrix's, and the measure says so. Normalized sharpness also accepts diagonals
+from draws; their noise biases a square root or a minimum. No measure includes ``l2``.
 
 The cost of each is that of the exact trace or diagonal, ``C - 1`` back-propagations over the data for ``C`` outputs;
-what is then minimised is small beside it. What a network does not have is NaN with the reason, never an exception.
+the minimisation is cheap in comparison. A measure that does not exist for a network is NaN with the reason, never an
+exception.
 
 References:
     Ibayashi et al., "Minimum sharpness: scale-invariant parameter-robustness of neural networks", 2021.
@@ -77,8 +77,8 @@ def minimum_sharpness(
         train_draws: random products for ``details["train_mode_part"]``, what filters before batch norm have in train
             mode (:mod:`spectra.sharpness.train_part`), beside the value and never added to it. None by default.
         method: of the traces: ``"exact"``, or ``"monte-carlo"`` with a standard error, see :func:`spectra.exact_trace`.
-        draws: how many, for Monte-Carlo.
-        seed: of either.
+        draws: number of draws for ``"monte-carlo"``.
+        seed: of all random draws.
 
     Returns:
         The measure: ``form`` "bias-free" or "with biases", ``attained``, ``certificate`` (the gradient at the minimum
@@ -106,11 +106,11 @@ def minimum_sharpness(
         if trace.kind is None:
             return not_measured("; ".join(trace.reasons), **conditions)
         errors = trace.stderr_by_layer
-        found = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance, errors)
+        measure = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance, errors)
         if train_draws and network.folded.folded:
             part = _train_part(task, network, train_draws, seed)
-            found = replace(found, details={**found.details, "train_mode_part": part})
-        return _with_reasons(found, [*trace.how, *trace.reasons])
+            measure = replace(measure, details={**measure.details, "train_mode_part": part})
+        return _with_reasons(measure, [*trace.how, *trace.reasons])
 
     return _refused(measured, conditions)
 
@@ -180,7 +180,11 @@ def normalized_sharpness(
         diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled;
             ``"monte-carlo"``: the same from draws, with a standard error; or of the Hessian from draws, whose scatter
             biases the measure: ``"probes"``, ``"na"``, ``"ni"``, see
-            :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`, also for ``draws``, ``radius``, ``eps``, ``seed``.
+            :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`.
+        draws: number of random draws.
+        radius: of the finite differences of ``"na"`` and ``"ni"``, relative to the weights.
+        eps: of ``"ni"``.
+        seed: of the draws.
 
     Returns:
         The measure, with the values by tensor, and what was left out, in ``details``; beside them the sums over single
@@ -199,14 +203,14 @@ def normalized_sharpness(
         entries = drawn_diagonal(
             _with_loss(task, loss), diagonal, draws=draws, radius=radius, eps=eps, seed=seed, bn_mode=bn_mode
         )
-        found = normalized_of_diagonals(
+        measure = normalized_of_diagonals(
             task, entries.values, "hessian", form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
         )
         words = (
             f"the diagonal is from {draws} draws ({diagonal}): what is negative in it is set to 0, so the value is "
             f"biased; its standard error is {_scatter(entries):.0%} of it in the root mean square"
         )
-        return _with_reasons(found, [words])
+        return _with_reasons(measure, [words])
 
     def measured() -> Measure:
         if diagonal not in _SUMS:
@@ -214,10 +218,10 @@ def normalized_sharpness(
         exact = exact_diagonal(_with_loss(task, loss), bn_mode, method=diagonal, draws=draws, seed=seed)
         if exact.kind is None:
             return not_measured("; ".join(exact.reasons), **conditions)
-        found = normalized_of_diagonals(
+        measure = normalized_of_diagonals(
             task, exact, exact.kind, errors=exact.stderr, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
         )
-        return _with_reasons(found, [*exact.how, *exact.reasons])
+        return _with_reasons(measure, [*exact.how, *exact.reasons])
 
     return _refused(measured, conditions)
 
@@ -235,8 +239,8 @@ def matrix_normalized_sharpness(
         loss: ``"task"`` or ``"normalized"``.
         bn_mode: ``"eval"`` or ``"recalibrated"``.
         method: of the traces: ``"exact"``, or ``"monte-carlo"`` with a standard error, see :func:`spectra.exact_trace`.
-        draws: how many, for Monte-Carlo.
-        seed: of these.
+        draws: number of draws for ``"monte-carlo"``.
+        seed: of the draws.
 
     Returns:
         The measure; NaN with the reason if the trace of a matrix is negative: it is never cut off.
@@ -252,14 +256,16 @@ def matrix_normalized_sharpness(
         if trace.kind is None:
             return not_measured("; ".join(trace.reasons), **conditions)
         errors = trace.stderr_by_layer
-        found = matrix_normalized_of_traces(task, trace.by_layer, trace.kind, errors=errors, loss=loss, bn_mode=bn_mode)
-        return _with_reasons(found, [*trace.how, *trace.reasons])
+        measure = matrix_normalized_of_traces(
+            task, trace.by_layer, trace.kind, errors=errors, loss=loss, bn_mode=bn_mode
+        )
+        return _with_reasons(measure, [*trace.how, *trace.reasons])
 
     return _refused(measured, conditions)
 
 
 def _train_part(task: Task, network: Homogeneous, draws: int, seed: int) -> dict[str, Any]:
-    """The train-mode part, or the reason why there is none: the measure that it stands beside has its value."""
+    """The train-mode part, or the reason why there is none; the measure itself is not affected."""
     try:
         return train_mode_part(task, network.folded, draws, seed)
     except ArgumentError:
@@ -285,7 +291,7 @@ def _checked(loss: str) -> str:
 
 
 def _with_loss(task: Task, loss: str) -> Task:
-    """The task whose curvature is meant: without l2, and with the normalised cross-entropy if that is asked for."""
+    """The task whose curvature is used: without l2, and with the normalised cross-entropy if ``loss`` requests it."""
     if loss == "task":
         return replace(task, l2=0.0)
     if not task.splits:
@@ -305,14 +311,14 @@ def _with_loss(task: Task, loss: str) -> Task:
     return replace(task, criterion=normalized_cross_entropy, weight=weight, reduction="mean", l2=0.0)
 
 
-def _with_reasons(found: Measure, reasons: Sequence[str]) -> Measure:
-    """The measure, saying why its curvature is the Gauss-Newton matrix's where it is."""
-    said = [found.reason, *reasons] if found.reason else list(reasons)
-    return replace(found, reason="; ".join(said)) if said else found
+def _with_reasons(measure: Measure, reasons: Sequence[str]) -> Measure:
+    """The measure with the reasons why its curvature is the Gauss-Newton matrix's, if it is."""
+    sentences = [measure.reason, *reasons] if measure.reason else list(reasons)
+    return replace(measure, reason="; ".join(sentences)) if sentences else measure
 
 
 def _refused(measured: Callable[[], Measure], conditions: Mapping[str, Any]) -> Measure:
-    """What was measured, or the reason why it cannot be."""
+    """The measure, or NaN with the reason if it is refused."""
     try:
         return measured()
     except (TaskError, NumericsError) as error:

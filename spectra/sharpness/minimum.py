@@ -1,8 +1,8 @@
-"""Minimum sharpness: the smallest trace of the Hessian over the rescalings that leave the network's function alone.
+"""Minimum sharpness: the smallest trace of the Hessian over rescalings that preserve the network's function.
 
-The network is taken apart in eval mode: batch norm is folded into the layer before it, or made a diagonal linear layer
-where that cannot be (:mod:`spectra.sharpness.folding`); the free scales of its tensors are found from one forward pass
-(:mod:`spectra.sharpness.scale_groups`); the traces of their curvature blocks and a convex problem do the rest
+The computation has three steps, in eval mode. Batch norm is folded into the layer before it, or becomes a diagonal
+linear layer (:mod:`spectra.sharpness.folding`). The free scales of the tensors are found from one forward pass
+(:mod:`spectra.sharpness.scale_groups`). The traces of the curvature blocks then define a convex problem
 (:mod:`spectra.sharpness.rescaling`).
 
 References:
@@ -35,7 +35,7 @@ TRAIN_MODE = (
 
 @dataclass(frozen=True)
 class Homogeneous:
-    """A task whose network has no batch norm, with the scales that are free in it. Its ``l2`` is 0."""
+    """A task whose network has no batch norm, with its free scales. Its ``l2`` is 0."""
 
     task: Task  # the model without batch norm, in the dtype of the model that was given
     groups: ScaleGroups
@@ -45,7 +45,7 @@ class Homogeneous:
 def prepare_rescaling(
     task: Task, bn_mode: str = "eval", scale_groups: Mapping[str, Sequence[float] | float] | None = None
 ) -> Homogeneous:
-    """The network without batch norm and its free scales, each seen to leave its function alone.
+    """The network without batch norm and its free scales, verified to preserve its function.
 
     Args:
         task: the task.
@@ -123,28 +123,28 @@ def minimum_of_traces(
                 "negative as one likes: the Gauss-Newton matrix has none that are",
                 **conditions,
             )
-    found = minimise_rescaled(blocks, groups.exponents, groups.names, zero_tolerance)
-    factors = np.exp(groups.exponents @ found.log_scales)
+    minimum = minimise_rescaled(blocks, groups.exponents, groups.names, zero_tolerance)
+    factors = np.exp(groups.exponents @ minimum.log_scales)
     stderr = None
     if errors is not None:  # the scales are at their best, so that to first order they do not change
         stderr = sum(
             after / before * errors[name]
-            for name, before, after in zip(groups.names, blocks, found.blocks)
+            for name, before, after in zip(groups.names, blocks, minimum.blocks)
             if before > 0
         )
     return Measure(
-        value=found.value,
+        value=minimum.value,
         stderr=stderr,
-        attained=found.attained,
-        certificate=found.certificate,
-        reason=found.note,
+        attained=minimum.attained,
+        certificate=minimum.certificate,
+        reason=minimum.note,
         details={
             "trace": float(blocks.sum()),
             "free_scales": groups.free,
             "traces": dict(zip(groups.names, blocks.tolist())),
-            "rescaled_traces": dict(zip(groups.names, found.blocks.tolist())),
+            "rescaled_traces": dict(zip(groups.names, minimum.blocks.tolist())),
             "factors": dict(zip(groups.names, factors.tolist())),
-            "dropped": [groups.names[i] for i in found.dropped],
+            "dropped": [groups.names[i] for i in minimum.dropped],
             **described(network),
         },
         **conditions,
@@ -152,7 +152,7 @@ def minimum_of_traces(
 
 
 def described(network: Homogeneous) -> dict[str, object]:
-    """What was done with batch norm, for the details of a measure."""
+    """The treatment of batch norm, for the details of a measure."""
     if not (network.folded.folded or network.folded.diagonal):
         return {}
     return {

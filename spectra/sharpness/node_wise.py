@@ -1,4 +1,4 @@
-"""Node-wise minimum sharpness: one free scale per hidden unit or channel in place of one per layer.
+"""Node-wise minimum sharpness: one free scale per hidden unit or channel instead of one per layer.
 
 For a chain of layers, with ``d_ij`` the entries of the curvature's diagonal and ``u`` the log-scales of the units::
 
@@ -49,10 +49,10 @@ class Stage:
 
 
 def chain_of(network: Homogeneous) -> list[Stage]:
-    """The layers of a network as a chain, seen to be one by a random rescaling of its units.
+    """The layers of a network as a chain, verified by a random rescaling of its units.
 
     Raises:
-        TaskError: it is none: a parameter of another kind, a layer called twice, or a skip.
+        TaskError: the network is no chain: a parameter of another kind, a layer called twice, or a skip connection.
     """
     model = network.folded.model
     parameters = dict(model.named_parameters())
@@ -62,8 +62,8 @@ def chain_of(network: Homogeneous) -> list[Stage]:
     names = [layer.weight for layer in layers]
     others = [name for name in network.groups.names if name not in used]
     if not layers or others or len(set(names)) < len(names):
-        what = f"{others[0]} belongs to no linear layer or convolution" if others else "a layer is called twice"
-        raise TaskError(f"scales of single units are there for a chain of linear layers and convolutions: {what}")
+        defect = f"{others[0]} belongs to no linear layer or convolution" if others else "a layer is called twice"
+        raise TaskError(f"scales of single units are there for a chain of linear layers and convolutions: {defect}")
     stages: list[Stage] = []
     for layer in layers:
         layout = Layout(layer.groups, "transpose" in layer.kind)
@@ -77,7 +77,7 @@ def chain_of(network: Homogeneous) -> list[Stage]:
 
 
 def _check(network: Homogeneous, stages: list[Stage]) -> None:
-    """Hold the outputs under a random rescaling of all hidden units against those of the network as it is."""
+    """Compare the outputs under a random rescaling of all hidden units with those of the original network."""
     generator = np.random.default_rng(0)
     batch = few_samples(network.task, network.folded.model)
     factors = [np.exp(0.5 * generator.standard_normal(stage.outputs)) for stage in stages[:-1]]
@@ -91,7 +91,7 @@ def _check(network: Homogeneous, stages: list[Stage]) -> None:
 
 
 def rescale_units(network: Homogeneous, stages: list[Stage], factors: list[Array]) -> nn.Module:
-    """A float64 copy with the hidden units of each layer times their factors, undone by the layer after it."""
+    """A float64 copy with the hidden units of each layer scaled by their factors; the next layer compensates."""
     model = copy.deepcopy(network.folded.model)
     parameters = dict(model.named_parameters())
     ends = [np.ones(stages[0].units), *factors, np.ones(stages[-1].outputs)]
@@ -162,21 +162,21 @@ def minimum_of_diagonals(
             constant += float(entries.sum())
         else:
             links.append(Link(0 if last else i + 1, i, entries))
-    found = balance(links, sizes, fixed=0)
-    value = found.value + constant
+    balanced = balance(links, sizes, fixed=0)
+    value = balanced.value + constant
     traces = np.array([float(diagonal[name].double().sum()) for name in network.groups.names])
     layered = minimise_rescaled(traces, network.groups.exponents, network.groups.names)
     if not value <= layered.value * (1 + 1e-9):
         raise NumericsError(f"the node-wise minimum {value:.12g} is above that over layers, {layered.value:.12g}")
     return Measure(
         value=value,
-        attained=found.attained,
-        certificate=found.certificate,
+        attained=balanced.attained,
+        certificate=balanced.certificate,
         details={
             "trace": float(traces.sum()),
             "over_layers": layered.value,
             "free_scales": sum(sizes[1:]),
-            "log_scales": {s.weight: (-p / 2).tolist() for s, p in zip(stages, found.potentials[1:])},
+            "log_scales": {s.weight: (-p / 2).tolist() for s, p in zip(stages, balanced.potentials[1:])},
             **described(network),
         },
         **conditions,

@@ -1,4 +1,4 @@
-"""Normalized sharpness of one weight matrix, and the sums over single parameters that it is compared with.
+"""Normalized sharpness of one weight matrix, and the parameter-wise sums that it is compared with.
 
 For a matrix with ``h1`` rows (outputs) and ``h2`` columns (inputs): ``H_ij >= 0`` is the diagonal of the curvature,
 negative entries taken for 0, and ``U_ij = W_ij^2``; of a convolution both are summed over the positions of the kernel,
@@ -30,7 +30,7 @@ _SLACK = 1e-9  # rounding allowed in inequalities that hold exactly
 
 @dataclass(frozen=True)
 class MatrixSharpness:
-    """The value of one matrix, and what shows that it is the infimum."""
+    """The value of one matrix, with the certificate of the infimum."""
 
     value: float
     attained: bool
@@ -80,15 +80,15 @@ def normalized_matrix(
     h, u = _pair(h, u)
     if form == "icml":
         product = h @ u.T if side == "output" else h.T @ u
-        found = balance([Link(0, 0, product)], [len(product)])
+        balanced = balance([Link(0, 0, product)], [len(product)])
         other = np.zeros(h.shape[1] if side == "output" else h.shape[0])
-        scales = (found.potentials[0], other) if side == "output" else (other, found.potentials[0])
-        return MatrixSharpness(math.sqrt(found.value), found.attained, found.certificate, scales)
-    found = balance([Link(0, 1, h), Link(1, 0, u.T)], list(h.shape))
-    check_between(h, u, found.value / 2)
+        scales = (balanced.potentials[0], other) if side == "output" else (other, balanced.potentials[0])
+        return MatrixSharpness(math.sqrt(balanced.value), balanced.attained, balanced.certificate, scales)
+    balanced = balance([Link(0, 1, h), Link(1, 0, u.T)], list(h.shape))
+    check_between(h, u, balanced.value / 2)
     factor = (2 * lam) ** -0.5 * (0.5 if form == "pacbayes" else 1.0)
-    scales = (found.potentials[0], -found.potentials[1])
-    return MatrixSharpness(factor * found.value, found.attained, found.certificate, scales, factor)
+    scales = (balanced.potentials[0], -balanced.potentials[1])
+    return MatrixSharpness(factor * balanced.value, balanced.attained, balanced.certificate, scales, factor)
 
 
 def check_options(form: str, lam: float, side: str) -> None:
@@ -102,7 +102,7 @@ def check_options(form: str, lam: float, side: str) -> None:
 
 
 def check_between(h: Array, u: Array, half: float) -> None:
-    """Hold half the normalized sharpness between the bounds that it has for every matrix.
+    """Check half the normalized sharpness against bounds that hold for every matrix.
 
     ``sum_ij sqrt(H_ij U_ij) <= S/2 <= sqrt(sum H sum U)``: a scale per entry below, one for the matrix above.
 

@@ -1,4 +1,4 @@
-"""Norms of the parameters and of the gradient: the baselines that cost next to nothing, and are not invariant."""
+"""Norms of the parameters and of the gradient: cheap baselines that are not invariant under rescaling."""
 
 from __future__ import annotations
 

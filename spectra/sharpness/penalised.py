@@ -1,4 +1,4 @@
-"""The penalised sum over single parameters, NS'(lambda'), of a network: a scale per parameter, at a price.
+"""penalised_sharpness: the penalised parameter-wise sum NS'(lambda'), with one scale per parameter at a price.
 
 References:
     Tsuzuku, Sato and Sugiyama, "Normalized flat minima", ICML 2020, equation (17).
@@ -76,8 +76,8 @@ def penalised_sharpness(
         h = entries.detach().to("cpu", torch.float64)
         cut, kept = cut + float(-h.clamp(max=0).sum()), kept + float(h.clamp(min=0).sum())
         u = weights[name].detach().to("cpu", torch.float64).square()
-        found = penalised_parameter_wise(h.clamp(min=0).numpy(), u.numpy(), lam, points)
-        by_tensor[name], certificate = found.value, max(certificate, found.certificate)
+        minimum = penalised_parameter_wise(h.clamp(min=0).numpy(), u.numpy(), lam, points)
+        by_tensor[name], certificate = minimum.value, max(certificate, minimum.certificate)
         twice += 2 * parameter_wise(h.clamp(min=0).numpy(), u.numpy())
     return Measure(
         value=sum(by_tensor.values()),

@@ -1,4 +1,4 @@
-"""Normalized sharpness of a network: the sum of that of its weight matrices, from the diagonal of the curvature.
+"""Normalized sharpness of a network: the sum over its weight matrices, from the diagonal of the curvature.
 
 References:
     [NA] Tsuzuku, Sato and Sugiyama, "Normalized flat minima", arXiv:1901.04653 (2019).
@@ -41,9 +41,9 @@ def normalized_of_diagonals(
 ) -> Measure:
     """Normalized sharpness: :func:`spectra.sharpness.normalized.normalized_matrix` summed over the weight matrices.
 
-    Negative entries of the diagonal are taken for 0, which is a choice by sign and so does not depend on scales;
-    ``clipped`` is the sum of what was cut off over the sum of the positive entries. Biases and the parameters of
-    normalisation layers have no part and are listed.
+    Negative entries of the diagonal are set to 0. This depends on their sign only, so it does not affect the
+    invariance. ``clipped`` is the sum of the removed entries over the sum of the positive ones. Biases and the
+    parameters of normalisation layers are left out and listed.
 
     Args:
         task: the task whose model has the weights.
@@ -76,13 +76,15 @@ def normalized_of_diagonals(
         flat = entries.numpy().ravel(), square.numpy().ravel()
         parameters, rao = parameters + parameter_wise(*flat), rao + fisher_rao_from_diagonal(*flat)
         total = 0.0
-        known = layout.blocks(torch.zeros_like(entries) if errors is None else errors[name].to("cpu", torch.float64))
-        for h, u, e in zip(layout.blocks(entries), layout.blocks(square), known):
-            found = normalized_matrix(h.entries, u.entries, form, lam, side)
-            error += found.slope(e.entries)
-            total += found.value**2 if form == "icml" else found.value  # one radical for the whole matrix
-            attained &= found.attained
-            certificate = max(certificate, found.certificate)
+        error_blocks = layout.blocks(
+            torch.zeros_like(entries) if errors is None else errors[name].to("cpu", torch.float64)
+        )
+        for h, u, e in zip(layout.blocks(entries), layout.blocks(square), error_blocks):
+            result = normalized_matrix(h.entries, u.entries, form, lam, side)
+            error += result.slope(e.entries)
+            total += result.value**2 if form == "icml" else result.value  # one radical for the whole matrix
+            attained &= result.attained
+            certificate = max(certificate, result.certificate)
         by_layer[name] = math.sqrt(total) if form == "icml" else total
     return Measure(
         value=float(sum(by_layer.values())),

@@ -1,4 +1,4 @@
-"""The smallest trace that rescaling can give: the convex problem behind minimum sharpness.
+"""The smallest trace over rescalings: the convex problem behind minimum sharpness.
 
 A rescaling of a positively homogeneous network multiplies parameter tensor ``g`` by ``exp(a_g . u)`` for free
 log-scales ``u``, and the trace ``T_g`` of its curvature block by ``exp(-2 a_g . u)``. The smallest total is::
@@ -6,7 +6,8 @@ log-scales ``u``, and the trace ``T_g`` of its curvature block by ``exp(-2 a_g .
     F* = inf_u  sum_g T_g exp(-2 a_g . u)
 
 which is convex in ``u``. Blocks that some direction drives to 0 without making another grow are dropped first (the
-infimum is then not attained); what is left has a minimiser, found by damped Newton steps and certified by its gradient.
+infimum is then not attained). The remaining problem has a minimiser, found by damped Newton steps and certified by its
+gradient.
 
 References:
     Ibayashi et al., "Minimum sharpness", 2021 (Theorem 1; the rescaling of biases in its section 4). The paper's
@@ -26,13 +27,13 @@ from spectra.errors import ArgumentError, NumericsError
 Array = npt.NDArray[np.float64]
 
 CERTIFIED = 1e-9  # the largest relative gradient that is still called a minimum
-_PRICE = 1e-6  # of a log-scale's move, where a block's fall by 1 is worth 1
+_PRICE = 1e-6  # cost of moving a log-scale, relative to the gain of lowering a block by 1
 _LARGEST_STEP = 10.0  # no exponent moves further than this in one step
 
 
 @dataclass(frozen=True)
 class Rescaled:
-    """The infimum over rescalings, and what shows that it is one."""
+    """The infimum over rescalings, with its certificate."""
 
     value: float
     attained: bool  # whether some rescaling reaches it; otherwise it is approached along `recession`
@@ -126,8 +127,8 @@ def minimise_rescaled(
     tiny = (blocks > 0) & (blocks <= zero_tolerance * blocks.sum())
     note = None
     if tiny.any():
-        which = ", ".join(str(names[i] if names is not None else i) for i in map(int, np.flatnonzero(tiny)))
-        note = f"taken for 0, below {zero_tolerance:g} of the total: {which} (a dead layer?)"
+        tiny_names = ", ".join(str(names[i] if names is not None else i) for i in map(int, np.flatnonzero(tiny)))
+        note = f"taken for 0, below {zero_tolerance:g} of the total: {tiny_names} (a dead layer?)"
     kept = (blocks > 0) & ~tiny
     recession = np.zeros(a.shape[1])
     while True:  # one round finds all of them; the next one shows that none is left
@@ -201,7 +202,7 @@ def _newton(logs: Array, a: Array) -> tuple[Array, float, float]:
         return u, 0.0, 0.0
     if not a.any():
         return u, float(np.exp(logs).sum()), 0.0
-    # Independent columns: the other log-scales stay at 0, and no direction is left along which nothing changes.
+    # Independent columns: the other log-scales stay at 0, so that every remaining direction changes the value.
     _, r, order = qr(a, mode="economic", pivoting=True)
     pivots = np.abs(np.diag(r))
     columns = np.sort(order[: int((pivots > 1e-10 * pivots[0]).sum())])
@@ -235,8 +236,8 @@ def _newton(logs: Array, a: Array) -> tuple[Array, float, float]:
                 break
             length /= 2
         if moved >= value:  # rounding hides what a step gains; the gradient still tells
-            there = np.exp(np.minimum(logs - 2 * free @ (c + step), 600.0))
-            if relative_gradient(there, free) < relative_gradient(t, free):
+            terms = np.exp(np.minimum(logs - 2 * free @ (c + step), 600.0))
+            if relative_gradient(terms, free) < relative_gradient(t, free):
                 c = c + step
             break
         c = c + length * step

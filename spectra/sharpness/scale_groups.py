@@ -1,8 +1,7 @@
-"""ScaleGroups: which rescalings of the parameter tensors leave a network's function alone.
+"""ScaleGroups: the rescalings of the parameter tensors that preserve a network's function.
 
-Tensor ``g`` scales by ``exp(a_g . u)`` for free log-scales ``u``. They are found from one forward pass
-(:mod:`spectra.sharpness.degrees`), and none is used before a random rescaling of all of them has been seen to leave the
-outputs alone.
+Tensor ``g`` scales by ``exp(a_g . u)`` for free log-scales ``u``. The exponents are found from one forward pass
+(:mod:`spectra.sharpness.degrees`). Before use, random rescalings verify that the outputs do not change.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ class ScaleGroups:
 
 
 def find_scale_groups(task: Task, model: nn.Module) -> ScaleGroups:
-    """The rescalings of a float64 model in eval mode that leave its outputs alone, found from one forward pass.
+    """The rescalings of a float64 model in eval mode that preserve its outputs, found from one forward pass.
 
-    Parameters that do not train stay as they are. Parameters that the pass does not use have exponent 0.
+    Frozen parameters are not rescaled. Parameters that the pass does not use have exponent 0.
 
     Args:
         task: the task that says how the model is called, and with what.
         model: in place of the task's own: without batch norm (:func:`spectra.sharpness.folding.fold_batch_norm`).
 
     Raises:
-        TaskError: the network is not positively homogeneous, or the rescalings found do not leave it alone.
+        TaskError: the network is not positively homogeneous, or the rescalings found change its outputs.
     """
     batch = few_samples(task, model)
     degrees = record_degrees(model, batch, lambda: outputs(task, model, batch))
@@ -80,7 +79,7 @@ def given_scale_groups(model: nn.Module, exponents: Mapping[str, Sequence[float]
 
 
 def check_scale_groups(task: Task, model: nn.Module, groups: ScaleGroups, seed: int = 0) -> None:
-    """Hold the outputs under random rescalings against those of the float64 model as it is.
+    """Compare the outputs under random rescalings with those of the original float64 model.
 
     Raises:
         TaskError: they differ.
@@ -108,7 +107,7 @@ def rescaled(model: nn.Module, factors: Mapping[str, float]) -> nn.Module:
 
 
 def _solved(names: Sequence[str], degrees: Degrees) -> npt.NDArray[np.float64]:
-    """The exponents over the unknowns that the constraints leave free, by elimination in fractions."""
+    """The exponents in terms of the unknowns that remain free under the constraints, by exact elimination."""
     pivots: dict[int, Form] = {}  # unknown -> the form that it equals, in unknowns that are no pivots
     for constraint in degrees.constraints:
         form = _substituted(constraint, pivots)

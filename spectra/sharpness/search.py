@@ -1,4 +1,4 @@
-"""The search for the direction in which BN-sharpness is greatest, on a product of spheres.
+"""Search: the ascent to the direction of greatest BN-sharpness, on a product of spheres.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019, equations
@@ -20,8 +20,8 @@ from spectra.sharpness.bn_neurons import Neurons
 from spectra.sharpness.draws import gaussian
 from spectra.sharpness.interval import Interval, direction_slope
 
-_ARMIJO = 0.25  # of the gain that the slope promises; a small one lets steps overshoot, and ascent crawl
-_PARTS = (1 / 2, 1 / 4, 1 / 8)  # of a power step that does not gain
+_ARMIJO = 0.25  # required share of the gain predicted by the slope; a small share lets steps overshoot
+_PARTS = (1 / 2, 1 / 4, 1 / 8)  # fractions tried for a power step without gain
 _NO_GAIN = 1e-12  # relative: a step that gains less ends the search
 
 
@@ -96,9 +96,9 @@ class Search:
         norms = self.blocks.norms(here.slope)  # a block without slope stays where it is
         direction = torch.where(self.blocks.spread(norms) > 0, here.slope, here.v)
         aim = self.blocks.on_spheres(direction, self.radii)
-        whole = self.point(aim)
-        if whole.value > here.value * (1 + _NO_GAIN):
-            return whole, size
+        full_step = self.point(aim)
+        if full_step.value > here.value * (1 + _NO_GAIN):
+            return full_step, size
         for part in _PARTS:
             v = self.blocks.on_spheres(here.v + part * (aim - here.v), self.radii)
             if self.value(v) > here.value * (1 + _NO_GAIN):
@@ -127,5 +127,5 @@ class Search:
         if self.gradient != "quadrature":
             here = self._by_quadrature(here.v)
         across = self.blocks.tangent(here.slope, here.v, self.radii)
-        whole, part = (float((self.blocks.norms(x) * self.radii).norm()) for x in (here.slope, across))
-        return part / whole if whole > 0 else 0.0
+        full_norm, tangent_norm = (float((self.blocks.norms(x) * self.radii).norm()) for x in (here.slope, across))
+        return tangent_norm / full_norm if full_norm > 0 else 0.0

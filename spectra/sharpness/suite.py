@@ -1,4 +1,4 @@
-"""The sharpness measures of one record: those that were asked for, at the parameters of its run."""
+"""measure_all: the requested sharpness measures of one record, at the parameters of its run."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from spectra.task.task import Task
 def measure_all(
     task: Task, names: str | Sequence[str] = "cheap", bn_mode: str = "eval", faults: Faults | None = None
 ) -> dict[str, Measure]:
-    """The measures of these names; one that does not exist here is NaN with its reason.
+    """The measures with the given names; a measure that does not exist for the task is NaN with the reason.
 
-    Within a block that limits the cost (``runtime.allowance``) those that are not asked for by name are drawn where
-    they would cost more than is left, and left out where even that does: NaN with what they would cost.
+    Within a block that limits the cost (``runtime.allowance``), a measure that was not requested by name is estimated
+    from draws if the exact one exceeds the remaining budget. If the draws exceed it too, it is NaN with its cost.
 
     Args:
         task: the task.
         names: ``"all"``, ``"none"``, ``"cheap"``, or names of :data:`spectra.results.measure_catalogue.CATALOGUE`.
         bn_mode: how batch norm is evaluated. BN-sharpness is defined in train mode, and computed in it always; in that
             mode those that need the loss of single samples, or an exact diagonal, are left out.
-        faults: keeps an error that is no refusal by spectra; the measure is NaN. None: it is raised.
+        faults: collects unexpected errors; the measure is then NaN. With None they are raised.
 
     Returns:
         Name -> measure, in the order of the catalogue.
@@ -44,7 +44,7 @@ def measure_all(
         ArgumentError: a name that is not there.
         Exception: an unforeseen error, without ``faults``.
     """
-    found: dict[str, Measure] = {}
+    measures: dict[str, Measure] = {}
     chosen, named = chosen_measures(names), named_measures(names)
     for index, name in enumerate(chosen):
         entry = CATALOGUE[name]
@@ -53,15 +53,15 @@ def measure_all(
         mode = {} if name == "squared_norm" else {"bn_mode": "train" if entry.always_train else bn_mode}
         with part("measures", index, len(chosen), name), limited(None) if name in named else nullcontext():
             try:
-                found[name] = _affordable(name, task, mode)
+                measures[name] = _affordable(name, task, mode)
             except Exception as error:
                 if not is_refusal(error):
                     if faults is None:
                         raise
                     faults.add(f"measure {name}", error)
                 form = str(entry.options.get("form", "default"))
-                found[name] = not_measured(in_one_line(error), form=form, **mode)
-    return found
+                measures[name] = not_measured(in_one_line(error), form=form, **mode)
+    return measures
 
 
 def _affordable(name: str, task: Task, mode: dict[str, str]) -> Measure:
@@ -91,15 +91,15 @@ def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:
 
 @exclusively
 def task_of(operator: CurvatureOperator) -> Task:
-    """The operator's task at the operator's parameters: a copy of the model where training has gone on since."""
+    """The operator's task at the operator's parameters; with a copy of the model if training has changed it."""
     task, function = operator.task, operator.function
     live = dict(task.model.named_parameters())
-    meant = dict(zip(function.names, function.theta))
-    if all(torch.equal(live[name].detach().to(tensor), tensor.detach()) for name, tensor in meant.items()):
+    parameters = dict(zip(function.names, function.theta))
+    if all(torch.equal(live[name].detach().to(tensor), tensor.detach()) for name, tensor in parameters.items()):
         return task
     model = copy.deepcopy(task.model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in meant:
-                parameter.copy_(meant[name])
+            if name in parameters:
+                parameter.copy_(parameters[name])
     return replace(task, model=model)

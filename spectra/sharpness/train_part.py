@@ -1,13 +1,13 @@
-"""What filters before batch norm have in train mode in place of a minimum over their scales.
+"""train_mode_part: the curvature of filters before batch norm in train mode, where no minimum over scales exists.
 
-In train mode (``eps -> 0``) the loss does not depend on the norm of a filter ``w_i`` before batch norm, so its scale is
-free and the smallest trace over it is 0. What does not move along that scale is the trace of the filter's block at unit
-norm::
+In train mode (``eps -> 0``) the loss does not depend on the norm of a filter ``w_i`` before batch norm. So its scale is
+free, and the smallest trace over the scale is 0. The trace of the filter's block at unit norm does not depend on the
+scale::
 
     sum_i T_i |w_i|^2
 
-with ``T_i`` the trace of its block of the Gauss-Newton matrix in train mode: the Hessian's block can be negative. It is
-estimated from random products, since batch norm in train mode has no exact form; it is a number of its own, beside
+with ``T_i`` the trace of its block of the Gauss-Newton matrix in train mode (the Hessian's block can be negative). It
+is estimated from random products, because batch norm in train mode has no exact form. It is reported separately from
 minimum sharpness and never added to it.
 """
 
@@ -55,18 +55,18 @@ def train_mode_part(task: Task, folded: Folded, draws: int = 8, seed: int = 0) -
     norms = {name: layouts[name].matrix(parameters[name].detach().double().square()).sum(1) for name in names}
     operator = GGNOperator(replace(task, l2=0.0), bn_mode="train")
     generator = torch.Generator().manual_seed(seed)
-    function, parts = operator.function, np.zeros((draws, len(names)))
+    function, traces_by_draw = operator.function, np.zeros((draws, len(names)))
     for draw in range(draws):
         signs = torch.randint(0, 2, (function.n,), generator=generator).mul_(2).sub_(1)
         v = signs.to(function.device, function.dtype)
         pieces = dict(zip(function.names, function.unflatten(v * (operator @ v))))
         for column, name in enumerate(names):
             traces = layouts[name].matrix(pieces[name]).sum(1)  # (filters,)
-            parts[draw, column] = float(traces @ norms[name])
-    totals = parts.sum(axis=1)
+            traces_by_draw[draw, column] = float(traces @ norms[name])
+    totals = traces_by_draw.sum(axis=1)
     return {
         "value": float(totals.mean()),
         "stderr": float(totals.std(ddof=1)) / math.sqrt(draws),
         "draws": draws,
-        "by_layer": dict(zip(names, parts.mean(axis=0).tolist())),
+        "by_layer": dict(zip(names, traces_by_draw.mean(axis=0).tolist())),
     }

@@ -1,4 +1,4 @@
-"""Training with BN-sharpness as a regulariser, around any torch optimizer.
+"""BNSharpnessOptimizer: training with BN-sharpness as a regulariser, around any torch optimizer.
 
 References:
     Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019,
@@ -52,9 +52,9 @@ class BNSharpnessOptimizer:
         p: an integer of at least 1.
         ascent_steps: ``K1``, 0 or 5 in the paper.
         max_norm: what ``h`` is clipped to, 0.1 in the paper.
-        project_radial: take the part of ``h`` along the weights of each BN neuron out. With it ``h`` is the gradient of
-            the sharpness (its supremum); without, as in the paper, that of the sharpness along a fixed ``v``, which
-            shrinks or grows weights whose length the loss does not depend on.
+        project_radial: remove the part of ``h`` along the weights of each BN neuron. With it, ``h`` is the gradient of
+            the sharpness (its supremum). Without it, as in the paper, ``h`` is the gradient along a fixed ``v``, which
+            shrinks or grows weights whose norm the loss does not depend on.
         form: "corrected", or "printed": the paper's equation 15 as it stands,
             for comparison. It is a third derivative times ``delta`` where the loss is smooth.
 
@@ -123,7 +123,7 @@ class BNSharpnessOptimizer:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the optimizer within."""
+        """The parameter groups of the wrapped optimizer."""
         return self.optimizer.param_groups
 
     def set_epoch(self, epoch: int) -> None:
@@ -133,11 +133,11 @@ class BNSharpnessOptimizer:
         self.epoch = epoch
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """That of the optimizer within. Not needed: a step replaces the gradients."""
+        """Call ``zero_grad`` of the wrapped optimizer. Not needed: a step replaces the gradients."""
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and the state of the optimizer within."""
+        """The epoch, and the state of the wrapped optimizer."""
         return {"epoch": self.epoch, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -181,8 +181,8 @@ class BNSharpnessOptimizer:
                 raise NumericsError(f"the gradient of the BN-sharpness has the norm {norm}: lower delta or p")
             self.sharpness_norm = norm
             pieces = gradient + h * min(1.0, self.max_norm / norm if norm > 0 else 1.0)
-        for p, met, piece in zip(self._theta, raw, self._split(pieces)):
-            p.grad = None if met is None else piece.clone()  # None: the optimizer passes over it, decay included
+        for p, own, piece in zip(self._theta, raw, self._split(pieces)):
+            p.grad = None if own is None else piece.clone()  # None: the optimizer passes over it, decay included
         self.optimizer.step()
         return loss
 
@@ -219,9 +219,9 @@ class BNSharpnessOptimizer:
     def _found(self, closure: Closure, before: Callable[[], None]) -> Blocks:
         if self._blocks is None:
             before()
-            found = find_neurons(closure, dict(zip(self._names, self._theta)), verify=True)
-            self.neurons = {name: int(owner.max()) + 1 for name, owner in found.channels.items()}
-            self._blocks = Blocks(self._names, self._theta, found.channels)
+            neurons = find_neurons(closure, dict(zip(self._names, self._theta)), verify=True)
+            self.neurons = {name: int(owner.max()) + 1 for name, owner in neurons.channels.items()}
+            self._blocks = Blocks(self._names, self._theta, neurons.channels)
         return self._blocks
 
     def _raw_gradient(self, closure: Closure) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
@@ -241,7 +241,7 @@ class BNSharpnessOptimizer:
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """Put parameters and buffers back, to the bit, on leaving."""
+        """Restore parameters and buffers bit for bit on exit."""
         parameters = [(p, p.detach().clone()) for p in self._theta]
         buffers = [
             (module, name, buffer, buffer.detach().clone())

@@ -1,1 +1,1 @@
-"""The loss that is analysed: model, criterion, data, and how they are averaged."""
+"""The loss that is analysed: a model, a criterion, data, and the averaging over the data."""

@@ -1,8 +1,8 @@
-"""What a criterion averages over: the weight of a batch in the mean over all data.
+"""What a criterion averages over, and the resulting weight of a batch in the mean over all data.
 
-The mean over all data is ``sum_b w_b L_b / sum_b w_b`` with ``w_b`` what the criterion divides by in batch ``b``: the
-samples, the targets that are not ignored, their class weights, or the elements. Averaging batch means with any other
-weights gives the Hessian of another function (the last, shorter batch counts too much; ignored tokens count).
+The mean over all data is ``sum_b w_b L_b / sum_b w_b``. The weight ``w_b`` is the number that the criterion divides by
+in batch ``b``: samples, targets that are not ignored, their class weights, or elements. Other weights give the Hessian
+of another function (for example, the last, shorter batch would count too much).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from spectra.task.batches import rows_of
 
 @dataclass(frozen=True)
 class Averaging:
-    """How a criterion reduces a batch, and the weight of the batch that follows from it."""
+    """How a criterion reduces a batch, and the resulting weight of the batch."""
 
     reduction: str  # "mean" or "sum": what the criterion returns for a batch
-    over: str  # the words: what the mean is over
+    over: str  # what the mean is over, in words
     by_row: Callable[[Any], torch.Tensor]  # of the target of a batch: the weight of each of its rows, (rows,)
-    known: bool = True  # False: an assumption, to be tested on split batches
+    known: bool = True  # False: assumed, and to be tested on split batches
 
     def weight(self, target: Any) -> float:
         """The weight of a batch with this target: the sum over its rows."""
@@ -35,10 +35,10 @@ class Averaging:
 
 
 def averaging_of(criterion: Any) -> Averaging | None:
-    """How the criterion averages, read from what it is; None where its ``reduction`` returns no single number.
+    """The averaging of a criterion, from its type and settings; None if its ``reduction`` returns no single number.
 
-    Known are the losses of ``torch.nn`` and of ``torch.nn.functional`` (also through ``functools.partial`` with
-    keywords). Anything else is taken to be a mean over the rows of the target, marked as not ``known``.
+    The losses of ``torch.nn`` and ``torch.nn.functional`` are known (also wrapped in ``functools.partial`` with
+    keywords). Any other criterion is assumed to be a mean over the rows of the target, with ``known=False``.
     """
     kind, settings = _identity(criterion)
     reduction = str(settings.get("reduction", "mean"))
@@ -66,12 +66,12 @@ def ignored_class(criterion: Any) -> int | None:
 
 
 def kind_of(criterion: Any) -> type | None:
-    """The loss class of ``torch.nn`` that the criterion is, as a module or a function; None for any other."""
+    """The loss class of ``torch.nn`` that the criterion is an instance or a functional form of; None for any other."""
     return _identity(criterion)[0]
 
 
 def settings_of(criterion: Any) -> dict[str, Any]:
-    """The settings of a criterion by name, as far as they are known: a module's own, or what a partial was given."""
+    """The known settings of a criterion by name: attributes of a module, or keywords of a partial."""
     return _identity(criterion)[1]
 
 
@@ -81,7 +81,7 @@ def is_elementwise(criterion: Any) -> bool:
 
 
 def is_convex(criterion: Any) -> bool:
-    """Whether the criterion is one of ``torch.nn`` or its functional twin that is convex in the outputs it is given."""
+    """Whether the criterion is a loss of ``torch.nn``, or its functional form, that is convex in its outputs."""
     kind, settings = _identity(criterion)
     weights = [settings.get(name) for name in ("weight", "pos_weight")]
     return kind in _CONVEX and not any(w is not None and bool((torch.as_tensor(w) < 0).any()) for w in weights)
@@ -92,14 +92,14 @@ def describe(criterion: Any) -> str:
     kind, settings = _identity(criterion)
     if kind is None:
         return str(getattr(criterion, "__name__", type(criterion).__name__))
-    told = []
+    shown = []
     for name, default in (("ignore_index", -100), ("label_smoothing", 0.0), ("reduction", "mean")):
         if name in settings and settings[name] != default:
-            told.append(f"{name}={settings[name]}")
+            shown.append(f"{name}={settings[name]}")
     for name in ("weight", "pos_weight"):
         if settings.get(name) is not None:
-            told.append(f"{name}=...")
-    return kind.__name__ + (f"({', '.join(told)})" if told else "")
+            shown.append(f"{name}=...")
+    return kind.__name__ + (f"({', '.join(shown)})" if shown else "")
 
 
 _OVER_ELEMENTS: frozenset[type] = frozenset(
@@ -130,7 +130,7 @@ _FUNCTIONS: Mapping[Any, type] = {
 
 
 def _identity(criterion: Any) -> tuple[type | None, dict[str, Any]]:
-    """The loss class of ``torch.nn`` that the criterion is, and its settings. A subclass may do anything: unknown."""
+    """The loss class of ``torch.nn`` and the settings of a criterion; None for subclasses, which may differ."""
     settings: dict[str, Any] = {}
     function = criterion
     if isinstance(criterion, functools.partial):
@@ -172,7 +172,7 @@ def _elements(target: torch.Tensor) -> torch.Tensor:
 
 
 def rows_of_target(target: Any) -> torch.Tensor:
-    """One for each row of the target, counted by its leading length (1 for a scalar)."""
+    """A weight of one for each row of the target, ``(rows,)``; a scalar target has one row."""
     if isinstance(target, torch.Tensor):
         rows: int | None = target.shape[0] if target.ndim else 1
     else:

@@ -1,4 +1,4 @@
-"""Batches as trees of tensors: moving, counting, choosing and joining their rows, and fingerprints of their content.
+"""Batches as trees of tensors: moving them, counting, selecting and joining their rows, and hashing their content.
 
 A batch is a tensor, or a list, tuple, named tuple, mapping or dataclass of batches (``BatchEncoding`` and
 ``ModelOutput`` of Hugging Face included).
@@ -18,7 +18,7 @@ from spectra.errors import ArgumentError, DataError
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same tree with every tensor changed; what is not a tensor is passed on as it is."""
+    """The same tree with ``change`` applied to every tensor; other leaves are kept."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
@@ -34,23 +34,23 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     if isinstance(batch, (list, tuple)):
         return type(batch)(map_tensors(value, change) for value in batch)
     if is_dataclass(batch) and not isinstance(batch, type):
-        twin = copy.copy(batch)
+        copied = copy.copy(batch)
         for part in fields(batch):
-            object.__setattr__(twin, part.name, map_tensors(getattr(batch, part.name), change))  # frozen ones too
-        return twin
+            object.__setattr__(copied, part.name, map_tensors(getattr(batch, part.name), change))  # frozen ones too
+        return copied
     return batch
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
     """Every tensor of the tree, in order."""
-    found: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
+        tensors.append(tensor)
         return tensor
 
     map_tensors(batch, keep)
-    return found
+    return tensors
 
 
 def rows_of(batch: Any) -> int | None:
@@ -99,7 +99,7 @@ def _has_other_leaves(batch: Any) -> bool:
 
 
 class Rebatched:
-    """The same rows in the same order, in batches of ``batch_size`` (the last one may be shorter). Re-iterable."""
+    """The same rows in the same order, in batches of ``batch_size``; the last may be shorter. Re-iterable."""
 
     def __init__(self, data: Iterable[Any], batch_size: int) -> None:
         if batch_size < 1:
@@ -108,27 +108,27 @@ class Rebatched:
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        held: list[Any] = []
+        pending: list[Any] = []
         count = 0
         for index, batch in enumerate(self.data):
             rows = _rows_needed(batch, index)
             start = 0
             while start < rows:
                 stop = min(rows, start + self.batch_size - count)
-                held.append(batch if stop - start == rows else choose_rows(batch, torch.arange(start, stop)))
+                pending.append(batch if stop - start == rows else choose_rows(batch, torch.arange(start, stop)))
                 count += stop - start
                 start = stop
                 if count == self.batch_size:
-                    yield join(held)
-                    held, count = [], 0
-        if held:
-            yield join(held)
+                    yield join(pending)
+                    pending, count = [], 0
+        if pending:
+            yield join(pending)
 
 
 def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
-    """A fixed random subset of ``samples`` rows, without replacement, in the order of the data, in batches like theirs.
+    """A fixed random subset of ``samples`` rows, without replacement, in the order and the batches of the data.
 
-    The choice depends on the seed and on the number of rows only. The subset is held in memory.
+    The choice depends only on the seed and the number of rows. The subset is held in memory.
 
     Raises:
         DataError: there are fewer rows than asked for, or the batches have no rows.
@@ -145,15 +145,15 @@ def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
     start = 0
     for index, batch in enumerate(data):
         rows = _rows_needed(batch, index)
-        mine = chosen[(chosen >= start) & (chosen < start + rows)] - start
-        if len(mine):
-            parts.append(choose_rows(batch, mine))
+        rows_here = chosen[(chosen >= start) & (chosen < start + rows)] - start
+        if len(rows_here):
+            parts.append(choose_rows(batch, rows_here))
         start += rows
     return list(Rebatched(parts, min(max(sizes), samples)))
 
 
 def batch_digest(batch: Any) -> bytes:
-    """A digest of the content of a batch: structure aside, every tensor's dtype, shape and bytes."""
+    """A digest of the content of a batch: dtype, shape and bytes of every tensor, without the tree structure."""
     digest = hashlib.sha256()
     for tensor in tensors_of(batch):
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -164,7 +164,7 @@ def batch_digest(batch: Any) -> bytes:
 def rows_digest(batch: Any) -> int:
     """A digest that does not depend on the order of the rows: the sum of the digests of the rows, modulo 2**64.
 
-    Sums over batches tell whether two passes over the data held the same rows, in whatever order and batches.
+    Equal sums over all batches mean that two passes over the data held the same rows, in any order and batching.
     """
     rows = rows_of(batch)
     if not rows:

@@ -1,4 +1,4 @@
-"""One look at the data of a task: how many batches, rows and what weights, and whether a second pass is the same."""
+"""take_survey: counts and weights of a task's data, and whether a second pass yields the same data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spectra.task.batches import batch_digest, rows_digest, rows_of
 
 
 class Surveyed(Protocol):
-    """What a survey needs of a :class:`spectra.Task`."""
+    """The members of a :class:`spectra.Task` that a survey uses."""
 
     @property
     def criterion(self) -> Any: ...
@@ -30,14 +30,14 @@ class Surveyed(Protocol):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the data of a task are.
+    """Counts, weights and fingerprint of a task's data.
 
-    ``order`` is ``"fixed"`` when two passes, under different states of the random generators, gave the same batches,
-    and ``"shuffled"`` when they gave the same rows in another order.
+    ``order`` is ``"fixed"`` if two passes, under different states of the random generators, gave the same batches, and
+    ``"shuffled"`` if they gave the same rows in another order.
     """
 
     rows: tuple[int | None, ...]  # per batch
-    weights: tuple[float, ...]  # per batch: what the criterion averages over in it
+    weights: tuple[float, ...]  # per batch: its weight in the mean over the data
     total_weight: float
     fingerprint: str  # SHA-256 of the content of the batches, in order
     order: str
@@ -49,13 +49,13 @@ class Survey:
 
     @property
     def num_samples(self) -> int | None:
-        """All rows, or None where a batch has no rows."""
+        """The number of rows; None if a batch has no rows."""
         known = [rows for rows in self.rows if rows is not None]
         return sum(known) if len(known) == len(self.rows) else None
 
 
 def take_survey(task: Surveyed) -> Survey:
-    """Read the data of a task twice and compare the passes. The global random states are left as found.
+    """Read the data of a task twice and compare the passes. The global random states are restored.
 
     Raises:
         DataError: no batches, no weight at all, or a second pass that holds other data.
@@ -64,7 +64,7 @@ def take_survey(task: Surveyed) -> Survey:
         torch.manual_seed(0x5EC7)
         rows, weights, ordered, unordered, labels = _pass(task)
     with random_state_kept():
-        torch.manual_seed(0x5EC8)  # another seed: whatever shuffles or augments shows itself
+        torch.manual_seed(0x5EC8)  # another seed, so that shuffling or augmentation becomes visible
         again_rows, _, again_ordered, again_unordered, _ = _pass(task)
     if ordered == again_ordered:
         order = "fixed"

@@ -1,4 +1,4 @@
-"""What a task is made of, as users hand it over: the model, the data, the parts of a batch, the tensor of an output."""
+"""Reads what users pass to a task: the model, the data, the parts of a batch, and the tensor of an output."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spectra.errors import DataError, TaskError
 
 
 def input_of(batch: Any) -> Any:
-    """``x`` of a pair ``(x, y)``; a batch that is one tensor, or a list of one, is all input.
+    """``x`` of a pair ``(x, y)``; a batch of one tensor, or a list with one, is the input itself.
 
     Raises:
-        DataError: the batch is none of these.
+        DataError: any other batch.
     """
     if isinstance(batch, torch.Tensor):
         return batch
@@ -50,10 +50,10 @@ def _not_a_pair(batch: Any) -> str:
 
 
 def tensor_of(output: Any) -> torch.Tensor:
-    """The tensor that a criterion of one tensor is given, of whatever a model returns.
+    """The tensor of a model's output that a criterion of ``torch.nn`` receives.
 
-    It is the output itself; its ``logits``; its only tensor, if it is a mapping or a dataclass; the first entry of a
-    tuple or list.
+    It is the output itself; its ``logits``; the only tensor of a mapping or dataclass; or the first entry of a tuple or
+    list.
 
     Raises:
         TaskError: there is no such tensor, or more than one; the message names them.
@@ -76,7 +76,7 @@ def tensor_of(output: Any) -> torch.Tensor:
 
 
 def fields_of(output: Any) -> dict[str, Any]:
-    """What an output holds by name: the entries of a mapping, the fields of a dataclass or named tuple."""
+    """The named entries of an output: those of a mapping, a dataclass or a named tuple."""
     if isinstance(output, Mapping):
         return {str(name): value for name, value in output.items()}
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
@@ -85,7 +85,7 @@ def fields_of(output: Any) -> dict[str, Any]:
 
 
 def described(output: Any) -> str:
-    """What an output is, in words: its class and the names or the number of its entries."""
+    """An output in words: its class and the names or the number of its entries."""
     kind = f"a {type(output).__name__}"
     if fields := fields_of(output):
         return f"{kind} with the entries {', '.join(fields)}"
@@ -95,7 +95,7 @@ def described(output: Any) -> str:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``torch.compile``, ``DataParallel`` and the like, which cannot be differentiated twice."""
+    """The network inside wrappers such as ``torch.compile`` and ``DataParallel``, which have no second derivative."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -106,7 +106,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_data(name: str, data: Any) -> None:
-    """Refuse what is no re-iterable of batches.
+    """Refuse data that are not a re-iterable of batches.
 
     Raises:
         DataError: ``data`` can be read only once, cannot be iterated over, or is a single batch.

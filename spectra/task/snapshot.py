@@ -1,4 +1,4 @@
-"""A pass over data that differ from pass to pass, frozen: the batches as they were once, held in memory."""
+"""take_snapshot: one pass over data that differ between passes, copied into memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from spectra.runtime.memory import available_bytes, in_words
 from spectra.runtime.rng_state import own_generators_kept, random_state_kept
 from spectra.task.batches import tensors_of
 
-# The part of the free memory that a snapshot may take: products and the Lanczos basis need the rest.
+# A snapshot may take one part in this many of the free memory: products and the Lanczos basis need the remainder.
 _PART = 2
 
 
 def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
-    """The batches of one pass, copied: detached from whatever made them, on the devices where they were.
+    """Copies of the batches of one pass, detached and on their original devices.
 
-    The generators of Python, NumPy and torch, and that of a ``DataLoader`` which has its own, are seeded for the pass
-    and left as they were found. What draws from them, shuffles or augments, gives the same snapshot for the same seed;
-    a generator that the data keep to themselves does not.
+    The generators of Python, NumPy and torch, and a ``DataLoader``'s own generator, are seeded for the pass and then
+    restored. Shuffling and augmentation that draw from these generators give the same snapshot for the same seed. A
+    private generator of the data set is not controlled.
 
     Args:
         data: batches that need not be the same on every pass.
@@ -37,7 +37,7 @@ def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
     if seed < 0:
         raise ArgumentError(f"seed={seed}: at least 0 is needed")
     frozen: list[Any] = []
-    room: dict[torch.device, int] = {}
+    bytes_left: dict[torch.device, int] = {}
     with random_state_kept(), own_generators_kept(data) as generators:
         for generator in generators:
             generator.manual_seed(seed)
@@ -46,9 +46,9 @@ def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
         torch.manual_seed(seed)
         for index, batch in enumerate(data):
             for tensor in tensors_of(batch):
-                left = room.setdefault(tensor.device, available_bytes(tensor.device) // _PART)
-                room[tensor.device] = left - tensor.numel() * tensor.element_size()
-                if room[tensor.device] < 0:
+                remaining = bytes_left.setdefault(tensor.device, available_bytes(tensor.device) // _PART)
+                bytes_left[tensor.device] = remaining - tensor.numel() * tensor.element_size()
+                if bytes_left[tensor.device] < 0:
                     free = in_words(available_bytes(tensor.device))
                     raise DataError(
                         f"a snapshot of the data does not fit: after {index} batches it has taken half of the memory "
@@ -60,9 +60,9 @@ def take_snapshot(data: Iterable[Any], seed: int = 0) -> list[Any]:
 
 
 def _copied(batch: Any, index: int) -> Any:
-    """A batch that shares nothing with the original, whatever its class; its tensors are copied without their history.
+    """A copy of a batch that shares no memory with it; tensors are copied without their autograd history.
 
-    A copy of a view is as large as the view, where ``copy.deepcopy`` would take the whole tensor behind it.
+    The copy of a view is as large as the view; ``copy.deepcopy`` would copy the whole underlying tensor.
     """
     clones: dict[int, Any] = {
         id(tensor): tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors_of(batch)

@@ -1,4 +1,4 @@
-"""Task: a model, a criterion and data, and so the one loss whose curvature is analysed.
+"""Task: a model, a criterion and data, which together define the loss whose curvature is analysed.
 
 With batches ``b``, criterion values ``L_b`` and weights ``w_b`` (what the criterion averages over in the batch), the
 loss is the mean over all data, whatever the batch sizes::
@@ -34,11 +34,11 @@ class Task:
     """A model, a criterion and data: the loss that is analysed.
 
     Args:
-        model: the network. Nothing of it is ever changed: not a buffer, mode, gradient or random state.
-        criterion: ``criterion(output, target) -> scalar``; losses of ``torch.nn`` and ``torch.nn.functional`` are
-            known with what they average over; any other is tested on split batches and refused if it is not a mean
-            over the rows of its target, unless ``weight`` says what it averages over. Those of ``torch.nn`` are given
-            one tensor of what the model returns: its ``logits``, its only tensor, or the first entry of a tuple.
+        model: the network. It is never changed: no buffer, mode, gradient or random state.
+        criterion: ``criterion(output, target) -> scalar``. For losses of ``torch.nn`` and ``torch.nn.functional`` the
+            averaging is known. Any other criterion is tested on split batches, and refused if it is not a mean over the
+            rows of its target, unless ``weight`` says what it averages over. Losses of ``torch.nn`` receive one tensor
+            of the model's output: its ``logits``, its only tensor, or the first entry of a tuple.
         data: re-iterable batches, the same on every pass: a list, or a ``DataLoader`` that does not shuffle.
         forward: ``forward(model, batch) -> output``, for batches that are not ``(x, y)``, ``[x]`` or a tensor ``x``.
         target: ``target(batch)``, likewise.
@@ -105,9 +105,9 @@ class Task:
         name: str | None = None,
         test_data: Iterable[Any] | None = None,
     ) -> Task:
-        """A task from ``loss_fn(model, batch) -> scalar``, which has no output and target that could be told apart.
+        """A task from ``loss_fn(model, batch) -> scalar``, without separate output and target.
 
-        The Hessian works. What needs the split between network and criterion (the GGN) says why it cannot.
+        The Hessian works. The GGN and other quantities that need the criterion separately are refused with the reason.
         """
         return cls(
             model,
@@ -132,12 +132,12 @@ class Task:
         """One pass over the data.
 
         Raises:
-            DataError: reading them raises an error, whose place in the user's code is named.
+            DataError: reading the data fails; the message names the place in the user's code.
         """
         return batches_of(self.data)
 
     def output_of(self, batch: Any) -> Any:
-        """The output of the model for a batch: the tensor alone for a criterion of ``torch.nn``, which takes one.
+        """The output of the model for a batch; for a criterion of ``torch.nn`` only the tensor that it takes.
 
         Raises:
             TaskError: the model raises an error, or what it returns holds no single tensor.
@@ -154,7 +154,7 @@ class Task:
             return self.target(batch)
 
     def criterion_of(self, output: Any, target: Any) -> torch.Tensor:
-        """What the criterion returns for an output and a target: a scalar.
+        """The value of the criterion for an output and a target, a scalar tensor.
 
         Raises:
             DataError: a label is out of range.
@@ -171,7 +171,7 @@ class Task:
                 raise
 
     def loss_of(self, batch: Any) -> torch.Tensor:
-        """What the criterion returns for a batch: a scalar."""
+        """The value of the criterion for a batch, a scalar tensor."""
         if self.loss_fn is None:
             return self.criterion_of(self.output_of(batch), self.target_of(batch))
         with calling("the loss"):
@@ -181,15 +181,25 @@ class Task:
 
     @property
     def averaging(self) -> reductions.Averaging:
-        """What the loss of a batch averages over, by the criterion's own account or by assumption."""
-        told = reductions.averaging_of(self.criterion) if self.criterion is not None else None
-        if told is None or not told.known:
-            returns = "sum" if (told is not None and told.reduction == "sum") or self.reduction == "sum" else "mean"
-            over = "weight=" if self.weight is not None else "rows of the batch" if told is None else told.over
-            told = reductions.Averaging(returns, over, reductions.rows_of_target, known=False)
+        """What the loss of a batch averages over: read from the criterion, or assumed."""
+        from_criterion = reductions.averaging_of(self.criterion) if self.criterion is not None else None
+        if from_criterion is None or not from_criterion.known:
+            returns = (
+                "sum"
+                if (from_criterion is not None and from_criterion.reduction == "sum") or self.reduction == "sum"
+                else "mean"
+            )
+            over = (
+                "weight="
+                if self.weight is not None
+                else "rows of the batch"
+                if from_criterion is None
+                else from_criterion.over
+            )
+            from_criterion = reductions.Averaging(returns, over, reductions.rows_of_target, known=False)
         elif self.weight is not None:
-            told = replace(told, over="weight=", known=False)
-        return told
+            from_criterion = replace(from_criterion, over="weight=", known=False)
+        return from_criterion
 
     @property
     def reduces_to(self) -> str:
@@ -201,7 +211,7 @@ class Task:
 
         Raises:
             DataError: labels beyond the class weights.
-            TaskError: the weight is negative, not a number, or cannot be known.
+            TaskError: the weight is negative, not a number, or unknown.
         """
         averaging = self.averaging
         try:
@@ -223,11 +233,11 @@ class Task:
         return value
 
     def total_factor(self, weight: float) -> float:
-        """The factor that turns the criterion's value for a batch into its part of the sum over all data."""
+        """The factor that converts the criterion's value for a batch into its contribution to the sum over all data."""
         return 1.0 if self.averaging.reduction == "sum" else weight
 
     def divisor(self, total_weight: float) -> float:
-        """What the sum over all data is divided by: the total weight for a mean, 1 for a sum."""
+        """The divisor of the sum over all data: the total weight for a mean, 1 for a sum."""
         return total_weight if self.reduces_to == "mean" else 1.0
 
     # -- other data
@@ -235,7 +245,7 @@ class Task:
     def subset(self, samples: int, seed: int = 0) -> Task:
         """The same task on a fixed random subset of ``samples`` rows."""
         with random_state_kept(), calling("reading the data", DataError):
-            torch.manual_seed(seed)  # where the data shuffle, the subset is fixed all the same
+            torch.manual_seed(seed)  # fixes the subset also for data that shuffle
             chosen = choose_samples(self.data, samples, seed)
         return replace(self, data=chosen)
 
@@ -245,7 +255,7 @@ class Task:
         return replace(self, data=Rebatched(self.data, batch_size), test_data=test)
 
     def snapshot(self, seed: int = 0, *, test: bool = False) -> Task:
-        """The same task on one pass of its data, frozen in memory: for loaders that augment or shuffle.
+        """The same task on a copy of one pass of its data in memory: for loaders that augment or shuffle.
 
         One seed gives one snapshot, as far as the data draw from the generators of Python, NumPy, torch or the loader
         itself; see :func:`spectra.task.snapshot.take_snapshot`.
@@ -280,23 +290,23 @@ class Task:
         return self._held_out[0]
 
     def survey(self) -> Survey:
-        """What the data are: batches, rows, weights, fingerprint. Two passes, made once per task and kept."""
+        """The number of batches and rows, weights and fingerprint of the data. Two passes, made once per task."""
 
         def take() -> Survey:
             return self._survey[0] if self._survey else take_survey(self)
 
-        # The same data under another l2 are another task; what is measured for one record is measured once.
+        # Tasks that differ in l2 only share their data, so the survey is shared within a record.
         objects = (self.data, self.criterion, self.target, self.weight)
-        found = remembered("survey", objects, (self.reduction,), take)
+        taken = remembered("survey", objects, (self.reduction,), take)
         if not self._survey:
-            self._survey.append(found)
+            self._survey.append(taken)
         return self._survey[0]
 
     def describe(self) -> str:
         """The loss in words, as records state it."""
         if self.loss_fn is not None:
-            what = str(getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__))
+            loss_name = str(getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__))
         else:
-            what = reductions.describe(self.criterion)
-        loss = f"{what}, {self.reduces_to} over the data ({self.averaging.over})"
+            loss_name = reductions.describe(self.criterion)
+        loss = f"{loss_name}, {self.reduces_to} over the data ({self.averaging.over})"
         return loss + (f" + (l2/2)|theta|^2 with l2={self.l2:g}" if self.l2 else "")

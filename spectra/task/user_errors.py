@@ -1,4 +1,4 @@
-"""Errors raised by the user's own code (model, loss, data): where they come from, in one line.
+"""Reports errors raised by the user's own code (model, loss, data): kind, message and place in one line.
 
 The place is the innermost frame of the traceback that belongs neither to spectra nor to an installed package, so an
 error deep within torch is reported at the line of the user's file that led to it.
@@ -29,25 +29,25 @@ _MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def place_of(error: BaseException) -> str:
-    """``Net.forward in net.py line 12``: where the user's code raised an error; empty if none of it was involved.
+    """The place in the user's code that raised an error, as ``Net.forward in net.py line 12``; empty if there is none.
 
-    Where all frames belong to installed packages, the innermost one outside of torch is named.
+    If all frames belong to installed packages, the innermost one outside torch is named.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name} line {error.lineno}"
     frames = [(f.f_code.co_filename, line, f.f_code.co_qualname) for f, line in traceback.walk_tb(error.__traceback__)]
-    frames += [(found["file"], int(found["line"]), found["name"]) for found in _FRAME.finditer(_text_of_worker(error))]
+    frames += [(frame["file"], int(frame["line"]), frame["name"]) for frame in _FRAME.finditer(_text_of_worker(error))]
     by_origin = {_origin(file): (file, line, name) for file, line, name in frames}  # the innermost of each
-    found = by_origin.get("user") or by_origin.get("installed")
-    if found is None:
+    frame = by_origin.get("user") or by_origin.get("installed")
+    if frame is None:
         return ""
-    file, line, name = found
+    file, line, name = frame
     where = f"{Path(file).name} line {line}"
     return where if name == "<module>" else f"{name.replace('<locals>.', '')} in {where}"
 
 
 def words_of(error: BaseException) -> str:
-    """The kind of an error and its message on one line, shortened where it is long.
+    """The type of an error and its message on one line, shortened if it is long.
 
     Example:
         >>> words_of(ValueError("two\\nlines"))
@@ -59,12 +59,12 @@ def words_of(error: BaseException) -> str:
 
 
 def unexpected(error: BaseException) -> bool:
-    """Whether an error is neither one of spectra nor memory that ran out, and so a defect somewhere."""
+    """Whether an error indicates a defect: it is no error of spectra and not out of memory."""
     return not isinstance(error, SpectraError) and not out_of_memory(error)
 
 
 def reason_of(error: BaseException) -> str:
-    """Why there are no numbers, in one line: of an error that is not of spectra with its kind and its place.
+    """The reason of a failure in one line; for errors from outside spectra with type and place.
 
     Example:
         >>> reason_of(MemoryError()), reason_of(DataError("no batch"))
@@ -80,9 +80,9 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def calling(what: str, kind: type[SpectraError] = TaskError) -> Iterator[None]:
-    """Around a call of the user's code: what it raises becomes an error of this kind that names its place.
+    """Context for a call of the user's code: its errors become errors of type ``kind`` that name their place.
 
-    Errors of spectra, and those of memory that ran out, pass as they are.
+    Errors of spectra and out-of-memory errors pass unchanged.
 
     Args:
         what: the part of the task that is called, the subject of the message.
@@ -102,7 +102,7 @@ def calling(what: str, kind: type[SpectraError] = TaskError) -> Iterator[None]:
 
 
 def batches_of(data: Iterable[Any], what: str = "reading the data") -> Iterator[Any]:
-    """The batches of a user's data; what reading them raises names its place.
+    """The batches of a user's data; an error while reading them names its place.
 
     Raises:
         DataError: reading the data fails.

@@ -1,7 +1,7 @@
-"""Readers of image data sets from files the user has: IDX, ``.npz``, CIFAR's binary batches, scikit-learn's digits.
+"""Readers of image data sets from local files: IDX, ``.npz``, CIFAR's binary batches, scikit-learn's digits.
 
-Nothing is downloaded and nothing is unpickled. Pixels stay bytes; batches are normalised as they are read, by the mean
-and standard deviation of each channel over the training images, pixels in [0, 1], to the digits commonly published.
+Nothing is downloaded and nothing is unpickled. Pixels are stored as bytes. Batches are normalised when they are read,
+by the mean and standard deviation of each channel over the training images (pixels in [0, 1], published digits).
 
 References:
     LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998 (MNIST).
@@ -62,7 +62,7 @@ class ImageSet:
 
 
 class ImageBatches:
-    """The batches of an image set in its order: the same on every pass. The last one may be shorter."""
+    """The batches of an image set in order, the same on every pass. The last one may be shorter."""
 
     def __init__(self, images: ImageSet, batch_size: int) -> None:
         if batch_size < 1:
@@ -194,7 +194,7 @@ def load_mnist(path: str | Path, split: str) -> ImageSet:
 
 
 def load_fashion_mnist(path: str | Path, split: str) -> ImageSet:
-    """Fashion-MNIST, as ``load_mnist`` reads MNIST. Its files have the same names: the folder tells which is which."""
+    """Fashion-MNIST, read like MNIST by ``load_mnist``. Its files have the same names, so use a separate folder."""
     x, y = _idx_or_npz(path, split, "FashionMNIST", "fashion_mnist.npz")
     return _image_set(x, y, 1, 28, 255.0, (0.2860,), (0.3530,))
 
@@ -221,13 +221,13 @@ def _idx_or_npz(
         return read_npz(npz, _checked(split))
     stem = "train" if _checked(split) == "train" else "t10k"
     folders = [path, path / "raw", path / name / "raw"]
-    found = []
+    arrays = []
     for file in (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"):
         names = [file, f"{file}.gz", file.replace("-idx", ".idx"), file.replace("-idx", ".idx") + ".gz"]
         if (first := _first_file(folders, names)) is None:
             raise DataError(f"{path}: no {name} here: {file}[.gz] is expected in it, or {npz_name}{_if_absent(path)}")
-        found.append(read_idx(first))
-    return found[0], found[1]
+        arrays.append(read_idx(first))
+    return arrays[0], arrays[1]
 
 
 def _cifar_or_npz(

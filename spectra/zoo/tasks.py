@@ -1,6 +1,6 @@
-"""The built-in tasks, by name: a network, its data and the cross-entropy, from a few typed options.
+"""The built-in tasks, by name: a network, its data and the cross-entropy, with a few typed options.
 
-Only these names are honoured in a checkpoint: they can choose among what is here, and never name code to run.
+A checkpoint may name only these tasks: it can select one of them, and never name code to run.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class DataSet:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The shape in the words of the networks that take images."""
+        """The shape as keyword arguments of networks that take images."""
         return {"channels": self.channels, "side": self.side, "classes": self.classes}
 
     @property
     def colours(self) -> dict[str, Any]:
-        """The same without the side, for networks that take any, or only one."""
+        """The same without the side length, for networks that accept any, or only one."""
         return {"channels": self.channels, "classes": self.classes}
 
     @property
     def flat(self) -> dict[str, Any]:
-        """The shape in the words of the networks that take vectors."""
+        """The shape as keyword arguments of networks that take vectors."""
         return {"inputs": self.channels * self.side**2, "classes": self.classes}
 
 
@@ -150,7 +150,7 @@ def tasks_by_data() -> dict[str, list[str]]:
 
 
 def all_names() -> str:
-    """The names of the built-in tasks in a line, as errors list them: by data set, which is said once.
+    """The names of the built-in tasks in one line for error messages, grouped by data set.
 
     Example:
         >>> all_names().split("; ")[0]
@@ -171,18 +171,18 @@ def task_options(name: str, /, **given: Any) -> dict[str, Any]:
     """
     if name not in BUILT_IN:
         close = difflib.get_close_matches(name, BUILT_IN, 1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise TaskError(f"no built-in task is called {name!r}: {meant}there are {all_names()}")
+        suggestion = f"did you mean {close[0]}? " if close else ""
+        raise TaskError(f"no built-in task is called {name!r}: {suggestion}there are {all_names()}")
     defaults = BUILT_IN[name].defaults
     if unknown := [option for option in given if option not in defaults]:
         raise TaskError(f"{name} has no option {unknown[0]!r}: it takes {', '.join(defaults)}")
     options = {**defaults, **given}
     for option, value in options.items():
-        wanted = str if option == "data" else type(defaults[option])
+        kind = str if option == "data" else type(defaults[option])
         if option == "data" and value is None:
             raise ArgumentError(f"{name} needs data=PATH: {DATA_SETS[BUILT_IN[name].data].files}")
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise ArgumentError(f"{option}={value!r}: {name} needs {'a text' if wanted is str else 'an integer'} here")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ArgumentError(f"{option}={value!r}: {name} needs {'a text' if kind is str else 'an integer'} here")
     if not 0 <= options["seed"] < 2**64:
         raise ArgumentError(f"seed={options['seed']}: 0 to 2**64 - 1 is needed")
     return options

@@ -1,7 +1,7 @@
-"""A small training recipe for the built-in tasks: SGD with momentum, one checkpoint per epoch, the untrained one first.
+"""A small training recipe for the built-in tasks: SGD with momentum, one checkpoint per epoch.
 
-The same seed, machine and number of threads give the same checkpoints. It is there so that there is something to
-analyse; a user's own training script need only call ``spectra.save_checkpoint``.
+The first checkpoint is the untrained network. The same seed, machine and number of threads give the same checkpoints.
+The recipe provides checkpoints for examples; a user's own training script only needs ``spectra.save_checkpoint``.
 
 References:
     Granziol, "Flatness is a false friend", 2020 (the linear schedule, equation 12).

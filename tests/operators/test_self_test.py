@@ -92,9 +92,9 @@ def test_it_says_what_was_tried():
 
 def test_what_two_operators_need_of_the_data_and_the_loss_is_looked_at_once(monkeypatch):
     checks, surveys = [], []
-    real_check, real_survey = spectra.operators.checks.check_loss, spectra.task.data_summary.take_survey
+    real_check, real_survey = spectra.operators.checks.check_loss, spectra.task.task.take_survey
     monkeypatch.setattr(spectra.operators.checks, "check_loss", lambda *a, **k: checks.append(k) or real_check(*a, **k))
-    monkeypatch.setattr(spectra.task.data_summary, "take_survey", lambda task: surveys.append(1) or real_survey(task))
+    monkeypatch.setattr(spectra.task.task, "take_survey", lambda task: surveys.append(1) or real_survey(task))
     task = task_of(convolutions(), 64)
     options = {"lanczos_steps": 2, "num_probes": 2, "check": False, "metrics": "none"}
     first, second = spectra.analyze(task, operators=("hessian", "ggn"), **options)
