@@ -91,8 +91,8 @@ def exact_trace(
         (16.66667, 'hessian')
     """
     sums = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
-    if isinstance(sums, str):
-        return ExactTrace(total=None, reasons=(sums,), bn_mode=bn_mode, l2=task.l2, method="none")
+    if isinstance(sums, _Refused):
+        return ExactTrace(total=None, reasons=(sums.reason,), bn_mode=bn_mode, l2=task.l2, method="none")
     by_layer = {name: float(trace.mean()) for name, trace in zip(sums.names, sums.traces)}
     errors = {name: _standard_error(trace) for name, trace in zip(sums.names, sums.traces)}
     return ExactTrace(
@@ -146,10 +146,17 @@ def exact_diagonal(
                 [2.2500, 4.0000]], dtype=torch.float64)
     """
     sums = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=True)
-    if isinstance(sums, str):
+    if isinstance(sums, _Refused):
         nothing: dict[str, bool] = {}
         return ExactDiagonal(
-            {}, kind=None, reasons=(sums,), certified=nothing, stderr=None, method="none", bn_mode=bn_mode, l2=task.l2
+            {},
+            kind=None,
+            reasons=(sums.reason,),
+            certified=nothing,
+            stderr=None,
+            method="none",
+            bn_mode=bn_mode,
+            l2=task.l2,
         )
     return ExactDiagonal(
         dict(zip(sums.names, sums.entries)),
@@ -161,6 +168,13 @@ def exact_diagonal(
         bn_mode=bn_mode,
         l2=task.l2,
     )
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Why there is no exact trace."""
+
+    reason: str
 
 
 @dataclass
@@ -186,20 +200,20 @@ def _measure(
     seed: int,
     *,
     diagonal: bool,
-) -> _Sums | str:
-    """The sums over the data, or the reason in words why there are none."""
+) -> _Sums | _Refused:
+    """The sums over the data, or the reason why there are none."""
     if method not in ("auto", "exact", "monte-carlo"):
         raise ArgumentError(f"method={method!r}: 'auto', 'exact' or 'monte-carlo' is needed")
     if draws < 2:
         raise ArgumentError(f"draws={draws}: at least 2 are needed for a standard error; 32 is the default")
     check_bn_mode(bn_mode)
     if not task.splits:
-        return (
+        return _Refused(
             "the exact trace needs the loss split into network and criterion, and a task made with Task.from_loss has "
             "no such split: use Task(model, criterion, data, forward=..., target=...)"
         )
     if couples_samples(task.model, bn_mode):
-        return (
+        return _Refused(
             f"batch norm with bn_mode={bn_mode!r} makes the outputs of a sample depend on the others of its batch, so "
             "there is no exact form: use bn_mode='eval', or estimate the trace of the coupled Gauss-Newton matrix with "
             "slq(GGNOperator(task, bn_mode='train'))"
@@ -227,7 +241,7 @@ def _measure(
             if not sums.drawn:  # whoever asks for "exact" next is answered by "auto"
                 remembered("squares", objects, (*settings, "exact", *options), lambda: sums)
     except TaskError as error:  # no second derivative, no sample with a curvature of its own, or too many outputs
-        return refusal_in(error)
+        return _Refused(refusal_in(error))
     sizes = {name: float(trace.abs().sum()) for name, trace in zip(sums.names, sums.traces)}
     divisor = task.divisor(survey.total_weight)
     found = replace(

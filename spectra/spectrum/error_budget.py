@@ -81,10 +81,10 @@ def _budget(spectrum: Spectrum, quiet_rules: Quadrature, estimator: Estimator, e
     exact_in_steps = estimator.interval is Interval.SAMPLES
     if estimator.from_trace is not None:
         error = data_error(spectrum)
-        if isinstance(error, str):
-            unknown["data"] = error
+        if error.half_width is None:
+            unknown["data"] = error.reason
         else:
-            data = estimator.from_trace(error, spectrum.n)
+            data = estimator.from_trace(error.half_width, spectrum.n)
     else:
         unknown["data"] = "not linear in the matrix: the parts of the batches do not add up to it"
     if estimate.lower is None or estimate.upper is None:
@@ -102,15 +102,23 @@ def _budget(spectrum: Spectrum, quiet_rules: Quadrature, estimator: Estimator, e
     return Budget(probes, quiet - probes, whole - quiet, data, unknown)
 
 
-def data_error(spectrum: Spectrum) -> float | str:
-    """The half-width of the 95 % interval of the trace that is due to the data, or why it is not known."""
+@dataclass(frozen=True)
+class DataError:
+    """How much of the error of a trace is due to the data, or why that is not known."""
+
+    half_width: float | None = None  # of the 95 % interval
+    reason: str = ""  # where there is no number
+
+
+def data_error(spectrum: Spectrum) -> DataError:
+    """The error of the trace that is due to the data, from the per-batch quadratic forms of the first product."""
     forms, weights = spectrum.batch_forms, spectrum.batch_weights
     if forms is None or weights is None:
-        return "the parts of the batches were not kept"
-    found = population_error(forms, weights)
-    if found.stderr is None:
-        return str(found.reason)
-    return t_quantile(weights.size) * spectrum.n * found.stderr
+        return DataError(reason="the parts of the batches were not kept")
+    sampling = population_error(forms, weights)
+    if sampling.stderr is None:
+        return DataError(reason=str(sampling.reason))
+    return DataError(t_quantile(weights.size) * spectrum.n * sampling.stderr)
 
 
 def _reach(estimate: Estimate) -> float:
