@@ -1,0 +1,94 @@
+"""Dataclasses as HDF5 groups: what the layout tests of whole records do not reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import h5py
+import numpy as np
+import pytest
+
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.measure import Measure
+from spectra.results.storage.attributes import get_attribute
+from spectra.results.storage.branch import Branch
+from spectra.results.storage.dataclass_codec import read_named_rows, read_object, read_rows, write_object, write_rows
+from spectra.results.storage.shapes import _SHAPES
+from spectra.results.trace_checks import Check
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.exact_spectrum import GGNSpectrum
+
+CHECK = Check("trace", 1.5, 2.0, 0.25, -2.0, 7, 1.0, "agrees")
+GGN = GGNSpectrum(eigenvalues=np.ones(2), n=4, num_samples=1, rank_bound=2)
+
+
+@pytest.fixture
+def group():
+    with h5py.File(io.BytesIO(), "w") as file:
+        yield file.create_group("group")
+
+
+@pytest.mark.parametrize("kind", [Check, Estimate, Measure])
+def test_no_rows_are_columns_without_cells(group, kind):
+    write_rows(group, kind, [])
+    assert {group[field.name].shape for field in dataclasses.fields(kind)} == {(0,)}
+    assert read_rows(Branch.of(group), kind) == []
+
+
+@pytest.mark.parametrize(("kind", "place"), [(Check, "checks"), (Estimate, "estimates"), (Measure, "sharpness")])
+def test_every_column_is_among_those_whose_lengths_are_compared(group, kind, place):
+    write_rows(group, kind, [], names=None if kind is Check else [])
+    assert set(group) == set(_SHAPES[place])
+
+
+@pytest.mark.parametrize("column", ["estimate", "z", "dof"])
+@pytest.mark.parametrize("cells", [["1.5"], [1.5]])
+def test_a_column_of_another_type_is_refused(group, column, cells):
+    write_rows(group, Check, [CHECK])
+    del group[column]
+    group[column] = cells
+    if column != "dof" and cells == [1.5]:
+        assert getattr(read_rows(Branch.of(group), Check)[0], column) == 1.5
+    else:
+        with pytest.raises(TypeError, match="Cannot cast"):
+            read_rows(Branch.of(group), Check)
+
+
+def test_columns_of_different_lengths_and_missing_ones_are_refused(group):
+    write_rows(group, Check, [CHECK, CHECK])
+    del group["z"]
+    with pytest.raises(KeyError, match="z"):
+        read_rows(Branch.of(group), Check)
+    group["z"] = [1.0]
+    with pytest.raises(ValueError, match="shorter"):
+        read_rows(Branch.of(group), Check)
+
+
+def test_a_name_that_is_there_twice_is_refused(group):
+    write_rows(group, Measure, [Measure(value=1.0, form="")] * 2, names=["a", "a"])
+    with pytest.raises(ValueError, match="sharpness/name has 'a' twice"):
+        read_named_rows(Branch.of(group), Measure, "sharpness/name")
+
+
+@pytest.mark.parametrize("name", ["n", "l2", "bn_mode", "settings", "eigenvalues"])
+def test_a_field_that_cannot_be_none_is_not_missing(group, name):
+    write_object(group, GGN)
+    assert get_attribute(group, "data") is None
+    part = Branch.of(group)
+    assert read_object(part, GGNSpectrum).data is None
+    del (part.children if name == "eigenvalues" else part.attrs)[name]
+    with pytest.raises(ValueError, match=f"/group has no {name}"):
+        read_object(part, GGNSpectrum)
+
+
+def test_a_field_of_an_unknown_type_is_refused_when_it_is_written(group):
+    with pytest.raises(KeyError, match=r"by_layer: Mapping\[str, float\]"):
+        write_object(group, ExactTrace(total=1.0))
+
+    @dataclasses.dataclass
+    class Row:
+        numbers: list[int]
+
+    with pytest.raises(KeyError, match="list"):
+        write_rows(group, Row, [Row([1])])
