@@ -109,14 +109,15 @@ def read_rows(group: Branch, kind: type[_T]) -> list[_T]:
 
     Raises:
         KeyError: a column is missing.
-        TypeError: a column has values of another type, such as text in place of numbers.
-        ValueError: columns differ in length.
+        ValueError: a column has another type, such as text in place of numbers, or another length.
     """
     columns: dict[str, list[Any]] = {}
     for field in fields(kind):
         dtype, _, read = _COLUMNS[field.type]
         stored = group[field.name]
-        cells = read_texts(stored) if dtype is None else stored[()].astype(dtype, casting="same_kind").tolist()
+        if dtype is not None and not np.can_cast(stored.dtype, dtype, "same_kind"):
+            raise ValueError(f"{group.name}/{field.name} has type {stored.dtype}: {np.dtype(dtype)} is needed")
+        cells = read_texts(stored) if dtype is None else stored[()].astype(dtype).tolist()
         columns[field.name] = [read(cell) for cell in cells]
     return [kind(**dict(zip(columns, row))) for row in zip(*columns.values(), strict=True)]
 
