@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import io
 
+import every_finding
 import h5py
 import numpy as np
 import pytest
+from run_files import sealed_anew
 
+from spectra.errors import StorageError
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure
 from spectra.results.storage.attributes import get_attribute
 from spectra.results.storage.branch import Branch
+from spectra.results.storage.checksum import sealed, unsealed
 from spectra.results.storage.dataclass_codec import read_named_rows, read_object, read_rows, write_object, write_rows
+from spectra.results.storage.runfile import load_trajectory
 from spectra.results.storage.shapes import _SHAPES
 from spectra.results.trace_checks import Check
 from spectra.spectrum.estimates import Estimate
@@ -97,3 +102,26 @@ def test_a_field_of_an_unknown_type_is_refused_when_it_is_written(group):
 
     with pytest.raises(KeyError, match="list"):
         write_rows(group, Row, [Row([1])])
+
+
+@pytest.mark.parametrize("place", ["checks/z", "sharpness/stderr", "estimates/value"])
+def test_text_in_place_of_numbers_under_checksums_that_fit(tmp_path, place):
+    path = tmp_path / "run.h5"
+    every_finding.write(path)
+    before = load_trajectory(path)[0].informed_spectrum.estimates()
+    buffer = io.BytesIO(unsealed(path.read_bytes(), ""))
+    with h5py.File(buffer, "r+", libver=("v108", "v108")) as file:
+        part, column = place.split("/")
+        columns = file["records/000000"][part]
+        count = len(columns[column])
+        del columns[column]
+        columns.create_dataset(column, data=["1.5"] * count, dtype=h5py.string_dtype("utf-8"))
+        sealed_anew(columns)
+    path.write_bytes(sealed(buffer.getvalue()))
+    record = load_trajectory(path)[0]
+    if part == "estimates":
+        assert "damaged: computed again" in record.notes[-1]
+        assert record.estimates.keys() == before.keys()
+    else:
+        with pytest.raises(StorageError, match=rf"record 000000 is damaged: .*/{place} has type object: float64"):
+            record.read("checks")
