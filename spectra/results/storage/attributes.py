@@ -108,6 +108,10 @@ def get_attribute(group: h5py.Group | Branch, name: str) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def get_array(group: Branch, path: str) -> np.ndarray | None:
+    return group[path][()] if path in group else None
+
+
 def write_texts(group: h5py.Group, name: str, texts: Iterable[str]) -> None:
     cleaned = [printable(text) for text in texts]
     group.create_dataset(name, shape=(len(cleaned),), data=cleaned or None, dtype=_TEXT)

@@ -13,6 +13,7 @@ from spectra.jsonable import dumps
 from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.results.storage.attributes import (
+    get_array,
     get_attribute,
     padded,
     read_texts,
@@ -22,6 +23,7 @@ from spectra.results.storage.attributes import (
     write_texts,
 )
 from spectra.results.storage.branch import Branch
+from spectra.results.storage.dataclass_codec import read_named_rows, read_object, write_object, write_rows
 from spectra.results.storage.findings_codec import read_findings, write_findings
 from spectra.results.storage.shapes import check_numbers, check_shapes, unique
 from spectra.results.storage.texts import check_attributes, object_in, settings_in, texts_in
@@ -39,29 +41,21 @@ PLACE = {
     "epoch": "epoch",
     "step": "step",
 }
-_PAIR_ATTRIBUTES = (
-    "which", "noise", "scale", "tolerance", "products", "seed", "complete", "completeness"
-)  # fmt: skip
 #: The large parts of a record, which no table needs: fields, and the paths of their groups.
 SPECTRA = {"spectrum": "spectrum", "test_spectrum": "test/spectrum"}
 _FINDINGS = ("exact", "exact_spectrum", "checks", "sharpness", "overlap")
-_NUMBERS = ("value", "stderr", "lower", "upper", "confidence", "tau")  # columns of `estimates`, float64
 
 
 def write_record(group: h5py.Group, record: Record) -> None:
     """Write a record into an empty group. `complete` is the last thing written."""
-    identity = record.identity
     for name, part in PLACE.items():
         value = getattr(record.place, part)
         set_attribute(group, name, float(value) if part == "epoch" and value is not None else value)
-    set_attribute(group, "operator", record.operator)
-    set_attribute(group, "bn_mode", record.bn_mode)
-    set_attribute(group, "params", identity.params)
-    set_attribute(group, "l2", identity.l2)
-    set_attribute(group, "seed", identity.seed)
-    set_attribute(group, "data_seed", identity.data_seed)
-    set_attribute(group, "status", record.status)
-    set_attribute(group, "reason", record.reason)
+    identity = record.identity
+    for name in ("operator", "bn_mode", "status", "reason"):
+        set_attribute(group, name, getattr(record, name))
+    for name in ("params", "l2", "seed", "data_seed"):
+        set_attribute(group, name, getattr(identity, name))
     for name in ("settings", "provenance", "notes"):
         set_attribute(group, name, dumps(getattr(record, name)))
     facts = group.create_group("facts")
@@ -142,13 +136,14 @@ def _read_cache(group: Branch | dict[str, Any], notes: list[str]) -> dict[str, E
     try:
         check_shapes(group["estimates"], "estimates")
         verify(group["estimates"])
-        return _read_estimates(group["estimates"])
+        return read_named_rows(group["estimates"], Estimate, "estimates/name")
     except ValueError:
         notes.append("the stored estimates were damaged: computed again from the tridiagonals")
         return None
 
 
 def _write_spectrum(group: h5py.Group, spectrum: Spectrum) -> None:
+    """Without the codec of dataclasses: the arrays of the probes share tables, and optional parts have groups."""
     set_attribute(group, "n", spectrum.n)
     set_attribute(group, "noise", float(spectrum.noise))
     set_attribute(group, "seed", spectrum.seed)
@@ -201,12 +196,11 @@ def read_spectrum(group: Branch, path: str) -> Spectrum:
             zip(group["lengths"][()], group["exhausted"][()], group["orthogonality"][()], strict=True)
         )
     ]
-    tensors = group.get("tensors")
-    sizes = (
-        None
-        if tensors is None
-        else dict(zip(unique(read_texts(tensors["names"]), "spectrum/tensors/names"), tensors["sizes"][()].tolist()))
-    )
+    sizes = None
+    if "tensors" in group:
+        names = unique(read_texts(group["tensors/names"]), "spectrum/tensors/names")
+        sizes = dict(zip(names, group["tensors/sizes"][()].tolist()))
+    deflated = get_array(group, "tensors/deflated_forms")
     pairs = _read_eigenpairs(group["eigenpairs"]) if "eigenpairs" in group else None
     return Spectrum(
         tridiagonals,
@@ -215,32 +209,20 @@ def read_spectrum(group: Branch, path: str) -> Spectrum:
         seed=get_attribute(group, "seed"),
         distribution=str(group.attrs["distribution"]),
         tensor_sizes=sizes,
-        tensor_forms=tensors["forms"][()] if tensors is not None and "forms" in tensors else None,
-        deflated_tensor_forms=_read_deflated(tensors),
+        tensor_forms=get_array(group, "tensors/forms"),
+        deflated_tensor_forms=None if deflated is None else (deflated, group["tensors/deflated_traces"][()]),
         batch_forms=group["batches/forms"][()] if "batches" in group else None,
         batch_weights=group["batches/weights"][()] if "batches" in group else None,
         semidefinite=bool(get_attribute(group, "semidefinite")),
         eigenpairs=pairs,
         overlaps=None if pairs is None else group["eigenpairs/overlaps"][()],
-        start_overlaps=group["start_overlaps"][()] if "start_overlaps" in group else None,
+        start_overlaps=get_array(group, "start_overlaps"),
     )
 
 
-def _read_deflated(tensors: Branch | None) -> tuple[np.ndarray, np.ndarray] | None:
-    if tensors is None or "deflated_forms" not in tensors:
-        return None
-    return tensors["deflated_forms"][()], tensors["deflated_traces"][()]
-
-
 def _write_eigenpairs(group: h5py.Group, pairs: Eigenpairs, overlaps: np.ndarray) -> None:
-    for name in _PAIR_ATTRIBUTES:
-        set_attribute(group, name, getattr(pairs, name))
-    group["values"] = pairs.values
-    group["residuals"] = pairs.residuals
     group["converged"] = pairs.converged.astype(np.uint8)
     group["overlaps"] = overlaps
-    if pairs.rest is not None:
-        group["rest"] = pairs.rest
     if pairs.vectors is not None:
         # Pieces of a vector of some 256 KiB: a single vector is read without the others.
         n, count = pairs.vectors.shape
@@ -252,57 +234,17 @@ def _write_eigenpairs(group: h5py.Group, pairs: Eigenpairs, overlaps: np.ndarray
             compression_opts=1,
             shuffle=True,
         )
-    seal(group)
+    write_object(group, pairs, without=("converged", "vectors"))
 
 
 def _read_eigenpairs(group: Branch) -> Eigenpairs:
-    known = {name: get_attribute(group, name) for name in _PAIR_ATTRIBUTES}
-    return Eigenpairs(
-        group["values"][()],
-        group["residuals"][()],
-        group["converged"][()].astype(bool),
-        group["vectors"][()].T if "vectors" in group else None,
-        rest=group["rest"][()] if "rest" in group else None,
-        **known | {"complete": bool(known["complete"])},
-    )
+    vectors = group["vectors"][()].T if "vectors" in group else None
+    return read_object(group, Eigenpairs, converged=group["converged"][()].astype(bool), vectors=vectors)
 
 
 def _write_estimates(group: h5py.Group, estimates: Mapping[str, Estimate]) -> None:
-    rows = list(estimates.values())
     set_attribute(group, "edition", ESTIMATES_EDITION)
-    write_texts(group, "name", estimates)
-    for column in _NUMBERS:
-        cells = [getattr(row, column) for row in rows]
-        group[column] = np.array([math.nan if cell is None else cell for cell in cells], dtype=np.float64)
-    group["num_probes"] = np.array([row.num_probes for row in rows], dtype=np.int64)
-    group["resolved"] = np.array([-1 if row.resolved is None else int(row.resolved) for row in rows], dtype=np.int8)
-    write_texts(group, "note", [row.note or "" for row in rows])
-    seal(group)
-
-
-def _read_estimates(group: Branch) -> dict[str, Estimate]:
-    numbers = {column: group[column][()].tolist() for column in _NUMBERS}
-    num_probes, resolved = group["num_probes"][()].tolist(), group["resolved"][()].tolist()
-    notes = read_texts(group["note"])
-
-    def optional(column: str, row: int) -> float | None:
-        number: float = numbers[column][row]
-        return None if math.isnan(number) else number
-
-    return {
-        name: Estimate(
-            value=numbers["value"][row],
-            stderr=optional("stderr", row),
-            lower=optional("lower", row),
-            upper=optional("upper", row),
-            num_probes=num_probes[row],
-            confidence=numbers["confidence"][row],
-            tau=optional("tau", row),
-            resolved=None if resolved[row] < 0 else bool(resolved[row]),
-            note=notes[row] or None,
-        )
-        for row, name in enumerate(unique(read_texts(group["name"]), "estimates/name"))
-    }
+    write_rows(group, Estimate, estimates.values(), names=estimates)
 
 
 def _fact(value: Any) -> float | int | None:
