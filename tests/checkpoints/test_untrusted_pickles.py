@@ -195,7 +195,7 @@ for number in range(count):
     with zipfile.ZipFile(path, "w") as archive:
         for part, data in parts.items():
             archive.writestr(part, data)
-    signal.alarm(30)
+    signal.alarm(90)
     try:
         found = load_checkpoint(path)
         repr(found.metadata)

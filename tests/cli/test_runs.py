@@ -276,7 +276,7 @@ def test_watch_analyses_what_training_writes_until_it_is_told_to_stop(here):
                 file.write(whole[1000:])
             _wait_for("run.h5", 6)
             child.send_signal(signal.SIGTERM)
-            out, error = child.communicate(timeout=30)
+            out, error = child.communicate(timeout=120)
         finally:
             child.kill()
     assert child.returncode == 0, error

@@ -371,7 +371,7 @@ def said_by(path):
     if number == 0:
         words = b""
         try:
-            signal.alarm(10)
+            signal.alarm(60)
             resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
             there = load_trajectory(path)
             for record in there:

@@ -82,7 +82,7 @@ def said_in_a_process(use, path):
     if number == 0:
         words = ""
         try:
-            signal.alarm(10)
+            signal.alarm(60)
             resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             use(path)
