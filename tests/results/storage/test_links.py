@@ -34,7 +34,7 @@ SECRET = b"a private key\n" * 100
 
 @pytest.fixture(autouse=True)
 def no_waiting():
-    """A test that opens a FIFO would wait for ever: it ends after ten seconds."""
+    """A test that opens a FIFO would wait for ever: it ends after a minute."""
 
     def late(*_):
         raise AssertionError("it waits")
