@@ -124,7 +124,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
         _setting("lanczos_steps", "--lanczos-steps", "-m", show_default=True, help="m: resolution and cost."),
         _setting("num_probes", "--probes", "-k", show_default=True, help="k: errors shrink like 1/sqrt(k)."),
-        _setting("seed", "--seed", show_default=True, help="Of the probes, and for the task function."),
+        _setting("seed", "--seed", show_default=True, help="Seed of the probes, and for the task function."),
         _setting(
             "params",
             "--params",
@@ -141,23 +141,22 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "eigenpairs",
             "--eigenpairs",
             metavar="K",
-            help="Find the K eigenvalues of the largest magnitude first, and take them out of the variance of trace "
-            "and Frobenius norm.",
+            help="Compute the K eigenpairs of largest magnitude first, and deflate trace and Frobenius norm by them, "
+            "which reduces their variance.",
         ),
         _setting(
             "warm_start",
             "--warm-start",
-            help="Begin the search for eigenpairs with the vectors of the checkpoint before: fewer products, and "
-            "other last digits after a restart.",
+            help="Start the search for eigenpairs from the vectors of the previous checkpoint: fewer products, but "
+            "the last digits may differ after a restart.",
         ),
-        _setting("save_eigenvectors", "--save-eigenvectors", help="Keep their vectors too: 4 n K bytes per record."),
+        _setting("save_eigenvectors", "--save-eigenvectors", help="Store the eigenvectors: 4 n K bytes per record."),
     ),
-    "What it is checked against, and measured beside it": (
+    "Checks and sharpness measures": (
         _setting(
             "check",
             "--check/--no-check",
-            help="Compare the traces with exact ones, where there are such. Default: as far as that costs no more than "
-            "the spectrum.",
+            help="Compare the traces with exact ones, if these exist. Default: if it costs no more than the spectrum.",
         ),
         _setting(
             "exact_spectrum",
@@ -171,44 +170,44 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "--metrics",
             show_default=True,
             metavar="all|none|cheap|NAME,...",
-            help="Sharpness measures; `spectra metrics` lists them. Those of cheap are drawn or left out where they "
-            "would cost more than the spectrum; those that are named, and all, are computed whatever they cost.",
+            help="Sharpness measures; `spectra metrics` lists them. cheap: measures that would cost more than the "
+            "spectrum are drawn or left out. Named measures, and all, are computed at any cost.",
         ),
         _setting(
             "bounds",
             "--bounds",
-            help="The PAC-Bayes bounds behind normalized sharpness too, as diagnostics, or vacuous.",
+            help="Also the PAC-Bayes bounds of normalized sharpness, as diagnostics; they may be vacuous.",
         ),
     ),
     "The data and the loss": (
         _setting("samples", "--samples", metavar="N", help="Use a fixed random subset of N rows of the data."),
-        _setting("batch_size", "--batch-size", help="Rows per batch; with --bn train part of what is analysed."),
+        _setting("batch_size", "--batch-size", help="Rows per batch; with --bn train the results depend on it."),
         _setting(
             "snapshot",
             "--snapshot-data",
             help="Freeze one pass of data that augment or shuffle, and use it throughout.",
         ),
-        _setting("data_seed", "--data-seed", show_default=True, help="Of that subset, and of that pass."),
-        _setting("test_data", "--test-data", help="The same numbers on the task's held-out data, beside the others."),
+        _setting("data_seed", "--data-seed", show_default=True, help="Seed of the subset and of the frozen pass."),
+        _setting("test_data", "--test-data", help="Compute the same numbers on the task's held-out data too."),
         _setting("l2", "--l2", help="Coefficient of (l2/2)|theta|^2, added analytically."),
         _setting(
             "reduction",
             "--reduction",
             type=click.Choice(["mean", "sum"]),
-            help="Over the data. Default: what the criterion does.",
+            help="Reduction over the data. Default: that of the criterion.",
         ),
     ),
-    "The file, and what is shown": (
+    "Results file and display": (
         _setting(
             "out",
             "--out",
             show_default=True,
-            help="The results file; one that is there is continued if it is of the same run.",
+            help="The results file; an existing file of the same run is continued.",
         ),
         _setting(
             "force",
             "--force",
-            help="Replace what the file has of other settings, or of a checkpoint that was another.",
+            help="Replace records of other settings, or whose checkpoint file has changed.",
         ),
         _setting("strict", "--strict", help="Stop at the first checkpoint that fails or is unverified."),
         _option(

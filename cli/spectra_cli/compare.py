@@ -94,7 +94,7 @@ def group(files: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
     """Which files belong to which arm: those of the labels, then every other file on its own under its name.
 
     Raises:
-        ArgumentError: a label without files, a file that is there twice, or no file at all.
+        ArgumentError: a label without files, a file that is given twice, or no file at all.
 
     Example:
         >>> group(["c.h5"], ["sgd=a.h5,b.h5"])
@@ -112,7 +112,7 @@ def group(files: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
     alone = [file for file in files if file not in labelled]  # one that is also in a label is there once
     repeated += [file for file in alone if alone.count(file) > 1]
     if repeated:
-        raise ArgumentError(f"{repeated[0]}: is there twice; a run counts once")
+        raise ArgumentError(f"{repeated[0]}: is given twice; a run counts once")
     for file in alone:
         stem = Path(file).stem
         unique = sum(Path(other).stem == stem for other in alone) == 1 and stem not in grouped

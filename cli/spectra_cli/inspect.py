@@ -139,7 +139,7 @@ def _print_folder(folder: Path, max_size: str | None) -> None:
     found = in_training_order(find_checkpoints([folder]), max_size)
     console.print(f"{folder}: {len(found)} checkpoint{'' if len(found) == 1 else 's'}", style="bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for heading in ("  checkpoint", "epoch", "step", "weights in", "beside them"):
+    for heading in ("  checkpoint", "epoch", "step", "weights in", "other files"):
         table.add_column(heading, justify="right" if heading in ("epoch", "step") else "left")
     for one in found:
         name = "  " + ("." if one.path == folder else str(one.path.relative_to(folder)))

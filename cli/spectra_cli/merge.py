@@ -36,7 +36,7 @@ def command(parts: tuple[Path, ...], out: Path | None, quiet: bool) -> None:
         return
     words = f"{done.records} record{'' if done.records == 1 else 's'} of {len(parts)} files"
     if done.equal:
-        words += f", {done.equal} found again and equal"
+        words += f", {done.equal} in several files with equal results"
     if done.failed:
         words += f", {done.failed} failed"
     if done.unverified:

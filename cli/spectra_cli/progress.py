@@ -141,7 +141,7 @@ class RunDisplay(Listener):
         self._passed_over("weights", path, of, records)
 
     def _passed_over(self, what: str, path: Path, of: Path, records: int) -> None:
-        words = f"has the {what} of {of if of.name == path.name else of.name}: passed over"
+        words = f"has the {what} of {of if of.name == path.name else of.name}: skipped"
         self._line(words, records)
         if self.drawn:  # the bar leaves no line, and the table has no row
             self.note(f"{path.name}: {words}")

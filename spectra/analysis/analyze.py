@@ -96,7 +96,7 @@ def iter_analyze(
             or a measure is not raised: it is logged, and the record has the status ``"unverified"`` and the reason.
     """
     if settings is not None and options:
-        raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
+        raise ArgumentError(f"{next(iter(options))}= and settings= exclude each other: give one of the two")
     asked = RunSettings(settings or Settings(**presets.filled(**options)))
     run = AnalysisRun(asked, _ProgressListener(progress), extra or {}, unfinished, eigenspaces)
     return records_of(run, task, place_of(checkpoint), skip=skip, notes=notes)

@@ -251,10 +251,10 @@ class SameThreads:
             return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.threads > max(cores, self.before):
-            self.say(f"what is in the file was computed with {self.threads} threads; here are {cores} cores")
+            self.say(f"the records in the file were computed with {self.threads} threads; here are {cores} cores")
             self.threads = self.before
             return
-        self.say(f"computing with {self.threads} threads, as what is in the file")
+        self.say(f"computing with {self.threads} threads, like the records in the file")
         one_at_a_time.acquire()  # the number is that of the whole process
         torch.set_num_threads(self.threads)
 

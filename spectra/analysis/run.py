@@ -201,7 +201,7 @@ def record_failure(run: AnalysisRun, place: Place, error: Exception) -> None:
     run.store.unfinished.fail()
     missing = [pair for pair in run.settings.pairs() if not run.store.knows(pair, place)]
     if not missing:
-        run.listener.note(f"{reason_of(error)}; what the file has of it already is kept")
+        run.listener.note(f"{reason_of(error)}; its records in the file are kept")
     for pair in missing:
         record = failed_record(*pair, reason_of(error), run.store.settings, place)
         run.store.add(record)

@@ -112,7 +112,7 @@ class Store:
             self.settings = settings
             for record in (replace(one, settings=settings) for one in self.waiting):
                 if self.file.has(record.identity):
-                    self.listener.note(f"{record.reason}; what the file has of it already is kept")
+                    self.listener.note(f"{record.reason}; its records in the file are kept")
                 else:
                     self._append(record)
             self.waiting = []

@@ -81,7 +81,7 @@ def _check(arms: Sequence[Arm], records: Sequence[Record]) -> None:
     labels = [arm.label for arm in arms]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
-        raise ArgumentError(f"label {twice!r} is there twice: give the runs of one arm to one label")
+        raise ArgumentError(f"label {twice!r} is given twice: give the runs of one arm to one label")
     for arm in arms:
         if not arm.records:
             raise ArgumentError(f"label {arm.label!r} has no runs: name a file")

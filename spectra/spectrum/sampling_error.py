@@ -84,7 +84,9 @@ def population_error(forms: np.ndarray, weights: np.ndarray) -> PopulationError:
     covariance = residuals @ residuals.T / (1 - square)
     fixed = sqrt(float(covariance.sum())) / k
     if k == 1:
-        return PopulationError(None, fixed, "with one probe the data cannot be told from the probe: take more probes")
+        return PopulationError(
+            None, fixed, "with one probe the errors of data and probe cannot be separated: take more"
+        )
     pairs = k * (k - 1)
     diagonal = np.diag(covariance)
     variance = float(covariance.sum() - diagonal.sum()) / pairs
@@ -92,7 +94,7 @@ def population_error(forms: np.ndarray, weights: np.ndarray) -> PopulationError:
     chance = sqrt(2 * float(diagonal.sum() ** 2 - diagonal @ diagonal) / (count - 1)) / pairs
     if variance < 2 * chance:
         most = sqrt(max(variance, 0.0) + 2 * chance)
-        return PopulationError(None, fixed, f"below {most:.2g}, which is lost in the scatter of the probes")
+        return PopulationError(None, fixed, f"below {most:.2g}, which the scatter of the probes hides")
     return PopulationError(sqrt(variance), fixed, None)
 
 
