@@ -1,4 +1,4 @@
-"""The options of an analysis, which `analyze` and `watch` share, and the settings that they make."""
+"""The options that `analyze` and `watch` share, and the settings made from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BN_CHOICES = {
     "both": ("eval", "train"),
 }
 
-#: What the options set. The parameter of such an option has the name of the field.
+#: The classes of settings whose fields the options set. The parameter of such an option has the name of the field.
 SETTINGS: tuple[type[Settings | DataChoice | RunSettings], ...] = (Settings, DataChoice, RunSettings)
 _DEFAULTS = {one.name: one.default for settings in SETTINGS for one in fields(settings)}
 _TYPES = {name: kind for settings in SETTINGS for name, kind in get_type_hints(settings).items()}
@@ -42,7 +42,7 @@ _Option = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _option(*names: str, **options: Any) -> _Option:
-    """An option that is no setting of the analysis."""
+    """An option that is not a setting of the analysis."""
     return names, options
 
 
@@ -52,7 +52,7 @@ def _setting(name: str, *names: str, **options: Any) -> _Option:
     Args:
         name: of the field.
         names: of the option.
-        options: of `click.option`; they hold where the option is not written as the field is.
+        options: of `click.option`; they take the place of type and default of the field.
     """
     kinds = [kind for kind in get_args(_TYPES[name]) or [_TYPES[name]] if kind is not NoneType]
     of_type = _OF_TYPE.get(kinds[0], {}) if len(kinds) == 1 and "type" not in options else {}
@@ -235,7 +235,7 @@ def analysis_options(command: _Command) -> _Command:
 
 
 def settings_in(options: dict[str, Any]) -> RunSettings:
-    """What the options of the command that runs ask for. What is not given has the default of its field.
+    """The settings from the options of the present command. An option that is not given has the default of its field.
 
     Raises:
         ArgumentError: a value out of its range.
@@ -254,7 +254,7 @@ def _was_given(parameter: str) -> bool:
 
 
 class TaskMaker:
-    """The task of a checkpoint, found once per run and printed; made anew only where the function asks for it."""
+    """Makes the task of a checkpoint: found and printed once per run; made per checkpoint if the function asks."""
 
     def __init__(self, option: str | None, args: tuple[str, ...], seed: int, display: RunDisplay) -> None:
         self.option, self.args, self.seed, self.display = option, args, seed, display
@@ -262,7 +262,7 @@ class TaskMaker:
 
     @property
     def per_checkpoint(self) -> bool:
-        """Whether the function asks for the checkpoint, and so may make another network of the same weights."""
+        """Whether the function has a parameter `checkpoint`, and so may make another network for each checkpoint."""
         return self.source is not None and self.source.per_checkpoint
 
     def __call__(self, checkpoint: Checkpoint) -> Task:

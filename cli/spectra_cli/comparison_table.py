@@ -16,7 +16,7 @@ from spectra_cli.numbers import as_range, in_short, interval, plain, rounded, wi
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
-    """The arms, their quantities, their differences from the first one, the distances, and what may be concluded."""
+    """Print the arms, their quantities, their differences from the first, the distances, and notes on conclusions."""
     first = found.arms[0].records[0]
     print_line(console, f"{first.operator}: {len(found.arms)} runs or arms side by side", style="bold")
     for arm in found.arms:

@@ -1,4 +1,4 @@
-"""The display of a run under way, always on standard error: a bar, a line per record, or a JSON object per line."""
+"""The progress display of a run, on standard error: a bar, a line per record, or a JSON object per line."""
 
 from __future__ import annotations
 
