@@ -1,4 +1,4 @@
-"""The options of an analysis, which `analyze` and `watch` share, and the settings that they make."""
+"""The options that `analyze` and `watch` share, and the settings made from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BN_CHOICES = {
     "both": ("eval", "train"),
 }
 
-#: What the options set. The parameter of such an option has the name of the field.
+#: The classes of settings whose fields the options set. The parameter of such an option has the name of the field.
 SETTINGS: tuple[type[Settings | DataChoice | RunSettings], ...] = (Settings, DataChoice, RunSettings)
 _DEFAULTS = {one.name: one.default for settings in SETTINGS for one in fields(settings)}
 _TYPES = {name: kind for settings in SETTINGS for name, kind in get_type_hints(settings).items()}
@@ -42,7 +42,7 @@ _Option = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _option(*names: str, **options: Any) -> _Option:
-    """An option that is no setting of the analysis."""
+    """An option that is not a setting of the analysis."""
     return names, options
 
 
@@ -52,7 +52,7 @@ def _setting(name: str, *names: str, **options: Any) -> _Option:
     Args:
         name: of the field.
         names: of the option.
-        options: of `click.option`; they hold where the option is not written as the field is.
+        options: of `click.option`; they take the place of type and default of the field.
     """
     kinds = [kind for kind in get_args(_TYPES[name]) or [_TYPES[name]] if kind is not NoneType]
     of_type = _OF_TYPE.get(kinds[0], {}) if len(kinds) == 1 and "type" not in options else {}
@@ -124,7 +124,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
         _setting("lanczos_steps", "--lanczos-steps", "-m", show_default=True, help="m: resolution and cost."),
         _setting("num_probes", "--probes", "-k", show_default=True, help="k: errors shrink like 1/sqrt(k)."),
-        _setting("seed", "--seed", show_default=True, help="Of the probes, and for the task function."),
+        _setting("seed", "--seed", show_default=True, help="Seed of the probes, and for the task function."),
         _setting(
             "params",
             "--params",
@@ -141,23 +141,22 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "eigenpairs",
             "--eigenpairs",
             metavar="K",
-            help="Find the K eigenvalues of the largest magnitude first, and take them out of the variance of trace "
-            "and Frobenius norm.",
+            help="Compute the K eigenpairs of largest magnitude first, and deflate trace and Frobenius norm by them, "
+            "which reduces their variance.",
         ),
         _setting(
             "warm_start",
             "--warm-start",
-            help="Begin the search for eigenpairs with the vectors of the checkpoint before: fewer products, and "
-            "other last digits after a restart.",
+            help="Start the search for eigenpairs from the vectors of the previous checkpoint: fewer products, but "
+            "the last digits may differ after a restart.",
         ),
-        _setting("save_eigenvectors", "--save-eigenvectors", help="Keep their vectors too: 4 n K bytes per record."),
+        _setting("save_eigenvectors", "--save-eigenvectors", help="Store the eigenvectors: 4 n K bytes per record."),
     ),
-    "What it is checked against, and measured beside it": (
+    "Checks and sharpness measures": (
         _setting(
             "check",
             "--check/--no-check",
-            help="Compare the traces with exact ones, where there are such. Default: as far as that costs no more than "
-            "the spectrum.",
+            help="Compare the traces with exact ones, if these exist. Default: if it costs no more than the spectrum.",
         ),
         _setting(
             "exact_spectrum",
@@ -171,44 +170,44 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "--metrics",
             show_default=True,
             metavar="all|none|cheap|NAME,...",
-            help="Sharpness measures; `spectra metrics` lists them. Those of cheap are drawn or left out where they "
-            "would cost more than the spectrum; those that are named, and all, are computed whatever they cost.",
+            help="Sharpness measures; `spectra metrics` lists them. cheap: measures that would cost more than the "
+            "spectrum are drawn or left out. Named measures, and all, are computed at any cost.",
         ),
         _setting(
             "bounds",
             "--bounds",
-            help="The PAC-Bayes bounds behind normalized sharpness too, as diagnostics, or vacuous.",
+            help="Also the PAC-Bayes bounds of normalized sharpness, as diagnostics; they may be vacuous.",
         ),
     ),
     "The data and the loss": (
         _setting("samples", "--samples", metavar="N", help="Use a fixed random subset of N rows of the data."),
-        _setting("batch_size", "--batch-size", help="Rows per batch; with --bn train part of what is analysed."),
+        _setting("batch_size", "--batch-size", help="Rows per batch; with --bn train the results depend on it."),
         _setting(
             "snapshot",
             "--snapshot-data",
             help="Freeze one pass of data that augment or shuffle, and use it throughout.",
         ),
-        _setting("data_seed", "--data-seed", show_default=True, help="Of that subset, and of that pass."),
-        _setting("test_data", "--test-data", help="The same numbers on the task's held-out data, beside the others."),
+        _setting("data_seed", "--data-seed", show_default=True, help="Seed of the subset and of the frozen pass."),
+        _setting("test_data", "--test-data", help="Compute the same numbers on the task's held-out data too."),
         _setting("l2", "--l2", help="Coefficient of (l2/2)|theta|^2, added analytically."),
         _setting(
             "reduction",
             "--reduction",
             type=click.Choice(["mean", "sum"]),
-            help="Over the data. Default: what the criterion does.",
+            help="Reduction over the data. Default: that of the criterion.",
         ),
     ),
-    "The file, and what is shown": (
+    "Results file and display": (
         _setting(
             "out",
             "--out",
             show_default=True,
-            help="The results file; one that is there is continued if it is of the same run.",
+            help="The results file; an existing file of the same run is continued.",
         ),
         _setting(
             "force",
             "--force",
-            help="Replace what the file has of other settings, or of a checkpoint that was another.",
+            help="Replace records of other settings, or whose checkpoint file has changed.",
         ),
         _setting("strict", "--strict", help="Stop at the first checkpoint that fails or is unverified."),
         _option(
@@ -236,7 +235,7 @@ def analysis_options(command: _Command) -> _Command:
 
 
 def settings_in(options: dict[str, Any]) -> RunSettings:
-    """What the options of the command that runs ask for. What is not given has the default of its field.
+    """The settings from the options of the present command. An option that is not given has the default of its field.
 
     Raises:
         ArgumentError: a value out of its range.
@@ -255,7 +254,7 @@ def _was_given(parameter: str) -> bool:
 
 
 class TaskMaker:
-    """The task of a checkpoint, found once per run and printed; made anew only where the function asks for it."""
+    """Makes the task of a checkpoint: found and printed once per run; made per checkpoint if the function asks."""
 
     def __init__(self, option: str | None, args: tuple[str, ...], seed: int, display: RunDisplay) -> None:
         self.option, self.args, self.seed, self.display = option, args, seed, display
@@ -263,7 +262,7 @@ class TaskMaker:
 
     @property
     def per_checkpoint(self) -> bool:
-        """Whether the function asks for the checkpoint, and so may make another network of the same weights."""
+        """Whether the function has a parameter `checkpoint`, and so may make another network for each checkpoint."""
         return self.source is not None and self.source.per_checkpoint
 
     def __call__(self, checkpoint: Checkpoint) -> Task:

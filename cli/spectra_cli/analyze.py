@@ -31,18 +31,18 @@ from spectra_cli.progress import display_of
     "Which checkpoints",
     "--last",
     is_flag=True,
-    help="The last one: beside those of --every or --epochs, else alone.",
+    help="The last one; in addition to those of --every or --epochs, if given.",
 )
 @grouped_option(
     "Which checkpoints",
     "--shard",
     "shard_text",
     metavar="I/N",
-    help="The share of job I of N, into a file of its own beside --out; spectra merge joins them.",
+    help="Part I of N, for one of N jobs, into a separate file next to --out; spectra merge joins the files.",
 )
 @analysis_options
 @grouped_option(
-    "The file, and what is shown",
+    "Results file and display",
     "--json",
     "as_json",
     is_flag=True,
@@ -64,7 +64,7 @@ def command(
     the environment turns that off, SPECTRA_TOML=PATH names the file.
 
     CKPT is a file; a folder with checkpoints, as files or as folders like checkpoint-500/; such a folder itself; or a
-    pattern. A checkpoint whose weights were there before, in another file, is passed over.
+    pattern. A checkpoint with the weights of an earlier one, in another file, is skipped.
 
     A run that was stopped, killed or has grown goes on with the same command: what is in --out is kept, also the
     finished probes of a record that was under way.

@@ -1,4 +1,4 @@
-"""What limits the numbers of a record: the parts of each error side by side, and what to do about the largest."""
+"""The table of error budgets of a record: the parts of each error, and how to reduce the largest part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spectra.spectrum.error_budget import ADVICE, Budget
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import plain
 
-#: How a part is called in a column.
+#: Part of an error -> its name in a column.
 SHORT = {"probes": "probes", "truncation": "steps", "arithmetic": "arithmetic", "data": "data"}
 
 
@@ -28,13 +28,13 @@ def _without_probes(budget: Budget) -> Budget:
 
 
 def limited_by(record: Record, name: str) -> str:
-    """The largest part of a number's error, in a word; nothing where none is known."""
+    """The name of the largest part of a number's error; empty where no part is known."""
     budget = budgets_of(record).get(name)
     return "" if budget is None or budget.largest is None else SHORT[budget.largest]
 
 
 def print_advice(record: Record, console: Console) -> None:
-    """A line for each cause that limits a number, with what makes it smaller."""
+    """Print a line for each part that is the largest error of some number, with the way to reduce it."""
     causes: dict[str, list[str]] = {}
     for name, budget in budgets_of(record).items():
         if budget.largest is not None:
@@ -45,7 +45,7 @@ def print_advice(record: Record, console: Console) -> None:
 
 
 def print_budgets(record: Record, console: Console) -> None:
-    """The four parts of every error."""
+    """Print the table with the four parts of every error."""
     budgets = budgets_of(record)
     if not budgets:
         return

@@ -1,4 +1,4 @@
-"""`spectra compare`: two or more runs side by side, and what their differences may be due to. No torch is needed."""
+"""`spectra compare`: the differences of two or more runs, with their errors. No torch is needed."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def command(
 
 
 def group(files: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
-    """Which files belong to which arm: those of the labels, then every other file on its own under its name.
+    """Arm -> its files: the arms of the labels, then an arm for each other file, under its name.
 
     Raises:
-        ArgumentError: a label without files, a file that is there twice, or no file at all.
+        ArgumentError: a label without files, a file that is given twice, or no file at all.
 
     Example:
         >>> group(["c.h5"], ["sgd=a.h5,b.h5"])
@@ -109,10 +109,10 @@ def group(files: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
         grouped.setdefault(name, []).extend(own)
     labelled = [file for own in grouped.values() for file in own]
     repeated = [file for file in labelled if labelled.count(file) > 1]
-    alone = [file for file in files if file not in labelled]  # one that is also in a label is there once
+    alone = [file for file in files if file not in labelled]  # a file that is also in a label counts once
     repeated += [file for file in alone if alone.count(file) > 1]
     if repeated:
-        raise ArgumentError(f"{repeated[0]}: is there twice; a run counts once")
+        raise ArgumentError(f"{repeated[0]}: is given twice; a run counts once")
     for file in alone:
         stem = Path(file).stem
         unique = sum(Path(other).stem == stem for other in alone) == 1 and stem not in grouped
@@ -156,7 +156,7 @@ def _moment(series: Series, epoch: float | None, file: str) -> Record:
 
 
 def write_csv(found: Comparison) -> None:
-    """A row per quantity and arm, then a row per difference, then the distances; all digits."""
+    """Write a row per quantity and arm, then a row per difference, then the distances, with all digits."""
     writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
     writer.writeheader()
     entries = found.to_json()

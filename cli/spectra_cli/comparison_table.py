@@ -16,7 +16,7 @@ from spectra_cli.numbers import as_range, in_short, interval, plain, rounded, wi
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
-    """The arms, their quantities, their differences from the first one, the distances, and what may be concluded."""
+    """Print the arms, their quantities, their differences from the first, the distances, and notes on conclusions."""
     first = found.arms[0].records[0]
     print_line(console, f"{first.operator}: {len(found.arms)} runs or arms side by side", style="bold")
     for arm in found.arms:
@@ -92,7 +92,7 @@ def _print_basis(found: Comparison, console: Console) -> None:
     if found.single:
         print_line(console, "! one run each: the difference of these two runs, not of the optimizers")
     elif any(len(arm.records) == 1 for arm in found.arms):
-        print_line(console, "! an arm of one run has no spread: what it differs by is not a fact of the optimizers")
+        print_line(console, "! an arm of one run has no spread: its difference is no evidence about the optimizers")
     for name, tau in found.tolerances.items():
         if tau is None:
             print_line(console, f"! {name}: no tolerance is resolved in every run")

@@ -1,4 +1,4 @@
-"""The console of rich for tables and the progress display, through which nothing acts on the terminal."""
+"""The rich console for tables and progress, which escapes text so that file contents cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spectra.errors import escaped
 
 
 class SafeConsole(Console):
-    """A console of rich that escapes every text before it is laid out, and again whatever reaches the terminal."""
+    """A rich console that escapes every text before layout, and again all output to the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escaped(text), **options)

@@ -30,9 +30,9 @@ TASK, EPOCHS, SAMPLES, BATCH, STEPS, PROBES = "digits-convnet", 6, 512, 256, 40,
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("spectra-demo"),
     show_default=True,
-    help="Folder for the checkpoints, run.h5 and the figures; created if it is not there.",
+    help="Folder for the checkpoints, run.h5 and the figures; created if it does not exist.",
 )
-@click.option("--quiet", is_flag=True, help="No progress and no words, only the table.")
+@click.option("--quiet", is_flag=True, help="Print only the table.")
 def command(out: Path, quiet: bool) -> None:
     """Train a small network with batch norm, analyse its checkpoints, draw the figures: about two minutes.
 

@@ -93,9 +93,9 @@ def print_exact_spectrum(record: Record, console: Console) -> None:
 
 
 def second_trace(record: Record) -> tuple[str, str] | None:
-    """A trace computed without probes that is not the headline: its name and its value with its error.
+    """A trace computed without probes that is not the headline: its name, and its value with its error; or None.
 
-    It is the Gauss-Newton matrix's in a record of a Hessian that differs, or a Monte-Carlo mean. None: there is none.
+    It is that of the Gauss-Newton matrix in a record of a Hessian with another trace, or a Monte-Carlo mean.
     """
     exact = record.exact
     if exact is None or exact.total is None or is_exact(record.headlines.get("trace")):

@@ -1,4 +1,4 @@
-"""``spectra inspect``: what is in a checkpoint, or in a folder. No task is needed, and no code of a file is run."""
+"""``spectra inspect``: the contents of a checkpoint or a folder. No task is needed, and no code of a file is run."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _tensor(name: str, tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def _first_of_each_storage(state_dict: dict[str, torch.Tensor]) -> set[str]:
-    """The names of the tensors, those apart that share their numbers with an earlier one (tied weights)."""
+    """The names of the tensors without those that share their storage with an earlier one (tied weights)."""
     seen: dict[tuple[int, int], str] = {}
     for index, (name, tensor) in enumerate(state_dict.items()):
         seen.setdefault((tensor.data_ptr(), tensor.numel()) if tensor.numel() else (-1, index), name)
@@ -128,7 +128,7 @@ def _first_of_each_storage(state_dict: dict[str, torch.Tensor]) -> set[str]:
 
 
 def _console() -> Console:
-    # A terminal has a width to keep to; elsewhere nothing is cut off.
+    # A terminal has a fixed width; elsewhere no cell is truncated.
     width = None if sys.stdout.isatty() else 4000
     return SafeConsole(width=width, highlight=False, markup=False, soft_wrap=True)
 
@@ -139,7 +139,7 @@ def _print_folder(folder: Path, max_size: str | None) -> None:
     found = in_training_order(find_checkpoints([folder]), max_size)
     console.print(f"{folder}: {len(found)} checkpoint{'' if len(found) == 1 else 's'}", style="bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for heading in ("  checkpoint", "epoch", "step", "weights in", "beside them"):
+    for heading in ("  checkpoint", "epoch", "step", "weights in", "other files"):
         table.add_column(heading, justify="right" if heading in ("epoch", "step") else "left")
     for one in found:
         name = "  " + ("." if one.path == folder else str(one.path.relative_to(folder)))
@@ -150,7 +150,7 @@ def _print_folder(folder: Path, max_size: str | None) -> None:
 
 
 def _in_words(path: Path) -> tuple[str, str]:
-    """The files of the weights of a checkpoint, and the other files of a folder that is one."""
+    """The names of the weight files of a checkpoint, and of the other files if it is a folder."""
     try:
         files = files_of(path)
         names = [file.name for file in files.weights]

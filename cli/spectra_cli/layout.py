@@ -1,4 +1,4 @@
-"""What all tables share: the console, the style of a table, lines, headings and the header of a run."""
+"""The common parts of all tables: console, style, lines, headings, notes, and the header of a run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 class _PipedTable(Table):
-    """A table that joins its cells itself where there is no terminal. Rich lays out each cell for the same text."""
+    """A table that joins its cells itself where there is no terminal: the same text as by rich, but faster."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = [[column.header, *column.cells] for column in self.columns]
@@ -72,7 +72,7 @@ def _is_simple(cell: object) -> bool:
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:
-    """A table with numbers to the right, in the one style of the project."""
+    """An empty table with these columns, numbers aligned to the right, in the style of the project."""
     table = _PipedTable(
         box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style=""
     )
@@ -82,7 +82,7 @@ def new_table(*columns: str, title: str | None = None) -> Table:
 
 
 def header(trajectory: Trajectory) -> list[tuple[str, str]]:
-    """What was analysed, in words: the settings that the records share. What is not known is left out."""
+    """(name, words) of the settings that the records share; unknown ones are left out."""
     settings = trajectory.settings or next((record.settings for record in trajectory), {})
     first = next((record for record in trajectory if record.spectrum is not None), None)
     lines = [
@@ -117,22 +117,25 @@ def header(trajectory: Trajectory) -> list[tuple[str, str]]:
 
 
 def print_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    """Print a line for each (name, words), with aligned names."""
     width = max((len(name) for name, _ in pairs), default=0)
     for name, words in pairs:
         print_line(console, f"  {name:<{width}}  {words}")
 
 
 def print_heading(console: Console, words: str) -> None:
+    """Print an empty line and a heading in bold."""
     console.print()
     print_line(console, words, style="bold")
 
 
 def print_line(console: Console, words: str, style: str = "") -> None:
+    """Print a text as one line, with control characters escaped."""
     console.print(Text(escaped(" ".join(words.splitlines())), style=style), soft_wrap=True)
 
 
 def notes_of(records: Iterable[Record]) -> list[str]:
-    """The notes of records, the worst of each kind, with how many records have it; failed checks first, every one."""
+    """The notes of records: first every failed check, then the worst of each kind with the number of its records."""
     found = [note for record in records for note in record.notes]
     alarms = [note for note in dict.fromkeys(found) if note.startswith(_ALARMS)]
     others = worst_of(note for note in found if not note.startswith(_ALARMS))
@@ -140,10 +143,10 @@ def notes_of(records: Iterable[Record]) -> list[str]:
 
 
 def worst_of(notes: Iterable[str]) -> dict[str, list[str]]:
-    """Of each kind of note the worst one -> all notes of its kind.
+    """The worst note of each kind -> all notes of that kind.
 
     Notes are of one kind where they differ in numbers only; digits in a name such as ``layer3.0.weight`` are no
-    numbers. The worst has the largest of the first numbers that differ: notes are worded so that more is worse.
+    numbers. The worst note has the largest value of the first number that differs.
 
     Example:
         >>> list(worst_of(["one carries 16% of the sum", "one carries 100% of the sum", "TF32 was off"]))
@@ -160,14 +163,14 @@ def _numbers_in(note: str) -> list[float]:
 
 
 def _counted(note: str, alike: Sequence[str]) -> str:
-    """The note, with the number of records that it stands for."""
+    """The note, with the number of records that have a note of its kind."""
     if len(alike) == 1:
         return note
     return f"{note} ({'worst of ' if len(set(alike)) > 1 else ''}{len(alike)} records)"
 
 
 def grouped(remarks: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Note -> the quantities that are starred for it; of several records the worst note stands for all of its kind."""
+    """Note -> the quantities with a star for it; the worst note of each kind represents all of its kind."""
     names: dict[str, list[str]] = {}
     stands_for: dict[str, list[str]] = {}
     for name, notes in remarks.items():
@@ -180,12 +183,12 @@ def grouped(remarks: dict[str, list[str]]) -> dict[str, list[str]]:
 def print_notes(
     console: Console, remarks: dict[str, list[str]], records: Iterable[Record], most: int | None = None
 ) -> int:
-    """Print what stars stand for and the notes of records, failed checks first.
+    """Print the notes that stars refer to and the notes of records, failed checks first.
 
-    At most so many: then two notes of the records, which say what was analysed, come before the stars.
+    With ``most``, at most so many are printed, and two notes of the records come before those of the stars.
 
     Returns:
-        How many were not printed.
+        The number of notes that were not printed.
     """
     found = notes_of(records)
     alarms = [f"! {note}" for note in found if note.startswith(_ALARMS)]
@@ -200,7 +203,7 @@ def print_notes(
 
 
 def _batches(sizes: Any) -> str:
-    """Batch sizes stored as [size, how many in a row]."""
+    """Batch sizes in words, from [size, number of consecutive batches]."""
     if not isinstance(sizes, list) or not sizes:
         return ""
     return f" in batches of {', '.join(f'{count} x {size}' for size, count in sizes)}"

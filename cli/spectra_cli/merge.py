@@ -36,7 +36,7 @@ def command(parts: tuple[Path, ...], out: Path | None, quiet: bool) -> None:
         return
     words = f"{done.records} record{'' if done.records == 1 else 's'} of {len(parts)} files"
     if done.equal:
-        words += f", {done.equal} found again and equal"
+        words += f", {done.equal} in several files with equal results"
     if done.failed:
         words += f", {done.failed} failed"
     if done.unverified:
@@ -50,7 +50,7 @@ _PART = re.compile(r"(.+)\.shard-(\d+)-of-(\d+)")
 
 
 def _common(parts: tuple[Path, ...]) -> Path:
-    """The file whose shards these are."""
+    """The name of the merged file, from the names of the shards."""
     wholes = {
         part.with_name(found.group(1) + part.suffix) if (found := _PART.fullmatch(part.stem)) else None
         for part in parts
@@ -62,7 +62,7 @@ def _common(parts: tuple[Path, ...]) -> Path:
 
 
 def _absent(parts: tuple[Path, ...]) -> list[str]:
-    """The shards that are not there, where all files are shards of one run."""
+    """The missing shards, if all files are shards of one run by their names."""
     found = [_PART.fullmatch(part.stem) for part in parts]
     numbers = {(int(one.group(2)), int(one.group(3))) for one in found if one}
     if len(numbers) < len(parts) or len({shards for _, shards in numbers}) != 1:

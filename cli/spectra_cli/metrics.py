@@ -1,4 +1,4 @@
-"""``spectra metrics``: which sharpness measures there are."""
+"""``spectra metrics``: the list of the sharpness measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as text, rounded to the digits that their errors leave."""
+"""Numbers as text, rounded to the digits that their errors justify."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from spectra.results.headline import EXACT, is_exact
 from spectra.spectrum.estimates import Estimate
 
-#: From here on, and below its inverse, numbers are written with a power of ten.
+#: Numbers from this on, and below its inverse, are written with a power of ten.
 _LARGE = 1e6
 
 

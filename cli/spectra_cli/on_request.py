@@ -1,4 +1,4 @@
-"""Quantities at a number of the reader's choice: `spectra show --at g=1e-3` and the like, from a stored spectrum."""
+"""Quantities that depend on a parameter, such as `spectra show --at g=1e-3`, from a stored spectrum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spectra.results.record import Record
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
 
-#: What may be asked for -> what it means, and the quantities at a value, by name.
+#: Letter of a parameter -> its meaning, and name -> function for the quantities at its value.
 _Quantities = dict[str, Callable[[Spectrum, float], Estimate]]
 ASKS: dict[str, tuple[str, _Quantities]] = {
     "g": (
@@ -44,7 +44,7 @@ def parse_asks(options: Sequence[str]) -> list[tuple[str, float]]:
     """``g=1e-3`` as ("g", 0.001).
 
     Raises:
-        ArgumentError: not of that form, or nothing is known by that letter.
+        ArgumentError: not of that form, or an unknown letter.
     """
     asked = []
     for option in options:
@@ -61,7 +61,7 @@ def parse_asks(options: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def quantities_at(record: Record, asks: Sequence[tuple[str, float]]) -> dict[str, Estimate]:
-    """The quantities that are asked for, by names such as ``evidence(g=0.001)``.
+    """Name, such as ``evidence(g=0.001)`` -> estimate, for the requested parameters.
 
     Raises:
         ArgumentError: a value outside the range of the quantity.

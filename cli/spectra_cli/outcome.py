@@ -70,7 +70,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def interrupted(out: Path) -> None:
-    """Print which records or probes an interrupted run has kept."""
+    """Print which records or probes of an interrupted run are stored."""
     if out.exists():
         say(f"spectra: the records finished so far are in {out}; the same command goes on from there")
     elif PartialFile(out).path.exists():
@@ -86,7 +86,7 @@ def command_of_all(file: str, only: Record | None = None) -> str:
 
 
 def _shown(outcome: Outcome, stored: Trajectory) -> Trajectory:
-    """The records of this call as the file holds them; the whole file where all of them were there before."""
+    """The stored records of this call; all records of the file if this call added none."""
     if not outcome.new:
         return stored
     return Trajectory(

@@ -1,4 +1,4 @@
-"""Whose ``spectra.toml`` may choose the code that is run: one of the user who runs, in a folder of the same user.
+"""The ownership check of ``spectra.toml``: file and folder must belong to the user who runs spectra.
 
 The rule is that of git's ``safe.directory``: the owner is the effective user; under ``sudo`` also the user who called
 it. Nobody else's file is trusted, also not one of root where another user runs. Systems without user numbers have no
@@ -64,7 +64,7 @@ def _trusted() -> set[int]:
 
 
 def _sticky(found: os.stat_result) -> bool:
-    """Whether it is a folder like ``/tmp``, in which nobody may replace the file of another."""
+    """Whether this is a folder like ``/tmp``, in which no user can replace the file of another."""
     return stat.S_ISDIR(found.st_mode) and bool(found.st_mode & stat.S_ISVTX)
 
 

@@ -1,4 +1,4 @@
-"""The present phase of a run, the time it has taken, and the time it will take: for displays."""
+"""PhaseClock: the present phase of a run, its elapsed time and its remaining time, for displays."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Phase:
 
 
 class PhaseClock:
-    """Keeps the phase, and has it shown from a thread of its own, so that a long step is not silent.
+    """Keeps the present phase, and shows it from a separate thread, so that a long step has output too.
 
     Args:
         show: called with the phase, from that thread: when it has lasted a second, and every ten seconds after that.

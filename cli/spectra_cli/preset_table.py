@@ -1,4 +1,4 @@
-"""The numbers that a preset adds to a report: those that its paper prints, in the paper's terms."""
+"""The table that a preset adds to a report: the numbers of its paper, in the terms of the paper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LEGEND = (
 
 
 def print_preset(records: Sequence[Record], console: Console) -> None:
-    """What Granziol (2020) prints, of records that were made with that preset; nothing of others.
+    """Print the numbers of Granziol (2020) for records that were made with that preset; nothing for others.
 
     References:
         D. Granziol, Flatness is a False Friend, arXiv:2006.09091 (2020), sections 3.2, 5 and appendix D.

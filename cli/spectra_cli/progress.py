@@ -1,4 +1,4 @@
-"""The display of a run under way, always on standard error: a bar, a line per record, or a JSON object per line."""
+"""The progress display of a run, on standard error: a bar, a line per record, or a JSON object per line."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class RunDisplay(Listener):
         self._passed_over("weights", path, of, records)
 
     def _passed_over(self, what: str, path: Path, of: Path, records: int) -> None:
-        words = f"has the {what} of {of if of.name == path.name else of.name}: passed over"
+        words = f"has the {what} of {of if of.name == path.name else of.name}: skipped"
         self._line(words, records)
         if self.drawn:  # the bar leaves no line, and the table has no row
             self.note(f"{path.name}: {words}")

@@ -1,4 +1,4 @@
-"""One record in full: every number with its error, the facts, the degeneracy over tau, traces by tensor, the origin."""
+"""The full report of one record: every number with its error, facts, degeneracy over tau, traces by tensor, origin."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def facts_of(record: Record) -> list[tuple[str, str]]:
 
 
 def origin_of(record: Record) -> list[tuple[str, str]]:
-    """Where the numbers come from, in words."""
+    """(name, words) of the origin of the numbers: machine, versions, command and times."""
     known = record.provenance
     versions = [f"{name} {known[name]}" for name in ("spectra", "torch", "numpy", "python") if name in known]
     sha = record.checkpoint_sha256

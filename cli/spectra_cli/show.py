@@ -102,10 +102,10 @@ def command(
 def select(
     trajectory: Trajectory, operators: Iterable[str] = (), bn_modes: Iterable[str] = (), epochs: Iterable[float] = ()
 ) -> Trajectory:
-    """The part of a trajectory that is asked for; an empty choice is all.
+    """The records of a trajectory with these operators, batch-norm modes and epochs; an empty choice is all.
 
     Raises:
-        ArgumentError: nothing is left; the message lists what there is.
+        ArgumentError: there is no such record; the message lists what there is.
     """
     wanted: tuple[set[Any], ...] = (set(operators), set(bn_modes), set(epochs))
     records = [
@@ -142,7 +142,7 @@ def print_report(
     budget: bool = False,
     asks: Asks = (),
 ) -> None:
-    """The tables of one file after the other; the choice is that of the records, as options."""
+    """Print the tables of each file; `choice` is the selection of the records, as command-line options."""
     console = make_console()
     for index, (file, trajectory) in enumerate(chosen):
         if index:

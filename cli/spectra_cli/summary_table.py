@@ -1,4 +1,4 @@
-"""One record on one screen: the headline numbers, the verdict of the checks, a few notes, and where the rest is."""
+"""The summary of one record on one screen: headline numbers, results of the checks, and a few notes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _REST = "tensors, tolerances, checks, measures, origin"
 def print_summary(
     record: Record, console: Console, *, header: list[tuple[str, str]], more: str, budget: bool = False
 ) -> None:
-    """What a reader looks for first in a record, in about 24 lines.
+    """Print the summary of a record, in about 24 lines.
 
     Args:
         record: the record.
         console: where to.
         header: what was analysed, as names and words.
-        more: the command that prints the rest.
+        more: the command that prints the full report.
         budget: also the parts of every error.
     """
     own = ("record", f"{record.operator}, BN {record.bn_mode}: {record.where}".removesuffix(": "))
@@ -52,7 +52,7 @@ def print_summary(
 
 
 def _in_few_lines(header: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The header with what belongs together in one line, and without the usual reduction."""
+    """The header with related settings in one line, and without the reduction if it is the usual one."""
     known = dict(header)
     if len(known.get("task", "")) > _LONG:  # all of its arguments are in the full report
         known["task"] = known["task"].partition("(")[0]
@@ -107,7 +107,7 @@ def _on_test_data(record: Record, name: str, remarks: dict[str, list[str]]) -> s
 
 
 def _trace_check(record: Record) -> str:
-    """The estimate of the trace, where the exact one takes its place in the table, and what came of its check."""
+    """The estimate of the trace with the result of its check, if the table shows the exact trace instead."""
     found = next((check for check in record.checks if (check.name, check.of) == ("trace", record.operator)), None)
     if found is None or not is_exact(record.headlines.get("trace")):
         return ""

@@ -1,4 +1,4 @@
-"""Records as tables: one record in full, several of one checkpoint side by side, several checkpoints in a row each."""
+"""Tables of records: one record, several records of one checkpoint as columns, or several checkpoints as rows."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
     complete = [record for record in records if record.status != "failed"]
     print_heading(console, ", ".join(dict.fromkeys(record.where for record in records if record.where)) or "records")
     remarks: dict[str, list[str]] = {}
-    # A record with held-out data has two columns, for comparison of the two.
+    # A record with held-out data has two columns, one for each data set.
     table = new_table(
         "quantity", *(f"{r.operator}, BN {r.bn_mode}{', test data' * test}" for r, test in _columns(complete))
     )
@@ -110,7 +110,7 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
 
 
 def _columns(records: Iterable[Record]) -> list[tuple[Record, bool]]:
-    """Each record, and behind it the same for its test data, if it has any: those have estimates only."""
+    """(record, whether for the test data): each record, followed by one for its test data if it has any."""
     return [(record, test) for record in records for test in (False, True) if not test or record.test_spectrum]
 
 
@@ -165,7 +165,7 @@ def print_series(series: Series, console: Console, most: int | None = None) -> i
 
 
 def _names(seconds: Iterable[tuple[str, str] | None]) -> list[str]:
-    """The names of traces that are no headline, each once."""
+    """The distinct names of traces that are not headline numbers."""
     return list(dict.fromkeys(second[0] for second in seconds if second is not None))
 
 
@@ -181,7 +181,7 @@ def _cell(
     *,
     test: bool = False,
 ) -> str:
-    """The words for an estimate, with a star where it has a note, which is kept for below the table."""
+    """The words for an estimate, with a star if it has a note; the note is added to the remarks."""
     estimate: Estimate | None = record.test_estimates.get(name) if test else record.headlines.get(name)
     if estimate is None or estimate.note is None or estimate.resolved is False:  # that is what `words` say then
         return words(estimate)

@@ -1,4 +1,4 @@
-"""Which task is analysed: what the user names, else what the checkpoint says of itself, else ``spectra.toml``.
+"""The choice of the task: by ``--task``, else by the entry of the checkpoint, else by ``spectra.toml``.
 
 1. ``--task``: a built-in name, ``package.module:function`` or ``path/to/file.py:function``.
 2. The checkpoint's own entry, written by ``spectra.save_checkpoint``. Only built-in names are honoured: a file that
@@ -45,7 +45,7 @@ def task():
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task that has been found, and how."""
+    """The function that makes the chosen task, and how it was chosen."""
 
     name: str  # for records: a built-in name, or file.py:function
     words: str  # what is used and why, to print
@@ -92,11 +92,11 @@ def resolve(
 
     Args:
         task_option: the value of ``--task``, if given.
-        task_args: the values of ``--task-arg``: ``key=value`` texts, or a mapping. They go before the options that the
-            checkpoint or ``spectra.toml`` gives.
-        checkpoint: whose own entry is asked.
+        task_args: the values of ``--task-arg``: ``key=value`` texts, or a mapping. They take precedence over options
+            from the checkpoint or ``spectra.toml``.
+        checkpoint: whose entry may name a built-in task.
         cwd: where relative paths start and ``spectra.toml`` is looked for; the working directory by default.
-        announce: called with what ``spectra.toml`` chooses, before any of it is run.
+        announce: called with the choice of ``spectra.toml``, before any of its code is run.
 
     Raises:
         TaskError: no task, or none that can be used; the message says why.
@@ -127,7 +127,7 @@ def resolve(
 
 
 def parse_task_args(texts: Sequence[str]) -> dict[str, Typed]:
-    """``key=value`` texts, as a dictionary; what the values mean is settled where the parameter is known.
+    """``key=value`` texts, as a dictionary; the values are converted later, when the parameter is known.
 
     Example:
         >>> parse_task_args(["width=8", "data=a=b"])
@@ -183,7 +183,7 @@ def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _code(spec: str, folder: Path) -> tuple[str | None, str]:
-    """The file or module, and the function in it, that a task is made by; without the first a built-in task."""
+    """The file or module of a task, and its function; without a file or module it is a built-in task."""
     where, _, name = spec.rpartition(":")
     if where.endswith(".py"):
         return str((folder / Path(where).expanduser()).resolve()), name
@@ -225,7 +225,7 @@ def _with_args(name: str, args: Mapping[str, Any]) -> str:
 
 
 class NoTask(TaskError):
-    """Nothing says which task is meant: the message shows how to say it, in several lines."""
+    """No task is given: the message shows the ways to give one, in several lines."""
 
     in_several_lines = True
 

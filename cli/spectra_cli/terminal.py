@@ -1,4 +1,4 @@
-"""Text on its way to the terminal: what files hold is written out, so that it cannot act on the terminal.
+"""Text for the terminal: control characters from files are escaped, so that they cannot act on the terminal.
 
 Names of tensors, tasks and files, notes and reasons may come from a file that anyone has written. Control characters,
 marks of the direction of text and newlines in them are shown as ``\\\\x1b``, ``\\\\u202e`` and ``\\\\n``.

@@ -1,4 +1,4 @@
-"""Importing and calling the user's task function; what it raises becomes one line with its own last line.
+"""Importing and calling the user's task function; its exceptions become errors of one line.
 
 While the user's file is imported and its function called, its folder is first on ``sys.path``, as when Python runs the
 file. Afterwards it is last: imports inside of the model's ``forward`` still find the files in its folder, and none of
@@ -37,7 +37,7 @@ class Typed:
 
 
 def settle(value: Any, *, as_text: bool) -> Any:
-    """What a typed value means: a Python literal if it is one, ``true`` / ``false``, else a text; others stay.
+    """The value of a typed text: a Python literal if it is one, ``true`` / ``false``, else a text; others stay.
 
     Example:
         >>> [settle(Typed(text), as_text=False) for text in ("8", "1e-3", "[1, 2]", "true", "a/b")]
@@ -185,7 +185,7 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line(spec: str, file: Path | None) -> Iterator[None]:
-    """Turn what the user's code raises into a TaskError with what it says and where it was raised."""
+    """Turn an exception of the user's code into a TaskError with its message and its place."""
     try:
         yield
     except SpectraError as error:

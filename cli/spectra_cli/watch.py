@@ -22,7 +22,7 @@ from spectra_cli.progress import display_of
     "--idle",
     type=float,
     metavar="SECONDS",
-    help="Stop when nothing new has come for so long. Default: go on until stopped.",
+    help="Stop after this time without a new checkpoint. Default: continue until stopped.",
 )
 @grouped_option(
     "When",
@@ -31,11 +31,11 @@ from spectra_cli.progress import display_of
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="A checkpoint is taken for whole when nothing has written to it for so long, and it ends as its format says.",
+    help="A checkpoint counts as complete when it has not changed for this time, and ends as its format requires.",
 )
 @analysis_options
 def command(places: tuple[Path, ...], idle: float | None, settle: float, **options: Any) -> None:
-    """Analyse the checkpoints in a folder, and new ones as training writes them, until told to stop.
+    """Analyse the checkpoints in a folder, and new ones as training writes them, until stopped.
 
     Checkpoints are files, or folders like checkpoint-500/. A folder is waited for until all that is in it has settled
     and no shard is missing.

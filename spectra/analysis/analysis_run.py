@@ -1,4 +1,4 @@
-"""One analysis under way: what is asked, who is informed, and the file with what is in it already."""
+"""AnalysisRun: the settings, the listener, the device and the results file that the records of a run share."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from spectra.task.task import Task
 
 @dataclass(frozen=True)
 class AnalysisRun:
-    """What the records of a run share. `analyze` makes one without a file, `analyze_run` and `Tracker` open one.
+    """The shared state of the records of a run. `analyze` makes one without a file; `analyze_run`, `Tracker` with one.
 
     Attributes:
         asked: the settings.
-        listener: is informed of what happens.
+        listener: receives the events of the run.
         extra: more settings for the records, such as how the data were chosen.
-        unfinished: keeps the probes of a record as they are finished, and has those that were finished before.
-        eigenspaces: has the eigenvectors of the record before, with which those of the next one are compared.
-        device: where the task's model is moved to; None: it stays where it is.
+        unfinished: stores the probes of a record as they are finished, and provides those of an interrupted process.
+        eigenspaces: provides the eigenvectors of the previous record, with which those of the next one are compared.
+        device: to which the task's model is moved; None: it stays where it is.
         data: makes the task on the chosen data.
-        file: where the records are stored; None: they are returned only.
+        file: the results file; None: the records are only returned.
     """
 
     asked: RunSettings
@@ -62,7 +62,7 @@ class AnalysisRun:
 
     @property
     def settings(self) -> Settings:
-        """What is asked of the analysis of each checkpoint."""
+        """The settings of the analysis of each checkpoint."""
         return self.asked.analysis
 
     @property
@@ -78,19 +78,19 @@ class AnalysisRun:
 
 
 def check_output(out: Path) -> None:
-    """See that a results file can be written, and that what is there already is one, before anything else is done.
+    """Check that a results file can be written, and that an existing file is a results file.
 
     Raises:
-        StorageError: it cannot, or it is not.
+        StorageError: the file cannot be written, or is no results file.
     """
-    target = resolved(out)  # a link stays a link: what it points to is replaced
+    target = resolved(out)  # a link stays a link: its target is replaced
     check_writable(target, shown=str(out))
     if target.exists():
         load_trajectory(out)
 
 
 class ChosenData:
-    """Makes the task on the chosen data; once, where the task or its data are the same object for every checkpoint."""
+    """Makes the task on the chosen data: once, if task or data are the same object for every checkpoint."""
 
     def __init__(self, choice: DataChoice, *, with_test: bool) -> None:
         self.choice = choice
@@ -128,10 +128,10 @@ class ChosenData:
 
 
 def _device(name: str | None) -> torch.device | None:
-    """The device of that name, if it is there.
+    """The torch device of that name.
 
     Raises:
-        ArgumentError: no such device, or none of its kind here.
+        ArgumentError: there is no such device on this machine.
     """
     if name is None:
         return None

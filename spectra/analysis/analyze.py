@@ -1,4 +1,4 @@
-"""From a task at its parameters to its records: operators, Lanczos, checks, sharpness measures."""
+"""The analysis of one checkpoint: from a task at its parameters to its records."""
 
 from __future__ import annotations
 
@@ -73,30 +73,30 @@ def iter_analyze(
     eigenspaces: Eigenspaces | None = None,
     **options: Any,
 ) -> Iterator[Record]:
-    """The records of a task, each as soon as it is there. They are of the parameters as they are at this call.
+    """The records of a task, each as soon as it is computed. They are of the parameters at the time of the call.
 
     Args:
         task: the task, with the parameters to analyse in its model.
-        checkpoint: where the parameters are from, for the record.
+        checkpoint: the origin of the parameters, for the record.
         progress: called with operator, BN mode, products done and products at most.
-        skip: (operator, BN mode) pairs that are not wanted.
-        settings: what is asked, in place of the options.
+        skip: (operator, BN mode) pairs to leave out.
+        settings: the settings, in place of options.
         extra: more settings for the record, such as how the data were chosen.
-        notes: for the notes of the records.
-        unfinished: keeps the probes of a record as they are finished, and has those that were finished before.
-        eigenspaces: has the eigenvectors of the record before, with which those of this one are compared.
+        notes: to add to the notes of the records.
+        unfinished: stores the probes of a record as they are finished, and provides those of an interrupted process.
+        eigenspaces: provides the eigenvectors of the previous record, with which those of this one are compared.
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
             ``test_data``, ``width``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``; and ``preset``, the name of
             a preset whose options hold where none is given.
 
     Raises:
-        SpectraError: the numbers asked for would not be right, or do not fit in memory; everything that can be
-            checked is checked for all operators before the first record is computed. An unexpected error in a check or
-            a measure is logged, and its record has the status ``"unverified"`` and the reason.
+        SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
+            in advance is checked for all operators before the first record is computed. An unexpected error in a check
+            or a measure is not raised: it is logged, and the record has the status ``"unverified"`` and the reason.
     """
     if settings is not None and options:
-        raise ArgumentError(f"{next(iter(options))}= beside settings=: give one of the two")
+        raise ArgumentError(f"{next(iter(options))}= and settings= exclude each other: give one of the two")
     asked = RunSettings(settings or Settings(**presets.filled(**options)))
     run = AnalysisRun(asked, _ProgressListener(progress), extra or {}, unfinished, eigenspaces)
     return records_of(run, task, place_of(checkpoint), skip=skip, notes=notes)
@@ -117,7 +117,7 @@ class _ProgressListener(Listener):
 class _Planned:
     """A record to be computed."""
 
-    operators: list[CurvatureOperator]  # on the training data, and on the test data where they are asked for
+    operators: list[CurvatureOperator]  # on the training data, and on the test data where these are requested
     settings: Settings
     probes_per_pass: int
     place: Place
@@ -134,7 +134,7 @@ def records_of(
     operators = [
         [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
     ]
-    # A record that is skipped has the measures of its mode already, if it is the first of it.
+    # The first record of each mode has the measures; if it is skipped, they are computed already.
     measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
     return _records(run, operators, measured, place, notes)
 
@@ -144,7 +144,7 @@ def _records(
 ) -> Iterator[Record]:
     """A record for each list of operators: that on the training data, and that on the test data, if there are any.
 
-    A sharpness measure is one of the network, not of an operator: `measured` are the modes whose records have them.
+    A sharpness measure belongs to the network, not to an operator: `measured` are the modes whose records have them.
     """
     chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
     with shared_results():  # the operators have the same loss and data
@@ -162,11 +162,11 @@ def _records(
 
 
 def choose_probes_per_pass(operators: Sequence[CurvatureOperator], asked: Settings) -> int:
-    """How many probes of a record share each pass over the data: as asked, else as many as fit in memory.
+    """The number of probes of a record that share each pass over the data: ``width``, else as many as fit in memory.
 
     Args:
-        operators: of the record: on the training data, and on the test data where they are asked for.
-        asked: the settings; ``width`` is the number that is asked for.
+        operators: of the record: on the training data, and on the test data where these are requested.
+        asked: the settings, with ``width``.
 
     Raises:
         OutOfMemory: not even one probe fits.
@@ -202,14 +202,14 @@ def _measure(
     progress: Report,
     nearby: np.ndarray | None = None,
 ) -> tuple[dict[str, float | int | None], Spectrum, np.ndarray | None]:
-    """Loss, gradient and accuracy; the spectrum, with eigenpairs where they are asked for; and their vectors, (n, K).
+    """Loss, gradient and accuracy; the spectrum, with eigenpairs if requested; and their vectors, (n, K).
 
     Args:
-        run: what is under way.
+        run: the run.
         planned: the record.
         part: of the record: 0 is on the training data, 1 on the test data.
         progress: called with products done and products at most.
-        nearby: vectors with which the search for eigenpairs begins.
+        nearby: vectors from which the search for eigenpairs starts.
     """
     operator, asked, unfinished = planned.operators[part], planned.settings, run.unfinished
     with operator.prepared():
@@ -322,7 +322,7 @@ def place_of(checkpoint: Checkpoint | Place | None) -> Place:
 
 
 def failed_record(operator: str, bn_mode: str, reason: str, settings: dict[str, Any], place: Place) -> Record:
-    """A record without numbers, with the reason, of a checkpoint that could not be analysed."""
+    """The failed record of a checkpoint that could not be analysed: without numbers, with the reason."""
     return Record(
         place=place,
         operator=operator,

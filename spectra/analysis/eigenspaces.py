@@ -1,4 +1,4 @@
-"""The eigenvectors of the checkpoint before, for as long as a run goes on, so that the next ones can be compared."""
+"""Eigenspaces: keeps the eigenvectors of the previous checkpoint of a run, to compare those of the next one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Pair = tuple[str, str]  # operator and batch-norm mode
 class Eigenspaces:
     """The last eigenvectors of each operator and BN mode of a run, in a file of their own until the run ends.
 
-    The vectors of a record are written before the record, and those of the record before it are kept until then. So
-    the vectors that the next record is compared with exist whenever the process dies.
+    The vectors of a record are written before the record, and those of the previous record are kept until the record is
+    stored. So the vectors for the next comparison exist at whatever time the process dies.
 
     Args:
         out: the results file; the vectors are in a file in the same folder.
@@ -42,12 +42,12 @@ class Eigenspaces:
                 self._vectors[(operator, mode), key] = arrays["vectors"]
 
     def before(self, pair: Pair) -> np.ndarray | None:
-        """The vectors (n, K) of the record before; None where there are none."""
+        """The vectors (n, K) of the previous record; None where there are none."""
         place = self._last.get(pair)
         return None if place is None else self._of(pair, place)
 
     def compare(self, pair: Pair, place: Place, vectors: np.ndarray) -> Overlap | None:
-        """The overlap with the record before, None at the first; and keep these vectors for the one after.
+        """Keep these vectors for the next record, and return the overlap with the previous one; None at the first.
 
         Raises:
             StorageError: they cannot be written.
@@ -68,11 +68,11 @@ class Eigenspaces:
         return found
 
     def passed(self, pair: Pair, place: Place) -> None:
-        """Take the record of this place, which the file has, as the one that the next record is compared with."""
+        """Take the stored record of this place as the one with which the next record is compared."""
         self._last[pair] = place
 
     def close(self) -> None:
-        """The run has ended.
+        """End the run: remove the file of the vectors.
 
         Raises:
             StorageError: the file cannot be removed.

@@ -1,4 +1,4 @@
-"""What a record has besides its spectrum: checks against exact numbers, exact eigenvalues, sharpness measures."""
+"""Findings of a record in addition to its spectrum: checks against exact numbers, and sharpness measures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Findings:
 
     traces: Verification  # the traces compared with exact ones
     spectrum: Verification  # the spectrum compared with all eigenvalues
-    eigenvalues: GGNSpectrum | None  # all of them, where they are asked for and exist
+    eigenvalues: GGNSpectrum | None  # all eigenvalues; None where they are not requested or not defined
     sharpness: dict[str, Measure]
 
     @property
@@ -38,8 +38,8 @@ def find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, fault
     Args:
         operator: of the spectrum, on the training data.
         spectrum: of the operator.
-        asked: the settings: which checks and measures.
-        faults: takes up the unexpected errors; the check or measure that raised one is left out.
+        asked: the settings, with the checks and measures.
+        faults: collects the unexpected errors; the check or measure that raised one is left out.
     """
     allowance = _allowance(operator, spectrum, asked)
     traces, eigenvalues, compared = Verification(), None, Verification()
@@ -61,7 +61,7 @@ def find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, fault
 
 
 def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> Allowance:
-    """Checks and measures that are not asked for by name may cost as much as the spectrum."""
+    """Limit the cost of checks and measures that are not requested by name to that of the spectrum."""
     products = asked.num_probes * min(asked.lanczos_steps, operator.n)
     if spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
         products += asked.eigenpairs if asked.warm_start else spectrum.eigenpairs.products

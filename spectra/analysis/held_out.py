@@ -1,4 +1,4 @@
-"""Held-out data in a record: their facts, settings, notes and errors."""
+"""Held-out (test) data of a record: facts, settings, notes and errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def errors_name_test_data(of_test_data: bool) -> Iterator[None]:
 
 
 def shared_progress(report: Report, parts: int) -> list[Report]:
-    """Splits one progress report over work in several parts of equal size: a function for each part.
+    """Progress functions for several parts of equal size, which report to one function for the whole.
 
     Example:
         >>> first, second = shared_progress(lambda done, total: print(done, total), 2)
@@ -95,7 +95,7 @@ def shared_progress(report: Report, parts: int) -> list[Report]:
 
 
 def run_lengths(sizes: Sequence[int | None]) -> list[list[int | None]]:
-    """Batch sizes as [size, how many in a row], so that a partition of many batches stays short.
+    """Batch sizes as [size, number of consecutive batches], so that a list of many batches stays short.
 
     >>> run_lengths([64, 64, 10])
     [[64, 2], [10, 1]]

@@ -18,7 +18,7 @@ def notes_of_pairs(pairs: Eigenpairs | None) -> list[str]:
 
 
 def notes_of_rank(operator: CurvatureOperator, facts: Mapping[str, float | int | None]) -> list[str]:
-    """A note where counting alone explains most of the degeneracy."""
+    """A note where the number of samples and outputs alone implies most of the degeneracy."""
     bound = facts.get("rank_bound_counting")
     if bound is None or bound > _FEW * operator.n:
         return []
@@ -31,7 +31,7 @@ def notes_of_rank(operator: CurvatureOperator, facts: Mapping[str, float | int |
 
 
 def notes_of(operator: CurvatureOperator) -> list[str]:
-    """Notes on what the operator is of: its self-test, batch norm, samples, and l2 term."""
+    """Notes on the operator: its self-test, batch norm, samples, and l2 term."""
     notes = list(operator.self_test.notes)
     if operator.bn_mode != "eval" and not batch_norm_layers(operator.task.model):
         notes.append(f"the network has no batch-norm layer: {operator.bn_mode} mode is the same function as eval mode")

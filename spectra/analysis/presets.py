@@ -6,7 +6,7 @@ from typing import Any
 
 from spectra.errors import ArgumentError
 
-#: Of each preset the options of an analysis, under the names of `analysis.Settings`.
+#: Preset -> the options of its analysis, under the names of `analysis.Settings`.
 PRESETS: dict[str, dict[str, Any]] = {
     # D. Granziol, Flatness is a False Friend, arXiv:2006.09091 (2020), section 3.2 and appendix D: Hessian and GGN,
     # batch-norm statistics estimated anew over the data, one random vector, 100 steps. The one Ritz value closest to 0
@@ -21,10 +21,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def filled(preset: str | None = None, **given: Any) -> dict[str, Any]:
-    """The options that were given, and those of a preset where none was: an explicit option wins.
+    """The given options, completed by those of a preset; an explicit option wins.
 
     Returns:
-        The options, with ``preset`` in the words that a record keeps: its name, and what departs from it.
+        The options, with ``preset`` in the words that a record keeps: its name, and the options that differ from it.
 
     Raises:
         ArgumentError: no such preset.
@@ -40,7 +40,7 @@ def filled(preset: str | None = None, **given: Any) -> dict[str, Any]:
     if preset not in PRESETS:
         raise ArgumentError(f"preset={preset!r}: one of {', '.join(map(repr, PRESETS))} is needed")
     wanted = PRESETS[preset]
-    # The operators and BN modes stand with each record, and a file may be continued with others.
+    # Each record has its operator and BN mode, and a file may be continued with others.
     other = departures(preset, {k: v for k, v in given.items() if k not in ("operators", "bn_modes")})
     words = f"{preset}, but {', '.join(other)}" if other else preset
     return wanted | given | {"preset": words}

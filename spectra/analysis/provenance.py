@@ -1,4 +1,4 @@
-"""Where a record comes from: the machine, the versions, the command, and how exact and how long the computation was."""
+"""Provenance of a record: machine, versions, command, self-test and time of the computation."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ def origin() -> dict[str, Any]:
 
 
 def _command_line() -> str:
-    """The command as it was typed, by the name of the program alone, so that it runs elsewhere too."""
+    """The command line, with the name of the program without its path, so that it runs on other machines."""
     program, *arguments = sys.argv or [""]
     return shlex.join([Path(program).name, *arguments])

@@ -1,8 +1,8 @@
-"""Resuming in the middle of a record: finished probes are kept, and every half minute the state of the others.
+"""Resuming in the middle of a record: finished probes are stored, and every half minute the state of the others.
 
-An interrupted run gives the same numbers as one that was not interrupted, bit for bit on the same machine: a probe
-depends on its number alone, and the probes per pass and the threads are those of the part that was kept. The clock
-decides only when something is kept.
+An interrupted run gives the same numbers as one that was not interrupted, bit for bit on the same machine. A probe
+depends only on its number, and the run continues with the probes per pass and the threads of the stored part. The clock
+decides only when the state is stored.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 from spectra.version import __version__
 
 Say = Callable[[str], None]
-#: The state of unfinished probes is kept every so many seconds,
+#: The seconds between two times at which the state of unfinished probes is stored.
 INTERVAL = 30.0
-#: as long as their vectors take at most so many bytes, and at most half of what is free on the disk.
+#: The largest size of their vectors in bytes; they also take at most half of the free disk space.
 LARGEST = 4 * 2**30
 
 
@@ -42,7 +42,7 @@ class Unfinished:
 
     Args:
         out: the results file; the files are in the same folder.
-        say: called with a line about what is used again, or why it is not.
+        say: called with a line about the stored probes that are used, or why they are not.
     """
 
     def __init__(self, out: Path, say: Say) -> None:
@@ -68,22 +68,22 @@ class Unfinished:
 
     @property
     def threads(self) -> int | None:
-        """The threads of the probes that an earlier process left on this machine; None: there are none."""
+        """The number of threads of the probes of an earlier process on this machine; None: there are none."""
         if self.left is None or self.left.key.get("platform") != _machine():
             return None
         return self.left.how.get("threads")
 
     def begin(self, key: Mapping[str, Any], probes_per_pass: int, *, fixed: bool) -> int:
-        """Begin a record, with the probes of it that an earlier process left.
+        """Begin a record, with the stored probes of an earlier process.
 
         Args:
-            key: what its numbers depend on; :func:`key_of`.
-            probes_per_pass: the probes that share each pass over the data, as memory allows or as asked.
-            fixed: it was asked for.
+            key: identifies everything that the numbers depend on; see :func:`key_of`.
+            probes_per_pass: the number of probes that share each pass over the data.
+            fixed: whether the user requested this number.
 
         Returns:
-            The probes per pass to go on with: as the earlier process used, unless another number is asked for or
-            that does not fit.
+            The probes per pass to continue with: those of the earlier process, unless the user requested another number
+            or they do not fit in memory.
         """
         key = {**key, "threads": torch.get_num_threads()}
         self._parts, self.seconds, self._begun = [], 0.0, time.perf_counter()
@@ -114,7 +114,7 @@ class Unfinished:
         return [_recurrence(arrays) for arrays in self._parts[part]] if part < len(self._parts) else []
 
     def under_way(self, part: int, device: torch.device) -> list[Halfway]:
-        """The state of the unfinished probes of a part. Called once, before anything else of the part is kept."""
+        """The state of the unfinished probes of a part. Call it once, before anything else of the part is stored."""
         found = self._under_way
         if found is None or found.part != part:
             return []
@@ -128,7 +128,7 @@ class Unfinished:
         return [_halfway(arrays, vectors, device) for arrays, vectors in zip(found.recurrences, rows)]
 
     def step(self, part: int, how_far: Callable[[], Sequence[Halfway]]) -> None:
-        """Keep the state of a group of probes, if `INTERVAL` seconds have passed.
+        """Store the state of a group of probes, if `INTERVAL` seconds have passed since the last time.
 
         Raises:
             StorageError: it cannot be written.
@@ -175,13 +175,13 @@ class Unfinished:
         self._kept = time.perf_counter()
 
     def end(self) -> None:
-        """The record is stored: remove the files. What an earlier process left is of a stored record too."""
+        """Remove the files, once the record is stored. Probes of an earlier process belong to a stored record too."""
         self._parts, self.left = [], None
         self.file.remove()
         self.vectors.remove()
 
     def fail(self) -> None:
-        """The record has failed: remove its probes, and write back what an earlier process left of a later record."""
+        """Remove the probes of a failed record, and write back those of a later record from an earlier process."""
         self._parts, self._rows = [], []
         if self.left is None or self.left.under_way is None:
             self.vectors.remove()
@@ -193,12 +193,12 @@ class Unfinished:
 
 
 def key_of(model: torch.nn.Module, device: torch.device, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the numbers of probes depend on: the weights and buffers, what was asked, and the machine's arithmetic.
+    """Everything that the numbers of probes depend on: weights and buffers, settings, and the machine's arithmetic.
 
     Args:
-        model: with the weights.
-        device: that computes.
-        asked: JSON-able.
+        model: the model, with its weights.
+        device: of the computation.
+        asked: the settings; JSON-able.
 
     Example:
         >>> sorted(key_of(torch.nn.Linear(2, 1), torch.device("cpu"), {"seed": 0}))
@@ -231,9 +231,9 @@ def _machine() -> str:
 
 
 class SameThreads:
-    """Compute with the number of threads of the existing probes or records, and set it back at the end.
+    """Compute with the number of threads of the existing probes or records, and restore the number at the end.
 
-    Sums are split over threads, so another number of threads gives other last digits.
+    Sums are split over threads, so another number of threads changes the last digits.
 
     Args:
         threads: of the existing probes or records; None: there are none of this machine.
@@ -241,7 +241,7 @@ class SameThreads:
     """
 
     def __init__(self, threads: int | None, say: Say) -> None:
-        with one_at_a_time:  # while no other thread has set it
+        with one_at_a_time:  # while no other thread has changed it
             self.before = torch.get_num_threads()
         self.threads = self.before if threads is None else threads
         self.say = say
@@ -251,10 +251,10 @@ class SameThreads:
             return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.threads > max(cores, self.before):
-            self.say(f"what is in the file was computed with {self.threads} threads; here are {cores} cores")
+            self.say(f"the records in the file were computed with {self.threads} threads; here are {cores} cores")
             self.threads = self.before
             return
-        self.say(f"computing with {self.threads} threads, as what is in the file")
+        self.say(f"computing with {self.threads} threads, like the records in the file")
         one_at_a_time.acquire()  # the number is that of the whole process
         torch.set_num_threads(self.threads)
 

@@ -1,7 +1,7 @@
-"""A run of checkpoints into one file: each is loaded, analysed and stored before the next, and what is stored is kept.
+"""The analysis of many checkpoints into one results file: each is loaded, analysed and stored before the next.
 
-A checkpoint that fails among several is recorded with its reason and the rest goes on. A single one that fails raises,
-and leaves no file.
+If one of several checkpoints fails, it is recorded with its reason and the run continues. If a single checkpoint fails,
+its error is raised and no file is written.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def analyze_run(
     Args:
         paths: the checkpoints.
         make_task: the task of a checkpoint.
-        settings: what is asked.
-        listener: is informed of what happens.
+        settings: of the analysis.
+        listener: receives the events of the run.
         options: the other fields of :class:`RunSettings`: ``out``, ``data``, ``device``, ``strict``, ...
     """
     return analyze_checkpoints(paths, make_task, RunSettings(settings, **options), listener or Listener())
@@ -62,12 +62,12 @@ def analyze_checkpoints(paths: Iterable[Path], make_task: TaskMaker, asked: RunS
         paths: the checkpoints, in order of training; an iterator may wait for those that are still to come.
         make_task: the task of a checkpoint; its model receives the weights.
         asked: the settings, the file, and how checkpoints are read.
-        listener: is informed of what happens.
+        listener: receives the events of the run.
 
     Raises:
         SpectraError: a single checkpoint fails, the task cannot be made, or the file cannot be written or continued.
-            Whatever is raised, the file keeps the records that were finished, and the probes of the next one that
-            were finished are kept in a file in the same folder.
+            After any error the file has all finished records, and the finished probes of the next record are in a file
+            in the same folder.
     """
     total = len(paths) if isinstance(paths, Sequence) else None
     if total == 0:
@@ -155,9 +155,9 @@ class Seen:
         return None if first.checkpoint == place.checkpoint else first
 
     def weights(self, place: Place, model: torch.nn.Module, *, one_task: bool) -> Place | None:
-        """The earlier checkpoint that gave the same network these weights, at no other moment of training.
+        """The earlier checkpoint with the same weights for the same network, unless its training time is another one.
 
-        Where the task is made for each checkpoint, both must say that they are of the same moment.
+        Where the task is made for each checkpoint, both must have the same epoch and step.
         """
         earlier = self._by_weights.setdefault((place.weights, hash(repr(model))), [])
         now = place.epoch, place.step
@@ -173,13 +173,13 @@ class Seen:
 
 
 def analyze_into(run: AnalysisRun, task: Task, place: Place, *, notes: Sequence[str] = ()) -> None:
-    """Add what the file of a run does not have of a task at its parameters.
+    """Compute and store the records of a task that the file of the run does not have.
 
     Args:
-        run: whose file is opened if this is the first task of the run.
+        run: the run; its file is opened at the first task.
         task: on the chosen data.
-        place: where the parameters are from.
-        notes: for the records.
+        place: the origin of the parameters.
+        notes: to add to the notes of the records.
 
     Raises:
         SpectraError: numbers that would not be right, a file that cannot be written or continued, or, in a strict run,
@@ -197,11 +197,11 @@ def analyze_into(run: AnalysisRun, task: Task, place: Place, *, notes: Sequence[
 
 
 def record_failure(run: AnalysisRun, place: Place, error: Exception) -> None:
-    """Record what is missing of a checkpoint as failed, with the reason."""
+    """Store a failed record, with the reason, for each missing record of a checkpoint."""
     run.store.unfinished.fail()
     missing = [pair for pair in run.settings.pairs() if not run.store.knows(pair, place)]
     if not missing:
-        run.listener.note(f"{reason_of(error)}; what the file has of it already is kept")
+        run.listener.note(f"{reason_of(error)}; its records in the file are kept")
     for pair in missing:
         record = failed_record(*pair, reason_of(error), run.store.settings, place)
         run.store.add(record)

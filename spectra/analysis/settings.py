@@ -1,4 +1,4 @@
-"""The settings of an analysis and of a run, and those that all records of a run share."""
+"""The settings of an analysis and of a run, with their bounds, and the settings that all records of a run share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPERATORS: dict[str, type[CurvatureOperator]] = {
 }
 
 
-LARGEST = 2**63 - 1  # that a results file holds
+LARGEST = 2**63 - 1  # the largest integer that a results file can hold
 
 
 def bounded(default: int | None, *, least: int | None = None, most: int = LARGEST, **words: str) -> Any:
@@ -43,9 +43,13 @@ def bounded(default: int | None, *, least: int | None = None, most: int = LARGES
 
 
 def check_bounds(settings: Settings | DataChoice) -> None:
-    """
+    """Check every field against the bounds of its declaration.
+
+    Args:
+        settings: an instance of a dataclass of settings.
+
     Raises:
-        ArgumentError: a field is outside the bounds that its declaration gives.
+        ArgumentError: a field is outside its bounds.
     """
     for one in fields(settings):
         value, bounds = getattr(settings, one.name), one.metadata
@@ -63,7 +67,7 @@ def check_bounds(settings: Settings | DataChoice) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of an analysis, apart from the task itself. The defaults are those of the command line.
+    """The settings of an analysis, apart from the task itself. The defaults are those of the command line.
 
     Raises:
         ArgumentError: a value outside its range.
@@ -77,22 +81,21 @@ class Settings:
     distribution: str = "sphere"
     params: str | Sequence[str] | None = None
     dtype: str | None = None
-    # Sharpness measures: all, none, names, or cheap, which are computed as far as the budget goes; not of chosen
-    # parameters.
+    # Sharpness measures: "all", "none", names, or "cheap": those within the budget. Not for chosen parameters.
     metrics: str | Sequence[str] = "cheap"
     bounds: bool = False  # the PAC-Bayes bounds behind normalized sharpness, among the measures
     # All eigenvalues of the Gauss-Newton matrix on at most so many samples.
     exact_spectrum: int = bounded(0, least=0, most=10**9, unit="samples", remark="0 is none")
-    # The traces against exact ones, where there are such: True whatever it costs, None as far as the budget goes.
+    # Compare the traces with exact ones, if these exist. True: whatever the cost; None: within the budget.
     check: bool | None = None
     test_data: bool = False  # the same numbers on the task's test data, in the same records
     preset: str | None = None  # in words, for the record; `presets.filled` gives the options that it stands for
     # Probes that share each pass over the data; None: as many as fit in memory.
     width: int | None = bounded(None, least=1, most=10**6)
-    # So many eigenpairs of the largest magnitude are found before the probes; at most n.
+    # The number of eigenpairs of largest magnitude that are computed before the probes; at most n.
     eigenpairs: int = bounded(0, least=0, most=10**6, remark="0, the default, is none")
-    warm_start: bool = False  # the search for eigenpairs begins with the vectors of the checkpoint before
-    save_eigenvectors: bool = False  # keep their vectors in the record
+    warm_start: bool = False  # start the search for eigenpairs from the vectors of the previous checkpoint
+    save_eigenvectors: bool = False  # store the eigenvectors in the record
 
     def __post_init__(self) -> None:
         for name, value in (("operators", self.operators), ("bn_modes", self.bn_modes)):
@@ -123,7 +126,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which of the task's data are used, and how. None: as the task says."""
+    """The choice of the task's data, and how they are used. None: as in the task."""
 
     samples: int | None = bounded(None)  # a fixed random subset of this many rows
     data_seed: int = bounded(0)  # of that subset, and of the snapshot
@@ -144,7 +147,7 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that is asked of a run of checkpoints into one file: the analysis, its data, and how checkpoints are read.
+    """The settings of a run of checkpoints into one file: the analysis, its data, and how checkpoints are read.
 
     Raises:
         ArgumentError: a value outside its range.
@@ -158,10 +161,9 @@ class RunSettings:
     partial: bool = False  # checkpoints may lack keys, for which the task's model keeps what it has
     unsafe: bool = False  # load checkpoints that hold code, and run it
     max_size: int | str | None = None  # bytes that a checkpoint may take in memory, as of `load_checkpoint`
-    # A checkpoint that fails stops the run, rather than being recorded as failed; a record that is unverified is stored
-    # and stops it too.
+    # Stop the run at a checkpoint that fails, instead of recording it as failed, and after an unverified record.
     strict: bool = False
-    # What the file has of other settings, or of checkpoints whose content has changed, is replaced, not refused.
+    # Replace records of other settings, or of checkpoints whose content has changed, instead of refusing to continue.
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -172,7 +174,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
     """The settings that all records of a run share: what makes their numbers comparable.
 
     Raises:
-        ArgumentError: the pattern of parameters meets none.
+        ArgumentError: the pattern of parameters matches none.
         DataError, TaskError: the data cannot be used.
     """
     chosen = choose_parameters(task.model, asked.params)
@@ -192,7 +194,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         "distribution": asked.distribution,
         "params": params,
         "dtype": str(dtype).removeprefix("torch."),
-        # Only where they are asked for, so that files of runs without them can be continued.
+        # Only where they are requested, so that files of runs without them can be continued.
         **({"eigenpairs": asked.eigenpairs} if asked.eigenpairs else {}),
         **({"warm_start": True} if asked.warm_start else {}),
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
@@ -210,7 +212,10 @@ def sampled(
     l2: float | None = None,
     reduction: str | None = None,
 ) -> Task:
-    """The task on a fixed random subset of its data, in other batches, with another l2 or reduction, as asked."""
+    """The task on a fixed random subset of its data, in other batches, or with another l2 or reduction.
+
+    None leaves each as in the task.
+    """
     if samples is not None:
         task = task.subset(samples, data_seed)
     if batch_size is not None:

@@ -1,4 +1,4 @@
-"""The results file of a run while it is filled, the listener of the run, and its outcome."""
+"""The results file during a run (Store), the events of the run (Listener) and its result (Outcome)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Listener:
         """The analysis of a checkpoint begins; `index` counts from 0, and `total` is None where it is not known."""
 
     def progress(self, operator: str, bn_mode: str, done: int, total: int) -> None:
-        """So many of the products of one record are done."""
+        """`done` of `total` products of one record are computed."""
 
     def phase(self, name: str, done: float, of: float, what: str) -> None:
-        """A phase goes on: `done` of `of` units (0: not known how many), and `what` it works on."""
+        """A phase continues: `done` of `of` units (0: not known how many); `what` is in progress."""
 
     def record(self, record: Record) -> None:
         """A record is complete and stored, or has failed."""
@@ -38,10 +38,10 @@ class Listener:
         """A record is in the file already."""
 
     def duplicate(self, path: Path, of: Path, records: int) -> None:
-        """A checkpoint has the content of an earlier one: it is passed over, with so many records."""
+        """A checkpoint has the content of an earlier one and is skipped, with its number of records."""
 
     def twin(self, path: Path, of: Path, records: int) -> None:
-        """A checkpoint has the weights of an earlier one, in another file, and is passed over."""
+        """A checkpoint has the weights of an earlier one, in another file, and is skipped."""
         self.duplicate(path, of, records)
 
     def note(self, words: str) -> None:
@@ -50,7 +50,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a run: its file, the records of this call, and how many were in the file before."""
+    """The result of a run: its file, the records of this call, and the number of records that the file had before."""
 
     out: Path
     new: frozenset[Identity]  # of this call
@@ -73,14 +73,14 @@ class Outcome:
 
 
 class Store:
-    """The file of a run: opened when the first checkpoint says what the run is, filled record by record."""
+    """The file of a run: opened at the first checkpoint, which determines the settings; filled record by record."""
 
     def __init__(self, asked: RunSettings, listener: Listener) -> None:
         self.out, self.choice, self.force, self.listener = asked.out, asked.data, asked.force, listener
         self.unfinished = Unfinished(self.out, listener.note)
         self.file: RunFile | None = None
         self.settings: dict[str, Any] = {}
-        self.waiting: list[Record] = []  # failures, until a checkpoint says what the run is
+        self.waiting: list[Record] = []  # failed records, until a checkpoint determines the settings
         self.eigenspaces = Eigenspaces(self.out, listener.note)
         self.twins = True  # a record of the same weights from another file counts as one of this checkpoint
         self.added: set[Identity] = set()  # the records themselves are in the file
@@ -93,7 +93,7 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the file; however the run ends, all of its records are in the HDF5 data of the file."""
+        """Close the file; however the run ends, all of its records are in the file."""
         if self.file is not None:
             self.file.__exit__(kind, error, trace)
 
@@ -112,7 +112,7 @@ class Store:
             self.settings = settings
             for record in (replace(one, settings=settings) for one in self.waiting):
                 if self.file.has(record.identity):
-                    self.listener.note(f"{record.reason}; what the file has of it already is kept")
+                    self.listener.note(f"{record.reason}; its records in the file are kept")
                 else:
                     self._append(record)
             self.waiting = []
@@ -131,7 +131,7 @@ class Store:
         return (self.twins and self.file.has_twin(identity)) or self.file.has(identity)
 
     def keep(self, pair: tuple[str, str], place: Place) -> None:
-        """Count a record that the file has; the eigenvectors of the next one are compared with those of this."""
+        """Count a stored record; the eigenvectors of the next record are compared with its own."""
         self.kept += 1
         self.eigenspaces.passed(pair, place)
 
@@ -143,14 +143,14 @@ class Store:
         return self.file is not None and self.file.has_numbers(self._identity(pair, place))
 
     def keep_all(self, pairs: Sequence[tuple[str, str]], place: Place) -> list[tuple[str, str]]:
-        """Count the records that the file has of these, and return their operators and BN modes."""
+        """Count the stored records among these, and return their operators and BN modes."""
         there = [pair for pair in pairs if self.has(pair, place)]
         for pair in there:
             self.keep(pair, place)
         return there
 
     def threads(self) -> int | None:
-        """The threads of the unfinished record, else of the last complete one; None: neither is of this machine."""
+        """The number of threads of the unfinished record, else of the last complete one; None: of another machine."""
         if (left := self.unfinished.threads) is not None:
             return left
         if self._threads is None:
@@ -190,7 +190,7 @@ class Store:
 
 
 def _threads_of(last: Sequence[Record]) -> int | None:
-    """The threads of the last record, if it was computed on a machine of this platform."""
+    """The number of threads of the last record, if it was computed on a machine of this platform; else None."""
     if not last or last[0].provenance.get("platform") != platform.platform():
         return None
     found: int | None = last[0].provenance.get("threads")

@@ -1,4 +1,4 @@
-"""A run of training analysed from inside its loop: no checkpoint file, and training goes on as without it."""
+"""Tracker: analyses a model from inside its training loop, without checkpoint files and without effect on training."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Adds a record of the model as it is to a results file, each time it is called.
+    """Adds a record of the present model to a results file at each call.
 
-    Weights, buffers, gradients, modes of the layers, counters and activations that modules store, and the states of all
-    random generators (those of Python, NumPy and torch, and those that the task's data have of their own) are
-    afterwards what they were, also after an error: training goes on bit for bit as without it. What it cannot undo is
-    what forward hooks of yours do outside of the network, and, on a GPU with ``torch.backends.cudnn.benchmark``, which
-    algorithms cuDNN has tried.
+    After a call the following are restored, also after an error: weights, buffers, gradients, modes of the layers,
+    counters and activations that modules store, and the states of all random generators (those of Python, NumPy and
+    torch, and those of the task's data). So training continues bit for bit as without the tracker. Two effects cannot
+    be undone: those of your forward hooks outside of the network, and, on a GPU with
+    ``torch.backends.cudnn.benchmark``, the choice of algorithms by cuDNN.
 
-    The file is held by this process alone until :meth:`close`; it may be read at any time. With several processes, call
-    it in one of them.
+    This process alone can write the file until :meth:`close`; it may be read at any time. With several processes, call
+    the tracker in one of them.
 
     Args:
-        task: with the model that is trained, and data on which it is to be judged. Data that shuffle or augment are
-            refused, unless frozen by ``snapshot=True``.
-        out: the results file; one that is there is continued if it is of the same run.
+        task: with the model that is trained, and the data of the analysis. Data that shuffle or augment are refused,
+            unless frozen by ``snapshot=True``.
+        out: the results file; an existing one is continued if it is of the same run.
         every: analyse where the epoch is a multiple of it; without epochs the step, without both each K-th call.
-        strict: any error raises. By default that is so at the first call only, since what is wrong from the start
-            should be seen. After a call without an error none ends a training, whoever raises it (data, model,
-            criterion or spectra): the moment is recorded as failed with the reason, and what is neither an error of
-            spectra nor memory that ran out is logged with its traceback. Where the record cannot be written (a full
-            disk), that is a warning, and the next call tries again with the next record. ``KeyboardInterrupt`` and
-            ``SystemExit`` pass.
-        force: what the file has of other settings, or of other weights at the same epoch, is replaced.
+        strict: raise every error. By default errors are raised until a first call has succeeded, so that mistakes in
+            the set-up are seen. After that no error ends the training, whether it is from data, model, criterion or
+            spectra: the record is stored as failed with the reason. An error that is neither from spectra nor memory
+            that ran out is logged with its traceback. Where the record cannot be written (a full disk), a warning is
+            logged, and the next call tries again with its own record. ``KeyboardInterrupt`` and ``SystemExit`` are
+            always raised.
+        force: records of other settings, or of other weights at the same epoch, are replaced.
         options: those of :func:`spectra.analyze` (``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``metrics``, ``eigenpairs``, ``test_data``, ...), and which data: ``samples``, ``batch_size``,
             ``snapshot``, ``data_seed``, ``l2``, ``reduction``.
@@ -108,21 +108,21 @@ class Tracker:
             self._release = weakref.finalize(self, _let_go, stack.pop_all(), os.getpid(), self._listener)
 
     def __call__(self, *, epoch: float | None = None, step: int | None = None, now: bool = False) -> bool:
-        """Analyse the model as it is, if it is its turn.
+        """Analyse the present model, if epoch or step is a multiple of `every`.
 
         Args:
-            epoch: that are behind the model; 0 before the first.
-            step: the same in steps of the optimizer.
-            now: whatever `every` says, such as at the end of training.
+            epoch: the number of completed epochs; 0 before the first.
+            step: the number of completed steps of the optimizer.
+            now: analyse regardless of `every`, such as at the end of training.
 
         Returns:
-            Whether it was its turn. A moment that is in the file already, with the same weights, is kept.
+            Whether the model was due for analysis. An existing record of the same epoch and weights is kept.
 
         Raises:
             ArgumentError: the tracker is closed, or a time is not a number from 0 on.
             Exception: at the first call, or with ``strict``: an error of spectra where the task or its data cannot be
-                used, the numbers would not be right, or the file cannot be written or continued; else whatever was
-                raised. Model and file are whole whatever is raised.
+                used, the numbers would not be right, or the file cannot be written or continued; and any other error,
+                as it was raised. Model and file are intact after every error.
         """
         if not self._release.alive:
             raise ArgumentError("the tracker is closed: make another one; the same file is continued")
@@ -151,7 +151,7 @@ class Tracker:
 
     @property
     def failed(self) -> int:
-        """How many records of this tracker have failed."""
+        """The number of records of this tracker that have failed."""
         return self._listener.failed
 
     def _hashed(self) -> str:
@@ -176,7 +176,7 @@ class Tracker:
             analyze_into(self._run, task, place)
 
     def _fail(self, place: Place, error: Exception) -> None:
-        """Record a moment as failed. Where that cannot be written either, log a warning."""
+        """Store a failed record. If that cannot be written, log a warning."""
         try:
             if isinstance(error, StorageError):
                 raise error
@@ -210,10 +210,10 @@ class Tracker:
 
     @property
     def trajectory(self) -> Trajectory:
-        """What is in the file now.
+        """The present records of the file.
 
         Raises:
-            StorageError: nothing yet.
+            StorageError: there is no record yet.
         """
         return load_trajectory(self.out)
 

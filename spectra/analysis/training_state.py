@@ -1,4 +1,4 @@
-"""Keeps the state of a training: random states, generators of the data, attributes and tensors of modules."""
+"""Restores the state of a training: random states, generators of the data, attributes and tensors of modules."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import nn
 from spectra.errors import DataError
 from spectra.runtime.rng_state import random_state_kept
 
-#: What a module holds of this kind is its own bookkeeping, which `torch.func.functional_call` puts back.
+#: Attributes of these types are internal to modules; `torch.func.functional_call` restores them.
 _REGISTRIES = frozenset(nn.Module().__dict__) - {"training"}
-_MOST = 1000  # entries of a container that is looked through for generators
+_MOST = 1000  # the largest number of entries of a container that is searched for generators
 _MOST_IN_ALL = 100_000
 _LEAVES = (str, bytes, int, float, torch.Tensor, np.ndarray, nn.Module, ModuleType, type)
 
@@ -26,12 +26,12 @@ _LEAVES = (str, bytes, int, float, torch.Tensor, np.ndarray, nn.Module, ModuleTy
 def training_kept(modules: Iterable[Any], data: Iterable[Any], seed: int) -> Iterator[None]:
     """Restore the state of a training at the end of the block, also after an exception.
 
-    Put back are the global random states of Python, NumPy and torch (CUDA included); the states of generators that
-    the data, their samplers and their data sets hold themselves; the plain attributes that a forward pass leaves on
-    modules, such as modes, counters and stored activations; the buffers; which parameters require a gradient, and which
-    tensor is their gradient; and whether gradients are enabled. The operators keep what parameters and gradients hold.
+    Restored are the global random states of Python, NumPy and torch (CUDA included); the states of generators that
+    the data, their samplers and their data sets hold; the plain attributes of modules that a forward pass may change,
+    such as modes, counters and stored activations; the buffers; which parameters require a gradient, and which tensor
+    is their gradient; and whether gradients are enabled. The operators do not change values of parameters or gradients.
 
-    Within, the generators begin from ``seed``, so that what is computed does not depend on how far training has come.
+    Within the block the generators start from ``seed``, so that the results do not depend on the progress of training.
 
     Args:
         modules: the model that is trained, and its criterion; other objects are ignored.
@@ -39,7 +39,7 @@ def training_kept(modules: Iterable[Any], data: Iterable[Any], seed: int) -> Ite
         seed: at least 0.
 
     Raises:
-        DataError: a loader whose workers live on between passes: they hold random states of their own.
+        DataError: a loader has persistent workers: these hold random states of their own.
     """
     with ExitStack() as stack:
         stack.enter_context(random_state_kept())
@@ -75,10 +75,10 @@ def _state(generator: Any) -> Callable[[], object]:
 
 
 def _generators(data: Iterable[Any]) -> list[Any]:
-    """The generators that these hold, themselves or in what they hold; nothing is called to find them.
+    """The random generators in these objects and, recursively, in their attributes and entries; nothing is called.
 
     Raises:
-        DataError: a loader keeps its workers.
+        DataError: a loader has persistent workers.
     """
     found: list[Any] = []
     waiting, met = list(data), set[int]()

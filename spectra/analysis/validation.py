@@ -1,4 +1,4 @@
-"""Checks of a run against exact traces and eigenvalues, on the same data and parameters."""
+"""Checks of a spectrum by Lanczos against exact traces and eigenvalues, on the same data and parameters."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _SUBSET = 0
 class Verification:
     """Exact traces, their comparisons with the run, and ``Tr H - Tr G`` where they are not the Hessian's."""
 
-    exact: ExactTrace | None = None  # None: of this operator there is no such trace
+    exact: ExactTrace | None = None  # None: not defined for this operator
     checks: tuple[Check, ...] = ()
     remainder: Estimate | None = None
     failure: str | None = None  # why a comparison could not be made, where one should exist
 
     @property
     def warnings(self) -> list[str]:
-        """A line for every check that failed, and one where the checking itself did."""
+        """A line for every check that failed, and one if the checks could not be made."""
         failed = [check for check in self.checks if check.failed]
         lines = [f"CHECK FAILED: {check}; do not use the numbers of this record" for check in failed]
         return lines if self.failure is None else [*lines, self.failure]
@@ -50,23 +50,22 @@ class Verification:
 def verify_spectrum(
     operator: CurvatureOperator, spectrum: Spectrum, task: Task, samples: int
 ) -> tuple[GGNSpectrum | None, Verification]:
-    """All eigenvalues of the Gauss-Newton matrix on at most so many samples, and Lanczos on the same ones against them.
+    """All eigenvalues of the Gauss-Newton matrix on at most ``samples`` samples, and a check of Lanczos against them.
 
-    Where the data are no more than that, it is the run itself that is compared; else a run of as many steps and probes
-    on a fixed random subset, whose cost is that part of the run's own. A disagreement is confirmed by fresh probes
-    before it is reported.
+    If the data have at most that many samples, the run itself is compared. Otherwise a run of as many steps and probes
+    on a fixed random subset is compared. A disagreement is confirmed by fresh probes before it is reported.
 
     Args:
         operator: of a run of the Gauss-Newton matrix.
         spectrum: of the run.
         task: the operator's task at the operator's parameters.
-        samples: at most.
+        samples: the largest number of samples.
 
     Returns:
         The eigenvalues, None where there are none, and the checks with their warnings.
 
     Raises:
-        Exception: an error that is no refusal by spectra, such as one in the user's model.
+        Exception: an error that is not a SpectraError, such as one in the user's model.
     """
     if operator.kind != "ggn" or operator.bn_mode == "train":
         return None, Verification()
@@ -98,9 +97,9 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
     of the Gauss-Newton matrix with the same probes are made, compared in all tensors, and give the remainder
     ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A disagreement is
     confirmed by fresh probes, ``results.trace_checks.FRESH_PROBES`` or as many as the run's, before it is reported.
-    Where a part of this does not exist or is refused, the run's own numbers stand, and ``failure`` says why; any other
-    error is raised. Within a block that limits the cost (``runtime.allowance``) what does not fit is left out, with
-    the reason.
+    Where a part of this does not exist or is refused, the numbers of the run are kept, and ``failure`` says why; any
+    other error is raised. Within a block that limits the cost (``runtime.allowance``) a part that exceeds the limit is
+    left out, with the reason.
 
     Args:
         operator: the run's.
@@ -121,7 +120,7 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
 
 
 def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Verification:
-    # A product with each probe is needed where the exact trace turns out not to be the Hessian's.
+    # A product with each probe is needed where the exact trace is not the Hessian's.
     paired_cost = cost(PRODUCT * spectrum.num_probes, operator.torch_dtype) if operator.kind == "hessian" else 0.0
     kept_for_pairs = affordable(1.0) >= paired_cost
     if kept_for_pairs:
@@ -165,7 +164,7 @@ def _compared(
     checks = compare(spectrum)
     if any(check.failed for check in checks):
         more = max(FRESH_PROBES, spectrum.num_probes)
-        # A disagreement is confirmed whatever that costs; its cost is taken from the allowance of what follows.
+        # A disagreement is confirmed whatever the cost, which is subtracted from the allowance of later computations.
         spend(min(affordable(1.0), cost(PRODUCT * more, operator.torch_dtype)))
         checks = confirmed(checks, compare(_first_products(operator, more, spectrum, _FRESH)))
     return tuple(checks)

@@ -37,7 +37,7 @@ class Plain:
         if depth > MAX_DEPTH:
             raise CheckpointError(f"containers in it are nested more than {MAX_DEPTH} deep, or one contains itself")
         if self._left < 0:
-            raise CheckpointError(f"more than {MAX_VALUES} values beside the weights, or one list many times over")
+            raise CheckpointError(f"more than {MAX_VALUES} values in addition to the weights, or one list many times")
         if isinstance(value, str):
             return True, value.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair is no text
         if value is None or isinstance(value, (bool, int, float)):

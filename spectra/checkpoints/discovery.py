@@ -74,7 +74,7 @@ def _in_folder(folder: Path, taken: Say, passed: Say) -> list[Path]:
     if several:
         first = contents_of(several[0]).others[0].name
         passed(
-            f"{folder}: passed over {_in_short(several)}, with several files of weights: "
+            f"{folder}: skipped {_in_short(several)}, with several files of weights: "
             f"a pattern names those that are meant, as in '{folder}/*/{first}'"
         )
     if contents.checkpoints and inside:

@@ -51,7 +51,9 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
         if not isinstance(name, str):
             raise CheckpointError(f"{index}: the file of {key!r} is a {type(name).__name__}, not a text")
         if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
-            raise CheckpointError(f"{index}: the file of {key!r} is {name!r}: the name of a file beside it is needed")
+            raise CheckpointError(
+                f"{index}: the file of {key!r} is {name!r}: the name of a file in the same folder is needed"
+            )
         keys_by_shard.setdefault(index.with_name(name), []).append(key)
     return keys_by_shard
 

@@ -81,7 +81,7 @@ def arriving(
                 weights = _mark(_weights_of(path))
                 if last_seen.given not in (None, weights):
                     last_seen.given = weights
-                    note(f"{path} has changed since it was taken up: passed over; a name for each epoch avoids this")
+                    note(f"{path} has changed since it was found: skipped; a name for each epoch avoids this")
             waited = clock() - last_seen.since
             if last_seen.given is None and waited >= settle and (waited >= patience or ends_well(path)):
                 last_seen.given = _mark(_weights_of(path))

@@ -101,5 +101,5 @@ def samples_of(task: Task, batch: Any, outputs: list[torch.Tensor]) -> int:
     if rows and all(length % rows == 0 for length in lengths):
         return rows
     if len(lengths) > 1:
-        raise TaskError(f"the outputs have {sorted(lengths)} rows, so the rows of a sample cannot be told")
+        raise TaskError(f"the outputs have {sorted(lengths)} rows, so the rows of a sample are not known")
     return lengths.pop()

@@ -144,7 +144,7 @@ class EmpiricalFisherOperator(CurvatureOperator):
         absent = weights == 0
         if any(bool(slope[absent].any()) for slope in nonzero_slopes):
             raise TaskError(
-                "a sample of weight 0 has a part in the loss (a class weight of 0 beside label smoothing), so the "
+                "a sample of weight 0 contributes to the loss (a class weight of 0 with label smoothing), so the "
                 "empirical Fisher matrix is not defined: leave the sample out, or give the class a positive weight"
             )
         inverse = torch.where(absent, torch.zeros_like(weights), 1 / weights)

@@ -1,1 +1,1 @@
-"""What a run found: records, trajectories, checks, comparisons, and the file they are kept in. NumPy only."""
+"""The results of a run: records, trajectories, checks, comparisons, and their file; NumPy only."""

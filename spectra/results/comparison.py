@@ -1,4 +1,4 @@
-"""The parts of a comparison of runs: arms, their values and differences, and the distances of their densities."""
+"""Comparison: the values of each arm of runs, their differences, and the distances of their spectra."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Cell:
 
     quantity: str
     arm: str
-    runs: tuple[Estimate, ...]  # one per run; a fact has no error
+    runs: tuple[Estimate, ...]  # one per run; a fact, such as the loss, has no error
 
     @property
     def value(self) -> float:
-        """The mean over the runs; NaN where one of them is not known, or is not resolved."""
+        """The mean over the runs; NaN where the value of one run is not known or not resolved."""
         known = all(isfinite(run.value) and run.resolved is not False for run in self.runs)
         return float(np.mean([run.value for run in self.runs])) if known else nan
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over the runs; None with one."""
+        """The standard deviation over the runs; None with one run."""
         if len(self.runs) < 2 or isnan(self.value):
             return None
         return float(np.std([run.value for run in self.runs], ddof=1))
@@ -52,7 +52,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A quantity in one arm less that in another one.
+    """The difference of a quantity in one arm from that in another arm.
 
     `basis` says where the error comes from: ``"probes"`` (one run each: of these two networks), ``"exact"`` (one run
     each, and both numbers are exact), ``"runs"`` (Welch's test over the runs, with the error of the probes added), or
@@ -69,14 +69,14 @@ class Contrast:
     p_value: float | None  # two-sided, of this row by itself
     basis: str
     confidence: float = CONFIDENCE
-    paired: bool = False  # of the probes
+    paired: bool = False  # the probes are shared, and the difference is taken probe by probe
     note: str | None = None
-    exact: bool = False  # every number that is compared is exact: probes add no error
+    exact: bool = False  # all compared numbers are exact: probes add no error
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The distance of the densities of two arms: with several runs the mean over pairs of runs, one of each arm."""
+    """The distance of the spectra of two arms: with several runs the mean over pairs of runs, one of each arm."""
 
     arm: str
     against: str
@@ -89,7 +89,7 @@ class Comparison:
     """The result of `run_comparison.compare`."""
 
     arms: tuple[Arm, ...]
-    cells: tuple[Cell, ...]  # quantity by quantity, an arm after the other
+    cells: tuple[Cell, ...]  # for each quantity one per arm
     contrasts: tuple[Contrast, ...]  # of every arm with the first
     gaps: tuple[Gap, ...]
     warnings: tuple[str, ...]

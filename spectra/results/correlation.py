@@ -1,4 +1,4 @@
-"""Whether a measure goes with another over runs: correlations with bootstrap intervals, also within levels."""
+"""Correlation of two measures over runs, with bootstrap intervals; also within the levels of a confounder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 
 from spectra.errors import ArgumentError
 
-#: Fewer runs than this have no interval worth printing.
+#: With fewer runs than this the interval is not meaningful.
 FEWEST = 4
 
 
@@ -19,15 +19,15 @@ FEWEST = 4
 class Association:
     """A correlation coefficient over runs, with its bootstrap interval.
 
-    The interval is what resampling the runs gives (percentiles); with few runs it is too narrow, which ``note`` says.
+    The interval is that of the percentiles over resampled runs. With few runs it is too narrow, and ``note`` says so.
     """
 
     name: str  # "pearson" or "kendall"
-    value: float  # NaN where one of the two does not vary
+    value: float  # NaN where one of the two columns does not vary
     lower: float
     upper: float
     runs: int
-    pairs: int  # of runs that are compared: all, or those of one level
+    pairs: int  # the number of compared pairs of runs: all, or those within levels
     levels: int = 1
     confidence: float = 0.95
     note: str | None = None
@@ -50,21 +50,21 @@ def associate(
 ) -> tuple[Association, Association]:
     """Pearson's and Kendall's coefficient of two columns, with bootstrap intervals over the rows.
 
-    With `levels`, such as the batch size of each run, only runs of the same level are compared: Pearson's coefficient
-    is of the residuals of both about the mean of each level; Kendall's is tau-b, ``(concordant -
-    discordant) / sqrt((pairs not tied in x) (pairs not tied in y))``, with the pairs within levels alone. What a
-    confounder does to both columns is then not counted as association. Rows are resampled within their level.
+    With `levels`, such as the batch size of each run, only runs of the same level are compared. Pearson's coefficient
+    is that of the residuals of both columns about the mean of each level. Kendall's is tau-b, ``(concordant -
+    discordant) / sqrt((pairs not tied in x) (pairs not tied in y))``, over the pairs within levels alone. An effect of
+    the confounder on both columns is then not counted as association. Rows are resampled within their level.
 
     Args:
         x: (n,) the measure; rows that are not finite in either column are left out.
-        y: (n,) what it may go with, such as the generalization gap.
-        levels: (n,) of the confounder.
+        y: (n,) the other quantity, such as the generalization gap.
+        levels: (n,) the levels of the confounder.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         confidence: of the intervals.
 
     Returns:
-        Pearson's and Kendall's.
+        Pearson's and Kendall's coefficient.
 
     Raises:
         ArgumentError: columns of different length, or fewer than 4 rows that can be compared.
@@ -102,7 +102,7 @@ def associate(
 
     def result(name: str, function: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> Association:
         spread = np.array([function(a[i], b[i], group[i]) for i in drawn])
-        spread = spread[np.isfinite(spread)]  # a resample of one row over and over has no coefficient
+        spread = spread[np.isfinite(spread)]  # a resample of a single row, repeated, has no coefficient
         low, high = np.percentile(spread, [tail, 100 - tail]) if len(spread) else (nan, nan)
         value = function(a, b, group)
         return Association(name, value, float(low), float(high), len(a), pairs, len(rows), confidence, note)

@@ -1,4 +1,4 @@
-"""An exact trace: the numbers, which matrix they belong to, and why."""
+"""ExactTrace: the trace of the Gauss-Newton matrix without probes, and whether it is also that of the Hessian."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class ExactTrace:
     """The trace of the Gauss-Newton matrix, and whether it is the Hessian's.
 
     ``kind`` is ``"hessian"`` where every tensor passed the certificate, else ``"ggn"``; None where there is no number.
-    ``applies`` is whether ``total`` is the trace of the Hessian. A tensor of which ``certified`` is true has the trace
-    of its own block of the Hessian in ``by_layer``, also where the total is not the Hessian's.
+    ``applies`` says whether ``total`` is the trace of the Hessian. Where ``certified`` is true for a tensor, its entry
+    of ``by_layer`` is the trace of its own block of the Hessian, also where the total is not the Hessian's.
 
     Example:
         >>> trace = ExactTrace(total=3.0, by_layer={"0.weight": 2.0, "0.bias": 1.0}, kind="ggn", reasons=("a tanh",))
@@ -27,13 +27,13 @@ class ExactTrace:
     by_layer: Mapping[str, float] = field(default_factory=dict)  # by trainable tensor, in the model's order
     kind: str | None = None
     reasons: tuple[str, ...] = ()  # sentences: why it is not the Hessian's, or why there is no number
-    certified: Mapping[str, bool] = field(default_factory=dict)  # by tensor: its block is that of the Hessian
+    certified: Mapping[str, bool] = field(default_factory=dict)  # by tensor: the trace is that of its Hessian block
     stderr: float | None = None  # of the total, over draws; None where nothing is drawn
     stderr_by_layer: Mapping[str, float] | None = None
     draws: int | None = None  # None where nothing is drawn
-    method: str = "exact"  # in words: how many columns or draws, and how the gradients of samples were had
+    method: str = "exact"  # in words: number of columns or draws, and how per-sample gradients were computed
     bn_mode: str = "eval"
-    l2: float = 0.0  # its part, l2 times the number of entries, is in the numbers
+    l2: float = 0.0  # the numbers include l2 times the number of entries
 
     @property
     def applies(self) -> bool:
@@ -47,7 +47,7 @@ class ExactTrace:
 
     @property
     def how(self) -> list[str]:
-        """The remark to print with a quantity that rests on drawn numbers; empty where nothing is drawn."""
+        """The remark to print with a quantity that depends on drawn numbers; empty where nothing is drawn."""
         return drawn_words(self.method, self.stderr)
 
     @property
@@ -66,5 +66,5 @@ class ExactTrace:
 
 
 def drawn_words(method: str, stderr: object) -> list[str]:
-    """What to say with numbers that are drawn; nothing where none is."""
+    """The remark to print with Monte-Carlo numbers, in a list; empty where ``stderr`` is None."""
     return [] if stderr is None else [f"not exact ({method}); the standard error is at most the one given"]

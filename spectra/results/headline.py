@@ -1,9 +1,9 @@
-"""The numbers to quote of a record: exact ones where they are known, estimates from probes elsewhere.
+"""Headline: the number to quote of a record, which is exact if an exact one is known, else an estimate from probes.
 
 The trace of the Gauss-Newton matrix is computed exactly with most records. It is the trace of a record of that matrix,
 and of a record of the Hessian where the certificate of the exact trace holds; the same holds for each parameter tensor.
-A trace that is itself drawn at random (Monte Carlo) is not exact. Where a check of the traces failed, one of the two
-numbers is wrong and it is not known which, so nothing of that record counts as exact.
+A Monte-Carlo trace is not exact. Where a check of the traces failed, one of the two numbers is wrong and it is not
+known which, so no number of that record counts as exact.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def exactly(value: float) -> Headline:
 
 
 def is_exact(estimate: Estimate | None) -> bool:
-    """Whether a number is exact, and no estimate."""
+    """Whether a number is exact and not an estimate; False for None."""
     return isinstance(estimate, Headline) and estimate.exact
 
 
@@ -103,7 +103,7 @@ def headline_tensor_traces(record: Numbers) -> dict[str, Headline]:
 
 
 def exact_traces(record: Numbers) -> tuple[float | None, dict[str, float]]:
-    """The exact trace of the record's matrix, None where it is not known, and those of blocks that are exact."""
+    """The exact trace of the record's matrix (None: not known), and tensor name -> exact trace of its block."""
     exact = record.exact
     if exact is None or exact.total is None or exact.drawn or any(map(_is_in_doubt, record.checks)):
         return None, {}
@@ -116,5 +116,5 @@ def exact_traces(record: Numbers) -> tuple[float | None, dict[str, float]]:
 
 
 def _is_in_doubt(check: Check) -> bool:
-    """Whether a check of the exact traces themselves failed: of the whole, or of a tensor."""
+    """Whether this is a failed check of an exact trace: of the whole matrix, or of a tensor."""
     return check.failed and (check.name == "trace" or check.name.startswith("trace of "))

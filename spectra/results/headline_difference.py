@@ -1,4 +1,4 @@
-"""The difference of the numbers to quote of two records, with the error that is left where one or both are exact."""
+"""The difference of the headline numbers of two records, with its error also where one or both numbers are exact."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def headline_difference(a: Record, b: Record, name: str = "trace", **options: An
     """The headline of `a` less that of `b`.
 
     Where both are estimates this is ``spectrum.differences.difference``, paired where the probes are shared. Where
-    one is exact, the error is that of the other alone. Where both are exact the standard error is 0, and there is no
+    one is exact, the error is that of the other alone. Where both are exact, the standard error is 0, and there is no
     p-value: nothing about the difference is random.
 
     Args:
-        a, b: complete records of the same kind of matrix.
+        a: a complete record.
+        b: another complete record, of the same kind of matrix.
         name: of an estimate.
         options: of the estimate.
 

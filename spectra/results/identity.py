@@ -1,4 +1,4 @@
-"""Where the weights of a record come from, and when two records are the same record."""
+"""The origin of the weights of a record (Place), and the rule by which two records are the same (Identity)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from spectra.jsonable import dumps
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the weights of a record come from: a checkpoint file, or a moment of training."""
+    """The origin of the weights of a record: a checkpoint file, or a snapshot of the model at an epoch or step."""
 
     checkpoint: str | None = None  # path as it was given; None: the weights were in memory
     sha256: str | None = None  # of the file; without a file, of the weights and buffers
     weights: str | None = None  # SHA-256 of the weights and buffers as they were loaded from the file
-    own_tensors: int | None = None  # number of tensors of the task, which the checkpoint lacks; None: it has all
+    own_tensors: int | None = None  # number of tensors that the checkpoint lacks and the task provides; None: none
     epoch: float | None = None
     step: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)  # warnings of the reader of the checkpoint
 
     @property
     def words(self) -> str:
-        """The file, else epoch and step."""
+        """The path of the file; without a file, epoch and step."""
         return self.checkpoint or _time(self.epoch, self.step)
 
     @property
@@ -38,12 +38,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two records the same record: which weights, which matrix, which probes, which data.
+    """The key by which two records are the same record: weights, matrix, probes and data.
 
-    The weights are known by the SHA-256 of their file; where there is none, by the file's name; where there is no
-    file, by epoch and step, and the SHA-256 of the weights if that is known. Where the file holds only a part of the
-    weights, the SHA-256 of all of them counts too. Two identities are equal when all but the name of a hashed file is
-    equal.
+    The weights are identified by the SHA-256 of their file. Without a hash it is the name of the file. Without a file
+    it is epoch and step, with the SHA-256 of the weights if that is known. Where the file holds only a part of the
+    weights, the SHA-256 of all of them is a part of the key too. The name of a hashed file does not count.
     """
 
     subject: str  # the file's SHA-256 (and that of the weights), else its path, else (the latter and) epoch and step
@@ -53,13 +52,13 @@ class Identity:
     l2: float = 0.0
     seed: int | None = None  # of the probes
     data_seed: int | None = None  # of the subset of the data
-    checkpoint: str | None = field(default=None, compare=False)  # the path, else epoch and step of hashed weights
+    checkpoint: str | None = field(default=None, compare=False)  # the path; without a file, epoch and step
     weights: str | None = field(default=None, compare=False)  # the SHA-256 of those that came from a file, if known
     time: tuple[float | None, int | None] = field(default=(None, None), compare=False)  # epoch and step
 
     @classmethod
     def of(cls, place: Place, *, operator: str, bn_mode: str, settings: Mapping[str, Any]) -> Identity:
-        """The identity of the record that these would lead to; `settings` are those of the record."""
+        """The identity of a record of this place, operator and BN mode; `settings` are those of the record."""
         time = _time(place.epoch, place.step)
         if place.checkpoint is None:
             checkpoint = None if place.sha256 is None else time
@@ -83,12 +82,15 @@ class Identity:
         )
 
     def is_of_file(self, other: Identity) -> bool:
-        """Whether this is of a part of the weights, from the file of the other, whose weights are not known."""
+        """Whether this has partial weights from the file of `other`, which has no hash of the weights."""
         same = other.weights is None and self.subject == f"{other.subject} {self.weights}"
         return same and self.question == other.question
 
     def twin_of(self, other: Identity) -> bool:
-        """Whether both are of the same weights from two files, at no two moments of training, and the same question."""
+        """Whether both have the same weights, from two files, and the same :attr:`question`.
+
+        Two records that are known to be of different epochs or steps do not count.
+        """
         same = self.weights is not None and self.weights == other.weights
         return same and not apart(self.time, other.time) and self.question == other.question
 
@@ -98,17 +100,17 @@ class Identity:
         return self.operator, self.bn_mode, self.params, self.l2, self.seed, self.data_seed
 
     def same_place(self, other: Identity) -> bool:
-        """Whether both are of the same file by name, or the same epoch, whatever the weights, and the same question."""
+        """Whether file name (or epoch and step) and :attr:`question` are the same, whatever the weights."""
         return self.checkpoint is not None and self.checkpoint == other.checkpoint and self.question == other.question
 
 
 def apart(one: tuple[float | None, int | None], other: tuple[float | None, int | None]) -> bool:
-    """Whether two moments, as epoch and step, are known to be different ones."""
+    """Whether two training times, each (epoch, step), are known to be different."""
     return any(a is not None and b is not None and a != b for a, b in zip(one, other))
 
 
 def _time(epoch: float | None, step: int | None) -> str:
-    """Epoch and step in words: the same for 3 and 3.0, which are one epoch."""
+    """Epoch and step in words, with the same words for 3 and 3.0."""
     whole = epoch is not None and float(epoch).is_integer()
     words = [] if epoch is None else [f"epoch {int(epoch) if whole else epoch!r}"]
     return " ".join([*words, *([] if step is None else [f"step {step}"])]) or "epoch unknown"

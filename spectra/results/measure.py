@@ -1,4 +1,4 @@
-"""Measure: one sharpness measure of a network, with what is needed to trust it."""
+"""Measure: one sharpness measure of a network, with its error and the conditions under which it holds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from spectra.jsonable import to_jsonable
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A sharpness measure: its value, its error, and the conditions under which it is what it says.
+    """A sharpness measure: its value, its error, and the conditions under which it holds.
 
-    A measure that does not exist here is NaN (None in JSON), and ``reason`` says why; it is never clipped to a number.
+    Where a measure does not exist its value is NaN (None in JSON), and ``reason`` says why; it is never clipped.
 
     Example:
         >>> float(Measure(value=6.0, form="bias-free", curvature="hessian"))
@@ -22,16 +22,16 @@ class Measure:
     """
 
     value: float
-    form: str  # which of the published definitions
+    form: str  # the published definition that is used
     stderr: float | None = None  # over draws; None where nothing is drawn
     loss: str = "task"  # "task": the task's own criterion; "normalized": the normalised cross-entropy
     bn_mode: str = "eval"
-    curvature: str | None = None  # "hessian", "ggn" or "empirical_fisher": what its diagonal is of; None: none enters
-    attained: bool | None = None  # of an infimum: whether some rescaling reaches it
+    curvature: str | None = None  # "hessian", "ggn" or "empirical_fisher": the matrix in its definition; None: none
+    attained: bool | None = None  # of an infimum: whether some rescaling attains it
     certificate: float | None = None  # of an optimum: the relative violation of its optimality conditions
     clipped: float | None = None  # sum of negative diagonal entries set to 0, over the sum of the positive ones
     reason: str | None = None  # why there is no value, or a warning to print with it
-    details: Mapping[str, Any] = field(default_factory=dict)  # by layer, scales, what was left out; JSON-able
+    details: Mapping[str, Any] = field(default_factory=dict)  # values by layer, scales, excluded tensors; JSON-able
 
     def __float__(self) -> float:
         return self.value
@@ -48,10 +48,10 @@ class Measure:
 
 
 def remarked(measure: Measure, words: str) -> Measure:
-    """The measure with more words in its reason; the same where there are none."""
+    """The measure with ``words`` appended to its reason; unchanged where ``words`` is empty."""
     return replace(measure, reason="; ".join(filter(None, (measure.reason, words)))) if words else measure
 
 
 def not_measured(reason: str, **conditions: Any) -> Measure:
-    """A measure that does not exist here: NaN with its reason."""
+    """A measure whose value is NaN, with the reason."""
     return Measure(value=nan, reason=reason, **conditions)

@@ -1,4 +1,4 @@
-"""Which sharpness measures an analysis can compute: what each is, what it costs, and what leaves it unchanged."""
+"""The catalogue of sharpness measures: definition, cost, and the changes of the weights that leave each unchanged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 from spectra.errors import ArgumentError
 
-# Changes of the weights that leave the function alone, or move all logits together (shift) or in proportion (scale).
+# Changes of the weights that leave the function unchanged, or add one number to all logits (shift), or multiply them
+# by one factor (scale).
 CHANGES = {
-    "layers": "layers",  # W_d times alpha_d, all of them together 1, biases along
-    "units": "units",  # a hidden unit times c > 0, undone where it is read
+    "layers": "layers",  # W_d times alpha_d, the product of all alpha_d is 1, biases rescaled to match
+    "units": "units",  # a hidden unit times c > 0, the weights that read it divided by c
     "order": "unit order",
     "shift": "logit shift",
     "logits": "logit scale",
@@ -24,27 +25,27 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One measure, as it is asked for by name."""
+    """One measure of the catalogue."""
 
-    words: str  # what it is, in a line
+    words: str  # the definition, in one line
     cost: str  # in gradients over the data; C classes
-    keeps: tuple[str, ...]  # the CHANGES that it is invariant under; one from draws, within the error of other draws
+    keeps: tuple[str, ...]  # the CHANGES under which it is invariant; from draws, up to their standard error
     home: str  # module:function
     options: Mapping[str, Any] = field(default_factory=dict)
     cheap: bool = True
-    passes: float = 0.0  # in float64 over all data, that it makes beside the exact trace or diagonal
+    passes: float = 0.0  # passes over all data in float64, in addition to the exact trace or diagonal
     drawn: Mapping[str, Any] = field(default_factory=dict)  # the options of its Monte-Carlo form, if it has one
     train_mode: bool = False  # whether it exists with batch norm by the statistics of each batch
     always_train: bool = False  # it is defined in that mode only, whatever the mode of the record
-    lacks: tuple[str, ...] = ()  # the CHANGES whose networks it is not defined for, beside those of train mode
+    lacks: tuple[str, ...] = ()  # the CHANGES for whose networks it is not defined, apart from that of train mode
 
     @property
     def invariant(self) -> str:
-        """What leaves it unchanged, in words."""
+        """The changes that leave the measure unchanged, in words."""
         return ", ".join(CHANGES[change] for change in self.keeps) or "nothing"
 
     def under(self, change: str) -> str:
-        """``"="`` where it is invariant, ``"x"`` where it is not, ``"-"`` where it is not defined."""
+        """``"="`` where the measure is invariant, ``"x"`` where it is not, ``"-"`` where it is not defined."""
         missing = change in self.lacks or (change == "bn_train" and not self.train_mode)
         return "-" if missing else "=" if change in self.keeps else "x"
 
@@ -191,7 +192,7 @@ CATALOGUE: dict[str, Entry] = {
 
 
 def chosen_measures(asked: str | Sequence[str]) -> tuple[str, ...]:
-    """The names that are meant by ``"all"``, ``"none"``, ``"cheap"``, or names, in the order of the catalogue.
+    """The names of the measures chosen by ``"all"``, ``"none"``, ``"cheap"`` or names, in the order of the catalogue.
 
     Raises:
         ArgumentError: a name that is not in the catalogue.
@@ -218,7 +219,7 @@ def chosen_measures(asked: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def named_measures(asked: str | Sequence[str]) -> frozenset[str]:
-    """Those of them that are asked for by name, or by ``"all"``: they are computed whatever they cost.
+    """The measures that are chosen by name or by ``"all"``; these are computed whatever they cost.
 
     Example:
         >>> sorted(named_measures("cheap, gradient_norm")), sorted(named_measures("cheap"))

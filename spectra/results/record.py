@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: The numbers about a record that `to_json` shows on its first level.
 HEADLINE_FACTS = ("loss", "n_parameters", "n_samples")
-#: From the least to the most that a record holds: no numbers; numbers of which a check or a measure failed
-#: unexpectedly; all that was asked for. The first two are computed again by the same command.
+#: The status of a record. "failed": no numbers. "unverified": a check or a measure ended in an unexpected error.
+#: "complete": everything requested. The same command computes records of the first two kinds again.
 STATUSES = ("failed", "unverified", "complete")
 
 
@@ -34,23 +34,24 @@ STATUSES = ("failed", "unverified", "complete")
 class Record:
     """The settings and results of one checkpoint, one operator and one batch-norm mode.
 
-    `spectrum` (the tridiagonals) is the result; every estimate follows from it. A record that failed has no spectrum,
-    and a reason. One whose check or measures ended in an unexpected error is unverified: it has both.
+    `spectrum` (the tridiagonals) is the result; every estimate follows from it. A failed record has a reason and no
+    spectrum. A record is unverified where a check or a measure ended in an unexpected error: it has a spectrum and a
+    reason.
     """
 
     operator: str  # "hessian" | "ggn" | "empirical_fisher"
     bn_mode: str  # "eval" | "train" | "recalibrated"
-    place: Place = field(default_factory=Place)  # where the weights come from
+    place: Place = field(default_factory=Place)  # the origin of the weights
     status: str = "complete"  # one of STATUSES
-    reason: str | None = None  # why it failed, or what of it did; one line
+    reason: str | None = None  # why the record, or a check or measure in it, failed; one line
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the analysis; JSON-able
     facts: Mapping[str, float | int | None] = field(default_factory=dict)  # loss, accuracy, norms, counts
     spectrum: Spectrum | None = None
     test_spectrum: Spectrum | None = None  # of the same operator on held-out data, by the same probes
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # where it comes from; JSON-able
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # machine, versions, command, times; JSON-able
     notes: tuple[str, ...] = ()  # warnings to print with the numbers
-    exact: ExactTrace | None = None  # None: not asked for, or not a matrix that has one (the empirical Fisher)
-    checks: tuple[Check, ...] = ()  # of the estimates against it
+    exact: ExactTrace | None = None  # None: not requested, or not defined for the matrix (the empirical Fisher)
+    checks: tuple[Check, ...] = ()  # of the estimates against exact numbers
     exact_spectrum: GGNSpectrum | None = None  # all eigenvalues of the Gauss-Newton matrix of few samples
     overlap: Overlap | None = (
         None  # of the eigenvectors with those of the record before, where eigenpairs are asked for
@@ -72,8 +73,8 @@ class Record:
     def estimates(self) -> Mapping[str, Estimate]:
         """Name -> Estimate, the standard list: as stored with the record, else computed from its spectrum.
 
-        An exact trace, where it is known, is a control variate for what correlates with it; the trace itself stays an
-        estimate here, and is exact in `headlines`.
+        If the exact trace is known, it is a control variate for estimates that correlate with it. The trace itself
+        stays an estimate here, and is exact in `headlines`.
         """
         if self.status == "failed":
             return {}
@@ -81,7 +82,7 @@ class Record:
 
     @functools.cached_property
     def informed_spectrum(self) -> Spectrum:
-        """The spectrum with the exact trace of its matrix, where that is known."""
+        """The spectrum with the exact trace of its matrix, if that is known."""
         if self.spectrum is None:
             raise ArgumentError("this record has failed: it has no spectrum")
         total, _ = exact_traces(self)
@@ -95,7 +96,7 @@ class Record:
 
     @functools.cached_property
     def headlines(self) -> Mapping[str, Headline]:
-        """Name -> the number to quote: that of ``estimates``, but the trace and mean eigenvalue exact where known."""
+        """Name -> the number to quote: as ``estimates``, but with exact trace and mean eigenvalue if known."""
         return headlines_of(self)
 
     def headline(self, name: str) -> Headline:
@@ -114,14 +115,14 @@ class Record:
 
     @functools.cached_property
     def budgets(self) -> Mapping[str, Budget]:
-        """Name -> what limits the estimate, for those that have an error budget; computed from the spectrum."""
+        """Name -> error budget, for the estimates that have one; computed from the spectrum."""
         from spectra.spectrum.error_budget import budgets_of
 
         return {} if self.spectrum is None else budgets_of(self.informed_spectrum, self.estimates)
 
     @functools.cached_property
     def test_estimates(self) -> Mapping[str, Estimate]:
-        """The same names on the test data; empty where none were asked for."""
+        """Name -> estimate on the test data; empty where the record has no test data."""
         if self.status == "failed":
             return {}
         if self.cached_test_estimates is not None:
@@ -130,7 +131,7 @@ class Record:
 
     @property
     def identity(self) -> Identity:
-        """What makes this record the same as another one."""
+        """The key by which this record is the same as another one."""
         return Identity.of(self.place, operator=self.operator, bn_mode=self.bn_mode, settings=self.settings)
 
     @property
@@ -150,7 +151,7 @@ class Record:
 
     @property
     def own_tensors(self) -> int | None:
-        """The number of tensors that are the task's own, since the checkpoint lacks them; None: none."""
+        """The number of tensors that the checkpoint lacks and the task provides; None: none."""
         return self.place.own_tensors
 
     @property
@@ -170,7 +171,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """A few words that tell this record from the others of its run, for messages."""
+        """A few words that distinguish this record from the others of its run, for messages."""
         return f"{self.where} {self.operator} {self.bn_mode}".strip()
 
     def to_json(self) -> dict[str, Any]:
@@ -183,7 +184,7 @@ class Record:
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
             ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
             sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}; and weights_sha256 and
-            own_tensors, where some of the weights are the task's own.
+            own_tensors, where the task provides some of the weights.
         """
         facts = to_jsonable(self.facts)
         pairs = None if self.spectrum is None else self.spectrum.eigenpairs

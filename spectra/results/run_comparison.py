@@ -1,8 +1,8 @@
-"""Runs side by side: arms of one or more runs each, what differs between them, and what that difference is a fact of.
+"""Comparison of runs in arms of one or more runs: differences with errors from the probes or from the training runs.
 
-Two kinds of noise stand between two numbers. That of the probes is small and known, and tells whether two *networks*
-differ. That of training (initial weights, order of the data) is seen only where an arm has several runs, and is what a
-claim about two *optimizers* has to exceed: a difference of two single runs says nothing of what they stand for.
+A difference of two numbers has two kinds of noise. The noise of the probes is small and known; it decides whether two
+*networks* differ. The noise of training (initial weights, order of the data) is visible only where an arm has several
+runs. A claim about two *optimizers* must exceed it: a difference of two single runs does not support such a claim.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spectra.spectrum.pairing import p_of, welch_dof
 from spectra.spectrum.wasserstein import spectral_distance
 
 FACTS = ("loss", "accuracy", "gradient_norm")
-#: Where these differ the numbers still mean what they say, but a difference may be due to them.
+#: Settings that may differ between compared runs, with a warning: a difference of the numbers may be due to them.
 _ALIKE = {
     "data": "the data",
     "loss": "the loss",
@@ -42,16 +42,16 @@ _ALIKE = {
 
 
 def compare(arms: Sequence[Arm]) -> Comparison:
-    """Every quantity in every arm, the other arms against the first, and the distances of their densities.
+    """Every quantity in every arm, the differences of the other arms from the first, and the distances of the spectra.
 
-    Counts are taken at one tolerance, the smallest that all runs resolve. A trace is the exact one where that is known
+    Counts are taken at one tolerance, the smallest that all runs resolve. An exact trace is used if it is known
     (`Record.headline`). With one run each, a difference has the error of the probes (see ``spectrum.differences``), and
-    none between exact numbers. With several, Welch's test over the runs; the error of the probes, at most the mean of
-    that over pairs of runs, is added in quadrature, since probes that all runs share do not show in their spread.
+    no error between exact numbers. With several runs it is Welch's test over the runs. The error of the probes (at most
+    the mean over pairs of runs) is added in quadrature, since the error of shared probes is not in the spread of runs.
 
     Raises:
-        ArgumentError: fewer than two arms, labels that are alike, an arm without a run, a run without a spectrum, or
-            matrices that are not of one kind: of different operators, or means and sums.
+        ArgumentError: fewer than two arms, equal labels, an arm without a run, a run without a spectrum, or matrices of
+            different kinds: different operators, or means and sums over the data.
 
     References:
         B. L. Welch, The generalization of 'Student's' problem, Biometrika 34 (1947).
@@ -81,7 +81,7 @@ def _check(arms: Sequence[Arm], records: Sequence[Record]) -> None:
     labels = [arm.label for arm in arms]
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
-        raise ArgumentError(f"label {twice!r} is there twice: give the runs of one arm to one label")
+        raise ArgumentError(f"label {twice!r} is given twice: give the runs of one arm to one label")
     for arm in arms:
         if not arm.records:
             raise ArgumentError(f"label {arm.label!r} has no runs: name a file")
@@ -101,7 +101,7 @@ _SAME: dict[str, Callable[[Record], str]] = {
 
 
 def _warnings(records: Sequence[Record]) -> list[str]:
-    """One line for everything in which the runs differ and that a difference might be due to."""
+    """A line for each setting in which the runs differ and that may cause a difference of the numbers."""
     found = []
     readers: dict[str, Callable[[Record], Any]] = {
         "the number of parameters n": lambda record: record.spectrum.n if record.spectrum else None,

@@ -1,4 +1,4 @@
-"""The records of one operator and one batch-norm mode over training."""
+"""Series: the records of one operator and one batch-norm mode over training, with estimates as arrays."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ class Series:
     def by_layer(self) -> dict[str, Values]:
         """The trace of each parameter tensor's diagonal block over training, by the tensor's name.
 
-        They sum to the mean over the probes without known eigenvalues. Empty where the tensors' forms were not kept.
+        They sum to the plain mean over the probes of the trace. Empty where the tensors' forms were not kept.
         """
         found = [{} if record.spectrum is None else record.spectrum.tensor_traces() for record in self.records]
         names = dict.fromkeys(name for traces in found for name in traces)
         return {name: values_of([traces.get(name) for traces in found]) for name in names}
 
     def sharpness(self, name: str) -> Values:
-        """A sharpness measure over training; it has a standard error where it is a mean over draws, and no interval.
+        """A sharpness measure over training, with a standard error where it is a mean over draws; without intervals.
 
         Raises:
             ArgumentError: no record has it; the message lists what there is.
@@ -129,7 +129,7 @@ class Series:
 
     @property
     def subspace_overlap(self) -> np.ndarray:
-        """(T,) how much of the space of the largest eigenvectors is that of the record before; NaN where not known.
+        """(T,) the overlap of the space of the leading eigenvectors with that of the previous record, 0 to 1, or NaN.
 
         Needs eigenpairs; see :class:`spectra.spectrum.overlap.Overlap`, which each record has as ``overlap``.
         """
@@ -162,7 +162,7 @@ class Series:
         return values_of([None if r.spectrum is None else _one_number(function(r.spectrum)) for r in self.records])
 
     def estimate(self, name: str, **options: Any) -> Values:
-        """A method of `Spectrum` over training under options of your own, from the stored tridiagonals.
+        """A method of `Spectrum` over training with the given options, from the stored tridiagonals.
 
         Example: ``series.estimate("rank_degeneracy", tau=1e-3)``.
 
@@ -180,12 +180,12 @@ class Series:
         return self.apply(compute)
 
     def difference(self, a: float, b: float, name: str = "trace", **options: Any) -> Difference:
-        """The estimate at epoch `a` less that at epoch `b`, with the standard error that shared probes leave of it.
+        """The estimate at epoch `a` less that at epoch `b`, with the standard error for shared probes.
 
         The probes are the same at every checkpoint of a run, so the difference is taken probe by probe: with sphere
         probes its variance is ``2 |H_a - H_b|_F^2`` per probe, whatever that of the values is. The bands of a
-        trajectory are correlated for the same reason, and must not be subtracted as if they were independent. What
-        else there is to it, and what is done where probes are not shared: see ``spectrum.differences.difference``.
+        trajectory are correlated for the same reason, and must not be subtracted as if they were independent. For other
+        quantities, and for probes that are not shared, see ``spectrum.differences.difference``.
 
         Raises:
             ArgumentError: there is no such epoch or estimate, or a record failed.
@@ -193,7 +193,7 @@ class Series:
         return self.spectrum(a).difference(self.spectrum(b), name, **options)
 
     def difference_by_layer(self, a: float, b: float) -> dict[str, Difference]:
-        """The same of the trace of each parameter tensor; they sum to the difference of the trace.
+        """The difference of the trace of each parameter tensor; they sum to the difference of the trace.
 
         Raises:
             ArgumentError: there is no such epoch, a record failed, or the forms of the tensors were not kept.
@@ -218,7 +218,7 @@ class Series:
         return columns.to_xarray(self.records)
 
     def at(self, epoch: float) -> Record:
-        """The record of an epoch; where there are several the last complete one, else the last with numbers.
+        """The record of an epoch; of several records the last complete one, else the last one with numbers.
 
         Raises:
             ArgumentError: there is none; the message lists the epochs there are.

@@ -1,8 +1,8 @@
-"""A spectrum by Lanczos against all eigenvalues of the same matrix: the distance, and what the probes explain of it.
+"""Checks of a spectrum by Lanczos against all eigenvalues of the same matrix.
 
-What ``k`` probes and ``m`` steps leave of a matrix with known eigenvalues can be simulated without the matrix: only the
-squared components of a probe along the eigenvectors matter, and those of a sphere probe are ``chi^2_1 / sum`` for a
-simple eigenvalue and ``chi^2_r / sum`` together for one of ``r`` eigenvectors.
+The distance between the two is compared with simulated distances. For ``k`` probes and ``m`` steps these need only the
+eigenvalues: Lanczos depends on the squared components of a probe along the eigenvectors. For a sphere probe these are
+``chi^2_1 / sum`` for a simple eigenvalue, and ``chi^2_r / sum`` in all for an eigenvalue of ``r`` eigenvectors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spectra.spectrum.exact_spectrum import GGNSpectrum
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 
-#: Runs that are simulated for the law of the distance.
+#: The number of simulated runs from which the law of the distance is estimated.
 SIMULATIONS = 40
 _NAME = "{} (exact spectrum)"
 
@@ -27,7 +27,7 @@ def check_spectrum(spectrum: Spectrum, exact: GGNSpectrum, *, level: float = LEV
     """A run of the Gauss-Newton matrix against all its eigenvalues: norms, degeneracy, and the distance of the spectra.
 
     Args:
-        spectrum: by Lanczos with sphere probes, at least two, on the data that ``exact`` is of.
+        spectrum: by Lanczos with sphere probes, at least two, on the same data as ``exact``.
         exact: all eigenvalues.
         level: the chance of a false alarm among the comparisons.
 
@@ -52,7 +52,7 @@ def wasserstein(spectrum: Spectrum, exact: GGNSpectrum) -> float:
 
 
 def simulated_distances(spectrum: Spectrum, exact: GGNSpectrum, count: int = SIMULATIONS, seed: int = 0) -> np.ndarray:
-    """The same distance for runs with as many probes and steps on a matrix of exactly these eigenvalues, (count,)."""
+    """(count,) the distance for simulated runs with as many probes and steps on a matrix of these eigenvalues."""
     values, weights = _measure(exact)
     rng = np.random.default_rng(seed)
     found = []
@@ -63,7 +63,7 @@ def simulated_distances(spectrum: Spectrum, exact: GGNSpectrum, count: int = SIM
 
 
 def _distance(spectrum: Spectrum, exact: GGNSpectrum, level: float) -> Check:
-    """Student's t on the logarithm, whose law is close to normal."""
+    """The check of the distance: Student's t on its logarithm, whose law is close to normal."""
     found = max(wasserstein(spectrum, exact), np.finfo(float).tiny)
     logs = np.log(np.maximum(simulated_distances(spectrum, exact), np.finfo(float).tiny))
     mean, spread = float(logs.mean()), float(logs.std(ddof=1)) * sqrt(1 + 1 / logs.size)
@@ -80,7 +80,7 @@ def _distance(spectrum: Spectrum, exact: GGNSpectrum, level: float) -> Check:
 
 
 def _within(name: str, estimate: Estimate, exact: float, level: float) -> Check:
-    """By the interval of the estimate: its half-width on the side of the exact value is Student's t times an error."""
+    """A check by the interval of the estimate: its half-width towards the exact value is Student's t times an error."""
     assert estimate.lower is not None
     assert estimate.upper is not None
     dof = estimate.num_probes - 1
@@ -93,7 +93,7 @@ def _within(name: str, estimate: Estimate, exact: float, level: float) -> Check:
 
 
 def _measure(exact: GGNSpectrum) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues, those that are ``l2`` by counting as one, ascending, with their parts of ``n``."""
+    """Eigenvalues, ascending, and their fractions of ``n``; those that are ``l2`` by counting are one entry."""
     values = np.append(exact.eigenvalues, exact.l2)
     weights = np.append(np.full(exact.eigenvalues.size, 1 / exact.n), exact.num_zero / exact.n)
     order = np.argsort(values)
@@ -109,7 +109,7 @@ def _pooled(tridiagonals: list[Tridiagonal] | tuple[Tridiagonal, ...]) -> tuple[
 
 
 def _distance_of(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
-    """Between two measures, each its points and their weights."""
+    """The Wasserstein-1 distance of two measures, each given as points and weights."""
     from scipy.stats import wasserstein_distance  # takes longer to import than all else here
 
     return float(wasserstein_distance(one[0], other[0], one[1], other[1]))

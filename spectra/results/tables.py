@@ -1,7 +1,6 @@
-"""A run as columns, a row per record, for pandas, xarray, and whatever else reads tables.
+"""A run as a table with a row per record: as a dictionary of arrays, a pandas DataFrame or an xarray Dataset.
 
-``columns_of`` is a plain dictionary of arrays and needs nothing; the two libraries are imported only by the functions
-that are named after them, and are no dependency.
+``columns_of`` needs neither library. pandas and xarray are optional; only the functions named after them import them.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def columns_of(records: Sequence[Record]) -> dict[str, np.ndarray]:
         ``epoch`` and ``step`` (float64), ``operator``, ``bn_mode``, ``checkpoint`` and ``status`` (text, ``""`` where
         there is none); ``fact_NAME`` of every fact; ``NAME``, ``NAME_stderr``, ``NAME_lower`` and ``NAME_upper`` of
         every estimate, and of a count also ``NAME_tau`` and ``NAME_resolved``; ``sharpness_NAME`` and
-        ``sharpness_NAME_stderr`` of every measure. What is missing, failed or unbounded is NaN, what is missing is
+        ``sharpness_NAME_stderr`` of every measure. A missing, failed or unbounded number is NaN; a missing count is
         not resolved.
     """
     columns: dict[str, np.ndarray] = {}
@@ -70,8 +69,8 @@ def to_pandas(records: Sequence[Record]) -> Any:
 def to_xarray(records: Sequence[Record]) -> Any:
     """The columns as an ``xarray.Dataset``.
 
-    Its dimension is ``epoch`` where every record has one of its own, else ``record``, and then the epoch is one of the
-    coordinates; operator, batch-norm mode, step, checkpoint and status always are.
+    The dimension is ``epoch`` where all records have different epochs; else it is ``record``, and the epoch is a
+    coordinate. Operator, batch-norm mode, step, checkpoint and status are always coordinates.
 
     Raises:
         MissingDependency: xarray is not installed.

@@ -1,13 +1,13 @@
-"""The cross-check: traces that were estimated from probes against the same traces computed exactly.
+"""The cross-check of traces: estimates from probes against the same traces computed exactly.
 
 With ``k`` probes, samples ``s_i`` of a trace and its exact value ``T``::
 
     z = (mean_i s_i - T) / e,     e = max(s / sqrt(k), noise, model),     t with k - 1 degrees of freedom
 
-``noise`` is the error of the arithmetic (``eta``): a discrepancy below it says nothing. ``model``, where it is known,
-is the error that the law of the probes gives the mean; it stands in where the ``k`` samples happen to lie close
-together. The level of each of ``c`` comparisons is ``1 - (1 - a)^(1/c)`` (Sidak), so that ``a`` is the chance of a
-false alarm among them all.
+``noise`` is the error of the arithmetic (``eta``): a discrepancy below it is no evidence. ``model``, if it is known, is
+the standard error of the mean by the law of the probes; it replaces ``s / sqrt(k)`` where the ``k`` samples happen to
+be close together. The level of each of ``c`` comparisons is ``1 - (1 - a)^(1/c)`` (Sidak), so that ``a`` is the
+probability of a false alarm among all.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from spectra.spectrum.spectrum import Spectrum
 
 #: The chance of a false alarm among all comparisons of a record.
 LEVEL = 0.01
-#: With this chance a discrepancy of the size called detectable is found.
+#: The probability with which a discrepancy of the size ``detectable`` is found.
 POWER = 0.8
-#: How many fresh probes confirm a disagreement: enough for a mean of squared normals to be nearly normal.
+#: The number of fresh probes that confirm a disagreement: enough for a mean of squared normals to be nearly normal.
 FRESH_PROBES = 64
 
 AGREES = "agrees"
 DISAGREES = "disagrees"
-INCONCLUSIVE = "inconclusive"  # nothing was found, but a discrepancy as large as the exact value would not have been
+INCONCLUSIVE = "inconclusive"  # no discrepancy, but one as large as the exact value would not be detected
 VERDICTS = (AGREES, INCONCLUSIVE, DISAGREES)
 
 # Degrees of freedom with which most checks can only be inconclusive: those of 2 and of 3 probes.
@@ -44,10 +44,10 @@ _MATRICES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of an estimate with what it should be.
+    """One comparison of an estimate with its exact value.
 
     ``verdict`` is ``"agrees"``, ``"disagrees"``, or ``"inconclusive"`` where a discrepancy as large as the exact value
-    itself would have gone unnoticed.
+    itself would not be detected.
     """
 
     name: str  # "trace", or "trace of TENSOR"
@@ -66,7 +66,7 @@ class Check:
 
     @property
     def critical(self) -> float:
-        """Beyond which ``|z|`` the comparison fails, at the level that it was made with; NaN where it has no error."""
+        """The ``|z|`` above which the comparison fails, at its level; NaN where there is no standard error."""
         if not (self.error > 0 and isfinite(self.detectable)):
             return nan
         return self.detectable / self.error - float(stdtrit(self.dof, POWER))
@@ -86,7 +86,7 @@ class Check:
 def too_few_probes(checks: Sequence[Check]) -> bool:
     """Whether a record has only 2 or 3 probes, and more than half of its checks are inconclusive for that reason.
 
-    A list of such checks says nothing. A check that failed always counts: then this is False.
+    Such checks give no information. The result is False where a check failed.
     """
     vague = sum(check.verdict == INCONCLUSIVE for check in checks)
     few = any(check.dof <= _FEW for check in checks)
@@ -94,7 +94,7 @@ def too_few_probes(checks: Sequence[Check]) -> bool:
 
 
 def can_tell(checks: Sequence[Check]) -> bool:
-    """Whether the checks of a record say something: not where all are inconclusive, nor with too few probes."""
+    """Whether the checks of a record give information: False where all are inconclusive, or with too few probes."""
     return any(check.verdict != INCONCLUSIVE for check in checks) and not too_few_probes(checks)
 
 
@@ -121,19 +121,20 @@ def check_traces(
     level: float = LEVEL,
     scale: float | None = None,
 ) -> list[Check]:
-    """The traces of a run's first products against exact ones: the whole, where every tensor is exact, and each tensor.
+    """Checks of the traces from a run's first products against exact ones: of each tensor, and of the whole matrix.
 
     Args:
         spectrum: with the per-tensor forms of its first products, from at least two probes.
         exact: tensor name -> exact trace of its diagonal block; tensors that have none are left out.
         exact_errors: the standard errors of those that are themselves estimates.
-        exact_draws: how many draws these are from.
-        of: which matrix both are of.
-        level: the chance of a false alarm among all comparisons.
-        scale: ``|H|_2``, the unit of the noise, where these few steps do not know it; else the largest Ritz value.
+        exact_draws: the number of draws of these.
+        of: the matrix of both: ``"hessian"`` or ``"ggn"``.
+        level: the probability of a false alarm among all comparisons.
+        scale: ``|H|_2``, the unit of the noise; by default the largest Ritz value, which needs enough steps.
 
     Returns:
-        ``"trace"`` first, then a check per tensor. Empty with one probe, which has no error to compare by.
+        ``"trace"`` first, if all tensors have exact traces, then a check per tensor. Empty with one probe, which has no
+        standard error.
 
     Raises:
         ArgumentError: a tensor that the run does not have.
@@ -183,16 +184,18 @@ def compare(
     level: float = LEVEL,
     of: str = "hessian",
 ) -> Check:
-    """One comparison of a mean over probes with an exact value, at a level of its own.
+    """One comparison of a mean over probes with an exact value, at the given level.
 
     Args:
+        name: of the check.
         samples: (k,), one per probe, at least two.
-        exact: what their mean should be.
+        exact: the exact value of their mean.
         exact_error: its standard error, where it is itself an estimate.
         dof: degrees of freedom of the error; those of the samples by default, and never more.
         noise: the error of the arithmetic.
         model: the error of the mean by the law of the probes, where it is known.
-        level: the chance of a false alarm.
+        level: the probability of a false alarm.
+        of: the matrix: ``"hessian"`` or ``"ggn"``.
     """
     k = samples.size
     if k < 2:
@@ -209,7 +212,7 @@ def compare(
 
 
 def verdict_of(z: float, dof: int, level: float, detectable: float, exact: float) -> str:
-    """What a comparison says: nothing, where a discrepancy as large as the exact value would not have been noticed."""
+    """The verdict: inconclusive where a discrepancy as large as the exact value would not be detected."""
     if not isfinite(z) or 2 * float(stdtr(dof, -abs(z))) < level:
         return DISAGREES
     return AGREES if detectable <= abs(exact) else INCONCLUSIVE
@@ -228,19 +231,19 @@ def _law(spectrum: Spectrum, total: float) -> float:
 
 
 def confirmed(first: Sequence[Check], second: Sequence[Check]) -> list[Check]:
-    """The checks of one set of probes, where a disagreement counts only if fresh probes find it too.
+    """The checks of one set of probes, with each disagreement confirmed or replaced by a check with fresh probes.
 
-    The samples of few probes are far from normal where one eigenvalue dominates, and Student's t then gives more false
-    alarms than its level (up to a third of the records, where every tensor is so). An error of the numbers is there
-    for every set of probes; a chance one is not. With :data:`FRESH_PROBES` more, false alarms are below 0.6 % of the
-    records on every spectrum tried.
+    Where one eigenvalue dominates, the samples of few probes are far from normal, and Student's t then gives more false
+    alarms than its level (up to a third of the records, where one eigenvalue dominates every tensor). A wrong number
+    disagrees for every set of probes; a chance disagreement does not. With :data:`FRESH_PROBES` more, false alarms are
+    below 0.6 % of the records on every spectrum tried.
 
     Args:
         first: the checks.
         second: the same checks from independent probes.
 
     Returns:
-        Those of ``first``; where only ``first`` disagrees, that of ``second``.
+        The checks of ``first``; where only ``first`` disagrees, the check of ``second``.
     """
     again = {check.name: check for check in second}
     kept = []

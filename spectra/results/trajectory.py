@@ -1,4 +1,4 @@
-"""The records of a run of training, ordered by epoch: one series per operator and batch-norm mode."""
+"""Trajectory: the records of one training run, ordered by epoch, with a Series per operator and batch-norm mode."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Trajectory:
-    """The records of one run, ordered by epoch, then step, then the order in which they came.
+    """The records of one run, ordered by epoch, then step, then the order in which they were given.
 
-    ``t[0]`` is a record, ``t["hessian", "eval"]`` a `Series`. Records that failed are there, with their reason.
+    ``t[0]`` is a record, ``t["hessian", "eval"]`` a `Series`. Failed records are included, with their reason.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Trajectory:
 
     @property
     def epochs(self) -> np.ndarray:
-        """The epochs that records know of, ascending, each once; float64."""
+        """The epochs of the records, ascending, each once; float64."""
         return np.unique([record.epoch for record in self.records if record.epoch is not None]).astype(np.float64)
 
     @property

@@ -1,4 +1,4 @@
-"""Numbers over training as arrays: one entry per checkpoint."""
+"""Values: an estimate over training as arrays, with one entry per checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def values_of(found: Sequence[Estimate | float | None]) -> Values:
 
     value = column("value")
     resolved = [e is not None and (isinstance(e, float) or e.resolved is not False) for e in found]
-    # Only bracketed quantities say whether they are resolved; the others mean what they say.
+    # Only bracketed quantities have ``resolved``; others count as resolved.
     return Values(
         value=value,
         stderr=column("stderr"),
@@ -51,5 +51,5 @@ def values_of(found: Sequence[Estimate | float | None]) -> Values:
 
 
 def floats_of(things: Iterable[_T], read: Callable[[_T], float | None]) -> np.ndarray:
-    """(T,) float64: what `read` gives of each thing, NaN where that is None."""
+    """(T,) float64: the value of `read` for each element, NaN where that is None."""
     return np.array([math.nan if (number := read(thing)) is None else number for thing in things], dtype=np.float64)

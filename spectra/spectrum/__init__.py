@@ -1,1 +1,1 @@
-"""Every number that follows from the tridiagonal matrices of Lanczos. NumPy only."""
+"""The spectrum of an operator, and its estimates with errors, from tridiagonal matrices of Lanczos; NumPy only."""

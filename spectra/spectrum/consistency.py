@@ -1,8 +1,8 @@
-"""Proved inequalities between the numbers of one operator, and intervals that respect all of them.
+"""Consistency of the estimates of one operator: proved inequalities between them, and intervals that satisfy all.
 
-Every relation is an inequality ``a <= b`` between monotone functions of two estimates. It is stated once, in
-:data:`RELATIONS`; :func:`contradictions` lists those that a set of estimates breaks, :func:`reconciled` mends them.
-Intervals are made wider for that, never narrower, so that each keeps its own confidence.
+Every relation is an inequality ``a <= b`` between monotone functions of two estimates, stated once in
+:data:`RELATIONS`. :func:`contradictions` lists the relations that a set of estimates violates. :func:`reconciled`
+removes the violations. It widens intervals and never narrows them, so each keeps its own confidence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Term:
-    """``factor(n) * estimate ** power``, an increasing function of one estimate; of its negative with ``sign=-1``."""
+    """``sign * factor(n) * estimate ** power``: one side of a relation. ``sign`` is 1 or -1."""
 
     name: str
     factor: Callable[[int], float] = lambda n: 1.0
@@ -27,7 +27,7 @@ class Term:
     sign: int = 1
 
     def of(self, value: float, n: int) -> float:
-        """The term at a value of the estimate; powers other than 1 are of numbers that are not negative."""
+        """The value of the term at a value of the estimate; with a power other than 1, a negative value counts as 0."""
         powered = value if self.power == 1 else float(max(value, 0.0) ** self.power)
         return self.sign * self.factor(n) * powered
 
@@ -52,8 +52,8 @@ class Relation:
 
     smaller: Term
     larger: Term
-    moves: str | None = "larger"  # whose value gives way where the two values contradict; None: values are not compared
-    semidefinite: bool = False  # it holds for positive semidefinite operators only
+    moves: str | None = "larger"  # the side that is corrected where the values contradict; None: not compared
+    semidefinite: bool = False  # the relation holds for positive semidefinite operators only
 
     def __str__(self) -> str:
         return f"{self.smaller.name} <= {self.larger.name}"
@@ -71,7 +71,7 @@ def _rows(n: int) -> float:
     return float(n)
 
 
-#: Between the standard estimates. The smallest and largest Ritz values are certain; what contradicts them gives way.
+#: Relations between the standard estimates. The outermost Ritz values are certain: the other estimate is corrected.
 RELATIONS: tuple[Relation, ...] = (
     Relation(Term("lambda_min", _rows), Term("trace")),
     Relation(Term("trace"), Term("lambda_max", _rows), "smaller"),
@@ -91,7 +91,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(Term("spectral_norm"), Term("frobenius_norm_deflated")),
 )
 
-#: Numbers that are functions of another one.
+#: Estimates that are functions of another one: (name, the function).
 DEFINED: tuple[tuple[str, Term], ...] = (
     ("mean_eigenvalue", Term("trace", _inverse)),
     ("second_moment", Term("frobenius_norm", _inverse, 2.0)),
@@ -99,12 +99,12 @@ DEFINED: tuple[tuple[str, Term], ...] = (
 
 
 def contradictions(found: Mapping[str, Estimate], n: int, semidefinite: bool = False) -> list[str]:
-    """The relations that values or intervals break, in words; empty for consistent estimates.
+    """A line for each relation that values or intervals violate; empty for consistent estimates.
 
     Args:
         found: name -> estimate, of one operator.
-        n: its number of rows.
-        semidefinite: that it is positive semidefinite by its construction.
+        n: the number of rows of the operator.
+        semidefinite: whether the operator is positive semidefinite by its construction.
     """
     broken = []
     for relation, smaller, larger in _present(found, n, semidefinite):
@@ -132,15 +132,15 @@ def contradictions(found: Mapping[str, Estimate], n: int, semidefinite: bool = F
 
 
 def reconciled(found: Mapping[str, Estimate], n: int, semidefinite: bool = False) -> dict[str, Estimate]:
-    """The estimates without contradictions: where two exclude each other, the less certain one gives way.
+    """The estimates without contradictions: where two exclude each other, the less certain one is corrected.
 
     Args:
         found: name -> estimate, of one operator.
-        n: its number of rows.
-        semidefinite: that it is positive semidefinite by its construction.
+        n: the number of rows of the operator.
+        semidefinite: whether the operator is positive semidefinite by its construction.
     """
     result = dict(found)
-    for _ in range(4):  # what gives way to one relation may have to give way to the next
+    for _ in range(4):  # a correction by one relation may violate the next
         for relation, smaller, larger in list(_present(result, n, semidefinite)):
             smaller, larger = result[relation.smaller.name], result[relation.larger.name]
             low, high = relation.smaller.of(smaller.value, n), relation.larger.of(larger.value, n)
@@ -171,7 +171,7 @@ def reconciled(found: Mapping[str, Estimate], n: int, semidefinite: bool = False
 def _present(
     found: Mapping[str, Estimate], n: int, semidefinite: bool
 ) -> Iterator[tuple[Relation, Estimate, Estimate]]:
-    """The relations between estimates that are there and are numbers."""
+    """The relations that apply, with the estimates of both sides; those with a missing or NaN estimate are skipped."""
     for relation in RELATIONS:
         smaller, larger = found.get(relation.smaller.name), found.get(relation.larger.name)
         if smaller is None or larger is None or (relation.semidefinite and not semidefinite):
@@ -186,7 +186,7 @@ def _above(low: float, high: float) -> bool:
 
 
 def _following(estimate: Estimate, of: Estimate, term: Term, n: int) -> Estimate:
-    """An estimate that is a function of another one: as it is where they agree, else that function of it."""
+    """The estimate if it equals ``term(of)`` to rounding; else ``term`` of the value and interval of ``of``."""
     value = term.of(of.value, n)
     if not (_above(value, estimate.value) or _above(estimate.value, value)):
         return estimate
@@ -195,14 +195,14 @@ def _following(estimate: Estimate, of: Estimate, term: Term, n: int) -> Estimate
 
 
 def _covering(estimate: Estimate, value: float, *, move: bool = False) -> Estimate:
-    """The estimate with its interval reaching to a number, and with that as its value if it is to move."""
+    """The estimate with its interval extended to include ``value``; with ``move`` also its value is set to it."""
     lower = None if estimate.lower is None else min(estimate.lower, value)
     upper = None if estimate.upper is None else max(estimate.upper, value)
     return replace(estimate, value=value if move else estimate.value, lower=lower, upper=upper)
 
 
 def _bounds_of_counts(found: Mapping[str, Estimate], n: int) -> dict[str, tuple[float, float]]:
-    """Bounds of the fractions by the ends of the spectrum and the Frobenius norm, as (least, most)."""
+    """name -> (least, most): bounds of the counts that follow from the ends of the spectrum and the Frobenius norm."""
     bounds: dict[str, tuple[float, float]] = {}
     norm, frobenius, bottom = (found.get(name) for name in ("spectral_norm", "frobenius_norm", "lambda_min"))
     within, below = found.get("rank_degeneracy"), found.get("negative_mass")

@@ -1,8 +1,8 @@
-"""Eigenvalues that every probe has found: which they are, how accurate, and whether each has one eigenvector.
+"""Eigenvalues that have converged in every probe, with their accuracy, and whether each is simple.
 
 Where a Ritz value has converged in every probe, its weight in the rule of probe ``i`` is the squared overlap ``w_ij``
 of the probe with the eigenspace. If the eigenvalue is simple, it is known with its multiplicity and need not be
-estimated: given these overlaps, the rest of a sphere probe is uniform on the sphere of the complement.
+estimated: given these overlaps, the remainder of a sphere probe is uniform on the sphere of the complement.
 
 *Converged.* With the residual ``rho`` (and the noise of the products), the gap ``g`` to the other Ritz values, and the
 angle ``phi = rho / g``, the eigenvalue is off by at most ``rho phi`` and the weight, relatively, by about
@@ -31,32 +31,32 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 # The largest relative error of a weight that counts as converged.
 _WEIGHT_ERROR = 1e-3
 
-# An eigenvalue is simple where the squared overlaps with one eigenvector make up all of the weights but this part.
+# An eigenvalue is simple where the squared overlaps with one eigenvector sum to the weights up to this fraction.
 _MISSING = 1e-4
 
-# The prior law of the share of multiple eigenvalues, Beta(1, 19), and the posterior probability that is put up with.
+# The prior of the share of multiple eigenvalues is Beta(1, 19); _DOUBT is the largest accepted posterior probability.
 _PRIOR, _DOUBT = 19.0, 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Converged:
-    """The simple eigenvalues that every probe has found; ``r`` of them, ascending."""
+    """The ``r`` simple eigenvalues that have converged in every probe, ascending."""
 
     values: np.ndarray  # (r,)
-    errors: np.ndarray  # (r,) |value - eigenvalue|, at most
-    weight_errors: np.ndarray  # (r,) relative, of the probes' weights, at most
-    places: np.ndarray  # (k, r) int: which node of each probe it is
-    multiple_places: np.ndarray  # (k, s) int: eigenvalues that all have found too, of several eigenvectors, or maybe so
-    multiplicities: np.ndarray  # (s,) of these, estimated from their weights, at least 2 (1 where it may be simple)
+    errors: np.ndarray  # (r,) upper bounds of |value - eigenvalue|
+    weight_errors: np.ndarray  # (r,) upper bounds of the relative errors of the probes' weights
+    places: np.ndarray  # (k, r) int: the index of the node in each probe's rule
+    multiple_places: np.ndarray  # (k, s) int: indices of other converged eigenvalues, which are or may be multiple
+    multiplicities: np.ndarray  # (s,) estimates for these from their weights: at least 2, or 1 where it may be simple
 
     @property
     def count(self) -> int:
-        """``r``."""
+        """The number ``r`` of eigenvalues."""
         return int(self.values.size)
 
 
 def nothing_converged(num_probes: int) -> Converged:
-    """No eigenvalue that every probe has found."""
+    """The empty result: no eigenvalue has converged in every probe."""
     none, nowhere = np.zeros(0), np.zeros((num_probes, 0), dtype=np.int64)
     return Converged(none, none, none, nowhere, nowhere, none)
 
@@ -74,7 +74,7 @@ def find_converged(
             they are not known.
 
     Returns:
-        The eigenvalues with their places in each probe's rule. Empty where there is none.
+        The eigenvalues with the indices of their nodes in each probe's rule. Empty where there is none.
     """
     k = len(tridiagonals)
     blur = noise * max(t.scale for t in tridiagonals)
@@ -131,7 +131,7 @@ def _accuracy(t: Tridiagonal, blur: float) -> _Accuracy:
     residuals = t.residuals + blur + t.defect + _rounding(t)
     gaps = np.zeros(t.steps)
     if t.steps > 1:
-        # A neighbour may stand for an eigenvalue as near as its own residual says.
+        # The eigenvalue of a neighbour may be nearer by the neighbour's own residual.
         apart = np.diff(t.nodes)
         below = np.concatenate([[np.inf], apart - residuals[:-1]])
         above = np.concatenate([apart - residuals[1:], [np.inf]])
@@ -146,7 +146,7 @@ def _rounding(t: Tridiagonal) -> float:
 
 
 def _match(t: Tridiagonal, known: _Accuracy, values: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """The places of values, each known to its ``reach``, among a probe's converged nodes, (r,); -1: there is none."""
+    """(r,) int: the index of the converged node of a probe within ``reach`` of each value; -1 where there is none."""
     after = np.clip(np.searchsorted(t.nodes, values), 1, max(1, t.steps - 1))
     before = after - 1
     after = np.minimum(after, t.steps - 1)
@@ -158,7 +158,7 @@ def _match(t: Tridiagonal, known: _Accuracy, values: np.ndarray, reach: np.ndarr
 
 
 def _seen_simple(weights: np.ndarray, overlaps: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """Whether overlaps with one vector are all of the weights, (r,) bool.
+    """(r,) bool: whether the squared overlaps with one vector equal the weights.
 
     Args:
         weights: (k - 1, r), of all probes but the first.
@@ -170,7 +170,7 @@ def _seen_simple(weights: np.ndarray, overlaps: np.ndarray, angles: np.ndarray) 
 
 
 def _likely_simple(weights: np.ndarray, n: int) -> np.ndarray:
-    """Whether weights, (k, r), are those of simple eigenvalues, (r,) bool, by the posterior probability."""
+    """(r,) bool: whether the weights, (k, r), are those of simple eigenvalues, by the posterior probability."""
     if n < 3:
         return np.zeros(weights.shape[1], dtype=bool)
     w = np.clip(weights, 1e-300, 1 - 1e-15)

@@ -1,4 +1,4 @@
-"""Differences of counts at one tolerance: the brackets of the probes are subtracted end from opposite end."""
+"""Differences of counts of eigenvalues at one tolerance, from the rigorous brackets of each probe."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from spectra.spectrum.fractions import default_tolerances
 from spectra.spectrum.pairing import Difference, SpectrumLike, interval_difference, p_of, why_not_paired
 from spectra.spectrum.quadrature import Quadrature
 
-# Sums of weights are known to this; between equal masses nothing else may be seen.
+# The rounding error of a sum of weights: equal masses must not differ by more.
 _ROUNDING = 1e-13
 
 
 def common_tolerance(spectra: Sequence[SpectrumLike], name: str = "rank_degeneracy") -> float | None:
-    """The smallest tolerance that all of the spectra resolve, of four to the decade; None: there is none.
+    """The smallest tolerance that all spectra resolve, in units of the eigenvalues; None where there is none.
 
-    They go from a tenth of the largest of the spectral norms down by six decades, not below ten times the noise of any.
+    Tried are four tolerances to the decade, from a tenth of the largest spectral norm down by six decades, and none
+    below ten times the noise of any spectrum.
     """
     widest = max(spectra, key=lambda s: s.quadrature.scale)
     least = 10 * max(s.quadrature.blur for s in spectra)
@@ -38,6 +39,20 @@ def common_tolerance(spectra: Sequence[SpectrumLike], name: str = "rank_degenera
 
 
 def count_difference(a: SpectrumLike, b: SpectrumLike, name: str, tau: float | None = None) -> Difference:
+    """The difference ``f(a) - f(b)`` of a count at one tolerance.
+
+    The brackets are subtracted, each end from the opposite one: probe by probe where the probes are shared, else those
+    of the two estimates. Where no tolerance is resolved in both, the interval is [-1, 1].
+
+    Args:
+        a: the first spectrum.
+        b: the second spectrum, of the same kind of matrix.
+        name: ``"rank_degeneracy"`` or ``"negative_mass"``.
+        tau: the tolerance in units of the eigenvalues; by default that of :func:`common_tolerance`.
+
+    Raises:
+        ArgumentError: ``tau`` is negative or not finite.
+    """
     if tau is None:
         tau = common_tolerance([a, b], name)
     if tau is None:
@@ -59,7 +74,7 @@ def count_difference(a: SpectrumLike, b: SpectrumLike, name: str, tau: float | N
     value = first.value - second.value
     lower = max(-1.0, float((low_a - high_b).mean()) - t * errors[0] - _ROUNDING)
     upper = min(1.0, float((high_a - low_b).mean()) + t * errors[2] + _ROUNDING)
-    # What the brackets leave open is no scatter: only the rest of the difference counts against the probes.
+    # The width of the brackets is no scatter over probes: only the difference beyond it is tested against the probes.
     surely = max(0.0, float((low_a - high_b).mean()) - _ROUNDING, float((low_b - high_a).mean()) - _ROUNDING)
     return Difference(
         value,
@@ -78,7 +93,7 @@ def count_difference(a: SpectrumLike, b: SpectrumLike, name: str, tau: float | N
 
 
 def _masses(s: SpectrumLike, name: str, tau: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each probe the lower bound, the Ritz mass within it, and the upper bound; three (k,)."""
+    """Three arrays (k,), an entry per probe: the lower bound, the Ritz mass within the bounds, and the upper bound."""
     found = []
     for t in s.tridiagonals:
         noise = s.quadrature.blur / t.scale if t.scale > 0 else 0.0  # relative to the probe's own scale

@@ -1,4 +1,4 @@
-"""How many eigenvalues lie below a point: the cumulative distribution with rigorous bounds, and the negative mass."""
+"""The cumulative distribution of the eigenvalues with rigorous bounds, and the fraction of negative eigenvalues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cumulative:
     """
 
     x: np.ndarray  # in units of the eigenvalues
-    value: np.ndarray  # mean Ritz mass at or below x, put between each probe's own bounds
+    value: np.ndarray  # mean Ritz mass at or below x, each probe's clipped to its own bounds
     stderr: np.ndarray | None  # over probes; None with one probe
     lower: np.ndarray  # the Chebyshev-Markov-Stieltjes bounds with the error of the probes
     upper: np.ndarray
@@ -35,7 +35,7 @@ class Cumulative:
 def cdf(q: Quadrature, x: np.ndarray) -> np.ndarray:
     """The Ritz mass at or below each ``x``, averaged over probes: ``(1/k) sum_i sum_k tau_ik [theta_ik <= x]``.
 
-    An eigenvalue that every probe has found has the weight ``1/n`` in all of them.
+    An eigenvalue that has converged in every probe has the weight ``1/n`` in all of them.
     """
     at = np.asarray(x, dtype=np.float64)
     total = np.zeros(at.shape)
@@ -52,9 +52,10 @@ def cumulative(q: Quadrature, x: np.ndarray | float) -> Cumulative:
     For each probe the Radau rule with a node at ``x`` bounds the mass below ``x`` and up to ``x`` (Chebyshev, Markov,
     Stieltjes); the products' noise ``e = noise |H|_2`` moves an eigenvalue by at most ``e`` (Weyl), so the lower bound
     is that at ``x - e`` and the upper that at ``x + e``. The bounds are averaged, and the error of the probes is added
-    as `fractions.fraction` has it. Two Radau rules for every point and probe.
+    as in `fractions.fraction`. The cost is two Radau rules for every point and probe.
 
     Args:
+        q: the quadrature rules of the probes.
         x: finite numbers, of any shape.
 
     Raises:
@@ -87,7 +88,7 @@ def cumulative(q: Quadrature, x: np.ndarray | float) -> Cumulative:
 
 
 def _up_to(t: Tridiagonal, x: float, blur: float) -> tuple[float, float, float]:
-    """Bounds of one probe's measure of ``lambda <= x`` and its Ritz mass."""
+    """Lower and upper bound of one probe's measure of ``lambda <= x``, and its Ritz mass."""
     margin = blur + t.defect
     return t.distribution_bounds(x - margin)[0], t.distribution_bounds(x + margin)[1], t.mass(-inf, x)
 
@@ -96,6 +97,7 @@ def negative_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurve:
     """The fraction of eigenvalues with ``lambda < -tau``, for several tolerances; see `fractions.count_curve`.
 
     Args:
+        q: the quadrature rules of the probes.
         taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``.
 
     Raises:
@@ -107,11 +109,12 @@ def negative_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurve:
 def negative_mass(q: Quadrature, tau: float | None = None) -> Estimate:
     """The fraction of eigenvalues with ``lambda < -tau``, or the statement that it is not resolved.
 
-    At ``tau = 0`` it is never resolved, unless the operator is zero: the many eigenvalues of a network that are zero
-    but for rounding fall on either side. By default ``tau`` is the smallest tolerance that the steps resolve, and it is
-    part of the answer: the eigenvalues between ``-tau`` and 0 are not counted.
+    At ``tau = 0`` it is never resolved, unless the operator is zero: rounding moves the many zero eigenvalues of a
+    network to either side of 0. By default ``tau`` is the smallest tolerance that the steps resolve, and it is part of
+    the answer: the eigenvalues between ``-tau`` and 0 are not counted.
 
     Args:
+        q: the quadrature rules of the probes.
         tau: in units of the eigenvalues.
 
     Raises:
@@ -121,7 +124,7 @@ def negative_mass(q: Quadrature, tau: float | None = None) -> Estimate:
 
 
 def _below(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, float]:
-    """Bounds of one probe's measure of ``lambda < -tau`` and its Ritz mass."""
+    """Lower and upper bound of one probe's measure of ``lambda < -tau``, and its Ritz mass."""
     margin = blur + t.defect
     low, high = t.distribution_bounds(-tau - margin)[0], t.distribution_bounds(-tau + margin)[1]
     if margin == 0 and t.exhausted:  # all is exact, and an atom at -tau itself does not lie below it

@@ -1,4 +1,4 @@
-"""Trace and Frobenius norm with the largest eigenvalues taken out of the probes' variance, at no further product.
+"""Trace and Frobenius norm of smaller variance from known eigenpairs (deflation), without further products.
 
 Let ``y_1 .. y_r`` be orthonormal, ``theta_i`` numbers, and both independent of the probes. With
 ``H = B + sum theta_i y_i y_i'`` each probe gives a form of ``B``, and likewise of ``H^2``, from what is stored of it::
@@ -82,7 +82,7 @@ def frobenius_norm(q: Quadrature) -> Estimate:
 
 
 def _known(q: Quadrature) -> tuple[Eigenpairs, np.ndarray]:
-    """The eigenpairs, and (k, r), ``y_i'q`` of every probe with every vector of theirs."""
+    """The eigenpairs, and the scalar products ``y_j'q_i`` of the probes with their vectors, (k, r)."""
     if q.eigenpairs is None or q.overlaps is None:
         raise ArgumentError(
             "this spectrum has no eigenpairs: give those of spectra.eigsh to slq(..., eigenpairs=), "
@@ -92,7 +92,7 @@ def _known(q: Quadrature) -> tuple[Eigenpairs, np.ndarray]:
 
 
 def _mean(q: Quadrature, moments: np.ndarray, power: int, arithmetic: float = 0.0) -> Estimate:
-    """``Tr H^p`` from ``q' H^p q`` of every probe, with the pairs taken out."""
+    """``Tr H^p`` from ``q' H^p q`` of every probe, (k,), deflated by the eigenpairs."""
     pairs, overlaps = _known(q)
     known = pairs.values**power
     samples = float(known.sum()) + q.n * (moments - overlaps**2 @ known)

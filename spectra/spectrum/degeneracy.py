@@ -1,4 +1,4 @@
-"""Rank degeneracy: which fraction of the eigenvalues is zero, as far as ``m`` Lanczos steps can tell.
+"""Rank degeneracy: the fraction of eigenvalues that are zero to a tolerance.
 
 The count belongs to a tolerance: ``f(tau)`` is the fraction of eigenvalues with ``|lambda| <= tau``. A probe's measure
 of ``[-tau, tau]`` has the mean ``f(tau)``, and the Radau rules at both ends bracket that measure rigorously; see
@@ -36,6 +36,7 @@ def degeneracy_curve(q: Quadrature, taus: np.ndarray | None = None) -> CountCurv
     the upper that of ``[-(tau + e), tau + e]``. The error of the probes is that of `fractions.fraction`.
 
     Args:
+        q: the quadrature rules of the probes.
         taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``.
 
     Raises:
@@ -51,6 +52,7 @@ def rank_degeneracy(q: Quadrature, tau: float | None = None) -> Estimate:
     """The fraction of eigenvalues with ``|lambda| <= tau``, or the statement that it is not resolved.
 
     Args:
+        q: the quadrature rules of the probes.
         tau: in units of the eigenvalues; by default the smallest tolerance that is resolved, see `fractions.count`.
 
     Raises:
@@ -60,7 +62,7 @@ def rank_degeneracy(q: Quadrature, tau: float | None = None) -> Estimate:
 
 
 def _masses(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, float]:
-    """Bounds of one probe's measure of ``|lambda| <= tau`` and its Ritz mass."""
+    """Lower and upper bound of one probe's measure of ``|lambda| <= tau``, and its Ritz mass."""
     margin = blur + t.defect
     inner, outer = tau - margin, tau + margin
     low = t.bracket(-inner, inner)[0] if inner >= 0 else 0.0
@@ -71,12 +73,13 @@ def _masses(t: Tridiagonal, tau: float, blur: float) -> tuple[float, float, floa
 def closest(q: Quadrature, count: int) -> Closest:
     """The ``count`` Ritz values closest to 0: their mass, weighted mean and reach, per probe, then averaged.
 
-    Never pooled before choosing, since pooling multiplies the nodes and shrinks each weight. Granziol takes one for
-    the generalised Gauss-Newton matrix and two for the Hessian, at ``m = 100``. The mass depends on ``m`` unless 0 is
-    an isolated eigenvalue: it is a comparison with published numbers, and ``rank_degeneracy`` is the measurement.
+    The Ritz values are chosen for each probe by itself, since pooling multiplies the nodes and shrinks each weight.
+    Granziol takes one for the generalised Gauss-Newton matrix and two for the Hessian, at ``m = 100``. The mass depends
+    on ``m`` unless 0 is an isolated eigenvalue. Use it to compare with published numbers; ``rank_degeneracy`` is the
+    measurement.
 
-    Each Ritz value is known to ``noise |H|_2``, so values within twice that of their neighbour are one: rounding splits
-    an eigenvalue of high multiplicity where a recurrence goes one step beyond the end of its Krylov space.
+    Each Ritz value is known to ``noise |H|_2``, so neighbours within twice that count as one: rounding splits an
+    eigenvalue of high multiplicity where a recurrence goes one step beyond the end of its Krylov space.
 
     Args:
         q: the quadrature rules of the probes.
@@ -109,14 +112,14 @@ def closest(q: Quadrature, count: int) -> Closest:
 def rank_bound_ff(d_y: int, units: int, d_x: int) -> int:
     """``4 d_y (sum_l N_l + d_x)``, which Granziol (2020) gives as a bound on the rank of the Hessian.
 
-    A heuristic, to be printed next to a degeneracy and never asserted: its argument takes the rank of a product as the
-    minimum of the ranks and counts second derivatives of products as rank one. A 16-48-2 ReLU network has a
-    Gauss-Newton matrix of rank 768 where it says 528.
+    It is a heuristic for comparison and no bound: its argument takes the rank of a product as the minimum of the ranks
+    and counts second derivatives of products as rank one. A 16-48-2 ReLU network has a Gauss-Newton matrix of rank
+    768, where the formula gives 528.
 
     Args:
-        d_y: outputs.
-        units: ``sum_l N_l`` over all layers, the outputs among them; a channel of a convolution counts as one unit.
-        d_x: inputs.
+        d_y: the number of outputs.
+        units: ``sum_l N_l`` over all layers, including the outputs; a channel of a convolution counts as one unit.
+        d_x: the number of inputs.
 
     References:
         D. Granziol, Flatness is a False Friend, arXiv:2006.09091 (2020), section 3.2.

@@ -15,7 +15,7 @@ from spectra.spectrum.quadrature import Quadrature
 
 VIEWS = ("linear", "asinh")
 
-# The kernel's width in the asinh view: a tenth of a decade, wherever asinh(x) is close to log(2x).
+# The width of the kernel in the asinh view: a tenth of a decade where asinh(x) is close to log(2x).
 _DECADE = log(10.0)
 _WIDTH_PER_DECADE = 0.1
 
@@ -24,10 +24,10 @@ _BEYOND = 6.0
 _POINTS_PER_WIDTH = 5
 _FEWEST, _MOST = 1024, 20_000
 
-# Entries of a table of points and nodes: what a processor keeps close.
+# The largest number of entries of a table of points and nodes; a table of this size fits in the processor's cache.
 _TABLE = 2**16
 
-# An exhausted recurrence resolves everything; its few steps must not make the kernel wide.
+# An exhausted recurrence resolves every eigenvalue, so its few steps must not make the kernel wide.
 _FINE = 100
 
 
@@ -69,13 +69,14 @@ def smooth(
 ) -> Density:
     """The density ``(1/k) sum_i sum_k tau_ik N(x; theta_ik, sigma^2)``, normalised to mass 1.
 
-    An eigenvalue that every probe has found has the weight ``1/n`` in all of them, which leaves it no error.
+    An eigenvalue that has converged in every probe has the weight ``1/n`` in all of them, without error.
 
-    It keeps the mean of the quadrature rules and adds ``sigma^2`` to their second moment (in the coordinate of the
-    view). The default width of the linear view is the range of the Ritz values over ``m``, the resolution of ``m``
-    steps; that of the asinh view a tenth of a decade.
+    The density keeps the mean of the quadrature rules and adds ``sigma^2`` to their second moment (in the coordinate of
+    the view). The default width of the linear view is the range of the Ritz values over ``m``, the resolution of ``m``
+    steps; that of the asinh view is a tenth of a decade.
 
     Args:
+        q: the quadrature rules of the probes.
         view: ``"linear"``, or ``"asinh"``: smoothed in ``u = asinh(lambda / s)``, which is linear within ``s`` of 0
             and logarithmic beyond it, on both sides.
         sigma: the width, in units of the coordinate; ``pyhessian_sigma`` gives another convention.
@@ -135,8 +136,8 @@ def _check_view(view: str) -> None:
 def pyhessian_sigma(spread: float) -> float:
     """``sqrt(1e-5 max(1, spread))``: the width that PyHessian and its descendants use, for comparison with their plots.
 
-    Their variance is ``1e-5`` of the range of the eigenvalues, or ``1e-5`` where the range is below 1: it has no
-    units to go by, so it is an option here and not the default.
+    Their variance is ``1e-5`` of the range of the eigenvalues, or ``1e-5`` where the range is below 1. It depends on
+    the unit of the eigenvalues, so it is an option here and not the default.
 
     Args:
         spread: ``lambda_max - lambda_min``.
@@ -173,11 +174,12 @@ def _default_grid(nodes: Sequence[np.ndarray], width: float, points: int | None)
 
 
 def kernel_density(like: Density, eigenvalues: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The density of known eigenvalues on the grid, in the coordinate and with the kernel of another one, (G,).
+    """The density of known eigenvalues on the grid, in the coordinate and with the kernel of another density, (G,).
 
     Args:
-        like: the density that it is to be compared with.
-        eigenvalues, weights: (K,), the weights of sum 1.
+        like: the other density.
+        eigenvalues: (K,).
+        weights: (K,), of sum 1.
     """
     s = like.linear_threshold
     nodes = eigenvalues if s is None else np.arcsinh(eigenvalues / s)

@@ -1,10 +1,11 @@
-"""Log-determinants and the effective dimension of ``H + g I``, bracketed from both sides.
+"""Log-determinants and the effective dimension of ``H + g I``, with lower and upper bounds from quadrature.
 
 ``log(1 + x/g)`` and ``x / (x + g)`` have negative even and positive odd derivatives above ``-g``. So for each probe the
 Gauss rule gives an upper bound, and the Gauss-Radau rule with a node at or below the smallest eigenvalue a lower one:
-the bracket holds the error of the quadrature, whatever the spectrum between the Ritz values. It needs every
-eigenvalue above ``-g``: a Ritz value that is not proves that the number does not exist, and the absence of one does not
-prove that it does, unless the operator is positive semidefinite by its construction.
+the bracket contains the error of the quadrature, whatever the spectrum between the Ritz values.
+
+Every eigenvalue must be above ``-g``. A Ritz value at or below ``-g`` proves that the number does not exist. The
+absence of such a Ritz value proves its existence only for an operator that is positive semidefinite by construction.
 
 References:
     Z. Bai, G. Golub, Bounds for the trace of the inverse and the determinant of symmetric positive definite matrices,
@@ -34,7 +35,7 @@ class _Floor:
     """A lower bound of the smallest eigenvalue, or None, and a warning about it."""
 
     node: float | None
-    confidence: float  # of the interval over probes that is left where the floor has a confidence of its own
+    confidence: float  # of the interval over probes; larger where the floor holds only with a probability
     note: str | None
 
 
@@ -45,14 +46,15 @@ def evidence(q: Quadrature, g: float, semidefinite: bool = False) -> Estimate:
     with Student's t over the probes and what the noise of the products changes.
 
     Args:
+        q: the quadrature rules of the probes.
         g: above 0, in units of the eigenvalues: the precision of a Gaussian prior (over N for a mean loss).
-        semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher). Without it
+        semidefinite: whether the operator is positive semidefinite by its construction (Gauss-Newton, Fisher). If not,
             the smallest eigenvalue is bounded at 97.5 % from the random start; where that bound is not above ``-g``
             the result has no lower end. Either way its note says 'positivity not certified'.
 
     Returns:
-        The estimate; NaN with the reason where a Ritz value is at or below ``-g``, or below 0 by more than the noise
-        where ``semidefinite`` was said.
+        The estimate; NaN with the reason where a Ritz value is at or below ``-g``, or, with ``semidefinite``, below 0
+        by more than the noise.
 
     Raises:
         ArgumentError: ``g`` is not a finite number above 0.
@@ -63,7 +65,7 @@ def evidence(q: Quadrature, g: float, semidefinite: bool = False) -> Estimate:
 
 
 def log_determinant(q: Quadrature, g: float, semidefinite: bool = False) -> Estimate:
-    """``log det(H + g I) = n log g + sum_i log((lambda_i + g) / g)``; all else as of `evidence`."""
+    """``log det(H + g I) = n log g + sum_i log((lambda_i + g) / g)``; arguments and bracket as in `evidence`."""
     found = evidence(q, g, semidefinite)
     shift = q.n * log(g)
     lower, upper = (None if end is None else end + shift for end in (found.lower, found.upper))
@@ -73,8 +75,8 @@ def log_determinant(q: Quadrature, g: float, semidefinite: bool = False) -> Esti
 def effective_dimension(q: Quadrature, g: float, semidefinite: bool = False) -> Estimate:
     """``sum_i lambda_i / (lambda_i + g)``, how many directions the data determine against a prior of precision ``g``.
 
-    Of positive semidefinite operators only: a Ritz value below 0 by more than the noise refuses it. Its bracket and its
-    arguments are those of `evidence`.
+    It is defined for positive semidefinite operators only: where a Ritz value is below 0 by more than the noise, the
+    result is NaN with the reason. Arguments and bracket are those of `evidence`.
 
     References:
         D. MacKay, Bayesian interpolation, Neural Computation 4 (1992).
@@ -115,7 +117,7 @@ def _two_sided(
     gauss = [(t.nodes, t.weights) for t in q.tridiagonals]
 
     def sums(rules: list[tuple[np.ndarray, np.ndarray]], shift: float = 0.0) -> np.ndarray:
-        """The trace from each probe's rule, with the eigenvalues that all have found counted once, (k,)."""
+        """The trace from each probe's rule, (k,); eigenvalues that have converged in every probe are counted once."""
         each = np.array([float(weights @ f((nodes + shift) / g)) for nodes, weights in rules])
         pairs = zip(q.tridiagonals, q.converged.places)
         own = np.array([float(t.weights[places] @ f((t.nodes[places] + shift) / g)) for t, places in pairs])

@@ -1,14 +1,15 @@
-"""The difference of two spectra, number by number, with the error that probes which both share leave of it.
+"""Differences of the estimates of two spectra, with errors that take account of shared probes.
 
-The probes of a run are the same at every checkpoint, so what they happen to see is seen twice and cancels. For sphere
-probes, to first order in ``1/n``, one probe's trace has the variance ``2 |H|_F^2``, and a difference of two traces
+The probes of a run are the same at every checkpoint, so errors that both spectra share cancel in a difference. For
+sphere probes, to first order in ``1/n``, one probe's trace has the variance ``2 |H|_F^2``, and a difference of two
+traces
 
     paired:    2 |H_a - H_b|_F^2 = 2 |H_a|_F^2 + 2 |H_b|_F^2 - 4 <H_a, H_b>
     unpaired:  2 |H_a|_F^2 + 2 |H_b|_F^2
 
-(for Rademacher probes with the diagonals left out). The paired one is the right one for shared probes. It is the
-smaller one only where ``<H_a, H_b> > 0``, as between neighbouring checkpoints, and is taken whichever it is. For the
-same reason the bands of a trajectory are correlated: two of them that overlap may well belong to values that differ.
+(for Rademacher probes with the diagonals left out). The paired variance is the right one for shared probes, and is
+always used for them. It is the smaller one only where ``<H_a, H_b> > 0``, as between neighbouring checkpoints. For the
+same reason the bands of a trajectory are correlated: values whose bands overlap may still differ.
 """
 
 from __future__ import annotations
@@ -28,20 +29,22 @@ _EACH = (1 + CONFIDENCE) / 2
 
 
 def difference(a: SpectrumLike, b: SpectrumLike, name: str = "trace", **options: Any) -> Difference:
-    """``f(a) - f(b)`` of an estimate with an interval, 95 % unless it says otherwise.
+    """The difference ``f(a) - f(b)`` of an estimate, with a 95 % interval unless stated otherwise below.
 
-    Means over probes (``trace``, ``mean_eigenvalue``, ``moment``, ``second_moment``, ``frobenius_square``) are taken
-    probe by probe: ``d_i = s_ai - s_bi``, standard error ``s_d / sqrt(k)``, Student's t with ``k - 1`` degrees of
-    freedom. ``frobenius_norm`` is linearised: ``d_i = s_ai / 2F_a - s_bi / 2F_b`` with ``s`` the squares. Of a count
-    (``rank_degeneracy``, ``negative_mass``) both are taken at one ``tau``, and the probes' rigorous brackets are
-    subtracted end from opposite end. The arithmetic of both sides is added. Where probes are not shared, and the
-    result says why, the error of a mean is Welch's.
+    Means over probes (``trace``, ``mean_eigenvalue``, ``moment``, ``second_moment``, ``frobenius_square``) are
+    subtracted probe by probe: ``d_i = s_ai - s_bi``, standard error ``s_d / sqrt(k)``, Student's t with ``k - 1``
+    degrees of freedom. ``frobenius_norm`` is linearised: ``d_i = s_ai / 2F_a - s_bi / 2F_b`` with ``s`` the squares.
+    Both counts (``rank_degeneracy``, ``negative_mass``) are taken at one ``tau``; the rigorous brackets of the probes
+    are subtracted, each end from the opposite one. The errors of the arithmetic of both sides are added. Where probes
+    are not shared, ``why_not`` gives the reason and the error of a mean is Welch's.
 
-    The ends of the spectrum have no sample per probe: their interval is what two intervals at 97.5 % allow. Any other
-    estimate gets what its two 95 % intervals allow, which holds with 90 %, and no standard error.
+    The ends of the spectrum have no sample per probe: their interval is that of all differences of values within two
+    97.5 % intervals. For any other estimate it is that of two 95 % intervals, which has a confidence of 90 %; there is
+    no standard error.
 
     Args:
-        a, b: of the same kind of matrix.
+        a: the first spectrum.
+        b: the second spectrum, of the same kind of matrix.
         name: of an estimate of `Spectrum`, or ``"frobenius_square"``, ``|H|_F^2``.
         options: of the estimate, such as ``p`` of ``moment``. ``tau`` of a count is by default the smallest tolerance
             that is resolved in both.
@@ -76,7 +79,7 @@ def difference(a: SpectrumLike, b: SpectrumLike, name: str = "trace", **options:
 
 
 def tensor_differences(a: SpectrumLike, b: SpectrumLike) -> dict[str, Difference]:
-    """The differences of the traces of each parameter tensor's diagonal block, which sum to that of the trace.
+    """The difference of the trace of each parameter tensor's diagonal block; they sum to the difference of the trace.
 
     Raises:
         ArgumentError: the forms were not kept, or the tensors are not the same.

@@ -1,6 +1,6 @@
-"""Eigenpairs: single eigenvalues with the residuals that bound their errors, and how it is known that none is missing.
+"""Eigenpairs: eigenvalues with eigenvectors, residuals that bound their errors, and a statement of completeness.
 
-``spectra.krylov.eigsh`` makes them; this file needs neither torch nor the operator.
+``spectra.krylov.eigsh`` computes them; this file needs neither torch nor the operator.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Eigenpairs:
     vectors: np.ndarray | None = None  # (n, k) float32 or float64, orthonormal columns
     which: str = "LM"
     noise: float = 2.220446e-16  # eta, the error of a product relative to |H|_2
-    scale: float = 0.0  # the largest |Ritz value| that was met: |H|_2 from below
-    tolerance: float = 0.0  # of the residuals, relative to the scale: as asked, or ten times the noise
+    scale: float = 0.0  # the largest |Ritz value| of the search: a lower bound of |H|_2
+    tolerance: float = 0.0  # of the residuals, relative to the scale: the requested one, or ten times the noise
     products: int = 0
     seed: int | None = None
     complete: bool = False  # no eigenvalue before the last of these is missing, as far as a random start can tell
     completeness: str = "not checked"  # how that is known, or why it is not
-    rest: np.ndarray | None = None  # Ritz values of the space orthogonal to these vectors; None: nobody looked
+    rest: np.ndarray | None = None  # Ritz values of the space orthogonal to these vectors; None: not computed
 
     def __post_init__(self) -> None:
         if self.which not in WHICH:
@@ -75,7 +75,7 @@ class Eigenpairs:
 
     @property
     def count(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return int(self.values.size)
 
     def interval(self, index: int) -> tuple[float, float]:
@@ -98,7 +98,7 @@ class Eigenpairs:
         return "; ".join(parts) or None
 
     def without_vectors(self) -> Eigenpairs:
-        """The same without the vectors, which a record keeps only on request."""
+        """A copy without the vectors, which a record keeps only on request."""
         return replace(self, vectors=None)
 
     def to_json(self) -> dict[str, Any]:

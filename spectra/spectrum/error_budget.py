@@ -1,14 +1,14 @@
-"""What limits a number: the parts of its error, side by side, and what would make it smaller.
+"""Error budget of an estimate: its error from probes, Lanczos steps, arithmetic and data, and how to reduce it.
 
 The parts are half-widths of 95 % intervals, in the units of the number:
 
 - ``probes``: Student's t times the standard error over probes;
-- ``truncation``: what the interval has beyond that because of ``m`` Lanczos steps; 0 for what they determine exactly;
-- ``arithmetic``: what it has because of the noise ``eta`` of the products;
-- ``data``: by how much the number would change with another sample of data of the same size, which no interval of the
-  package contains, since the loss of the given data is what it is about.
+- ``truncation``: the further width from stopping after ``m`` Lanczos steps; 0 where these determine the number;
+- ``arithmetic``: the width that is due to the noise ``eta`` of the products;
+- ``data``: the change to be expected with another sample of data of the same size. No interval of the package contains
+  it, since the numbers are about the loss of the given data.
 
-The error from the data is that of ``spectrum.sampling_error``, from what each batch has of the first product.
+The error from the data is that of ``spectrum.sampling_error``, from the per-batch quadratic forms of the first product.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Budget:
-    """The parts of the error of one number. None: not known, for the reason in ``unknown``."""
+    """The parts of the error of one number. A part that is None is not known, for the reason in ``unknown``."""
 
     probes: float | None
     truncation: float | None
@@ -55,7 +55,7 @@ class Budget:
 
     @property
     def advice(self) -> str | None:
-        """What makes the largest part smaller."""
+        """How to reduce the largest part of the error."""
         return None if self.largest is None else ADVICE[self.largest]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Budget:
 
 
 def budgets_of(spectrum: Spectrum, estimates: Mapping[str, Estimate]) -> dict[str, Budget]:
-    """What limits each of the spectrum's estimates, for those of :data:`NAMES` that could be computed."""
+    """Name -> error budget, for the estimates of :data:`NAMES` that could be computed."""
     quiet = spectrum.quadrature.without_noise()
     return {
         e.name: _budget(spectrum, quiet, e, estimates[e.name])
@@ -77,7 +77,7 @@ def budgets_of(spectrum: Spectrum, estimates: Mapping[str, Estimate]) -> dict[st
 def _budget(spectrum: Spectrum, quiet_rules: Quadrature, estimator: Estimator, estimate: Estimate) -> Budget:
     unknown = {}
     data = None
-    # One sample per probe, which the steps determine exactly: nothing of the error is due to them.
+    # The steps determine one sample per probe exactly, so that no part of the error is due to them.
     exact_in_steps = estimator.interval is Interval.SAMPLES
     if estimator.from_trace is not None:
         error = data_error(spectrum)
@@ -129,6 +129,6 @@ def _reach(estimate: Estimate) -> float:
 
 
 def _without_noise(quiet: Quadrature, estimator: Estimator, estimate: Estimate) -> Estimate:
-    """The same estimate from the rules of products without error; as it is where that has no interval."""
+    """The same estimate from rules without noise; the estimate itself where the result has no interval."""
     found = estimator.recompute(quiet, estimate)
     return found if found.lower is not None and found.upper is not None else estimate

@@ -1,4 +1,4 @@
-"""Estimates: numbers with their standard errors and intervals."""
+"""Estimate: a number with its standard error and interval, and the mean over probes as an estimate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Estimate:
     """
 
     value: float
-    stderr: float | None  # of the mean over probes; None with one probe, and where it would say nothing
+    stderr: float | None  # of the mean over probes; None with one probe, and where the scatter is not the error
     lower: float | None
     upper: float | None
     num_probes: int
@@ -65,7 +65,7 @@ class Estimate:
 
 
 def _with_error(value: float, error: float) -> str:
-    """The value to the last of two digits of its error."""
+    """``value +- error`` as text, the error to two digits and the value to the last of these."""
     if error <= 0 or not isfinite(error) or not isfinite(value):
         return f"{value:.6g} +- {error:.2g}"
     leading = int(np.floor(np.log10(error)))
@@ -97,9 +97,10 @@ def mean_estimate(
         samples: (k,).
         arithmetic: the error of the arithmetic, by which the interval is widened on both sides.
         least_error: a lower bound of the standard error.
-        least, greatest: bounds of the quantity; the interval is cut there.
-        note: a warning to print with the number; dropped where the samples agree, since there is then no law of
-            large numbers to be warned about.
+        least: a lower bound of the quantity; the interval is cut there.
+        greatest: an upper bound of the quantity; the interval is cut there.
+        note: a warning to print with the number; dropped where all samples are equal.
+        confidence: of the interval.
     """
     k = samples.size
     value = float(samples.mean())
@@ -125,7 +126,7 @@ def not_computed(reason: str, num_probes: int) -> Estimate:
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:
-    """The estimate of a multiple, by a factor above 0."""
+    """The estimate times a factor above 0."""
     stderr, lower, upper = (
         None if end is None else end * factor for end in (estimate.stderr, estimate.lower, estimate.upper)
     )

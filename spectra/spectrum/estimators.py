@@ -30,15 +30,15 @@ class Unit(Enum):
 class Interval(Enum):
     """How the interval of an estimate is made."""
 
-    SAMPLES = "t"  # Student's t over one sample per probe
+    SAMPLES = "t"  # Student's t with one sample per probe
     ENDS = "interval"  # from the outermost Ritz value to a bound beyond it; there is no standard error
     BRACKET = "bracket"  # rigorous bounds of every probe's measure, widened by the error of the probes
-    RULES = "t and rules"  # Student's t, widened by what is not known after m steps
+    RULES = "t and rules"  # Student's t, widened by the estimated error of the quadrature
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
-    """A number that follows from the quadrature rules of the probes, and what tables and documentation say of it."""
+    """A number that follows from the quadrature rules of the probes, with its description for tables and docs."""
 
     name: str
     compute: Callable[..., Estimate]  # takes a Quadrature; of a count also `tau`, of an end also a confidence

@@ -1,4 +1,4 @@
-"""GGNSpectrum: all eigenvalues of a Gauss-Newton matrix, and what follows from them. No torch."""
+"""GGNSpectrum: all eigenvalues of a Gauss-Newton matrix, and the exact numbers that follow from them. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spectra.spectrum.density import Density, kernel_density
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GGNSpectrum:
-    """Every eigenvalue of a Gauss-Newton matrix of ``n`` rows: those in ``eigenvalues``, and ``l2`` for all the rest.
+    """All ``n`` eigenvalues of a Gauss-Newton matrix: those in ``eigenvalues``; all others are equal to ``l2``.
 
     Example:
         >>> found = GGNSpectrum(eigenvalues=np.array([4.0, 1.0, 0.0]), n=10, num_samples=3, rank_bound=3)
@@ -30,7 +30,7 @@ class GGNSpectrum:
     l2: float = 0.0
     noise: float = 2.220446e-16  # error of an eigenvalue relative to the largest
     bn_mode: str = "eval"
-    data: str | None = None  # fingerprint of the data that it is of
+    data: str | None = None  # fingerprint of the data
     settings: Mapping[str, Any] = field(default_factory=dict)  # how the samples were chosen; JSON-able
 
     @property

@@ -1,10 +1,11 @@
-"""The ends of the spectrum: the outermost Ritz values, with intervals at a stated confidence.
+"""The largest and smallest eigenvalue and the spectral norm, with intervals at a stated confidence.
 
-A Ritz value lies within the true range, so the outermost one is a bound from inside, up to the arithmetic. How far
-outside the true end can be follows from the random start. Let ``R = lambda_1 - lambda_n`` and suppose that all Ritz
-values of ``m`` steps lie at or below ``c = lambda_1 - eps R``. The Gauss rule is exact for the square of the Chebyshev
-polynomial ``T_{m-1}`` scaled to ``[lambda_n, c]``, which is at most 1 at every node, while the probe's measure gives it
-at least ``w_1 T_{m-1}(gamma)^2`` with ``gamma = (1 + eps) / (1 - eps)`` and ``w_1`` the weight of the top eigenvector:
+A Ritz value lies within the range of the eigenvalues, so the outermost one is a bound from inside, up to the
+arithmetic. A bound from outside follows from the random start. Let ``R = lambda_1 - lambda_n`` and suppose that all
+Ritz values of ``m`` steps lie at or below ``c = lambda_1 - eps R``. The Gauss rule is exact for the square of the
+Chebyshev polynomial ``T_{m-1}`` scaled to ``[lambda_n, c]``, which is at most 1 at every node, while the probe's
+measure gives it at least ``w_1 T_{m-1}(gamma)^2`` with ``gamma = (1 + eps) / (1 - eps)`` and ``w_1`` the weight of
+the top eigenvector:
 
     w_1 <= 1 / T_{m-1}(gamma)^2,    T_{m-1}(gamma) = cosh(2 (m - 1) artanh(sqrt(eps))).
 
@@ -28,15 +29,15 @@ from scipy.special import betainc
 from spectra.spectrum.estimates import CONFIDENCE, Estimate
 from spectra.spectrum.quadrature import Quadrature
 
-# A residual above this part of |H|_2 says that the Ritz value has not settled.
+# A Ritz value with a residual above this fraction of |H|_2 has not converged.
 _CONVERGED = 1e-2
 
 
 def lambda_max(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
     """The largest eigenvalue: the largest Ritz value of all probes.
 
-    ``lower`` is that value less the arithmetic; ``upper`` the bound from the random start, None where the steps give
-    none. Together with the one of the other end it holds with the confidence, 95 % by default.
+    ``lower`` is that value less the error of the arithmetic; ``upper`` is the bound from the random start, None where
+    the steps give none. The bounds of both ends hold together with the confidence, 95 % by default.
     """
     return _end(q, +1, confidence)
 
@@ -57,19 +58,19 @@ def spectral_norm(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
 
 
 def missed_fraction(steps: Sequence[int], n: int, failure: float) -> float | None:
-    """The ``eps`` with which one end is known: with probability ``1 - failure`` the outermost Ritz value is not further
-    from it than ``eps (lambda_1 - lambda_n)``.
+    """A relative bound ``eps`` of the distance from an end of the spectrum to the outermost Ritz value.
 
-    Solves ``prod_i F(1 / T_{m_i - 1}(gamma)^2) = failure`` with ``F`` the distribution function of
+    With probability ``1 - failure`` the distance is at most ``eps (lambda_1 - lambda_n)``. It is the
+    solution of ``prod_i F(1 / T_{m_i - 1}(gamma)^2) = failure`` with ``F`` the distribution function of
     Beta(1/2, (n-1)/2), by bisection in ``log eps``.
 
     Args:
         steps: the Lanczos steps of each probe, from independent starts uniform on the sphere of R^n.
         n: the number of rows.
-        failure: the probability that is left to chance.
+        failure: the probability that the bound does not hold.
 
     Returns:
-        ``eps``, or None where it is not below 1/2, which says nothing.
+        ``eps``, or None where it is not below 1/2: the bound is then of no use.
 
     Example:
         >>> round(missed_fraction([40] * 5, 10**6, 0.025), 4)
@@ -119,7 +120,7 @@ def _end(q: Quadrature, sign: int, confidence: float) -> Estimate:
 
 
 def _beyond(q: Quadrature, confidence: float) -> tuple[float | None, str | None]:
-    """How far beyond the outermost Ritz values the ends can lie, both together at the confidence; or None, and why."""
+    """A bound of the distance from both ends to the outermost Ritz values, at the confidence; else None, and why."""
     # A sphere start has a part in every eigenspace with probability one, so its invariant subspace meets them all.
     if any(t.exhausted and (q.distribution == "sphere" or t.steps == q.n) for t in q.tridiagonals):
         return 0.0, None

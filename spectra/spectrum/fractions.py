@@ -1,10 +1,10 @@
-"""Counts: which fraction of the eigenvalues lies in a region, as far as ``m`` Lanczos steps can tell.
+"""Counts: the fraction of the eigenvalues in a region, with a bracket that contains the error of the Lanczos steps.
 
 A probe's measure of a region has the fraction as its mean, and the Radau rules at the region's ends bracket that
-measure rigorously. The error of the probes is combined with the bracket here, once for every count:
-eigenvalues near zero (`degeneracy`), below a point or below zero (`cumulative`). It belongs to a tolerance
-``tau``, and a wide bracket means that ``m`` steps cannot tell what lies inside from what lies outside: the bracket is
-then the result, and no number is.
+measure rigorously. This module combines the error of the probes with the bracket, for every count: eigenvalues near
+zero (`degeneracy`), below a point or below zero (`cumulative`). A count belongs to a tolerance ``tau``. A wide bracket
+means that ``m`` steps do not separate the eigenvalues inside from those outside: the result is then the bracket and no
+single number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESOLUTION = 0.02
 # Tolerances this close to the noise of the products say nothing about the operator.
 _ABOVE_NOISE = 10.0
 
-# Sums of weights are known to this.
+# The rounding error of a sum of weights.
 _ROUNDING = 1e-14
 
 # One probe, tau, and the error of the products -> bounds of the probe's measure of the region, and its Ritz mass.
@@ -37,7 +37,7 @@ Masses: TypeAlias = Callable[[Tridiagonal, float, float], tuple[float, float, fl
 
 @dataclass(frozen=True, eq=False)
 class CountCurve:
-    """A count over tolerances, each with its bracket. Fractions of ``n``; ``G`` tolerances, descending."""
+    """A count at ``G`` tolerances, descending, each with its bracket; as fractions of ``n``."""
 
     tau: np.ndarray  # (G,) in units of the eigenvalues
     value: np.ndarray  # (G,) mean Ritz mass of the region
@@ -55,7 +55,7 @@ class CountCurve:
 
 @dataclass(frozen=True)
 class Fraction:
-    """A fraction of the eigenvalues: the mean Ritz mass of a region, and what it is known to."""
+    """A fraction of the eigenvalues: the mean Ritz mass of a region, with its standard error and brackets."""
 
     value: float
     stderr: float  # over probes; NaN with one probe
@@ -76,11 +76,12 @@ def default_tolerances(q: Quadrature) -> np.ndarray:
 def count_curve(q: Quadrature, masses: Masses, taus: np.ndarray | None = None) -> CountCurve:
     """The fraction of eigenvalues in a region for several tolerances.
 
-    Resolved is a tolerance whose bracket is narrower than 0.02, unless it is within the noise of the products,
-    ``noise |H|_2``: which eigenvalues are zero, or on which side of it, rounding decides then. (Of a zero operator
-    every product is exact.)
+    A tolerance is resolved where its bracket is narrower than 0.02 and it is above the noise of the products,
+    ``noise |H|_2``. Within the noise, rounding decides which eigenvalues are in the region. (The products of a zero
+    operator are exact.)
 
     Args:
+        q: the quadrature rules of the probes.
         masses: of one probe at one tolerance, for products with that error: bounds of its measure, its Ritz mass.
         taus: (G,) in units of the eigenvalues, at least 0; by default ``|H|_2 10^-1 .. 10^-7``, computed once.
 
@@ -126,13 +127,15 @@ def fraction(masses: Sequence[tuple[float, float, float]], n: int, distribution:
     ends. ``stderr`` is the scatter of the Ritz masses, or that standard deviation over ``sqrt(k)`` where it is larger.
 
     Args:
-        masses: of each probe a lower bound, an upper bound and the Ritz mass, which is put between them.
+        masses: for each probe a lower bound, an upper bound and the Ritz mass, which is clipped to them.
+        n: the number of rows.
+        distribution: of the probes, ``"sphere"`` or ``"rademacher"``.
 
     References:
         L. Lin, Y. Saad, C. Yang, Approximating spectral densities of large matrices, SIAM Review 58 (2016).
     """
     low, high, ritz = np.array(masses, dtype=np.float64).T
-    # A mass of 0 or 1 is certain; rounding must not make it another.
+    # A mass of 0 or 1 is certain; rounding must not change it.
     low, high = np.where(low < _ROUNDING, 0.0, low), np.where(high > 1 - _ROUNDING, 1.0, high)
     inside = np.minimum(np.maximum(ritz, low), high)
     k = inside.size
@@ -185,6 +188,7 @@ def count(q: Quadrature, masses: Masses, tau: float | None = None) -> Estimate:
     bracket of the tolerance with the narrowest one is the result, ``stderr`` is None and ``value`` means nothing.
 
     Args:
+        q: the quadrature rules of the probes.
         masses: as in `count_curve`.
         tau: in units of the eigenvalues. At or below the noise of the products nothing can be resolved.
 

@@ -1,4 +1,4 @@
-"""The stored result of Lanczos for the probes of one operator: the data of a spectrum, without any estimate."""
+"""LanczosOutput: the stored result of Lanczos for the probes of one operator, without estimates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 
 
 class LanczosOutput:
-    """Tridiagonal matrices of ``k`` probes of a symmetric operator of ``n`` rows, and what was measured with them."""
+    """Tridiagonal matrices of ``k`` probes of a symmetric operator of ``n`` rows, with forms and overlaps."""
 
     def __init__(
         self,
@@ -48,16 +48,17 @@ class LanczosOutput:
             distribution: ``"sphere"`` or ``"rademacher"``; the probes are unit vectors of it.
             tensor_sizes: the parameter tensors' names and sizes, in order.
             tensor_forms: (k, t), ``q_i[t]' (H q_i)[t]`` of the first product; a row sums to ``alphas[0]`` of its probe.
-            deflated_tensor_forms: (k, t), the same of the matrix without its eigenpairs, and (t,), the traces of
-                the part that was taken out of each tensor's block.
+            deflated_tensor_forms: (k, t), the same forms of the deflated matrix, and (t,), the trace of the part that
+                deflation removes from each tensor's block.
             eigenpairs: of a search whose starts are independent of the probes, with or without their vectors.
             overlaps: (k, r), ``y_j'q_i`` of every probe with the vectors of the eigenpairs; given with them.
-            batch_forms: (k, B), the parts of the batches (or of groups of consecutive ones) in ``q_i'H q_i``.
+            batch_forms: (k, B), the per-batch quadratic forms (or those of groups of consecutive batches), which sum to
+                ``q_i'H q_i`` without the l2 term.
             batch_weights: (B,), their weights in the mean over the data; given with them.
-            semidefinite: that the operator is positive semidefinite by its construction.
+            semidefinite: whether the operator is positive semidefinite by its construction.
             start_overlaps: (k, m), the scalar products of every probe with the Krylov basis of the first one, by which
                 simple eigenvalues are distinguished from multiple ones; see ``spectra.spectrum.converged``.
-            exact_trace: ``Tr H``, where it is known exactly; a control variate for the other sums over eigenvalues.
+            exact_trace: ``Tr H`` if it is known exactly; a control variate for other sums over eigenvalues.
 
         Raises:
             ArgumentError: no probe, more steps than rows, or shapes that do not belong together.
@@ -135,9 +136,9 @@ class LanczosOutput:
         )
 
     def without_noise(self) -> Self:
-        """The numbers as if the products had no error; without tensor forms, batch forms and eigenpairs.
+        """A copy with ``noise=0``; without tensor forms, batch forms and eigenpairs.
 
-        What an interval has beyond that of this spectrum is due to the noise of the products.
+        The difference between the widths of two intervals, with noise and without, is due to the noise of the products.
         """
         return type(self)(
             self.tridiagonals,
@@ -151,7 +152,7 @@ class LanczosOutput:
         )
 
     def with_exact_trace(self, exact_trace: float) -> Self:
-        """The same spectrum with a trace that is known exactly, as a control variate for its other estimates."""
+        """A copy with ``exact_trace``, the exact ``Tr H``, as a control variate for the other estimates."""
         other = copy.copy(self)
         other.__dict__ = {k: v for k, v in self.__dict__.items() if k != "quadrature"}
         other.exact_trace = float(exact_trace)
@@ -159,12 +160,12 @@ class LanczosOutput:
 
     @property
     def num_probes(self) -> int:
-        """``k``."""
+        """The number ``k`` of probes."""
         return len(self.tridiagonals)
 
     @property
     def lanczos_steps(self) -> int:
-        """``m``: the most steps that any probe took."""
+        """The number ``m`` of Lanczos steps: the largest of any probe."""
         return max(t.steps for t in self.tridiagonals)
 
     @cached_property
@@ -174,12 +175,18 @@ class LanczosOutput:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """``tau_ik``, the part of probe ``i`` along its Ritz vector ``k``; (k, m), each row sums to 1, NaN as above."""
+        """``tau_ik``, the squared component of probe ``i`` along its Ritz vector ``k``; (k, m), a row sums to 1.
+
+        Entries beyond a probe's own steps are NaN.
+        """
         return self._padded([t.weights for t in self.tridiagonals])
 
     @cached_property
     def residuals(self) -> np.ndarray:
-        """``|H y_k - theta_k y_k|``; (k, m), NaN as above. Some eigenvalue lies within it of ``theta_k``."""
+        """``|H y_k - theta_k y_k|``; (k, m), NaN beyond a probe's own steps.
+
+        Some eigenvalue lies within this distance of ``theta_k``.
+        """
         return self._padded([t.residuals for t in self.tridiagonals])
 
     def _padded(self, rows: Sequence[np.ndarray]) -> np.ndarray:

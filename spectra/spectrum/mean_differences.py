@@ -1,4 +1,4 @@
-"""Differences of means over probes: taken probe by probe where two spectra share their probes, else by Welch."""
+"""Differences of means over probes: paired where two spectra share their probes, else with Welch's error."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from spectra.spectrum.pairing import Difference, SpectrumLike, p_of, welch_dof, 
 from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.traces import moment, power_samples
 
-# The confidence with which the samples without known eigenvalues must scatter less, to be taken instead.
+# The confidence of the F test by which the plain samples are chosen over those with known eigenvalues.
 _SURELY_LESS = 0.999
 
 
 @dataclass(frozen=True)
 class Side:
-    """A number of one spectrum that is a mean over probes: its samples and the errors that they do not show."""
+    """A mean over probes of one spectrum: its samples, and errors that the scatter of the samples does not contain."""
 
     samples: np.ndarray  # (k,), their mean is the number
     arithmetic: float = 0.0  # the error of the products
     least_error: float = 0.0  # a lower bound of the standard error of the mean
 
     def scaled(self, factor: float) -> Side:
-        """The same of a multiple, by a factor of at least 0."""
+        """This mean times a factor of at least 0."""
         return Side(self.samples * factor, self.arithmetic * factor, self.least_error * factor)
 
 
 def _side(q: Quadrature, name: str, options: dict[str, Any]) -> Side | None:
-    """The samples of a mean over probes; None for a number that is none."""
+    """The samples of a mean over probes; None for a number that is not such a mean."""
     if name in ("trace", "mean_eigenvalue") and not options:
         return _of_power(q, 1).scaled(1 if name == "trace" else 1 / q.n)
     if name in ("second_moment", "moment"):
         power = 2 if name == "second_moment" and not options else options["p"]
-        moment(q, power)  # refuses what is no power, or beyond the steps
+        moment(q, power)  # raises where the power is invalid, or beyond the steps
         return _of_power(q, int(power)).scaled(1 / q.n)
     if name in ("frobenius_square", "frobenius_norm") and not options:
         square = _of_power(q, 2)
@@ -64,10 +64,11 @@ def _of_power(q: Quadrature, p: int) -> Side:
 
 
 def sides_of(a: SpectrumLike, b: SpectrumLike, name: str, options: dict[str, Any]) -> tuple[Side, Side] | None:
-    """The samples of both. Where an eigenvalue has converged on one side only, the plain ones if they scatter less.
+    """The samples of both spectra; None for a number that is not a mean over probes.
 
-    Of two nearly equal matrices the plain samples cancel, and those of which one side lacks an eigenvalue do not. They
-    must scatter so much less that it is no chance of few probes: an F test at 0.1 %.
+    Where an eigenvalue has converged in one spectrum only, the plain samples are used if their differences scatter
+    less: for two nearly equal matrices plain samples cancel, and samples that take an eigenvalue of one side as known
+    do not. An F test at 0.1 % decides, so that chance with few probes rarely does.
     """
     first, second = (_side(s.quadrature, name, options) for s in (a, b))
     if first is None or second is None:
@@ -83,7 +84,7 @@ def sides_of(a: SpectrumLike, b: SpectrumLike, name: str, options: dict[str, Any
 
 
 def mean_difference(a: SpectrumLike, b: SpectrumLike, first: Side, second: Side) -> Difference:
-    """Probe by probe where the probes are shared, else by Welch."""
+    """The difference of two means: probe by probe where the probes are shared, else with Welch's error."""
     reason = why_not_paired(a, b)
     both = [mean_estimate(side.samples, least_error=side.least_error) for side in (first, second)]
     note = a.trace().note or b.trace().note

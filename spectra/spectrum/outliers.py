@@ -1,7 +1,7 @@
-"""What Ritz values say of single eigenvalues: how many lie beyond an edge, and the product of the largest.
+"""Outliers: lower bounds on the number of eigenvalues beyond an edge, and on the product of the largest.
 
-The ``j``-th largest Ritz value of any probe is at most the ``j``-th largest eigenvalue (Cauchy), so both are bounds
-from below that no choice of probes can spoil; an eigenvalue that several eigenvectors share is seen once.
+The ``j``-th largest Ritz value of any probe is at most the ``j``-th largest eigenvalue (Cauchy), so both are lower
+bounds for every choice of probes. An eigenvalue with several eigenvectors is counted once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from spectra.spectrum.estimates import Estimate, not_computed
 from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.tridiagonal import Tridiagonal
 
-# A Ritz value stands apart from the bulk where its residual is below this part of its distance from the edge.
+# A Ritz value is separate from the bulk where its residual is below this fraction of its distance from the edge.
 _OF_THE_GAP = 0.1
 
-# A Ritz value's logarithm has converged where its residual is below this part of the value.
+# The logarithm of a Ritz value has converged where its residual is below this fraction of the value.
 _OF_THE_VALUE = 0.01
 
 SIDES = ("above", "below")
@@ -32,8 +32,8 @@ def outliers(q: Quadrature, edge: float, side: str = "above") -> Estimate:
     of all probes; it has no upper bound, and an eigenvalue with several eigenvectors counts once.
 
     Args:
-        edge: of the bulk, in units of the eigenvalues. There is no default: where the bulk ends is a statement about
-            the operator that the caller makes.
+        q: the quadrature rules of the probes.
+        edge: of the bulk, in units of the eigenvalues. There is no default: the caller decides where the bulk ends.
         side: ``"above"`` counts eigenvalues larger than ``edge``, ``"below"`` smaller ones.
 
     Raises:
@@ -55,12 +55,13 @@ def outliers(q: Quadrature, edge: float, side: str = "above") -> Estimate:
 def top_log_product(q: Quadrature, count: int) -> Estimate:
     """``sum_{j <= count} log lambda_j`` over the ``count`` largest eigenvalues: the truncated log-determinant.
 
-    Taken are the ``count`` largest Ritz values, each the largest over those probes in which all of them are positive
-    and have converged (a residual below 1 % of the value). ``lower`` is their sum less the noise of the products; there
-    is no upper bound, since an eigenvalue with several eigenvectors is seen once.
+    It is the sum over the ``count`` largest Ritz values, each the largest over those probes in which all of them are
+    positive and have converged (a residual below 1 % of the value). ``lower`` is the sum less the noise of the
+    products. There is no upper bound, since an eigenvalue with several eigenvectors is counted once.
 
     Args:
-        count: how many, at least 1.
+        q: the quadrature rules of the probes.
+        count: the number of eigenvalues, at least 1.
 
     Returns:
         The estimate; NaN with the reason where no probe has ``count`` such Ritz values.

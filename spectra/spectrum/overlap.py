@@ -1,4 +1,4 @@
-"""How much of the space of the largest eigenvectors of one checkpoint is in that of another."""
+"""Overlap: the scalar products of the leading eigenvectors of two checkpoints, and of the spaces that they span."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from spectra.jsonable import to_jsonable
 class Overlap:
     """The scalar products of the eigenvectors of one checkpoint with those of an earlier one.
 
-    Single entries mean little where eigenvalues are nearly equal, since their vectors can be turned among each other;
-    :attr:`value` does not depend on that.
+    Single entries mean little where eigenvalues are nearly equal, since their eigenvectors are defined only up to a
+    rotation; :attr:`value` does not depend on it.
 
     Example:
         >>> turned = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
@@ -42,7 +42,7 @@ class Overlap:
     def cosines(self) -> np.ndarray:
         """(min(K_before, K),) the largest entry of each row or column of the smaller side; empty if not known.
 
-        Each says how much of one vector is in a single vector of the other checkpoint.
+        Each is the largest cosine between one vector and any single vector of the other checkpoint.
         """
         if self.matrix is None:
             return np.zeros(0)
@@ -63,7 +63,7 @@ def overlap_of(before: np.ndarray, now: np.ndarray, words: str) -> Overlap:
     Args:
         before: (n, K_before) columns.
         now: (n, K) columns.
-        words: the checkpoint of the first.
+        words: a name for the checkpoint of the first set.
 
     Raises:
         ArgumentError: vectors of different length.

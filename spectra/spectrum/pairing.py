@@ -1,4 +1,4 @@
-"""A difference of two spectra, whether both share their probes, and the tests that its error rests on."""
+"""Difference: an estimate of ``f(a) - f(b)``; whether two spectra share their probes; tests for differences."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ class SpectrumLike(Protocol):
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """An `Estimate` of ``f(a) - f(b)``, and how its error was found."""
+    """An `Estimate` of ``f(a) - f(b)``, and how its error was computed."""
 
-    paired: bool = False  # its error is that of the differences, probe by probe
+    paired: bool = False  # the error is that of the differences probe by probe
     why_not: str | None = None  # why the probes are not paired; None also where there is no sample per probe
     unpaired_stderr: float | None = None  # the standard error if the probes were independent; for comparison
     dof: float | None = None  # degrees of freedom of Student's t behind the interval
-    p_value: float | None = None  # two-sided, of no difference but for the noise of the probes; None without stderr
+    p_value: float | None = None  # two-sided, of the hypothesis of no difference; None without stderr
 
     @property
     def excludes_zero(self) -> bool | None:
-        """Whether the interval leaves out 0; None where an end that would decide it is not known."""
+        """Whether 0 is outside the interval; None where an end that would decide it is not known."""
         if (self.lower is not None and self.lower > 0) or (self.upper is not None and self.upper < 0):
             return True
         return False if self.lower is not None and self.upper is not None else None
 
 
 def why_not_paired(a: SpectrumLike, b: SpectrumLike) -> str | None:
-    """Which of the things that make two spectra share their probes is not the same, in words; None: they share them."""
+    """The reason why two spectra do not share their probes, in words; None where they share them."""
     if a.seed is None or b.seed is None:
         return "the seed of the probes is not known"
     for name in ("n", "seed", "distribution", "num_probes"):
@@ -74,7 +74,7 @@ def why_not_paired(a: SpectrumLike, b: SpectrumLike) -> str | None:
 
 
 def interval_difference(first: Estimate, second: Estimate, confidence: float, **more: Any) -> Difference:
-    """What two intervals allow for the difference, end from opposite end; it has no standard error."""
+    """The difference with the interval from all values within two intervals; it has no standard error."""
     lower = None if first.lower is None or second.upper is None else first.lower - second.upper
     upper = None if first.upper is None or second.lower is None else first.upper - second.lower
     k = min(first.num_probes, second.num_probes)
@@ -83,7 +83,10 @@ def interval_difference(first: Estimate, second: Estimate, confidence: float, **
 
 
 def welch_dof(errors: Sequence[float], sizes: Sequence[int]) -> float:
-    """Degrees of freedom of a difference of two means (Welch, Satterthwaite); of the smaller if both are exact."""
+    """Degrees of freedom of a difference of two means (Welch, Satterthwaite).
+
+    Where both standard errors are 0, those of the smaller sample.
+    """
     parts = [error**2 for error in errors]
     if sum(parts) == 0:
         return float(min(sizes) - 1)
@@ -92,7 +95,7 @@ def welch_dof(errors: Sequence[float], sizes: Sequence[int]) -> float:
 
 
 def p_of(size: float, stderr: float, dof: float) -> float:
-    """The two-sided probability that noise alone is of this size."""
+    """The two-sided p-value of a difference of this size, by Student's t."""
     if stderr == 0:
         return 0.0 if size > 0 else 1.0
     return 2 * float(stdtr(dof, -size / stderr))

@@ -35,7 +35,7 @@ class Quadrature:
     noise: float = 2.220446e-16  # eta, the error of a product relative to |H|_2 |q|
     distribution: str = "sphere"  # "sphere" or "rademacher"
     start_overlaps: np.ndarray | None = None  # (k, m) scalar products of the probes with the first one's Krylov basis
-    exact_trace: float | None = None  # Tr H, where it is known exactly
+    exact_trace: float | None = None  # Tr H if it is known exactly
     eigenpairs: Eigenpairs | None = None  # of a search whose starts are independent of the probes
     overlaps: np.ndarray | None = None  # (k, r) y_j'q_i of every probe with the vectors of the eigenpairs
 
@@ -44,22 +44,22 @@ class Quadrature:
 
     @property
     def num_probes(self) -> int:
-        """``k``."""
+        """The number ``k`` of probes."""
         return len(self.tridiagonals)
 
     @cached_property
     def scale(self) -> float:
-        """The largest ``|theta|`` over all probes: the size of ``|H|_2`` where it serves as a unit."""
+        """The largest ``|theta|`` over all probes: a lower bound of ``|H|_2``, used as its value in error terms."""
         return max(t.scale for t in self.tridiagonals)
 
     @property
     def blur(self) -> float:
-        """``noise |H|_2``: by how much the noise of the products can move an eigenvalue (Weyl)."""
+        """``noise |H|_2``: the largest shift of an eigenvalue by the noise of the products (Weyl)."""
         return self.noise * self.scale
 
     @cached_property
     def memory(self) -> dict[object, object]:
-        """Results that are computed once for these rules, such as the curve of a count over the tolerances."""
+        """A cache of results for these rules, such as the curve of a count over the tolerances."""
         return {}
 
     @cached_property
@@ -69,11 +69,11 @@ class Quadrature:
         return np.asarray(np.hypot([t.alphas[0] for t in self.tridiagonals], first))
 
     def without_noise(self) -> Quadrature:
-        """The same rules, as if the products had no error."""
+        """The same rules with ``noise=0``."""
         return replace(self, noise=0.0)
 
     def with_nothing_known(self) -> Quadrature:
-        """The same rules with every eigenvalue left to the mean over the probes."""
+        """The same rules without known eigenvalues: every estimate is the plain mean over the probes."""
         other = replace(self)
         other.__dict__["converged"] = nothing_converged(self.num_probes)
         return other
@@ -82,19 +82,19 @@ class Quadrature:
 
     @cached_property
     def converged(self) -> Converged:
-        """The simple eigenvalues that have converged in every probe; none for probes of another law than the sphere."""
+        """The simple eigenvalues that have converged in every probe; none for probes that are not of the sphere."""
         if self.distribution != "sphere":
             return nothing_converged(self.num_probes)
         return find_converged(self.tridiagonals, self.n, self.noise, self.start_overlaps)
 
     @property
     def remaining(self) -> int:
-        """``n - r``: how many eigenvalues are estimated."""
+        """``n - r``: the number of eigenvalues that are not known."""
         return self.n - self.converged.count
 
     @cached_property
     def remainders(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Nodes and weights of each probe's rule for the other eigenvalues; the weights sum to 1."""
+        """Nodes and weights of each probe's rule for the remaining eigenvalues; the weights sum to 1."""
         rules = []
         for t, places in zip(self.tridiagonals, self.converged.places):
             nodes, weights = np.delete(t.nodes, places), np.delete(t.weights, places)
@@ -114,16 +114,16 @@ class Quadrature:
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """The part of each probe's weight that lies on the remainder, (k,)."""
+        """The fraction of each probe's weight on the remaining eigenvalues, (k,)."""
         pairs = zip(self.tridiagonals, self.converged.places)
         return np.array([float(np.delete(t.weights, places).sum()) for t, places in pairs])
 
     def means(self, f: Function) -> np.ndarray:
-        """The mean of ``f`` over the remaining eigenvalues as each probe sees it, (k,); 0 where none remains."""
+        """Each probe's estimate of the mean of ``f`` over the remaining eigenvalues, (k,); 0 where none remains."""
         return np.array([float(weights @ f(nodes)) for nodes, weights in self.remainders])
 
     def moments(self, p: int) -> np.ndarray:
-        """The same of ``lambda^p``, (k,): exact for ``p <= 2m``, one power more than a rule of nodes and weights."""
+        """Each probe's estimate of the mean of ``lambda^p``, (k,); exact for ``p <= 2m``, a rule for ``p < 2m``."""
         if self.remaining == 0:
             return np.zeros(self.num_probes)
         whole = np.array([t.moment(p) for t in self.tridiagonals])
@@ -134,10 +134,10 @@ class Quadrature:
         return np.asarray((whole - known) / self.shares)
 
     def adjusted(self, samples: np.ndarray, f: Function) -> np.ndarray:
-        """Samples of the mean of ``f`` with the exact trace as control variate, where it is known, (k,).
+        """Samples of the mean of ``f``, (k,), with the exact trace as a control variate if it is known.
 
-        Each probe's mean of ``lambda`` has a known expectation. Its excess is taken out with the slope of the best
-        linear fit to ``f`` under the measure of the other probes, which leaves the mean unbiased.
+        The expectation of each probe's mean of ``lambda`` is known. The deviation from it is subtracted, times the
+        slope of the best linear fit to ``f`` under the measure of the other probes; so the mean stays unbiased.
         """
         k = self.num_probes
         if self.exact_trace is None or k < 2 or self.remaining == 0:
@@ -156,12 +156,12 @@ class Quadrature:
         return np.asarray(samples - slope * (first - centre))
 
     def least_error(self, f: Function, centre: float) -> float:
-        """A lower bound of the standard error of ``Tr f(H)`` by the Ritz values of the remainder.
+        """A lower bound of the standard error of ``Tr f(H)`` from the Ritz values of the remainder.
 
-        The Ritz values of a probe are not beyond the eigenvalues that they stand for (Cauchy), so that the variance of
-        a sphere probe, ``2n/(n+2) sum (f(lambda) - mean)^2``, is at least that sum over them, for ``f`` whose size
-        grows with ``|lambda|``. A multiple eigenvalue counts as often as its weights say. The scatter of a few probes
-        is often too small where few eigenvalues dominate.
+        The scatter of a few probes is often too small where few eigenvalues dominate. Ritz values lie between the
+        eigenvalues by interlacing (Cauchy). So for ``f`` whose size grows with ``|lambda|`` the variance of a sphere
+        probe, ``2n/(n+2) sum (f(lambda) - mean)^2``, is at least the same sum over the Ritz values. A multiple
+        eigenvalue is counted with the multiplicity that its weights imply.
 
         Args:
             f: the function.
@@ -178,7 +178,7 @@ class Quadrature:
         return sqrt(2 * n / (n + 2) / self.num_probes * max(sizes))
 
     def error_of_known(self, f: Function) -> float:
-        """The error of ``Tr f(H)`` by the errors of the eigenvalues that have converged, and of their weights."""
+        """The error of ``Tr f(H)`` from the errors of the converged eigenvalues and of their weights."""
         found = self.converged
         if found.count == 0:
             return 0.0

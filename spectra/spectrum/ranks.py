@@ -1,8 +1,8 @@
-"""Ranks that are not counts: how many eigenvalues a spectrum is worth, in three ways that need no tolerance.
+"""Effective ranks that need no tolerance: the stable rank, the participation rank and the entropy rank.
 
-They are different quantities and differ by orders of magnitude on a network's spectrum: the stable rank looks at the
-largest eigenvalue, the participation rank at the second moment, the entropy rank at all of the mass of ``|lambda|``.
-All lie between 1 and ``n`` and do not change when the operator is scaled; of the zero operator none exists.
+They are different quantities and differ by orders of magnitude on a network's spectrum. The stable rank depends on the
+largest eigenvalue, the participation rank on the second moment, the entropy rank on the whole distribution of
+``|lambda|``. All lie between 1 and ``n`` and do not change when the operator is scaled. The zero operator has none.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def participation_rank(q: Quadrature) -> Estimate:
 
     The first sum is that of the Gauss rules of a function with a kink, the second is exact per probe. One eigenvalue of
     weight 1 gives 1, ``r`` equal ones ``r``, zeros add nothing. The interval is that of the logarithm by the delta
-    method (Student's t), widened on both sides by the noise of the products and by the larger distance from two other
-    rules, that with a node at 0 and that of one step less. They have errors of the size of the quadrature's, so this is
-    an indication of it and no bound.
+    method (Student's t). It is widened on both sides by the noise of the products and by the larger difference from two
+    other rules: that with a node at 0 and that of one step less. The differences are of the size of the quadrature
+    error, so they indicate it and do not bound it.
     """
     q = _of_usual_size(q)
     sums = _sums(q)
@@ -98,9 +98,9 @@ def entropy_rank(q: Quadrature) -> Estimate:
 
 
 def _of_usual_size(q: Quadrature) -> Quadrature:
-    """The rules of the operator times a power of 2, where its norm is so large or small that powers of it are not held.
+    """The rules of the operator times a power of 2 where powers of its norm would overflow or underflow.
 
-    No rank changes by it, and the factor is exact.
+    No rank changes with the factor, and the scaling is exact.
     """
     if q.scale == 0 or 1 / _USUAL <= q.scale <= _USUAL:
         return q
@@ -123,9 +123,9 @@ class _Sums:
     entropy: float  # c
     size_samples: np.ndarray  # (k,) the probes' means of |x| over the eigenvalues that are not known
     entropy_samples: np.ndarray  # (k,) and of |x| log |x|
-    size_blur: float  # by how much the noise of the products moves each sum
+    size_blur: float  # the largest change of each sum by the noise of the products
     entropy_blur: float
-    others: list[tuple[float, float]]  # both sums by other rules, close to the Gauss rule where it is good
+    others: list[tuple[float, float]]  # both sums by other rules, which indicate the quadrature error
 
 
 def _sums(q: Quadrature) -> _Sums | None:
@@ -148,7 +148,7 @@ def _sums(q: Quadrature) -> _Sums | None:
         x = t.nodes / q.scale
         shifts = [np.abs(_entropy(x + shift) - _entropy(x)) for shift in (-q.noise, q.noise)]
         blur += float(t.weights @ np.maximum(*shifts)) / q.num_probes
-    # By how much another rule differs from the Gauss rule does not depend on the control variate.
+    # The difference between another rule and the Gauss rule does not depend on the control variate.
     means = rows.mean(axis=0)
     others = [totals + q.remaining * (means[rule] - means[0]) for rule in (1, 2)]
     pairs = [(float(size), float(entropy)) for size, entropy in others]
@@ -188,9 +188,9 @@ def _from_logarithm(q: Quadrature, logarithm: float, influence: np.ndarray, move
     Args:
         q: the quadrature rules.
         logarithm: of the value.
-        influence: (k,), the derivative of the logarithm along each probe's part in the sums, but for a constant.
-        moved: the amount that is added to the logarithm's interval on both sides.
-        along: the derivative of the logarithm along a single eigenvalue's part in the sums.
+        influence: (k,), the derivative of the logarithm by each probe's term in the sums, up to a constant.
+        moved: the amount by which the logarithm's interval is widened on both sides.
+        along: the derivative of the logarithm by a single eigenvalue's term in the sums.
     """
     value = _within(_exp(logarithm), q.n)
     least_error = q.least_error(along, float(q.means(along).mean()))

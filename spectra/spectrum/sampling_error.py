@@ -1,4 +1,4 @@
-"""The error from the data: what another sample of the same size would change in a trace, from what each batch adds.
+"""The error from the data: how much a trace varies over samples of the data, from per-batch quadratic forms.
 
 The first product of probe ``i`` is a sum over batches, so ``q_i' H q_i = sum_b c_ib`` (and the l2 term, which is of no
 sample). With the shares ``s_b = w_b / sum w`` of the batches, the parts in which a batch differs from all are
@@ -10,7 +10,7 @@ estimates the covariance, over samples of the data, of ``q_i' H q_i`` and ``q_j'
 without bias for batches of any sizes, to first order where the weights of the samples differ. With ``B`` equal batches
 the divisor is the usual ``(B - 1) / B``.
 
-The probes are shared by all batches, so what they miss of the mean of ``H`` cancels in ``e``. What they miss of the
+The probes are shared by all batches, so their error for the mean of ``H`` cancels in ``e``. Their error for the
 batches' deviations does not: let ``D`` be the deviation of ``H`` from its mean over samples of the data. The mean of
 the probes' forms has, for fixed probes, a variance whose mean over probes is
 
@@ -35,39 +35,39 @@ from math import sqrt
 
 import numpy as np
 
-#: Fewer than so many say too little of their own scatter.
+#: The least number of batches: the scatter of fewer is too uncertain.
 MIN_BATCHES = 5
 
-# The least effective number of batches, 1 / sum s^2: one of them must not be nearly all of the data.
+# The least effective number of batches, 1 / sum s^2: one batch must not be nearly all of the data.
 _MIN_EFFECTIVE = 4.0
 
-# A correlation of neighbours beyond this over sqrt(B) is no chance: a probability of 0.1 % where batches are random.
+# For random batches the correlation of neighbours exceeds this over sqrt(B) with a probability of 0.1 %.
 _ALIKE = 3.0
 
 
 @dataclass(frozen=True)
 class PopulationError:
-    """What another sample of the data would change in the mean over probes of ``q' H q``; times ``n``, in the trace."""
+    """The standard error of ``(1/n) Tr H`` over samples of the data; times ``n`` it is that of the trace."""
 
     stderr: float | None  # of the mean eigenvalue, free of the probes; None where it is not known
-    fixed_probes: float | None  # of the estimate with these probes held fixed: larger by what they miss of a deviation
+    fixed_probes: float | None  # of the estimate with these probes held fixed; it contains an error of the probes
     reason: str | None  # why stderr is not known
 
 
 def population_error(forms: np.ndarray, weights: np.ndarray) -> PopulationError:
     """The standard error of ``(1/n) Tr H`` over samples of the data, at fixed parameters.
 
-    Assumed is that the batches are random groups of independent samples. Data sorted by class or time are not: where
-    neighbouring batches are alike, nothing is stated. The number is itself an estimate from ``B`` batches, with a
-    relative error of at least ``1 / sqrt(2 (B - 1))``, 35 % for five.
+    The batches are assumed to be random groups of independent samples. Data sorted by class or time are not: where
+    neighbouring batches are correlated, no number is returned. The number is itself an estimate from ``B`` batches,
+    with a relative error of at least ``1 / sqrt(2 (B - 1))``, 35 % for five.
 
     Args:
-        forms: (k, B), what each batch adds to ``q_i' H q_i``.
-        weights: (B,), what each batch weighs in the loss, above 0.
+        forms: (k, B), the per-batch quadratic forms, which sum to ``q_i' H q_i`` without the l2 term.
+        weights: (B,), the weight of each batch in the loss, above 0.
 
     Returns:
-        The error; or that it is not known, and why: fewer than five batches, one probe, batches that are alike with
-        their neighbours, or an error that is less than two of its own standard errors, with the bound that is known.
+        The error; or None with the reason: fewer than five batches, one probe, correlated neighbouring batches, or an
+        error of less than two of its own standard errors, for which the reason gives the known bound.
     """
     k, count = forms.shape
     shares = weights / weights.sum()
@@ -84,19 +84,21 @@ def population_error(forms: np.ndarray, weights: np.ndarray) -> PopulationError:
     covariance = residuals @ residuals.T / (1 - square)
     fixed = sqrt(float(covariance.sum())) / k
     if k == 1:
-        return PopulationError(None, fixed, "with one probe the data cannot be told from the probe: take more probes")
+        return PopulationError(
+            None, fixed, "with one probe the errors of data and probe cannot be separated: take more"
+        )
     pairs = k * (k - 1)
     diagonal = np.diag(covariance)
     variance = float(covariance.sum() - diagonal.sum()) / pairs
-    # Its standard error if the probes had nothing in common: Var(C_ij) = C_ii C_jj / (B - 1), each pair counted twice.
+    # Its standard error for uncorrelated probes: Var(C_ij) = C_ii C_jj / (B - 1), each pair counted twice.
     chance = sqrt(2 * float(diagonal.sum() ** 2 - diagonal @ diagonal) / (count - 1)) / pairs
     if variance < 2 * chance:
         most = sqrt(max(variance, 0.0) + 2 * chance)
-        return PopulationError(None, fixed, f"below {most:.2g}, which is lost in the scatter of the probes")
+        return PopulationError(None, fixed, f"below {most:.2g}, which the scatter of the probes hides")
     return PopulationError(sqrt(variance), fixed, None)
 
 
 def _likeness(values: np.ndarray) -> float:
-    """The correlation of neighbours; 0 where nothing varies."""
+    """The correlation of neighbouring values; 0 where all values are equal."""
     total = float(values @ values)
     return float(values[1:] @ values[:-1]) / total if total > 0 else 0.0

@@ -1,7 +1,7 @@
-"""The spectrum of one operator: every number that follows from its tridiagonal matrices.
+"""Spectrum: all estimates of one operator, as methods, from its tridiagonal matrices.
 
-Nothing here needs the operator, the model or torch: all is recomputed from the tridiagonals, so that a stored spectrum
-outlives every opinion about kernels, bandwidths and tolerances.
+Nothing here needs the operator, the model or torch. Every number is computed from the tridiagonal matrices, so that a
+stored spectrum can be evaluated again with other kernels, bandwidths and tolerances.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ESTIMATES_EDITION = 2
 
 
 class Spectrum(LanczosOutput):
-    """The spectrum of a symmetric operator of ``n`` rows, as ``k`` probes see it: every number is a method.
+    """The spectrum of a symmetric operator of ``n`` rows, estimated with ``k`` probes: every estimate is a method.
 
     Example:
         >>> from spectra.spectrum.tridiagonal import Tridiagonal
@@ -154,7 +154,7 @@ class Spectrum(LanczosOutput):
         return ranks.entropy_rank(self.quadrature)
 
     def effective_dimension(self, g: float, *, semidefinite: bool | None = None) -> Estimate:
-        """``sum lambda / (lambda + g)``, of positive semidefinite operators; see ``spectra.spectrum.determinants``."""
+        """``sum lambda / (lambda + g)`` of a positive semidefinite operator; see ``spectra.spectrum.determinants``."""
         return determinants.effective_dimension(self.quadrature, g, self._definite(semidefinite))
 
     def _definite(self, given: bool | None) -> bool:
@@ -167,7 +167,7 @@ class Spectrum(LanczosOutput):
 
         Args:
             g: above 0, in units of the eigenvalues.
-            semidefinite: that the operator is positive semidefinite by its construction (Gauss-Newton, Fisher); by
+            semidefinite: whether the operator is positive semidefinite by its construction (Gauss-Newton, Fisher); by
                 default `semidefinite` of the spectrum.
         """
         return determinants.log_determinant(self.quadrature, g, self._definite(semidefinite))
@@ -177,7 +177,7 @@ class Spectrum(LanczosOutput):
         return determinants.evidence(self.quadrature, g, self._definite(semidefinite))
 
     def top_log_product(self, count: int) -> Estimate:
-        """``sum log lambda_j`` over the ``count`` largest eigenvalues, from below; see ``spectrum.outliers``."""
+        """A lower bound of ``sum log lambda_j`` over the ``count`` largest eigenvalues; see ``spectrum.outliers``."""
         return outliers.top_log_product(self.quadrature, count)
 
     def outliers(self, edge: float, *, side: str = "above") -> Estimate:
@@ -229,7 +229,10 @@ class Spectrum(LanczosOutput):
         return distribution.cdf(self.quadrature, x)
 
     def cumulative(self, x: np.ndarray | float) -> Cumulative:
-        """The same with rigorous bounds and the error of the probes; see ``spectra.spectrum.cumulative``."""
+        """The cumulative distribution with rigorous bounds and the error of the probes.
+
+        See ``spectra.spectrum.cumulative``.
+        """
         return distribution.cumulative(self.quadrature, x)
 
     # --- differences from another spectrum --------------------------------------------------------------------------
@@ -242,11 +245,11 @@ class Spectrum(LanczosOutput):
         return differences.difference(self, other, name, **options)
 
     def tensor_differences(self, other: Spectrum) -> dict[str, Difference]:
-        """The same of the trace of each parameter tensor's diagonal block."""
+        """The difference of the trace of each parameter tensor's diagonal block."""
         return differences.tensor_differences(self, other)
 
     # --- all of it ------------------------------------------------------------------------------------------------
 
     def estimates(self) -> dict[str, Estimate]:
-        """The standard list, by the names under which records keep them, none in contradiction to another."""
+        """Name -> estimate: the standard estimates, reconciled (see ``spectra.spectrum.consistency``)."""
         return reconciled(estimate_all(self.quadrature), self.n, self.semidefinite)

@@ -20,9 +20,8 @@ from spectra.errors import ArgumentError, NumericsError
 from spectra.spectrum.estimates import CONFIDENCE, Estimate, mean_estimate, scaled
 from spectra.spectrum.quadrature import Function, Quadrature
 
-# Above this part of |H|_F^2 in one eigenvalue the law of the mean of Rademacher probes is too far from normal for a
-# t-interval. One in the sum of lambda^4 and of higher powers does less harm there: what matters is the skewness of the
-# whole.
+# Where one eigenvalue has more than this fraction of |H|_F^2, the mean over Rademacher probes is too far from normal
+# for a t-interval. In the sum of lambda^4 or of a higher power a larger fraction is allowed: the skewness matters.
 _DOMINANT = 0.1
 _DOMINANT_POWER = 0.2
 
@@ -45,10 +44,10 @@ def trace(q: Quadrature) -> Estimate:
 def frobenius_norm(q: Quadrature, confidence: float = CONFIDENCE) -> Estimate:
     """``|H|_F``, the root of the sum of ``lambda^2``: of the converged eigenvalues and of the mean of the remainder.
 
-    Without the former it is ``sqrt(n mean_i |H q_i|^2)`` with ``|H q_i|^2 = alpha_i1^2 + beta_i1^2``. The square is
-    unbiased; its error goes over to the root by ``se(F) = se(F^2) / 2F``, and the interval is the root of the square's.
-    An error of the products relative to their own length, which is ``|H|_F / sqrt(n)``, is one of the norm:
-    ``noise |H|_2 sqrt(n) / |H|_F`` at most. The norm of every tridiagonal matrix is a lower bound, since these are
+    Without converged eigenvalues it is ``sqrt(n mean_i |H q_i|^2)`` with ``|H q_i|^2 = alpha_i1^2 + beta_i1^2``. The
+    square is unbiased. The standard error of the root is ``se(F) = se(F^2) / 2F``, and its interval is the root of the
+    square's. The products have the length ``|H|_F / sqrt(n)``, so their noise is a relative error of the norm of at
+    most ``noise |H|_2 sqrt(n) / |H|_F``. The norm of every tridiagonal matrix is a lower bound, since these are
     compressions of ``H``; neither the value nor the interval goes below the largest.
     """
     samples = q.adjusted(q.moments(2), np.square)
@@ -115,7 +114,7 @@ def trace_function(q: Quadrature, f: Function) -> Estimate:
     """``Tr f(H)``: the sum of ``f`` over the converged eigenvalues, and ``n - r`` times its mean over the remainder.
 
     Exact per probe for polynomials of degree at most ``2m - 1``; otherwise the error of the quadrature is not in the
-    interval. Every eigenvalue is known to ``noise |H|_2`` (Weyl); what ``f`` changes over that is.
+    interval. Every eigenvalue is known to ``noise |H|_2`` (Weyl); the change of ``f`` over that distance is in it.
 
     Args:
         q: the quadrature rules of the probes.
@@ -159,7 +158,7 @@ def tensor_traces(
         forms: (k, t), the per-tensor quadratic forms of the first product.
         sizes: the tensors' names and sizes, in the order of the columns.
         q: the quadrature rules of the same probes.
-        known: (t,), the traces of what has been taken out of the forms.
+        known: (t,), the traces of the parts that deflation removed from the forms.
 
     Returns:
         One estimate per tensor. The noise of the product meets only the tensor's own part of ``q``, of length about
@@ -198,12 +197,12 @@ def sum_estimate(
 
 
 def dominance(q: Quadrature, power: int = 1) -> str | None:
-    """A warning where one eigenvalue carries so much of a variance that a t-interval covers less than it says.
+    """A warning where one eigenvalue dominates the variance, so that a t-interval covers less than its confidence.
 
-    Of probes that are not uniform on the sphere: for sphere probes such an eigenvalue is known apart, or the standard
-    error allows for it (``spectrum.quadrature.Quadrature.least_error``). The variance of ``n q' H^p q`` follows
-    ``|H^p|_F^2 = sum lambda^2p``. A part of ``|H|_F^2`` is a smaller part than one of ``|H^p|_F^2``, which takes ``p``
-    steps to know and is looked at where there are as many.
+    It is for probes that are not uniform on the sphere. For sphere probes such an eigenvalue is known separately, or
+    the standard error allows for it (``spectrum.quadrature.Quadrature.least_error``). The variance of ``n q' H^p q``
+    follows ``|H^p|_F^2 = sum lambda^2p``, which is known from ``p`` steps; with fewer, ``|H|_F^2`` is used, of which
+    the eigenvalue has a smaller fraction.
 
     Args:
         q: the quadrature rules of the probes.
@@ -219,7 +218,7 @@ def dominance(q: Quadrature, power: int = 1) -> str | None:
 
 
 def dominance_note(top: float, total: float, of: str, bound: float = _DOMINANT) -> str | None:
-    """A warning where the largest of a sum of squares has more than this part of it, else None."""
+    """A warning where the largest term is more than the fraction ``bound`` of a sum of squares, else None."""
     if total <= 0 or top <= bound * total:
         return None
     share = min(1.0, top / total)

@@ -1,7 +1,4 @@
-"""The tridiagonal matrix of one probe, and the quadrature rules that follow from it.
-
-Everything spectral is a function of these numbers. All of it is float64.
-"""
+"""Tridiagonal: the Lanczos matrix of one probe, and the Gauss and Gauss-Radau rules that follow from it; float64."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from spectra.errors import ArgumentError, NumericsError
 
 _EPS, _TINY = float(np.finfo(float).eps), float(np.finfo(float).tiny)
 
-# Above this multiple of the matrix's scale the extra entry of a bordered matrix would blur its small nodes.
+# Above this multiple of the matrix's scale, the extra entry of a bordered matrix makes rounding spoil its small nodes.
 _LARGEST_BORDER = 1e4
 
 
@@ -42,12 +39,12 @@ class Tridiagonal:
 
     alphas: np.ndarray  # (m,) float64
     betas: np.ndarray  # (m,) float64; betas[j] is the norm of the residual after step j + 1; betas[-1] is outside T_m
-    exhausted: bool = False  # an invariant subspace was met: the rule is exact and betas[-1] counts as 0
-    orthogonality: float = nan  # max |Q Q' - I| that the basis reached
+    exhausted: bool = False  # an invariant subspace was reached: the rule is exact and betas[-1] counts as 0
+    orthogonality: float = nan  # max |Q Q' - I| of the basis
 
     def __post_init__(self) -> None:
         for name in ("alphas", "betas"):
-            # A copy, so that nobody's later change of his own array changes this one.
+            # A copy, so that later changes of the caller's array do not change this one.
             values = np.array(getattr(self, name), dtype=np.float64)
             if values.ndim != 1 or values.size == 0:
                 raise ArgumentError(
@@ -63,7 +60,7 @@ class Tridiagonal:
             )
         if (self.betas < 0).any():
             raise ArgumentError(f"betas has a negative entry ({self.betas.min():g}): they are norms")
-        # A last beta of 0 is an invariant subspace, whether or not the recurrence said so.
+        # A last beta of 0 means an invariant subspace, whatever ``exhausted`` was given.
         object.__setattr__(self, "exhausted", bool(self.exhausted) or float(self.betas[-1]) == 0)
         object.__setattr__(self, "orthogonality", float(self.orthogonality))
 
@@ -74,7 +71,7 @@ class Tridiagonal:
 
     @property
     def last_beta(self) -> float:
-        """``beta_m``, which is 0 where an invariant subspace was met."""
+        """``beta_m``, which is 0 where an invariant subspace was reached."""
         return 0.0 if self.exhausted else float(self.betas[-1])
 
     @property
@@ -130,7 +127,7 @@ class Tridiagonal:
             raise ArgumentError(
                 f"moment {p}: {self.steps} Lanczos steps determine 0 to {2 * self.steps}; take more steps"
             )
-        # The matrix of one more step: its last diagonal entry, unknown, is met by no power up to 2m.
+        # The matrix of one more step: no power up to 2m depends on its last diagonal entry, which is unknown.
         extended = _dense(np.append(self.alphas, 0.0), np.append(self.betas[:-1], self.last_beta))
         half = np.zeros(self.steps + 1)
         half[0] = 1.0
@@ -181,7 +178,7 @@ class Tridiagonal:
         References:
             G. Golub, G. Meurant (2010), section 6.4; N. Akhiezer, The Classical Moment Problem (1965), chapter 2.
         """
-        known = self._bounds.get(x)  # every count asks at the same points
+        known = self._bounds.get(x)  # every count evaluates the same points
         if known is None:
             if self.exhausted:
                 nodes, weights, at = self.nodes, self.weights, np.abs(self.nodes - x) <= _rounding(self.nodes)
@@ -211,7 +208,7 @@ class Tridiagonal:
             return self.mass(a + blur, b - blur), self.mass(a - blur, b + blur)
         below_a, upto_a = self.distribution_bounds(a)
         below_b, upto_b = self.distribution_bounds(b)
-        # The interval has at least what is surely below b and not surely up to a, and at most the converse.
+        # At least: the mass surely below b less the mass possibly up to a. At most: the converse.
         return max(0.0, below_b - upto_a), min(1.0, max(0.0, upto_b - below_a))
 
 
@@ -220,7 +217,7 @@ def _dense(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
 
 
 def _solve(diagonal: np.ndarray, off: np.ndarray, ends_only: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, ascending, and eigenvectors; of these by default only the first and the last components, (2, m)."""
+    """Eigenvalues, ascending, and eigenvectors; by default only the first and last components of these, (2, m)."""
     # A power of two brings the matrix to order one exactly, so that 1e-200 and 1e200 are solved alike.
     size = max(float(np.abs(diagonal).max()), float(np.abs(off).max(initial=0.0)))
     unit = 2.0 ** np.frexp(size)[1] if size > 0 else 1.0

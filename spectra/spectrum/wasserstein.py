@@ -1,4 +1,4 @@
-"""How far two spectra are apart, and how far apart the probes alone would put two spectra that are the same.
+"""The Wasserstein-1 distance of two spectra, and its noise floor: the distance that the probes alone would cause.
 
 The measure of ``k`` probes is the mean of their quadrature rules, a discrete measure of mass 1 on the line. Between two
 such measures with the distribution functions ``F`` and ``G`` the Wasserstein-1 distance is the area between them,
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distance:
-    """The Wasserstein-1 distance of two spectra in units of the eigenvalues, and what it must exceed to mean something.
+    """The Wasserstein-1 distance of two spectra, in units of the eigenvalues, and its noise floor.
 
-    A distance is never negative and has no interval around it: of two equal spectra that were seen by different probes
-    it is above 0. What it is compared with is `floor`.
+    A distance is never negative and has no interval around it: for two equal spectra with different probes it is above
+    0. Compare it with `floor`.
     """
 
     value: float
-    floor: float  # 95 % of the distances that the probes alone would make are below it; NaN with one probe on a side
-    truncation: float  # of both sides together: what m steps leave open of the probes' own measures, at most
-    paired: bool  # the probes are shared, so that what both see of them cancels
-    why_not: str | None  # why they are not paired
+    floor: float  # 95 % quantile of the distances that the probes alone would cause; NaN with one probe on a side
+    truncation: float  # upper bound of the error from stopping after m steps, the sum over both sides
+    paired: bool  # the probes are shared, so that common errors cancel
+    why_not: str | None  # why the probes are not paired
     num_probes: tuple[int, int]
     resamples: int
 
     @property
     def above_floor(self) -> bool | None:
-        """Whether the probes alone would hardly make it so large; None with one probe on a side."""
+        """Whether the distance exceeds the noise floor; None with one probe on a side."""
         return None if not isfinite(self.floor) else self.value > self.floor
 
     def __float__(self) -> float:
@@ -54,22 +54,23 @@ class Distance:
 def spectral_distance(a: Spectrum, b: Spectrum, *, resamples: int = 400, seed: int = 0) -> Distance:
     """The Wasserstein-1 distance of two spectra, with its noise floor from the probes.
 
-    ``value`` is the exact ``W_1`` of the pooled rules. ``floor`` is the 95 % quantile of the distance that resampling
-    the probes makes around what was measured, ``integral |D*(x) - D(x)| dx`` with ``D = F_a - F_b``; it is centred, so
-    that a real difference does not raise it. Shared probes are resampled in pairs, others on each side for itself. A
+    ``value`` is the exact ``W_1`` of the pooled rules. ``floor`` is a 95 % quantile from a bootstrap over the probes:
+    that of ``integral |D*(x) - D(x)| dx`` with ``D = F_a - F_b`` as measured and ``D*`` as resampled. It is centred, so
+    that a real difference does not raise it. Shared probes are resampled in pairs, others on each side separately. A
     bootstrap of ``k`` probes is too narrow, by ``sqrt((k - 1) / k)`` in its variance and by the tails of Student's t;
-    both are made up for, with the ratio of the t and normal quantiles. (Of two equal spectra with 2 to 16 probes of
-    their own, 0 to 4 % were called different, where 5 % are allowed.) The arithmetic of both sides is added: it moves
-    an eigenvalue, and with it the distance, by at most ``noise |H|_2``.
+    the ratio of the t and normal quantiles corrects for both. (Of two equal spectra with 2 to 16 probes of their own,
+    0 to 4 % were called different, where 5 % are allowed.) The arithmetic of both sides is added: it moves an
+    eigenvalue, and with it the distance, by at most ``noise |H|_2``.
 
-    ``truncation`` bounds what the steps leave open. Between neighbouring Ritz values the distribution function of a
-    probe's own measure is within the larger of their two weights of its Gauss rule (Chebyshev, Markov, Stieltjes); the
-    bound is that area, averaged over probes, and beyond the outermost Ritz values up to the bounds of the ends where
-    they are known. It is a worst case, hardly ever met: where both sides have the same number of steps, most of it
-    cancels.
+    ``truncation`` bounds the error from stopping after ``m`` steps. Between neighbouring Ritz values the distribution
+    functions of a probe's own measure and of its Gauss rule differ by at most the larger of the two weights (Chebyshev,
+    Markov, Stieltjes). The bound is that area, averaged over probes; beyond the outermost Ritz values it extends to the
+    bounds of the ends, if these are known. It is a worst case and hardly ever reached: where both sides have the same
+    number of steps, most of it cancels.
 
     Args:
-        a, b: spectra of the same kind of matrix with the same normalisation of the loss.
+        a: the first spectrum.
+        b: the second spectrum, of the same kind of matrix with the same normalisation of the loss.
         resamples: of the bootstrap, at least 100.
         seed: of the bootstrap.
 
@@ -94,9 +95,9 @@ def spectral_distance(a: Spectrum, b: Spectrum, *, resamples: int = 400, seed: i
     floor = nan
     if min(a.num_probes, b.num_probes) > 1:
         if reason is None:
-            noise = _wobble(first - second, resamples, random)
+            noise = _bootstrap_deviations(first - second, resamples, random)
         else:
-            noise = _wobble(first, resamples, random) - _wobble(second, resamples, random)
+            noise = _bootstrap_deviations(first, resamples, random) - _bootstrap_deviations(second, resamples, random)
         arithmetic = sum(s.quadrature.blur for s in (a, b))
         floor = float(np.quantile(np.abs(noise) @ gaps, CONFIDENCE)) + arithmetic
     truncation = _truncation(a) + _truncation(b)
@@ -109,8 +110,8 @@ def _steps(t: Tridiagonal, at: np.ndarray) -> np.ndarray:
     return cumulated[np.searchsorted(t.nodes, at, side="right")]
 
 
-def _wobble(samples: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
-    """By how much the mean of the rows moves when they are drawn anew, (R, G), widened for how few they are."""
+def _bootstrap_deviations(samples: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """The bootstrap deviations of the mean of the rows, (R, G), widened for the small number of rows."""
     k = len(samples)
     drawn = random.multinomial(k, np.full(k, 1 / k), size=resamples) / k
     widened = sqrt(k / (k - 1)) * t_quantile(k) / t_quantile(10**6)
@@ -123,7 +124,7 @@ def _truncation(s: Spectrum) -> float:
     areas = []
     for t in s.tridiagonals:
         if t.exhausted:
-            areas.append(t.defect)  # the measure is exactly that of a matrix so near
+            areas.append(t.defect)  # the measure is exactly that of a matrix within this distance
             continue
         inside = float(np.maximum(t.weights[1:], t.weights[:-1]) @ np.diff(t.nodes))
         above = 0.0 if top is None else max(0.0, top - t.nodes[-1]) * t.weights[-1]

@@ -453,7 +453,7 @@ def test_records_are_of_the_parameters_at_the_call():
         ({"bn_modes": "both"}, "bn_mode='both': one of 'eval', 'recalibrated', 'train' is needed"),
         ({"dtype": "float16"}, "dtype='float16': 'float32' or 'float64' is needed"),
         ({"params": "nothing*"}, "params='nothing*': no trainable parameter has such a name"),
-        ({"settings": Settings(), "seed": 1}, "seed= beside settings="),
+        ({"settings": Settings(), "seed": 1}, "seed= and settings= exclude each other"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_the_call(options, words):

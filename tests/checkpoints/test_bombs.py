@@ -128,7 +128,7 @@ def test_one_list_many_times_over_is_refused(tmp_path, monkeypatch):
     laughs = ["ha"]
     for _ in range(60):
         laughs = [laughs] * 8
-    assert "one list many times over" in refusal(saved(tmp_path / "a.pt", laughs))
+    assert "one list many times" in refusal(saved(tmp_path / "a.pt", laughs))
 
 
 def test_so_many_operations_are_refused(tmp_path, monkeypatch):

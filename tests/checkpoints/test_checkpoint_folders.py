@@ -132,7 +132,7 @@ def test_a_folder_with_several_files_of_weights_is_passed_over_in_words(tmp_path
     words: list[str] = []
     assert names(find_checkpoints([tmp_path], passed=words.append), tmp_path) == ["step_4"]
     (line,) = words
-    assert line.startswith(f"{tmp_path}: passed over step_30, with several files of weights: a pattern names those")
+    assert line.startswith(f"{tmp_path}: skipped step_30, with several files of weights: a pattern names those")
     assert line.endswith(f"as in '{tmp_path}/*/ema.pt'")
     assert len(find_checkpoints([f"{tmp_path}/*/net.pt"])) == 2
     with pytest.raises(
@@ -423,7 +423,7 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path, name):
     save(tmp_path / "outside.bin")
     mapping = dict.fromkeys(network().state_dict(), name)
     folder = sharded(tmp_path / "checkpoint-8", weight_map=mapping)
-    assert "the name of a file beside it is needed" in refusal(folder)
+    assert "the name of a file in the same folder is needed" in refusal(folder)
 
 
 @pytest.mark.parametrize(

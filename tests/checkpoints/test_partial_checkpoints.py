@@ -462,7 +462,7 @@ def test_a_part_that_does_not_fit_any_more_leaves_its_record_as_that_of_a_whole_
     analyze_run(paths, maker(adapted(0)), QUICK, out=out)
     other.peft_config = {"default": SimpleNamespace(lora_alpha=8)}
     outcome = analyze_run(paths, maker(other), QUICK, out=out, listener=ear)
-    kept = [line.partition(":")[0] for line in ear.lines if line.endswith("; what the file has of it already is kept")]
+    kept = [line.partition(":")[0] for line in ear.lines if line.endswith("; its records in the file are kept")]
     assert kept == [str(paths[0]), str(paths[2]), str(paths[3])]  # also the one before the file was opened
     assert (outcome.new, outcome.kept) == (frozenset(), 1)
     assert [record.status for record in load_trajectory(out)] == ["complete"] * 4

@@ -66,7 +66,7 @@ def test_a_file_that_changes_afterwards_is_not_given_out_again_and_told(tmp_path
     notes: list[str] = []
     clock = Clock({8: lambda: save(path, 2), 12: lambda: save(tmp_path / "ckpt_3.pt", 3)})
     assert watched(tmp_path, clock, notes, settle=2, idle=15) == [("last.pt", 2.0), ("ckpt_3.pt", 14.0)]
-    assert notes == [f"{path} has changed since it was taken up: passed over; a name for each epoch avoids this"]
+    assert notes == [f"{path} has changed since it was found: skipped; a name for each epoch avoids this"]
 
 
 def test_a_folder_that_is_not_there_yet_may_come(tmp_path):
@@ -179,7 +179,7 @@ def test_a_folder_whose_weights_change_afterwards_is_told_and_one_that_gains_oth
     assert notes == []
     clock = Clock({6: lambda: folder(path, 9)})
     assert watched(tmp_path, clock, notes, settle=2, idle=20) == [("checkpoint-8", 2.0)]
-    assert [note.partition(":")[0] for note in notes] == [f"{path} has changed since it was taken up"]
+    assert [note.partition(":")[0] for note in notes] == [f"{path} has changed since it was found"]
 
 
 def test_a_folder_that_is_renamed_when_it_is_whole_is_found_by_its_name(tmp_path):
@@ -202,7 +202,7 @@ def test_a_folder_that_is_passed_over_is_told_once(tmp_path):
     save(folder_of(tmp_path / "step_4") / "a.pt")
     notes: list[str] = []
     assert watched(tmp_path, Clock(), notes, settle=2, idle=9) == [("step_4", 2.0)]
-    assert [note.partition(",")[0] for note in notes] == [f"{tmp_path}: passed over step_3"]
+    assert [note.partition(",")[0] for note in notes] == [f"{tmp_path}: skipped step_3"]
 
 
 def folder_of(path: Path) -> Path:

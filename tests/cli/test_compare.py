@@ -116,10 +116,10 @@ def test_the_figure_is_written(here, name):
     [
         (["a.h5"], "1 run or label to compare: at least 2 are needed"),
         ([], "no file to compare"),
-        (["a.h5", "a.h5"], "a.h5: is there twice; a run counts once"),
+        (["a.h5", "a.h5"], "a.h5: is given twice; a run counts once"),
         (["a.h5", "missing.h5"], "missing.h5: no such file"),
         (["--label", "x", "a.h5"], "--label 'x': NAME=FILE,FILE is needed"),
-        (["--label", "x=a.h5,a.h5", "c.h5"], "a.h5: is there twice"),
+        (["--label", "x=a.h5,a.h5", "c.h5"], "a.h5: is given twice"),
         (["a.h5", "c.h5", "--epoch", "9"], "a.h5: epoch=9.0: no record of hessian eval has it; there are 0, 1"),
         (["a.h5", "c.h5", "--bn", "train"], "train: not in every file: a.h5 has hessian eval"),
         (["a.h5", "g.h5"], "not in every file: a.h5 has hessian eval; g.h5 has ggn eval"),
@@ -148,7 +148,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders():
     assert group(["x/run.h5", "y/run.h5"], []) == {"x/run.h5": ["x/run.h5"], "y/run.h5": ["y/run.h5"]}
     assert group(["a.h5"], ["a=b.h5"]) == {"a": ["b.h5"], "a.h5": ["a.h5"]}
     assert group(["a.h5"], ["x=a.h5", "x=b.h5"]) == {"x": ["a.h5", "b.h5"]}
-    with pytest.raises(ArgumentError, match="is there twice"):
+    with pytest.raises(ArgumentError, match="is given twice"):
         group([], ["x=a.h5", "y=a.h5"])
 
 

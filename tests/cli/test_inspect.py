@@ -156,7 +156,7 @@ def test_a_folder_is_shown_with_its_checkpoints_in_the_order_of_training(tmp_pat
     lines = [line.split() for line in result.stdout.splitlines()[:4]]
     assert lines == [
         [f"{tmp_path}:", "2", "checkpoints"],
-        ["checkpoint", "epoch", "step", "weights", "in", "beside", "them"],
+        ["checkpoint", "epoch", "step", "weights", "in", "other", "files"],
         ["checkpoint-8", "1", "8", "pytorch_model.bin", "optimizer.pt,", "trainer_state.json"],
         ["checkpoint-100", "12.5", "100", "pytorch_model.bin", "optimizer.pt,", "trainer_state.json"],
     ]
@@ -186,7 +186,7 @@ def test_a_folder_of_shards_is_one_checkpoint_and_a_broken_one_is_a_line(tmp_pat
     index.write_text(json.dumps({"weight_map": {"w1": "../../x"}}))
     broken = run(folder)
     assert broken.exit_code == 1
-    assert "the file of 'w1' is '../../x': the name of a file beside it is needed" in broken.stdout
+    assert "the file of 'w1' is '../../x': the name of a file in the same folder is needed" in broken.stdout
     assert broken.stderr.count("\n") == 1
 
 

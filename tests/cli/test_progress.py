@@ -149,7 +149,7 @@ def test_a_phase_that_is_short_and_the_time_between_records_are_not_shown(capsys
         display.phase("reading", 0, 0, "")
         display.duplicate(Path("a.pt"), Path("b.pt"), 1)
         time.sleep(0.3)
-    assert capsys.readouterr().err == "[1/1] : has the content of b.pt: passed over\n"
+    assert capsys.readouterr().err == "[1/1] : has the content of b.pt: skipped\n"
 
 
 @pytest.mark.usefixtures("quickly")

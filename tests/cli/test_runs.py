@@ -145,7 +145,7 @@ def test_parts_of_other_settings_are_not_merged(here):
 def test_a_checkpoint_that_is_there_twice_is_analysed_once(here):
     shutil.copy("run/ckpt_4.pt", "run/ckpt_4_best.pt")
     result = succeeds("analyze", "run", *QUICK)
-    assert "has the content of ckpt_4.pt: passed over" in result.stderr
+    assert "has the content of ckpt_4.pt: skipped" in result.stderr
     assert epochs_in("run.h5") == [0, 1, 2, 3, 4]
 
 
@@ -153,13 +153,13 @@ def test_a_copy_of_the_weights_in_another_file_is_passed_over_in_a_line(here):
     content = torch.load("run/ckpt_4.pt")
     torch.save({**content, "callbacks": {"a": 1}}, "run/ckpt_4-v1.pt")
     result = succeeds("analyze", "run", *QUICK, "--progress", "lines")
-    assert "[6/6] ckpt_4-v1.pt (6/6): has the weights of ckpt_4.pt: passed over\n" in result.stderr
+    assert "[6/6] ckpt_4-v1.pt (6/6): has the weights of ckpt_4.pt: skipped\n" in result.stderr
     assert epochs_in("run.h5") == [0, 1, 2, 3, 4]
     events = succeeds("analyze", "run", *QUICK, "--progress", "json").stderr.splitlines()
     (event,) = [json.loads(line) for line in events if '"duplicate"' in line]
     assert (event["checkpoint"], event["of"], event["same"]) == ("run/ckpt_4-v1.pt", "run/ckpt_4.pt", "weights")
     drawn = succeeds("analyze", "run", *QUICK, "--progress", "bar")
-    assert "ckpt_4-v1.pt: has the weights of ckpt_4.pt: passed over" in drawn.stderr
+    assert "ckpt_4-v1.pt: has the weights of ckpt_4.pt: skipped" in drawn.stderr
 
 
 def test_a_copy_is_passed_over_in_a_later_call_unless_the_task_is_made_for_each_checkpoint(here):
@@ -185,7 +185,7 @@ def test_folders_of_a_trainer_are_a_run_and_a_line_says_what_was_taken(here):
     result = succeeds("analyze", "out", *QUICK)
     said = "spectra: out: taken are pytorch_model.bin in it, and its folders checkpoint-8, checkpoint-16"
     assert result.stderr.splitlines()[0] == said
-    assert "pytorch_model.bin (3/3): has the content of checkpoint-16: passed over" in result.stderr
+    assert "pytorch_model.bin (3/3): has the content of checkpoint-16: skipped" in result.stderr
     records = list(load_trajectory("run.h5"))
     assert [(record.checkpoint, record.epoch, record.step) for record in records] == [
         ("out/checkpoint-8", 0.5, 8), ("out/checkpoint-16", 1, 16)

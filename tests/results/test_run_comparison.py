@@ -149,7 +149,7 @@ def test_what_may_explain_a_difference_is_said_in_one_line(changes, words):
     ("made", "words"),
     [
         (lambda: [Arm("a", (record(),))], "1 run or label to compare: at least 2 are needed"),
-        (lambda: arms((1.0,), (1.0,), names="aa"), "label 'a' is there twice"),
+        (lambda: arms((1.0,), (1.0,), names="aa"), "label 'a' is given twice"),
         (lambda: [*arms((1.0,)), Arm("b", ())], "label 'b' has no runs"),
         (lambda: [*arms((1.0,)), Arm("b", (failed_record(3.0),))], "failed and cannot be compared: NaN weights"),
         (lambda: [*arms((1.0,)), Arm("b", (record(operator="ggn"),))], "operators hessian and ggn cannot be compared"),

@@ -234,7 +234,7 @@ def test_a_failed_record_does_not_replace_an_unverified_one(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("spectra.analysis.run.records_of", raising(NumericsError("not now")))
         result = analyze_both()
-    assert "not now; what the file has of it already is kept" in result.stderr
+    assert "not now; its records in the file are kept" in result.stderr
     assert statuses() == ["unverified", "unverified"]
 
 

@@ -87,7 +87,7 @@ def test_what_differs_between_probes_alone_is_refused_with_its_bound():
         found = population_error(random.standard_normal((8, 20)), np.ones(20))
         told += found.stderr is not None
         if found.stderr is None:
-            assert "lost in the scatter of the probes" in found.reason
+            assert "which the scatter of the probes hides" in found.reason
     assert told <= 20
 
 

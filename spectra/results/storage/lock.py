@@ -83,7 +83,7 @@ def refuse_if_written(path: str | Path) -> None:
     target = resolved(path)
     # To open and close its lock file would let go of a lock that this process holds, so that is asked first.
     if target in _HELD:
-        raise StorageError(f"{path}: this process is writing it; what it has is not all of it yet")
+        raise StorageError(f"{path}: this process is writing it; the file is not complete yet")
     try:
         import fcntl
 

@@ -167,7 +167,7 @@ def _same(like: Sequence[tuple[int, _Found]], one: _Found) -> tuple[int | None, 
             return place, True
         if whole and a.same_place(b):
             raise StorageError(
-                f"{one.part}: {one.record.checkpoint} was another file than in {other.part}: its SHA-256 was "
+                f"{one.part}: {one.record.checkpoint} is not the same file as in {other.part}: its SHA-256 was "
                 f"{b.subject[:12]}... in place of {a.subject[:12]}..."
             )
         if not whole and (a == b or a.same_place(b)):

@@ -100,7 +100,7 @@ def test_two_contents_under_one_name_are_refused_with_both(tmp_path):
     b = write(tmp_path / "b.h5", record_of(1, checkpoint_sha256="f" * 64))
     with pytest.raises(StorageError) as caught:
         merge([a, b], tmp_path / "run.h5")
-    assert "run/ckpt_1.pt was another file than in" in str(caught.value)
+    assert "run/ckpt_1.pt is not the same file as in" in str(caught.value)
     assert "its SHA-256 was ffffffffffff... in place of 000000000000..." in str(caught.value)
 
 

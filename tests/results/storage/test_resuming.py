@@ -500,7 +500,7 @@ def test_the_threads_of_what_is_there_are_used_again_and_set_back(stop, paths, o
     analyze_run(paths, make_task, asked(), out=out, listener=ear)
     assert [record.provenance["threads"] for record in load_trajectory(out)] == [1, 1]
     assert torch.get_num_threads() == 2
-    assert "computing with 1 threads, as what is in the file" in ear.said
+    assert "computing with 1 threads, like the records in the file" in ear.said
 
 
 def test_the_threads_of_another_machine_are_not_taken(paths, out, monkeypatch, two_threads):
@@ -533,7 +533,7 @@ def test_more_threads_than_there_are_cores_are_not_used_and_told(paths, out, mon
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     ear = Notes()
     analyze_run(paths, make_task, asked(), out=out, listener=ear)
-    assert "what is in the file was computed with 2 threads; here are 1 cores" in ear.said
+    assert "the records in the file were computed with 2 threads; here are 1 cores" in ear.said
     assert [record.provenance["threads"] for record in load_trajectory(out)] == [2, 1]
 
 
