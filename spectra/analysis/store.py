@@ -170,7 +170,8 @@ class Store:
 
     def _append(self, record: Record) -> None:
         assert self.file is not None
-        self.added.add(self.file.append(record).identity)
+        record = self.file.append(record)
+        self.added.add(self.file.kept_identity(record))
         if record.status != "failed":
             self._threads = (_threads_of([record]),)
 

@@ -73,7 +73,7 @@ def allowed(limits: Limits) -> dict[str, Any]:
         "torch._utils._rebuild_device_tensor_from_numpy": rebuild.from_numpy,
         "torch._utils._rebuild_device_tensor_from_cpu_tensor": rebuild.from_cpu,
         "torch._tensor._rebuild_from_type_v2": rebuild.of_type,
-        **{f"torch._utils._rebuild_{name}": _unusable(words) for name, words in _UNUSABLE.items()},
+        **_UNUSABLE_FUNCTIONS,
     }
 
 
@@ -133,7 +133,7 @@ class Rebuild:
     def of_type(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
         """A tensor with attributes; the attributes are dropped."""
         owner = getattr(function, "__self__", None)
-        ours = owner is self or any(function is one for one in _OF_UNUSABLE)
+        ours = owner is self or any(function is one for one in _UNUSABLE_FUNCTIONS.values())
         if not ours or not isinstance(kind, Named) or type(arguments) is not tuple:
             raise _not_written("a tensor")
         return function(*arguments)
@@ -176,11 +176,11 @@ def _unusable(words: str) -> Any:
     def rebuild(*arguments: Any) -> Unusable:
         return Unusable(words)
 
-    _OF_UNUSABLE.append(rebuild)
     return rebuild
 
 
-_OF_UNUSABLE: list[Any] = []
+# Made once: a function per file would stay in memory.
+_UNUSABLE_FUNCTIONS = {f"torch._utils._rebuild_{name}": _unusable(words) for name, words in _UNUSABLE.items()}
 
 
 def _tensor(data: Any) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from spectra.jsonable import dumps
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """The origin of the weights of a record: a checkpoint file, or a snapshot of the model at an epoch or step."""
 
@@ -36,7 +36,7 @@ class Place:
         return name if self.step is None else f"{name} step {self.step}".strip()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Identity:
     """The key by which two records are the same record: weights, matrix, probes and data.
 

@@ -275,8 +275,13 @@ def test_watch_analyses_what_training_writes_until_it_is_told_to_stop(here):
                 assert len(load_trajectory("run.h5")) == 5  # half a file is waited for
                 file.write(whole[1000:])
             _wait_for("run.h5", 6)
+            error = ""
+            while "[6]" not in error:  # the record is in the file before its line is printed
+                error += child.stderr.readline()
+            time.sleep(1)  # until it waits again
             child.send_signal(signal.SIGTERM)
-            out, error = child.communicate(timeout=120)
+            out, rest = child.communicate(timeout=120)
+            error += rest
         finally:
             child.kill()
     assert child.returncode == 0, error

@@ -1,20 +1,20 @@
-"""What a run keeps in memory of the records in its file, and finding them without going through all of them."""
+"""What a run keeps in memory of the records in its file, and how it finds one without going through all of them."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from spectra.results.identity import Identity
 from spectra.results.record import Record
 
 K = TypeVar("K")  # of names
-_ANY = object()  # in a key: whatever the epoch or the step is
+_ANY = object()  # in a key: whatever the epoch is
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Known:
     """What is kept in memory of a record in the file, so that a long run needs no more than a short one."""
 
@@ -26,12 +26,22 @@ class Known:
 
     @classmethod
     def of(cls, record: Record) -> Known:
+        """Keep what finds a record; texts that several records share are kept once."""
         hashed, of_file = record.checkpoint_sha256 is not None, record.checkpoint is not None
-        return cls(record.identity, record.status == "complete", record.status != "failed", hashed, of_file)
+        identity = record.identity
+        identity = replace(
+            identity,
+            subject=sys.intern(identity.subject),
+            checkpoint=_shared(identity.checkpoint),
+            weights=_shared(identity.weights),
+        )
+        return cls(identity, record.status == "complete", record.status != "failed", hashed, of_file)
 
 
 class Index(Generic[K]):
     """Records by name, and names by identity, place and weights. Each step takes the same time for any number of them.
+
+    Names are kept by the hashes of their keys, which take little memory; what a key finds is compared in full.
 
     Example:
         >>> from spectra.results.identity import Place
@@ -43,7 +53,7 @@ class Index(Generic[K]):
 
     def __init__(self, known: Iterable[tuple[K, Known]] = ()) -> None:
         self._known: dict[K, Known] = {}
-        self._names: dict[tuple[Any, ...], dict[K, None]] = {}
+        self._names: dict[int, K | list[K]] = {}  # a list where there are several
         for name, one in known:
             self.add(name, one)
 
@@ -59,43 +69,63 @@ class Index(Generic[K]):
             self.remove(name)
         self._known[name] = known
         for key in _keys(known.identity):
-            self._names.setdefault(key, {})[name] = None
+            others = self._of(key)
+            self._names[key] = [*others, name] if others else name
 
     def remove(self, name: K) -> None:
+        """Remove the record of this name."""
         for key in _keys(self._known.pop(name).identity):
-            names = self._names[key]
-            del names[name]
-            if not names:
+            names = [other for other in self._of(key) if other != name]
+            if names:
+                self._names[key] = names if len(names) > 1 else names[0]
+            else:
                 del self._names[key]
+
+    def _of(self, key: int) -> list[K]:
+        if key not in self._names:
+            return []
+        names = self._names[key]
+        return names if isinstance(names, list) else [names]
 
     def same(self, identity: Identity) -> list[K]:
         """The names of the records of an identity."""
-        return self._found([("same", identity)])
+        return self._matching([_key("same", identity, identity.subject)], lambda one: one == identity)
 
     def of_file(self, identity: Identity) -> list[K]:
         """The names of the records for which ``is_of_file(identity)`` holds."""
-        return [] if identity.weights is not None else self._found([("file", identity.subject, identity.question)])
+        return self._matching([_key("file", identity, identity.subject)], lambda one: one.is_of_file(identity))
 
     def at_place(self, identity: Identity) -> list[K]:
         """The names of the records for which ``same_place(identity)`` holds."""
-        return self._found([("place", identity.checkpoint, identity.question)])
+        return self._matching([_key("place", identity, identity.checkpoint)], lambda one: one.same_place(identity))
 
     def twins(self, identity: Identity) -> list[K]:
         """The names of the records for which ``twin_of(identity)`` holds."""
-        times = [(_ANY,) if at is None else (at, None) for at in identity.time]
-        return self._found(("twin", identity.weights, identity.question, *time) for time in itertools.product(*times))
+        epoch = identity.time[0]
+        epochs = (_ANY,) if epoch is None else (epoch, None)
+        keys = [_key("twin", identity, identity.weights, at) for at in epochs]
+        return self._matching(keys, lambda one: one.twin_of(identity))
 
-    def _found(self, keys: Iterable[tuple[Any, ...]]) -> list[K]:
-        return list(dict.fromkeys(name for key in keys for name in self._names.get(key, ())))
+    def _matching(self, keys: Iterable[int], holds: Callable[[Identity], bool]) -> list[K]:
+        names = dict.fromkeys(name for key in keys for name in self._of(key))
+        return [name for name in names if holds(self._known[name].identity)]
 
 
-def _keys(identity: Identity) -> Iterator[tuple[Any, ...]]:
-    """What a record is found by."""
-    yield "same", identity
+def _shared(text: str | None) -> str | None:
+    return None if text is None else sys.intern(text)
+
+
+def _key(what: str, identity: Identity, *parts: object) -> int:
+    return hash((what, *parts, identity.question))
+
+
+def _keys(identity: Identity) -> Iterator[int]:
+    """The hashes by which a record is found, each once."""
+    keys = [_key("same", identity, identity.subject)]
     if identity.checkpoint is not None:
-        yield "place", identity.checkpoint, identity.question
+        keys.append(_key("place", identity, identity.checkpoint))
     if identity.subject.endswith(f" {identity.weights}"):
-        yield "file", identity.subject.removesuffix(f" {identity.weights}"), identity.question
+        keys.append(_key("file", identity, identity.subject.removesuffix(f" {identity.weights}")))
     if identity.weights is not None:
-        for time in itertools.product(*((at, _ANY) for at in identity.time)):
-            yield "twin", identity.weights, identity.question, *time
+        keys += [_key("twin", identity, identity.weights, epoch) for epoch in (identity.time[0], _ANY)]
+    return iter(dict.fromkeys(keys))

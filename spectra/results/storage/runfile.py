@@ -211,6 +211,11 @@ class RunFile:
     def _complete(self, names: Sequence[str]) -> list[Known]:
         return [self._known[name] for name in names if self._known[name].complete]
 
+    def kept_identity(self, record: Record) -> Identity:
+        """The identity of a record in the file, as the object that is kept in memory of it."""
+        (name,) = self._known.same(record.identity)
+        return self._known[name].identity
+
     def append(self, record: Record) -> Record:
         """Add a record. One of the same checkpoint, operator and mode that is not complete is replaced.
 
