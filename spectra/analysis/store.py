@@ -111,7 +111,7 @@ class Store:
                 self.listener.note(f"{self.out}: is begun anew: {'; '.join(self.file.replaced)}")
             self.settings = settings
             for record in (replace(one, settings=settings) for one in self.waiting):
-                if self.file.has(record.identity):
+                if self.file.has_numbers(record.identity):
                     self.listener.note(f"{record.reason}; its records in the file are kept")
                 else:
                     self._append(record)

@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 #: Characters of a traceback that a record keeps: the end, where the error is.
 _LONGEST = 8000
 
-
 # Patterns of torch errors that state a limit of the model: another precision, second derivatives, batches of one row in
 # train mode, a copy.
 _LIMITS = re.compile(
@@ -74,7 +73,6 @@ class Faults:
         self.label = label
         self.reasons: list[str] = []
         self.tracebacks: list[str] = []
-        self.first: Exception | None = None
 
     @contextlib.contextmanager
     def kept(self, part: str) -> Iterator[None]:
@@ -91,7 +89,6 @@ class Faults:
             part: what was computed, such as ``the check of the traces``.
             error: what was raised.
         """
-        self.first = self.first or error
         self.reasons.append(f"{part}: {in_one_line(error)}")
         self.tracebacks.append("".join(traceback.format_exception(error))[-_LONGEST:])
         logger.error("%s: unexpected error in %s", self.label, self.reasons[-1])

@@ -238,6 +238,27 @@ def test_a_failed_record_does_not_replace_an_unverified_one(here, monkeypatch):
     assert statuses() == ["unverified", "unverified"]
 
 
+def test_an_unverified_record_is_kept_if_the_first_checkpoint_fails_before_the_file_is_open(here, monkeypatch):
+    with monkeypatch.context() as patch:
+        broken(patch)
+        analyze_both()
+    original, seen = "spectra.analysis.run.Recipient.load", []
+    load = spectra.analysis.run.Recipient.load
+
+    def failing_once(self, checkpoint, model):
+        seen.append(checkpoint)
+        if len(seen) == 1:
+            raise CheckpointError("net_0.pt: does not fit now")
+        return load(self, checkpoint, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(original, failing_once)
+        result = analyze_both()
+    assert result.exit_code == 0, result.stderr
+    assert "does not fit now; its records in the file are kept" in result.stderr
+    assert statuses() == ["unverified", "complete"]
+
+
 def test_strict_stores_the_record_and_stops(here, monkeypatch):
     broken(monkeypatch)
     result = analyze_both("--strict")

@@ -213,8 +213,7 @@ class RunFile:
 
     def kept_identity(self, record: Record) -> Identity:
         """The identity of a record in the file, as the object that is kept in memory of it."""
-        (name,) = self._known.same(record.identity)
-        return self._known[name].identity
+        return self._known[self._known.same(record.identity)[-1]].identity
 
     def append(self, record: Record) -> Record:
         """Add a record. One of the same checkpoint, operator and mode that is not complete is replaced.
