@@ -1,6 +1,6 @@
-"""Putting a whole new file in the place of an old one: at every instant there is one or the other, never a part.
+"""Replaces a file in one step, so that at every instant the old or the new one is complete.
 
-And adding to the end of a file, which leaves all that was in it as it is.
+Also appends to a file without changing the bytes that are there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 from spectra.errors import StorageError
 from spectra.results.storage.safe_open import mode_of_regular, open_regular
 
-#: Bytes written and flushed to see that there is room for a first record, before hours are spent on it.
+#: Bytes of the trial file, which shows before a long computation that the disk has space for a first record.
 ROOM = 256 * 1024
 
 
 def fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """What changes whenever a file is replaced or written to; None where there is no file."""
+    """(inode, modification time, size): differs after the file was replaced or written to; None without a file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -32,7 +32,7 @@ def fingerprint(path: Path) -> tuple[int, int, int] | None:
 
 
 def check_writable(path: Path, *, shown: str) -> None:
-    """See by a trial that a file can be written beside `path` and take its place. Leaves nothing behind.
+    """Test that a file can be written in the folder of `path` and replace it; the trial file is removed.
 
     Args:
         path: where the file will be.
@@ -59,15 +59,15 @@ def check_writable(path: Path, *, shown: str) -> None:
 
 
 def replace_file(path: Path, content: bytes, *, shown: str | None = None) -> None:
-    """Write `content` beside `path`, flush it to the disk, and rename it to `path`: all of it, or nothing.
+    """Write a temporary file in the folder of `path`, flush it to the disk, and rename it to `path`.
 
     Args:
         path: where the file will be.
-        content: all of it.
+        content: of the whole file.
         shown: its name for messages, if that is not `path`.
 
     Raises:
-        StorageError: it could not be written; `path` is what it was, and nothing is left beside it.
+        StorageError: it could not be written; `path` is unchanged, and the temporary file is removed.
     """
     with _writing(shown or str(path)):
         mode = mode_of_regular(path)
@@ -78,16 +78,16 @@ def replace_file(path: Path, content: bytes, *, shown: str | None = None) -> Non
 
 
 def extend_file(path: Path, start: int, pieces: Sequence[memoryview], *, shown: str) -> None:
-    """Write behind the first `start` bytes of a file, and flush it to the disk. These bytes stay as they are.
+    """Keep the first `start` bytes of a file, write after them, and flush it to the disk.
 
     Args:
-        path: of the file, which is made where there is none.
-        start: how much of it is kept; what is behind that goes.
-        pieces: what comes after it.
+        path: the file, created if it does not exist.
+        start: number of bytes that are kept; all later bytes are removed.
+        pieces: written after them.
         shown: its name for messages.
 
     Raises:
-        StorageError: it could not be written; the first `start` bytes are what they were.
+        StorageError: it could not be written; the first `start` bytes are unchanged.
     """
     with _writing(shown):
         descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT, follow=False)
@@ -100,7 +100,7 @@ def extend_file(path: Path, start: int, pieces: Sequence[memoryview], *, shown: 
 
 
 def cut_back(path: Path, size: int) -> None:
-    """Remove what an interrupted `extend_file` left behind the first `size` bytes, as far as that is possible."""
+    """Remove the bytes that an interrupted `extend_file` wrote after the first `size`; errors are ignored."""
     with contextlib.suppress(OSError):
         descriptor = open_regular(path, os.O_WRONLY, follow=False)
         try:
@@ -111,10 +111,10 @@ def cut_back(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[tuple[Path, int]]:
-    """A new file beside `path` under a name that nobody can know before; removed at the end if it is still there.
+    """A new file in the folder of `path` with an unpredictable name; removed at the end if it still exists.
 
-    Returns:
-        Its name, and its descriptor, which the caller closes.
+    Yields:
+        Its path, and its descriptor, which the caller closes.
     """
     temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(8)}.part")
     try:
@@ -132,12 +132,12 @@ def _write(descriptor: int, content: bytes, mode: int | None) -> None:
 
 
 def _write_whole(file: Any, rest: memoryview) -> None:
-    while rest:  # a disk that is nearly full takes a part; the next call says why
+    while rest:  # a nearly full disk accepts a part; the next call raises the reason
         rest = rest[file.write(rest) :]
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the rename last through a power cut, where folders can be flushed."""
+    """Make the rename survive a power cut, where folders can be flushed."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -154,24 +154,24 @@ def _prefix(path: Path) -> str:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes of this machine that were killed while writing `path` left beside it."""
+    """Remove the temporary files of `path` whose processes, on this machine, were killed."""
     wanted = re.compile(re.escape(_prefix(path)) + r"(\d{1,9})(-[0-9a-f]+)?\.part")
     for leftover in path.parent.iterdir():
         named = wanted.fullmatch(leftover.name)
         if named and not _is_running(int(named[1])):
-            with contextlib.suppress(IsADirectoryError, PermissionError):  # a folder is none of ours
+            with contextlib.suppress(IsADirectoryError, PermissionError):  # a folder is not ours
                 leftover.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
-    import psutil  # only needed when something was left behind
+    import psutil  # only needed if there are such files
 
     return bool(psutil.pid_exists(process))
 
 
 @contextlib.contextmanager
 def _writing(shown: str) -> Iterator[None]:
-    """Turn what the system says about a failed write into one line with the name of the file."""
+    """Turn a system error of a failed write into one line with the name of the file."""
     try:
         yield
     except StorageError:

@@ -1,4 +1,4 @@
-"""Single cells of the results file: attributes, texts and padded tables, and the checksums over a group."""
+"""Attributes, texts and padded tables of a results file, and the checksum of a group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from spectra.jsonable import printable
 from spectra.results.storage.branch import Branch
 
-#: Attributes that say something about the bytes, not about the record, and parts that follow from the rest.
+#: Attributes and groups without influence on the checksum: they describe the bytes, or follow from other data.
 UNSUMMED_ATTRIBUTES = ("checksum", "complete")
 UNSUMMED_GROUPS = ("records", "estimates")
 
@@ -20,19 +20,19 @@ _TEXT = h5py.string_dtype("utf-8")
 
 
 def seal(group: h5py.Group) -> None:
-    """Write the checksum of a group into its attribute `checksum`. Groups inside it are sealed before."""
+    """Write the checksum of a group into its attribute `checksum`. Groups inside it must have theirs."""
     group.attrs["checksum"] = checksum(group)
 
 
 def verify(group: h5py.Group | Branch, *, without: tuple[str, ...] = ()) -> None:
-    """Compare the checksums of a group, and of those inside it, with what they hold.
+    """Compare the checksums of a group, and of the groups inside it, with their contents.
 
     Args:
-        group: with everything that counts.
-        without: names of groups inside it, at any depth, that are compared by themselves.
+        group: with all its contents.
+        without: names of groups inside it, at any depth, that are not compared.
 
     Raises:
-        ValueError: one does not match.
+        ValueError: a checksum does not match.
     """
     for name in sorted(group):
         if name not in (*UNSUMMED_GROUPS, *without) and isinstance(child := group[name], h5py.Group | Branch):
@@ -44,7 +44,7 @@ def verify(group: h5py.Group | Branch, *, without: tuple[str, ...] = ()) -> None
 def checksum(group: h5py.Group | Branch) -> str:
     """SHA-256 over the attributes and datasets of a group, by sorted name, and the checksums of the groups inside it.
 
-    The attributes `checksum` and `complete` and the groups `records` and `estimates` do not count.
+    The attributes `checksum` and `complete` and the groups `records` and `estimates` are not included.
     """
     digest = hashlib.sha256()
     for piece in _pieces(group):
@@ -84,7 +84,7 @@ def _content(kind: str, name: str, value: Any) -> Iterator[bytes]:
 
 
 def padded(rows: list[np.ndarray]) -> np.ndarray:
-    """(k, m): rows of different lengths, NaN behind the shorter ones."""
+    """(k, m): rows of different lengths, padded with NaN at the end."""
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for row, values in zip(table, rows, strict=True):
         row[: len(values)] = values
@@ -92,7 +92,7 @@ def padded(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def set_attribute(group: h5py.Group, name: str, value: str | float | None) -> None:
-    """An attribute: UTF-8 text, int64 (uint64 beyond it) or float64. None is an attribute that is not there."""
+    """Write an attribute as UTF-8 text, int64 (uint64 beyond its range) or float64; None writes nothing."""
     if value is None:
         return
     if isinstance(value, str):
@@ -104,19 +104,22 @@ def set_attribute(group: h5py.Group, name: str, value: str | float | None) -> No
 
 
 def get_attribute(group: h5py.Group | Branch, name: str) -> Any:
+    """The value of an attribute, as a Python number or text; None if it is absent."""
     value = group.attrs.get(name)
     return value.item() if isinstance(value, np.generic) else value
 
 
 def get_array(group: Branch, path: str) -> np.ndarray | None:
+    """The values of a dataset; None if it is absent."""
     return group[path][()] if path in group else None
 
 
 def write_texts(group: h5py.Group, name: str, texts: Iterable[str]) -> None:
+    """Write a one-dimensional dataset of texts in UTF-8, without unprintable characters."""
     cleaned = [printable(text) for text in texts]
     group.create_dataset(name, shape=(len(cleaned),), data=cleaned or None, dtype=_TEXT)
 
 
 def read_texts(texts: np.ndarray | h5py.Dataset) -> list[str]:
-    """The texts of a dataset, which is UTF-8."""
+    """The texts of a dataset in UTF-8."""
     return [text.decode() if isinstance(text, bytes) else str(text) for text in texts[()].tolist()]

@@ -1,4 +1,4 @@
-"""A group of a results file as it is in memory: attributes, arrays, and the groups inside it."""
+"""A group of a results file in memory: attributes, arrays, and the groups inside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Branch(Mapping[str, Any]):
-    """What a group holds. It is asked as an ``h5py.Group`` is: by names, also of things within its groups.
+    """The contents of a group, with the interface of ``h5py.Group``: items by name or by path.
 
     Args:
         name: its path in the file.
@@ -18,12 +18,12 @@ class Branch(Mapping[str, Any]):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.attrs: dict[str, Any] = {}  # numbers of NumPy, and texts
-        self.children: dict[str, Branch | np.ndarray | h5py.Dataset] = {}  # texts are UTF-8, of the dtype object
+        self.attrs: dict[str, Any] = {}  # NumPy scalars, and texts
+        self.children: dict[str, Branch | np.ndarray | h5py.Dataset] = {}  # texts: UTF-8, dtype object
 
     @classmethod
     def of(cls, group: h5py.Group) -> Branch:
-        """What is in a group of an open file, of which nothing is to be feared."""
+        """The contents of a group of a trusted open file."""
         found = cls(str(group.name))
         found.attrs = dict(group.attrs)
         found.children = {

@@ -1,8 +1,8 @@
-"""The line behind the HDF5 data of a results file: their SHA-256, so that HDF5 never sees data that are damaged.
+"""The seal of a results file: a line after the HDF5 data with their SHA-256, so that HDF5 never reads damaged data.
 
-HDF5 checks its own structures in part only: a flipped bit can make it loop for ever. It does not look behind its data,
-so a line there disturbs no reader, nor do the records that a run adds behind the line (``results.storage.appended``).
-A tool that edits the file removes the line, and with it this protection.
+HDF5 checks its own structures only in part: a flipped bit can make it loop forever. It ignores all bytes after its
+data, so neither the seal nor the records that a run appends after it (``results.storage.appended``) disturb a reader.
+A tool that edits the file removes the seal, and with it this protection.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ _LENGTH = len(_MARK) + 64 + 1
 
 
 def sealed(image: bytes) -> bytes:
-    """The bytes of an HDF5 file with the seal behind them."""
+    """The bytes of an HDF5 file, followed by their seal."""
     return image + _MARK + seal_of(image).encode() + b"\n"
 
 
 def unsealed(content: bytes, shown: str) -> bytes:
-    """What stands before the seal; all of it where there is none.
+    """The bytes before the seal; all bytes if there is no seal.
 
     Args:
         content: of the file.
         shown: its name, for messages.
 
     Raises:
-        StorageError: the seal does not fit what stands before it.
+        StorageError: the seal does not match the bytes before it.
     """
     start = len(content) - _LENGTH
     return _checked(content, start, shown) if content.startswith(_MARK, max(0, start)) else content
 
 
 def parted(content: bytes, shown: str) -> tuple[bytes, bytes | None]:
-    """The HDF5 data of a file, and what stands behind their seal; None where they have no seal.
+    """The HDF5 data of a file, and the bytes after their seal; None if there is no seal.
 
     Raises:
-        StorageError: the seal does not fit what stands before it.
+        StorageError: the seal does not match the bytes before it.
     """
     for start in (data_end(content), len(content) - _LENGTH):
         if content.startswith(_MARK, max(0, start)) and start + _LENGTH <= len(content):
@@ -51,7 +51,7 @@ def parted(content: bytes, shown: str) -> tuple[bytes, bytes | None]:
 
 
 def data_end(content: bytes) -> int:
-    """Where the HDF5 data end, as they say themselves; the end of the file where they do not say it as ours do."""
+    """The end of the HDF5 data, from their superblock; the end of the file for superblocks unlike ours."""
     if content[8:10] != b"\x02\x08":  # version 2 of the superblock, with addresses of 8 bytes
         return len(content)
     return int.from_bytes(content[28:36], "little")
@@ -63,7 +63,7 @@ def seal_of(image: bytes) -> str:
 
 
 def _checked(content: bytes, start: int, shown: str) -> bytes:
-    """What stands before the seal, which begins at `start`."""
+    """The bytes before the seal, which begins at `start`."""
     image = content[:start]
     if seal_of(image).encode() + b"\n" != content[start + len(_MARK) : start + _LENGTH]:
         raise StorageError(f"{shown}: is damaged: its content does not match its SHA-256")
@@ -71,7 +71,7 @@ def _checked(content: bytes, start: int, shown: str) -> bytes:
 
 
 def read_bytes(path: Path, shown: str, *, follow: bool = True) -> bytes:
-    """The whole of a file, if it begins as HDF5 does.
+    """All bytes of a file that begins with the HDF5 signature.
 
     Args:
         path: the file.
@@ -79,7 +79,7 @@ def read_bytes(path: Path, shown: str, *, follow: bool = True) -> bytes:
         follow: whether it may be a symbolic link.
 
     Raises:
-        StorageError: missing, not a regular file, empty, not to be read, or not HDF5.
+        StorageError: missing, not a regular file, empty, not readable, or not HDF5.
     """
     try:
         if path.is_dir():

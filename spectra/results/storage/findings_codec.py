@@ -1,4 +1,4 @@
-"""What a record has beside its spectrum, as HDF5 groups: exact traces, checks against them, sharpness measures."""
+"""The other results of a record, as HDF5 groups: exact traces and spectra, checks, overlaps, sharpness measures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spectra.spectrum.overlap import Overlap
 
 
 def write_findings(group: h5py.Group, record: Record) -> None:
-    """The groups of what the record has; of what it has not, none."""
+    """Write a group for each of these results that the record has."""
     if record.exact is not None:
         _write_exact(group.create_group("exact"), record.exact, record.remainder)
     if record.exact_spectrum is not None:
@@ -37,7 +37,7 @@ def write_findings(group: h5py.Group, record: Record) -> None:
 
 
 def read_findings(group: Branch) -> dict[str, Any]:
-    """The fields of a record that its groups hold."""
+    """The fields of a record that are stored in its groups, by name."""
     found: dict[str, Any] = {}
     if "exact" in group:
         found["exact"], found["remainder"] = _read_exact(group["exact"])

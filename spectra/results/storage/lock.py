@@ -1,13 +1,13 @@
-"""One writer of a results file at a time: a lock of the operating system on a small file beside it.
+"""One writer of a results file at a time: a lock of the operating system on a small file in the same folder.
 
-The lock is the system's, so it ends with the process that holds it, whatever ended that; the file `.run.h5.lock` only
-says who that is. What a dead process left of it stands in nobody's way. Readers need no lock.
+The system releases the lock when its process ends, for any reason. The file `.run.h5.lock` only names the process; the
+lock file of a dead process blocks nobody. Readers need no lock.
 
-Whatever else has that name is neither written nor removed: a link of either kind, a FIFO, a folder. A lock file that
-another user left, and that cannot be written, is locked as it is.
+Anything else of that name (a link of either kind, a FIFO, a folder) is neither written nor removed. A lock file of
+another user that cannot be written is locked without writing to it.
 
-The package `filelock` does not replace this: it also locks a file that has another name (a hard link), and can neither
-say who holds a lock nor look without taking it.
+The package `filelock` does not replace this: it also locks a file that has a second name (a hard link), it cannot name
+the holder of a lock, and it cannot test a lock without acquiring it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pathlib import Path
 from spectra.errors import StorageError
 from spectra.results.storage.safe_open import open_regular, resolved
 
-_MOST = 4096  # bytes of what a lock file says
+_MOST = 4096  # bytes read from a lock file
 _BUSY = (errno.EACCES, errno.EAGAIN)
 _UNNAMED = "another process (whose number is not in the lock file, which is another user's)"
 _REMOVE = "remove it if no run is writing there, or name another --out"
-#: Locks of this kind are the process's own, so a second writer in the same process is noticed here.
+#: These locks belong to a process, so a second writer in the same process is detected by this set.
 _HELD: set[Path] = set()
 
 
@@ -37,13 +37,13 @@ _HELD: set[Path] = set()
 def only_writer(path: str | Path) -> Iterator[None]:
     """Hold the lock of a results file, or refuse.
 
-    Where the file system has no locks, nothing is held: `RunFile.append` still notices another writer, later.
+    Where the file system has no locks, none is held; `RunFile.append` still detects another writer, later.
 
     Args:
         path: the results file, which need not exist; its folder must.
 
     Raises:
-        StorageError: another process writes the file: its number, its machine and its command.
+        StorageError: another process writes the file; the message has its number, machine and command.
 
     Example:
         >>> import tempfile
@@ -65,23 +65,23 @@ def only_writer(path: str | Path) -> Iterator[None]:
     finally:
         _HELD.discard(target)
         if descriptor is not None:
-            # Removed while it is still held: whoever opened the same file before finds that it has no name any more.
+            # Removed while it is held: a process that opened the same file before finds it without a name (_is_named).
             with contextlib.suppress(OSError):
                 lock.unlink()
             os.close(descriptor)
 
 
 def refuse_if_written(path: str | Path) -> None:
-    """See that nobody writes a results file now. Leaves nothing behind, and needs no right to write beside it.
+    """Refuse a results file that is being written. Creates no file, and needs no permission to write in the folder.
 
     Args:
         path: the results file.
 
     Raises:
-        StorageError: a process does: its number, its machine and its command.
+        StorageError: a process writes it; the message has its number, machine and command.
     """
     target = resolved(path)
-    # To open and close its lock file would let go of a lock that this process holds, so that is asked first.
+    # Opening and closing the lock file would release a lock that this process holds, so that is tested first.
     if target in _HELD:
         raise StorageError(f"{path}: this process is writing it; the file is not complete yet")
     try:
@@ -103,7 +103,7 @@ def refuse_if_written(path: str | Path) -> None:
 
 
 def _acquire(lock: Path, shown: str) -> int | None:
-    """The open and locked file; None where there are no locks."""
+    """The descriptor of the locked file; None on a system without locks."""
     try:
         import fcntl
     except ImportError:  # a system without such locks
@@ -115,7 +115,7 @@ def _acquire(lock: Path, shown: str) -> int | None:
             if writable:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             else:
-                # One lock shuts out the owner of the file, the other whoever cannot write it either.
+                # The first lock excludes the owner of the file, the second other users who cannot write it.
                 fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 holder = _UNNAMED
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,11 +134,11 @@ def _acquire(lock: Path, shown: str) -> int | None:
             if writable:
                 _sign(descriptor)
             return descriptor
-        os.close(descriptor)  # its holder removed it between the two steps: once more, with the new one
+        os.close(descriptor)  # its holder removed it after it was opened: try again with a new one
 
 
 def _opened(lock: Path, shown: str) -> tuple[int, bool]:
-    """The open lock file, which is made if there is none, and whether it can be written."""
+    """The descriptor of the lock file, created if needed, and whether it can be written."""
     writable = True
     try:
         try:
@@ -158,7 +158,7 @@ def _opened(lock: Path, shown: str) -> tuple[int, bool]:
 
 
 def _only_shared(descriptor: int) -> bool:
-    """Whether those who hold the lock cannot write its file, so that it does not say who they are."""
+    """Whether the lock is shared: its holders cannot write the file, so it does not name them."""
     import fcntl
 
     try:
@@ -184,7 +184,7 @@ def _sign(descriptor: int) -> None:
         "machine": socket.gethostname(),
         "command": shlex.join([Path(program).name, *arguments])[: _MOST // 8],
     }
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
+    with contextlib.suppress(OSError):  # on a full disk the lock file stays empty
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(who).encode(), 0)
 
@@ -199,5 +199,5 @@ def _holder(descriptor: int) -> str:
 
 
 def _plain(words: object) -> str:
-    """In one line, without what a terminal would obey."""
+    """Text in one line, without control characters."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(words).split()))[: _MOST // 8]

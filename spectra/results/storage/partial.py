@@ -1,14 +1,14 @@
-"""What there is of a record that is not finished: a file beside the results file, which goes when it is complete.
+"""The finished probes of an unfinished record: a file that is removed when the record is complete.
 
-The tree of `run.h5.partial`; it ends with its SHA-256, as the results file does, and is replaced in one step::
+It is in the folder of the results file, ends with its SHA-256 too, and is replaced in one step. `run.h5.partial`::
 
     /                    encoding-type "spectra-partial", encoding-version 1, key and how (JSON)
     /parts/0/000000      a probe of part 0 of the record: its arrays, by name
-    /under-way/000000    a recurrence that is not finished, likewise; attributes: part, vectors (JSON), the latter what
-                         counts of `run.h5.basis` (:mod:`spectra.results.storage.vectors`)
+    /under-way/000000    a recurrence that is not finished, likewise; attributes: part, vectors (JSON: the valid part of
+                         `run.h5.basis`, :mod:`spectra.results.storage.vectors`)
 
-The key says whose probes these are, so that no others are taken for them. `how` says in which way they were computed,
-where there is a choice: what goes on with them does the same.
+The key identifies the record, so that its probes are used for no other one. `how` has the choices by which they were
+computed, such as the width; the computation continues with the same.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class UnderWay:
 
     part: int  # of the record
     recurrences: Sequence[Arrays]  # without their vectors
-    written: Written  # which these are
+    written: Written  # describes the vectors
 
 
 @dataclass(frozen=True)
 class Partial:
-    """The finished probes of a record, and whose they are."""
+    """The finished probes of a record, and the key of the record."""
 
-    key: Mapping[str, Any]  # JSON-able: equal keys are equal numbers
+    key: Mapping[str, Any]  # JSON-able; equal keys mean equal numbers
     how: Mapping[str, Any]  # JSON-able
     parts: Sequence[Sequence[Arrays]]  # the parts of the record, the probes of each from the first on
-    under_way: UnderWay | None = None  # the next of the last part, or the first of the one after it
+    under_way: UnderWay | None = None  # of the last part, or of the one after it
 
     def differs(self, key: Mapping[str, Any]) -> list[str]:
-        """The names of what is not as in another key."""
+        """The names of the entries that differ from another key."""
         other = json.loads(dumps(key))
         return [name for name in sorted({*self.key, *other}) if self.key.get(name) != other.get(name)]
 
@@ -71,7 +71,7 @@ class PartialFile:
         self.shown = f"{out}.{ending}"
 
     def read(self) -> Partial | None:
-        """What the file holds; None where there is none.
+        """The contents of the file; None if there is no file.
 
         Raises:
             StorageError: it is damaged, or not ours.
@@ -80,7 +80,7 @@ class PartialFile:
             return None
         content = read_bytes(self.path, self.shown, follow=False)
         image = unsealed(content, self.shown)
-        if len(image) == len(content):  # HDF5 is not given what has no checksum
+        if len(image) == len(content):  # HDF5 never reads a file without a checksum
             raise StorageError(f"{self.shown}: is damaged: its SHA-256 is missing")
         try:
             with h5py.File(io.BytesIO(image), "r") as file:
@@ -92,14 +92,14 @@ class PartialFile:
                 return Partial(key, how, parts, _under_way_in(file))
         except StorageError:
             raise
-        except Exception as error:  # h5py raises nearly anything
+        except Exception as error:  # h5py raises errors of many types
             raise StorageError(f"{self.shown}: is damaged: {' '.join(str(error).split())}") from error
 
     def write(self, partial: Partial) -> None:
-        """Put it in the place of what was there, in one step.
+        """Replace the file in one step.
 
         Raises:
-            StorageError: it cannot be written; what was there is as it was.
+            StorageError: it cannot be written; the old file is unchanged.
         """
         buffer = io.BytesIO()
         with h5py.File(buffer, "w", libver=("v108", "v108")) as file:
@@ -116,7 +116,7 @@ class PartialFile:
         replace_file(self.path, sealed(buffer.getvalue()), shown=self.shown)
 
     def remove(self) -> None:
-        """Remove the file, and what killed processes left of it.
+        """Remove the file, and the temporary files of killed processes.
 
         Raises:
             StorageError: it cannot be removed.
@@ -143,6 +143,6 @@ def _under_way_in(file: h5py.File) -> UnderWay | None:
     if "under-way" not in file:
         return None
     group = file["under-way"]
-    told = json.loads(group.attrs["vectors"])
-    written = Written(**(told | {"chunks": tuple((int(which), int(count)) for which, count in told["chunks"])}))
+    fields = json.loads(group.attrs["vectors"])
+    written = Written(**(fields | {"chunks": tuple((int(which), int(count)) for which, count in fields["chunks"])}))
     return UnderWay(int(group.attrs["part"]), _arrays_in(group), written)

@@ -1,4 +1,4 @@
-"""Reading a results file: what is refused, what is read at once, and what when it is used."""
+"""Reads a results file: checks it, reads the identity of each record at once, and the data of a record when used."""
 
 from __future__ import annotations
 
@@ -29,26 +29,33 @@ ENCODING_VERSION = 1
 
 
 class Loaded(NamedTuple):
-    """What is in a file."""
+    """The contents of a file."""
 
     trajectory: Trajectory
     records: dict[str, Record]  # by the names of their groups, in the order of arrival
-    growing: bool  # its HDF5 data do not have all of it yet, or may soon not have it
+    growing: bool  # records may follow the HDF5 data: the run has not ended
 
 
 class Whole(NamedTuple):
     """The HDF5 data of a file with all of its records in them."""
 
     image: bytes
-    sealed: bool  # their SHA-256 was in the file, and was compared
+    sealed: bool  # the file has their SHA-256, and it matches
     notes: list[str]
 
 
 def load(path: str | Path, *, shown: str | None = None) -> Loaded:
     """The trajectory in a file, and its records.
 
-    With the checksum of the whole file compared, records are read when they are used. Without it, where another tool
-    has edited the file, all of them are read and compared with the checksums of their groups.
+    Records of a file with a seal are read when they are used. Where another tool has edited the file and removed the
+    seal, all of them are read and compared with the checksums of their groups.
+
+    Args:
+        path: the file.
+        shown: its name for messages, if that is not `path`.
+
+    Raises:
+        StorageError: the file cannot be read, is damaged, is not ours, or is of a newer version.
     """
     name = shown or str(path)
     image, is_sealed, notes = whole(read_bytes(Path(path), name), name)
@@ -66,7 +73,7 @@ def load(path: str | Path, *, shown: str | None = None) -> Loaded:
             growing = GROWING in file.attrs
             if growing and not is_sealed:
                 notes.append(
-                    f"{name}: was edited by another tool before its run had ended: records that stood behind its HDF5 "
+                    f"{name}: was edited by another tool before its run had ended: records after its HDF5 "
                     "data, if any, are lost; the same command computes them again"
                 )
             keys = sorted(every)
@@ -85,29 +92,29 @@ def load(path: str | Path, *, shown: str | None = None) -> Loaded:
 
 
 def whole(content: bytes, name: str, *, ours: str = "") -> Whole:
-    """The HDF5 data of a file, with the records that stand behind them put into them.
+    """The HDF5 data of a file, with the records after them copied into them.
 
     Args:
         content: of the file.
         name: of the file, for messages.
-        ours: the SHA-256 of the last record there, if this process has written all that stand there.
+        ours: the SHA-256 of the last appended record, if this process wrote all of them.
 
     Raises:
-        StorageError: data or records do not match their SHA-256, or hold what spectra does not write.
+        StorageError: data or records do not match their SHA-256, or contain something that spectra does not write.
     """
-    image, behind = parted(content, name)
-    if behind is None:
+    image, appended = parted(content, name)
+    if appended is None:
         if content.find(MARK, data_end(content)) >= 0:
-            raise StorageError(f"{name}: is damaged: records stand behind its HDF5 data, which have no SHA-256")
+            raise StorageError(f"{name}: is damaged: records follow its HDF5 data, which have no SHA-256")
         return Whole(image, False, [])
-    frames, notes = frames_in(behind, seal_of(image), name)
+    frames, notes = frames_in(appended, seal_of(image), name)
     if frames:
         buffer = io.BytesIO(image)
         with _opened(image, name) as file, reading(name, "is damaged"):
             contents = Contents(file, image)
             _check_is_ours(contents, name)
             contents.group(file, "records")
-        with reading(name, "a record behind its HDF5 data is damaged"), h5py.File(buffer, "r+") as file:
+        with reading(name, "a record after its HDF5 data is damaged"), h5py.File(buffer, "r+") as file:
             put(file, frames, ours=frames[-1].sha256 == ours)
         image = buffer.getvalue()
     return Whole(image, True, notes)
@@ -140,7 +147,7 @@ def _check_is_ours(contents: Contents, name: str) -> None:
 
 @contextlib.contextmanager
 def reading(name: str, what: str) -> Iterator[None]:
-    """A file that is not as it should be can make h5py raise nearly anything: one line, with the file and the part."""
+    """Turn any error into one line with the file and the part: on damaged files h5py raises errors of many types."""
     try:
         yield
     except SpectraError:
@@ -152,12 +159,12 @@ def reading(name: str, what: str) -> Iterator[None]:
 def differences(
     there: Mapping[str, Any], wanted: Mapping[str, Any], *, names: tuple[str, str] = ("the file", "")
 ) -> list[str]:
-    """What is not the same in two settings, in words: `seed is 0 in the file, 1 now`.
+    """The differences of two settings, in words: `seed is 0 in the file, 1 now`.
 
     Args:
         there: the settings of a file.
-        wanted: those that are to be the same.
-        names: where each of the two is from; empty: from what is asked now.
+        wanted: the settings to compare with.
+        names: the source of each; empty for the present call.
     """
     missing = object()
 
@@ -173,5 +180,5 @@ def differences(
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
+    """The message of an error, without line breaks; its type if there is none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,7 @@
-"""Opening files beside a results file: regular files only, and through symbolic links only where that is wanted.
+"""Opens regular files only, and follows symbolic links only where the caller allows it.
 
-A folder may come from somebody else, with links, FIFOs and devices under the names that are going to be used. To open
-one must neither wait for another process nor touch a file elsewhere.
+The folder of a results file may come from another person, with links, FIFOs and devices under the names that spectra
+uses. Opening one of them must neither wait for another process nor change a file elsewhere.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from spectra.errors import StorageError
 
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # absent on Windows
 _ALWAYS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def resolved(path: str | Path) -> Path:
-    """The file that a path leads to, which need not exist; symbolic links are followed.
+    """The path with symbolic links followed; the file need not exist.
 
     Raises:
         StorageError: the links form a loop.
@@ -39,8 +39,8 @@ def open_regular(path: Path, flags: int, *, follow: bool) -> int:
 
     Args:
         path: the file.
-        flags: of `os.open`, such as `os.O_RDONLY`. The file must not be emptied by them: it may be any file until it
-            has been looked at.
+        flags: of `os.open`, such as `os.O_RDONLY`; without `os.O_TRUNC`, because the type of the file is checked after
+            it is opened.
         follow: whether the last part of the path may be a symbolic link.
 
     Raises:
@@ -53,7 +53,7 @@ def open_regular(path: Path, flags: int, *, follow: bool) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK) and not follow and path.is_symlink():
             raise OSError(errno.ELOOP, "it is a symbolic link") from error
-        if error.errno == errno.ENXIO:  # a socket, a device without a driver, or a FIFO that nobody reads
+        if error.errno == errno.ENXIO:  # a socket, a device without a driver, or a FIFO without a reader
             raise OSError(errno.ENXIO, "it is not a regular file") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -63,7 +63,7 @@ def open_regular(path: Path, flags: int, *, follow: bool) -> int:
 
 
 def mode_of_regular(path: Path) -> int | None:
-    """The permission bits of the file that is to be replaced; None where there is none.
+    """The permission bits of a regular file; None if it does not exist.
 
     Raises:
         OSError: it is a folder, a FIFO, a device or a socket, or its links form a loop.

@@ -1,7 +1,7 @@
-"""The vectors of recurrences that are under way: a file beside the results file to which new ones are added.
+"""The vectors of unfinished recurrences, in a file in the folder of the results file; new vectors are appended.
 
-The rows of `run.h5.basis`, one after the other as they are in memory. `run.h5.partial` says what they are and how many
-of them count, with their SHA-256. They are written before it is, so that at every instant it says what is there.
+`run.h5.basis` has the rows in their memory layout, one after the other. `run.h5.partial` describes them: their number,
+their recurrences and their SHA-256. The vectors are written first, so at every instant the description is correct.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from spectra.results.storage.safe_open import open_regular
 
 @dataclass(frozen=True)
 class Written:
-    """What of the file counts."""
+    """The valid part of the file."""
 
     size: int  # bytes
-    sha256: str  # of these
+    sha256: str  # of these bytes
     dtype: str  # of the entries
     n: int  # entries of a vector
-    chunks: tuple[tuple[int, int], ...]  # in order: to which recurrence vectors belong, and how many they are
+    chunks: tuple[tuple[int, int], ...]  # (recurrence, number of its vectors), in order
 
     def counts(self, recurrences: int) -> list[int]:
-        """How many vectors each recurrence has."""
+        """The number of vectors of each recurrence."""
         return [sum(count for which, count in self.chunks if which == index) for index in range(recurrences)]
 
 
@@ -44,21 +44,21 @@ class VectorFile:
         self.begin()
 
     def begin(self) -> None:
-        """What is written next is the first: nothing of the file counts."""
+        """Discard the contents: the next vectors are written at the start of the file."""
         self._digest = hashlib.sha256()
         self._size = 0
         self._chunks: list[tuple[int, int]] = []
 
     @property
     def size(self) -> int:
-        """The bytes that count."""
+        """The number of valid bytes."""
         return self._size
 
     def extend(self, rows: Sequence[np.ndarray]) -> Written:
-        """Add rows ``(any number, n)`` of each recurrence, in the order of these.
+        """Append rows ``(any number, n)`` of each recurrence, in the order of the recurrences.
 
         Raises:
-            StorageError: they cannot be written; what counted before still does.
+            StorageError: they cannot be written; the previous vectors stay valid.
         """
         pieces = [np.ascontiguousarray(part).data.cast("B") for part in rows if part.size]
         extend_file(self.path, self._size, pieces, shown=self.shown)
@@ -69,10 +69,10 @@ class VectorFile:
         return Written(self._size, self._digest.hexdigest(), str(rows[0].dtype), rows[0].shape[1], tuple(self._chunks))
 
     def read(self, written: Written, recurrences: int) -> list[np.ndarray]:
-        """The rows of each recurrence; what is added next comes behind them.
+        """The rows of each recurrence; later vectors are appended after them.
 
         Raises:
-            StorageError: the file is not there, or is not what was written.
+            StorageError: the file is missing, or does not match its description.
         """
         self.begin()
         counts = written.counts(recurrences)

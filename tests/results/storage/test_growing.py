@@ -41,7 +41,7 @@ def small(epoch, **changes):
 
 
 def growing(path, count=11):
-    """A run that is not closed, as a kill leaves it: its last two records are behind the HDF5 data."""
+    """A run that is not closed, as a kill leaves it: its last two records follow the HDF5 data."""
     run = RunFile.open(path, SETTINGS)
     for epoch in range(count):
         run.append(small(epoch))
@@ -51,9 +51,9 @@ def growing(path, count=11):
 def split(path):
     """What stands before the frames, and the frames as they lie in the file."""
     content = path.read_bytes()
-    behind = parted(content, "")[1]
-    starts = [at for at in range(len(behind)) if behind.startswith(MARK, at)] + [len(behind)]
-    return content[: len(content) - len(behind)], [behind[a:b] for a, b in itertools.pairwise(starts)]
+    appended = parted(content, "")[1]
+    starts = [at for at in range(len(appended)) if appended.startswith(MARK, at)] + [len(appended)]
+    return content[: len(content) - len(appended)], [appended[a:b] for a, b in itertools.pairwise(starts)]
 
 
 def epochs(path):
@@ -61,7 +61,7 @@ def epochs(path):
 
 
 def check_ended(path, *wanted):
-    """h5py alone sees all records, nothing is beside the file, and its seal is at its end."""
+    """h5py alone sees all records, no other file is in its folder, and its seal is at its end."""
     with h5py.File(path, "r") as file:
         assert "growing" not in file.attrs
         assert sorted(group.attrs["epoch"] for group in file["records"].values()) == sorted(wanted)
@@ -183,7 +183,7 @@ def test_whatever_ends_it_at_any_step_the_records_are_there_and_the_run_goes_on(
         assert not fault_injection.differences(fault_injection.content(out), whole)
         check_ended(out, *range(9))
         out.unlink()
-    assert seen == {True, False}  # records behind the HDF5 data, and none
+    assert seen == {True, False}  # records after the HDF5 data, and none
 
 
 def test_a_last_record_that_was_cut_at_any_byte_is_left_out_and_no_other(path):
@@ -200,7 +200,7 @@ def test_a_last_record_that_was_cut_at_any_byte_is_left_out_and_no_other(path):
         path.write_bytes(main + kept + last[:cut])
         there = load_trajectory(path)
         assert [record.epoch for record in there] == list(range(10))
-        assert list(there.notes) == [f"{path}: the record that was added last is not whole, and is left out"] * (
+        assert list(there.notes) == [f"{path}: the record that was added last is incomplete, and is left out"] * (
             cut > 0
         )
         with RunFile.open(path, SETTINGS) as run:
@@ -277,7 +277,7 @@ def test_a_failure_while_a_record_is_added_leaves_the_file_as_it_was(path, monke
     check_ended(path, *range(12))
 
 
-def test_a_failed_record_is_replaced_by_one_behind_the_data(path):
+def test_a_failed_record_is_replaced_by_one_after_the_data(path):
     run = RunFile.open(path, SETTINGS)
     for record in [small(0), small(1), failed_record(2), small(3), small(4), failed_record(5), small(6)]:
         run.append(record)
@@ -291,7 +291,7 @@ def test_a_failed_record_is_replaced_by_one_behind_the_data(path):
     check_ended(path, *range(7))
 
 
-def test_by_force_records_are_replaced_behind_the_data(path):
+def test_by_force_records_are_replaced_after_the_data(path):
     growing(path).close()
     run = RunFile.open(path, SETTINGS, force=True)
     for epoch in (3, 4, 5):
@@ -304,7 +304,7 @@ def test_by_force_records_are_replaced_behind_the_data(path):
     check_ended(path, *range(11))
 
 
-def test_another_writer_is_noticed_behind_the_data_too(path):
+def test_another_writer_is_noticed_after_the_data_too(path):
     run = growing(path)
     other = RunFile.open(path, SETTINGS)
     run.append(small(11))
@@ -434,7 +434,7 @@ def a_circle(file):
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 @pytest.mark.parametrize("change", [deep, external, link_for_records, stored_elsewhere, no_record, a_circle])
-def test_what_a_record_behind_the_data_may_not_be_is_refused_in_a_line(path, change):
+def test_what_a_record_after_the_data_may_not_be_is_refused_in_a_line(path, change):
     growing(path).close()
     seal = seal_of(path.read_bytes()[:-85])
     good = path.read_bytes()
@@ -442,10 +442,10 @@ def test_what_a_record_behind_the_data_may_not_be_is_refused_in_a_line(path, cha
     assert json.loads(said_by(path)) == [[*range(11), 12], []]
     path.write_bytes(good + Frame(["000020"], image_of(change)).written(seal)[0])
     words = said_by(path)
-    assert words.startswith(f"{path}: a record behind its HDF5 data is damaged: ")
+    assert words.startswith(f"{path}: a record after its HDF5 data is damaged: ")
     assert "\n" not in words
     for use in (lambda: RunFile.open(path, SETTINGS), lambda: merge([path], path.with_name("merged.h5"))):
-        with pytest.raises(StorageError, match="behind its HDF5 data is damaged"):
+        with pytest.raises(StorageError, match="after its HDF5 data is damaged"):
             use()
 
 
@@ -459,17 +459,17 @@ def test_what_a_record_behind_the_data_may_not_be_is_refused_in_a_line(path, cha
         (["000007"], image_of()),
     ],
 )
-def test_a_record_behind_the_data_that_is_no_hdf5_or_has_another_name_is_refused_in_a_line(path, names, image):
+def test_a_record_after_the_data_that_is_no_hdf5_or_has_another_name_is_refused_in_a_line(path, names, image):
     growing(path).close()
     path.write_bytes(path.read_bytes() + Frame(names, image).written(seal_of(path.read_bytes()[:-85]))[0])
     words = said_by(path)
-    assert "behind its HDF5 data is damaged" in words
+    assert "after its HDF5 data is damaged" in words
     assert "\n" not in words
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 @pytest.mark.parametrize(
-    "behind",
+    "appended",
     [
         b"garbage",
         MARK,
@@ -481,18 +481,18 @@ def test_a_record_behind_the_data_that_is_no_hdf5_or_has_another_name_is_refused
         MARK + b"0" * 64 + b" 5 000020\nshort",
     ],
 )
-def test_what_is_no_frame_is_left_out_with_a_note(path, behind):
+def test_what_is_no_frame_is_left_out_with_a_note(path, appended):
     growing(path).close()
-    path.write_bytes(path.read_bytes() + behind)
+    path.write_bytes(path.read_bytes() + appended)
     found, notes = json.loads(said_by(path))
     assert found == list(range(11))
-    assert notes == [f"{path}: the record that was added last is not whole, and is left out"]
+    assert notes == [f"{path}: the record that was added last is incomplete, and is left out"]
     path.write_bytes(path.read_bytes() + MARK)  # something comes after it: it was not written last
-    assert "is not whole" in said_by(path)
+    assert "is incomplete" in said_by(path)
     assert "\n" not in said_by(path)
 
 
-def test_flipped_bits_behind_the_data_are_found(path):
+def test_flipped_bits_after_the_data_are_found(path):
     growing(path)
     main, frames = split(path)
     content, dice, refused = path.read_bytes(), random.Random(0), 0
@@ -519,7 +519,7 @@ def test_frames_of_another_state_of_the_file_are_refused(path):
     main, frames = split(path)
     for wrong in ([frames[1], *frames[1:]], frames[::-1], frames[1:]):
         path.write_bytes(main + b"".join(wrong))
-        with pytest.raises(StorageError, match="record 1 behind its HDF5 data is not whole"):
+        with pytest.raises(StorageError, match="record 1 after its HDF5 data is incomplete"):
             load_trajectory(path)
 
 
