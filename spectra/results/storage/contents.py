@@ -1,11 +1,11 @@
-"""What the HDF5 structure of a file may be, seen before anything in it is read.
+"""Checks the HDF5 structure of a file before its data are read.
 
-A file may come from somebody else. HDF5 can point out of a file (external links, external storage, virtual datasets),
-can be a graph that never ends, and can declare more than it holds. None of this is in a file that spectra wrote, so a
+A file may come from another person. HDF5 files can refer to other files (external links, external storage, virtual
+datasets), can contain circles, and can declare more data than they have. Files written by spectra do none of this, so a
 file with any of it is refused.
 
-A record has some fifty datasets and as many attributes. Each is opened once, by the low-level interface of h5py, and
-both checked and read.
+A record has about fifty datasets and as many attributes. Each is opened once, by the low-level interface of h5py, for
+the check and for reading.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MOST_CHUNK = 2**20  # bytes of a chunk that is larger than its dataset
 _DEFLATE_RATIO = 1032  # the most that deflate gains
 _FILTERS = {h5z.FILTER_DEFLATE: "gzip", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
 _NUMBERS = (h5t.INTEGER, h5t.FLOAT)
-#: A text in a dataset as it lies in the file: its length, and where in the file it is.
+#: How a file refers to a text of a dataset: its length, and its place in the file.
 _TEXT = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 _ANY_TEXT = h5py.string_dtype("utf-8")
 _TEXT_IN_MEMORY = h5t.py_create(_ANY_TEXT)
-#: Types of numbers as they lie in the file -> what NumPy calls them.
+#: Types of numbers in the file, and in NumPy.
 _PLAIN = {
     h5t.FLOAT: ((h5t.IEEE_F64LE, np.dtype("<f8")), (h5t.IEEE_F32LE, np.dtype("<f4"))),
     h5t.INTEGER: (
@@ -41,7 +41,7 @@ _PLAIN = {
 
 
 class Contents:
-    """The objects of an open HDF5 file, each looked at before it is used.
+    """The objects of an open HDF5 file, each checked before it is used.
 
     Args:
         file: open for reading.
@@ -52,22 +52,21 @@ class Contents:
         self.file = file
         self.image = image
         self._walking = threading.Lock()
-        self._checked: dict[str, str] = {}  # groups whose trees have been walked, and what is wrong with them
-        self._known: dict[str, dict[str, Any]] = {}  # groups -> attributes read before the group itself is
-        self._seen: dict[int, str] = {}  # addresses of objects, each of which has one name
-        self._left = len(image)  # of the bytes, each belongs to one dataset
-        self._texts_left = len(image)
-        self._texts_left_at_once = len(image)
+        self._checked: dict[str, str] = {}  # groups that were walked -> what is wrong with them, or ""
+        self._known: dict[str, dict[str, Any]] = {}  # groups -> attributes read before the group itself
+        self._seen: dict[int, str] = {}  # address of an object -> its only path
+        self._left = len(image)  # bytes of the file that no dataset has used so far
+        self._texts_left = self._texts_left_at_once = len(image)
         if file.id.get_create_plist().get_sizes() != (8, 8):
             raise ValueError("its addresses are not of 8 bytes")
 
     def group(self, parent: h5py.Group, name: str) -> h5py.Group:
-        """A group by its name in another one; what is in it has not been looked at.
+        """A group by its name in another one; its contents are not checked.
 
         Raises:
-            ValueError: it is a link to elsewhere, or no group.
+            ValueError: it is a soft or external link, or not a group.
         """
-        path = _whole_path(parent.name, name)
+        path = f"{parent.name.rstrip('/')}/{name}"
         link = parent.id.links.get_info(name.encode())
         _check_link(path, link.type)
         if h5o.get_info(parent.id, name.encode()).type != h5o.TYPE_GROUP:
@@ -76,7 +75,7 @@ class Contents:
         return h5py.Group(h5g.open(parent.id, name.encode()))
 
     def attributes(self, group: h5py.Group, names: tuple[str, ...]) -> dict[str, Any]:
-        """The values of those attributes that are there, of a group whose tree has not been walked."""
+        """The attributes of these names that exist, of a group that has not been walked."""
         path = str(group.name)
         found: dict[str, Any] = {}
         for name in names:
@@ -89,7 +88,7 @@ class Contents:
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in found.items()}
 
     def check(self, group: h5py.Group, *, without: tuple[str, ...] = ()) -> None:
-        """Walk everything in a group. Whatever is read of it afterwards is finite, in this file, and has one name.
+        """Walk everything in a group, which is then known to be finite, in this file, and without second names.
 
         Args:
             group: of the file, reached through `group`.
@@ -98,18 +97,14 @@ class Contents:
         Raises:
             ValueError: something that spectra does not write; the message says what and where.
         """
-        with self._walking:
-            if group.name not in self._checked:
-                self._visit(group, without, keep=False)
-        if wrong := self._checked[group.name]:
-            raise ValueError(wrong)
+        self._visit(group, without, keep=False)
 
     def read(self, group: h5py.Group, *, without: tuple[str, ...] = ()) -> Branch:
-        """Walk a group as `check` does, and read everything in it.
+        """Check a group as `check` does, and read everything in it.
 
         Args:
             group: of the file, reached through `group`.
-            without: paths in it of groups of which only the attribute `checksum` is read.
+            without: paths in it of groups; only their attribute `checksum` is read.
 
         Returns:
             The attributes and arrays of the group and of those inside it, in memory.
@@ -117,25 +112,26 @@ class Contents:
         Raises:
             ValueError: something that spectra does not write; the message says what and where.
         """
-        with self._walking:
-            if wrong := self._checked.get(group.name):
-                raise ValueError(wrong)
-            found = self._visit(group, without, keep=True)
-        if wrong := self._checked[group.name]:
-            raise ValueError(wrong)
-        return found
+        return self._visit(group, without, keep=True)
 
     def _visit(self, group: h5py.Group, without: tuple[str, ...], *, keep: bool) -> Branch:
-        """Walk a group, once more if need be: its bytes are counted once."""
-        name, again = str(group.name), group.name in self._checked
-        left, found = (self._left, self._texts_left), Branch(name)
-        try:
-            self._walk(group.id, found, without, keep)
-            self._checked[name] = ""
-        except ValueError as error:
-            self._checked[name] = str(error)
-        if again:
-            self._left, self._texts_left = left
+        """Walk a group unless that was done, or once more to read it; its bytes are counted once."""
+        name = str(group.name)
+        found = Branch(name)
+        with self._walking:
+            again = name in self._checked
+            if not again or (keep and not self._checked[name]):
+                left = (self._left, self._texts_left)
+                try:
+                    self._walk(group.id, found, without, keep)
+                    self._checked[name] = ""
+                except ValueError as error:
+                    self._checked[name] = str(error)
+                if again:
+                    self._left, self._texts_left = left
+            wrong = self._checked[name]
+        if wrong:
+            raise ValueError(wrong)
         return found
 
     def _walk(self, top: h5g.GroupID, whole: Branch, without: tuple[str, ...], keep: bool) -> None:
@@ -151,7 +147,7 @@ class Contents:
                 at.links.iterate(lambda name, link, links=links: links.append((name, link.type, link.u)), info=True)
             for coded, kind, address in links:
                 name = coded.decode()
-                path = _whole_path(branch.name, name)
+                path = f"{branch.name.rstrip('/')}/{name}"
                 _check_link(path, kind)
                 self._once(path, address)
                 found = h5o.open(at, coded)
@@ -179,13 +175,11 @@ class Contents:
         names: list[bytes] = []
         h5a.iterate(group, names.append)
         known = self._known.pop(branch.name, {})
-        for name in names:
-            value = known.get(name.decode())
-            if value is None:
-                value = _attribute(group, name, branch.name)
-            branch.attrs[name.decode()] = value
+        for coded in names:
+            name = coded.decode()
+            value = branch.attrs[name] = known[name] if name in known else _attribute(group, coded, branch.name)
             if length := _length(value):
-                self._take_texts(f"attribute {name.decode()} of {_within_record(branch.name)}", length)
+                self._take_texts(f"attribute {name} of {_within_record(branch.name)}", length)
 
     def _take_texts(self, where: str, length: int) -> None:
         self._texts_left -= length
@@ -193,9 +187,9 @@ class Contents:
             raise ValueError(f"{where}: more text than the file can hold")
 
     def _dataset(self, where: str, dataset: h5d.DatasetID, keep: bool) -> Any:
-        """Look at a dataset, and read it where it is to be kept; else None."""
+        """Check a dataset; its values with `keep`, else None."""
         kind, offset, stored = dataset.get_type(), dataset.get_offset(), dataset.get_storage_size()
-        # HDF5 knows the place of a dataset that lies in one piece in this file, and of no other kind.
+        # HDF5 gives an offset only for a dataset that is in one piece in this file.
         created = None if offset is not None and stored else dataset.get_create_plist()
         if created is not None:
             layout = created.get_layout()
@@ -228,15 +222,14 @@ class Contents:
             for of_file, of_numpy in _PLAIN.get(kind.get_class(), ()):
                 if kind.equal(of_file) and offset + count * of_numpy.itemsize <= len(self.image):
                     return np.frombuffer(self.image, of_numpy, count, offset).reshape(shape).copy()
-        return h5py.Dataset(dataset)  # of another form than spectra writes it, or compressed: read when it is used
+        return h5py.Dataset(dataset)  # compressed, or not as spectra writes it: read when it is used
 
     def _check_texts(self, where: str, count: int, start: int | None) -> None:
-        if not count:
-            return
-        if start is None or start + count * _TEXT.itemsize > len(self.image):
-            raise ValueError(f"{where} has no texts in one piece of the file")
-        cells = np.frombuffer(self.image, _TEXT, count, start)
-        self._take_texts(where, int(cells["length"].sum(dtype=np.uint64)))
+        if count:
+            if start is None or start + count * _TEXT.itemsize > len(self.image):
+                raise ValueError(f"{where} has no texts in one piece of the file")
+            cells = np.frombuffer(self.image, _TEXT, count, start)
+            self._take_texts(where, int(cells["length"].sum(dtype=np.uint64)))
 
 
 def _check_link(path: str, kind: int) -> None:
@@ -246,7 +239,7 @@ def _check_link(path: str, kind: int) -> None:
 
 
 def _check_type(where: str, kind: h5t.TypeID) -> bool:
-    """Whether it is a type of texts; else it is one of numbers."""
+    """Whether it is a type of texts; otherwise it is a type of numbers."""
     text = bool(kind.get_class() == h5t.STRING)
     if not text and (kind.get_class() not in _NUMBERS or kind.get_size() not in (1, 2, 4, 8)):
         raise ValueError(f"{where} holds neither numbers nor texts")
@@ -254,10 +247,10 @@ def _check_type(where: str, kind: h5t.TypeID) -> bool:
 
 
 def _check_size(where: str, created: Any, size: tuple[int, int], stored: int) -> None:
-    """That a dataset of so many entries, of so many bytes each, is no more than what its bytes can make.
+    """Check that a dataset declares no more data than its stored bytes can hold.
 
-    Args:
-        created: its creation properties; None: it lies in one piece, without filters.
+    `created` has its creation properties (None: in one piece, without filters), `size` the number of its entries and
+    the bytes of each.
     """
     declared = size[0] * size[1]
     filters = [] if created is None else [created.get_filter(i)[0] for i in range(created.get_nfilters())]
@@ -275,12 +268,12 @@ def _check_size(where: str, created: Any, size: tuple[int, int], stored: int) ->
 
 
 def _attribute(group: h5g.GroupID, name: bytes, path: str) -> Any:
-    """The value of an attribute, which is one number (of NumPy) or one text."""
+    """The value of an attribute, which is one NumPy scalar or one text."""
     attribute = h5a.open(group, name)
-    kind = attribute.get_type()
+    kind, where = attribute.get_type(), f"attribute {name.decode()} of {_within_record(path)}"
     if attribute.get_space().get_simple_extent_type() != h5s.SCALAR:
-        raise ValueError(f"attribute {name.decode()} of {_within_record(path)} is not one value")
-    if _check_type(f"attribute {name.decode()} of {_within_record(path)}", kind):
+        raise ValueError(f"{where} is not one value")
+    if _check_type(where, kind):
         if not kind.is_variable_str():
             return h5py.Group(group).attrs[name]
         text = np.empty((), _ANY_TEXT)
@@ -297,10 +290,6 @@ def _attribute(group: h5g.GroupID, name: bytes, path: str) -> Any:
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes) else 0
-
-
-def _whole_path(parent: str, name: str) -> str:
-    return f"/{name}" if parent == "/" else f"{parent}/{name}"
 
 
 def _within_record(path: str) -> str:

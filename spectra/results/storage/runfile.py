@@ -1,40 +1,12 @@
-"""The results file of a run: HDF5, format version 1. Only whole records are ever in it, whatever interrupts the writer.
+"""Writes the results file of a run: HDF5, format version 1. It holds complete records only, however a run ends.
 
-The tree; docs/format.md says the same at length, with the types, and how to get any number with h5py alone::
+docs/format.md specifies the groups, their types and the checksums. A missing attribute is an unknown value. After the
+HDF5 data, where HDF5 does not look, a line has their SHA-256, so that damage is found before HDF5 reads them.
 
-    /                        encoding-type "spectra-run", encoding-version 1, spectra-version, created (ISO 8601, UTC),
-                             settings (JSON: what all records share), checksum;
-                             growing (1: the run has not ended, records may stand behind the HDF5 data)
-    /records/000000          one checkpoint x operator x batch-norm mode, numbered in the order of arrival
-        attributes           identity: checkpoint, checkpoint_sha256, weights_sha256, own_tensors, epoch, step,
-                             operator, bn_mode, params, l2, seed, data_seed; status ("complete" | "unverified" |
-                             "failed"), reason; settings, provenance, notes (JSON); checksum; complete (1, written last:
-                             without it a record is not whole)
-    /records/000000/facts    attributes: loss, accuracy, gradient_norm, ... (NaN: could not be computed)
-    /records/000000/spectrum the truth: attributes n, noise, seed, distribution
-        alphas, betas        (k, m) float64, NaN behind the shorter rows; betas[i, lengths[i]-1] is the last residual
-        lengths              (k,) int64      steps of each probe
-        exhausted            (k,) uint8      1: an invariant subspace was found
-        orthogonality        (k,) float64    max |Q Q' - I| reached
-        start_overlaps       (k, m) float64  Q_1' q_i: every probe in the Krylov basis of the first one
-        tensors/names, sizes (t,) text, (t,) int64
-        tensors/forms        (k, t) float64  q_i[t]' (H q_i)[t] of the first product; summed over t: alphas[i, 0]
-        eigenpairs           values, residuals (r,), overlaps (k, r) float64, ...: where they were asked for
-        eigenpairs/vectors   (r, n) float32: where they were saved
-    /records/000000/estimates  a cache that follows from `spectrum`, a row per estimate: columns name, value, stderr,
-                             lower, upper, confidence, num_probes, tau, resolved (-1 unknown, 0, 1), note;
-                             attribute edition: of the formulas, a cache of another edition is not used
-    /records/000000/test     spectrum and estimates of the same operator on held-out data; absent if not asked for
-
-A missing attribute is a value that is not known. Texts are UTF-8. A group without `spectrum` is a record that failed.
-The checksum of a group is the SHA-256 over its attributes and datasets, and over the checksums of the groups inside it.
-It is compared when a record is read; where only the cache is damaged, it is computed again. Behind the HDF5 data, where
-HDF5 does not look, stands a line with their SHA-256: damage is found before HDF5 stumbles over it.
-
-A record is added behind that line, and flushed to the disk (``results.storage.appended``). When what stands there has
-grown to half of the HDF5 data, and when the run ends, a new file is written with all of it in its HDF5 data, flushed to
-the disk, and put in the place of the old one in one step. So a record costs the same in a file of ten and of ten
-thousand. While the run goes on, the root has the attribute `growing`.
+A record is appended after that line, and flushed to the disk (``results.storage.appended``). When the appended bytes
+exceed half of the HDF5 data, and when the run ends, a new file with all records in its HDF5 data is written, flushed to
+the disk, and renamed over the old one. So a record costs the same in a file of ten and of ten thousand. During the run
+the root has the attribute `growing`.
 """
 
 from __future__ import annotations
@@ -66,9 +38,9 @@ from spectra.results.storage.safe_open import resolved
 from spectra.results.trajectory import Trajectory
 from spectra.version import __version__
 
-#: The oldest HDF5 library that must be able to read the file; from 1.8 on its own structures carry checksums too.
+#: The oldest HDF5 library that can read the file; from 1.8 on the structures of HDF5 have checksums too.
 LIBRARY = ("v108", "v108")
-#: How much may stand behind the HDF5 data, as a share of these, until they are written anew.
+#: The most bytes after the HDF5 data, as a share of these, before the file is written anew.
 SHARE = 0.5
 
 
@@ -79,8 +51,8 @@ def load_trajectory(path: str | Path) -> Trajectory:
         path: a file that `spectra analyze` wrote.
 
     Returns:
-        Its records in training order, each read from memory when it is first used. One that is not whole is left out,
-        which a note says.
+        Its records in training order, each read from memory when it is first used. An incomplete one is left out,
+        with a note.
 
     Raises:
         StorageError: the file is missing, empty, truncated, damaged, not HDF5, not ours, or of a newer version.
@@ -97,7 +69,7 @@ def load_trajectory(path: str | Path) -> Trajectory:
 class RunFile:
     """A results file that is being written: `with RunFile.open(path, settings) as run: run.append(record)`.
 
-    Nothing is created before the first record. A file that is there already is continued if it is of the same run.
+    Nothing is created before the first record. An existing file is continued if it is of the same run.
     """
 
     def __init__(self, path: Path, shown: str, settings: Mapping[str, Any]) -> None:
@@ -107,34 +79,34 @@ class RunFile:
         self._known: Index[str] = Index()  # by the name of the group
         self._next = 0  # the number of the next group
         self._seen: tuple[int, int, int] | None = None  # the file when it was read or written last
-        self._growing = False  # its HDF5 data are to be written once more at the end of the run
-        self._end = 0  # of the file, in bytes
-        self._most = 0  # how long it may become before it is written anew; 0: nothing may be added behind its data
-        self._sha256 = ""  # of what stands last in it
+        self._growing = False  # whether the file is to be written anew at the end of the run
+        self._end = 0  # size of the file in bytes
+        self._most = 0  # size at which it is written anew; 0: nothing may be appended
+        self._sha256 = ""  # of the last record appended, or of the HDF5 data
         self._force = False
-        self.replaced: tuple[str, ...] = ()  # by force: how the settings of the file that is begun anew differ
+        self.replaced: tuple[str, ...] = ()  # with force: differences to the settings of a file that is to be replaced
 
     @classmethod
     def open(cls, path: str | Path, settings: Mapping[str, Any], *, force: bool = False) -> RunFile:
-        """Open a file to append to, or prepare to create it. Does all that can be checked before hours are spent.
+        """Open a file to append to, or prepare to create it. Makes all checks that need no record.
 
         Args:
             path: the file; its folder must exist.
-            settings: what all records of the run share (JSON-able). What may differ between two visits, such as the
-                checkpoints, the operators or a progress display, does not belong here.
-            force: what is of other settings, or of a checkpoint whose content was another, is replaced rather than
-                refused: in the first case all of the file, when the first record is added.
+            settings: what all records of the run share (JSON-able), without what may differ between two calls, such as
+                the checkpoints, the operators or a progress display.
+            force: replace a file of other settings when the first record is added, and records of a checkpoint whose
+                file has changed, rather than refuse them.
 
         Raises:
-            StorageError: the folder is missing or cannot be written, the disk is full, the file is not ours, or is
-                damaged, or is of a run with other settings: the message lists them with both values.
+            StorageError: the folder is missing or cannot be written, the disk is full, the file is not ours, is
+                damaged, or is of a run with other settings; the message lists them with both values.
         """
-        # A link stays a link: what it points to is replaced.
+        # The target of a link is replaced, not the link.
         target = resolved(path)
         check_writable(target, shown=str(path))
         run = cls(target, str(path), json.loads(dumps(settings)))
         run._force = force
-        run._seen = fingerprint(target)  # before it is read: what changes from now on is noticed
+        run._seen = fingerprint(target)  # taken before it is read, so that later changes are detected
         if run._seen is None:
             return run
         there = load(target, shown=str(path))
@@ -157,15 +129,15 @@ class RunFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file. What goes wrong with it then does not hide an error that is there already."""
+        """Close the file. An error of the block is not hidden by one of closing."""
         with contextlib.nullcontext() if error is None else contextlib.suppress(StorageError):
             self.close()
 
     def close(self) -> None:
-        """Put all records into the HDF5 data of the file. Without it they are in the file too, but behind these.
+        """Move all records into the HDF5 data of the file. Before, they are in the file too, but after these data.
 
         Raises:
-            StorageError: it cannot be written, or was changed by another process; it is as it was.
+            StorageError: it cannot be written, or was changed by another process; it stays unchanged.
         """
         if self._growing:
             self._check_unchanged()
@@ -173,17 +145,17 @@ class RunFile:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """The whole records in the file, in the order of arrival, read from it."""
+        """The complete records of the file, in the order of arrival, read from it."""
         return () if not len(self._known) else tuple(load(self.path, shown=self.shown).records.values())
 
     def has(self, identity: Identity) -> bool:
-        """Whether a complete record of this identity is in the file. One that failed is to be tried again.
+        """Whether a complete record of this identity is in the file. One that failed is computed again.
 
         Args:
             identity: `Identity.of(...)` with the settings that the record would have.
 
         Raises:
-            StorageError: a record of the same checkpoint file is there, and the file's content was another one.
+            StorageError: the file has a record of this checkpoint, whose content has changed since.
         """
         if self._complete([*self._known.same(identity), *self._known.of_file(identity)]):
             return True
@@ -191,7 +163,7 @@ class RunFile:
             if known.hashed and identity.subject != identity.checkpoint and not self._force:
                 before, now = known.identity.subject, identity.subject
                 was, remedy = ("was another file", "--force") if known.of_file else ("had other weights", "force=True")
-                if before[:64] == now[:64]:  # the same file, and the task's own weights beside it
+                if before[:64] == now[:64]:  # the same file, completed by weights of the task
                     before, now = before[65:], now[65:]
                     was = "was completed by other weights of the task"
                 raise StorageError(
@@ -212,22 +184,22 @@ class RunFile:
         return [self._known[name] for name in names if self._known[name].complete]
 
     def kept_identity(self, record: Record) -> Identity:
-        """The identity of a record in the file, as the object that is kept in memory of it."""
+        """The identity of a record in the file: the object in memory that is equal to that of the argument."""
         return self._known[self._known.same(record.identity)[-1]].identity
 
     def append(self, record: Record) -> Record:
         """Add a record. One of the same checkpoint, operator and mode that is not complete is replaced.
 
-        Whatever goes wrong, the file keeps what it had, and nothing is left beside it.
+        After an error the file has its previous records, and no temporary file is left.
 
         Returns:
             The record as it is stored: its settings include those of the run.
 
         Raises:
-            StorageError: it cannot be written, or another process wrote the file since it was opened; or a complete
-                record of the same identity is there already.
+            StorageError: it cannot be written, another process wrote the file since it was opened, or a complete record
+                of the same identity is there already.
         """
-        if not self.settings.keys() <= record.settings.keys():  # one that failed early may not know them all
+        if not self.settings.keys() <= record.settings.keys():  # one that failed early may lack some
             record = replace(record, settings={**self.settings, **record.settings})
         self._check_unchanged()
         identity = record.identity
@@ -253,14 +225,14 @@ class RunFile:
             raise StorageError(f"{self.shown}: was changed by another process; two runs cannot write one file")
 
     def _image(self, record: Record, name: str) -> bytes:
-        """A record as an HDF5 file of its own, built in memory: the disk sees all of it or nothing."""
+        """A record as an HDF5 file of its own, built in memory, so that all of it or nothing is written to the disk."""
         buffer = io.BytesIO()
         with self._failing_in_a_line(), h5py.File(buffer, "w", libver=LIBRARY) as file:
             write_record(file.create_group(f"records/{name}"), record)
         return buffer.getvalue()
 
     def _add(self, frame: Frame) -> None:
-        """Add a record behind the HDF5 data, or to a new file if these are too short for that."""
+        """Append a record after the HDF5 data, or write a new file if too many bytes follow them."""
         content, own = frame.written(self._sha256)
         if self._end + len(content) > self._most or not frame.has_our_names:
             size = 0 if self._seen is None or self.replaced else self._seen[2]
@@ -276,8 +248,8 @@ class RunFile:
         self._end, self._sha256 = self._end + len(content), own
 
     def _write_anew(self, frames: Sequence[Frame], *, growing: bool) -> None:
-        """Put a file in the place of the old one that has all of its records, and those of frames, in its HDF5 data."""
-        anew, self._most = self._seen is None or bool(self.replaced), 0  # until it is known what is in the file
+        """Replace the file by one with all of its records, and those of frames, in its HDF5 data."""
+        anew, self._most = self._seen is None or bool(self.replaced), 0  # nothing may be appended until it is written
         with self._failing_in_a_line():
             there = b"" if anew else whole(self.path.read_bytes(), self.shown, ours=self._sha256).image
             buffer = io.BytesIO(there)
@@ -308,7 +280,7 @@ class RunFile:
 
 
 def write_root(file: h5py.File, settings: Mapping[str, Any]) -> None:
-    """What a file begins with, before its first record."""
+    """Write the attributes of the root, and an empty group of records."""
     file.attrs["encoding-type"] = ENCODING_TYPE
     file.attrs["encoding-version"] = ENCODING_VERSION
     file.attrs["spectra-version"] = __version__
