@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.results.storage.attributes import checksum
 from spectra.results.storage.record_codec import PLACE
+from spectra.results.storage.runfile import RunFile
 from spectra.results.trace_checks import Check, compare
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -121,3 +123,16 @@ def sealed_anew(group: Any) -> None:
         if group.name == "/":
             return
         group = group.parent
+
+
+def write(path: Path, *records: Record, settings: dict[str, Any] = SETTINGS) -> Path:
+    """The path, after adding records to the file."""
+    with RunFile.open(path, settings) as run:
+        for record in records:
+            run.append(record)
+    return path
+
+
+def same_bits(a: Any, b: Any) -> None:
+    """Compare arrays to the last bit, NaN included."""
+    np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))

@@ -9,16 +9,14 @@ from __future__ import annotations
 import io
 import os
 import re
-import resource
-import signal
 import threading
 
 import h5py
 import numpy as np
 import pytest
+from limited_process import said_in_a_process
 from run_files import SETTINGS, make_record, sealed_anew
 
-from spectra.errors import SpectraError
 from spectra.results.storage.checksum import sealed, unsealed
 from spectra.results.storage.contents import Contents
 from spectra.results.storage.merge import merge
@@ -75,35 +73,18 @@ USES = {
 }
 
 
-def said_in_a_process(use, path):
-    """The error in words, in a process with a limit; None without an error."""
-    receive, send = os.pipe()
-    number = os.fork()
-    if number == 0:
-        words = ""
-        try:
-            signal.alarm(60)
-            resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            use(path)
-        except SpectraError as error:
-            words = str(error)
-        except BaseException as error:
-            words = f"not ours: {error!r}"
-        finally:
-            os.write(send, words.encode()[:4000])
-            os._exit(0)
-    os.close(send)
-    with open(receive, "rb") as pipe:
-        words = pipe.read().decode()
-    _, status = os.waitpid(number, 0)
-    assert not os.WIFSIGNALED(status), f"ended by signal {os.WTERMSIG(status)}"
-    return words or None
+def said_by(use, path):
+    """The message of the error, or an empty text."""
+
+    def call():
+        USES[use](path)
+
+    return said_in_a_process(call)
 
 
 def refused(use, path):
-    words = said_in_a_process(USES[use], path)
-    assert words is not None, "not refused"
+    words = said_by(use, path)
+    assert words, "not refused"
     assert "\n" not in words
     assert words.startswith(str(path)), words
     assert "secret of" not in words
@@ -493,7 +474,7 @@ def test_nothing_that_spectra_writes_is_refused(tmp_path, image, secret):
     path = tmp_path / "run.h5"
     path.write_bytes(image)
     for use in ("read", "append", "merge"):
-        assert said_in_a_process(USES[use], path) is None
+        assert said_by(use, path) == ""
 
     # and what another tool may have done to it: chunks, gzip, shuffle and checksums
     def packed(file, secret):
@@ -503,7 +484,7 @@ def test_nothing_that_spectra_writes_is_refused(tmp_path, image, secret):
             file[SPECTRUM].create_dataset(name, data=values, compression="gzip", shuffle=True, fletcher32=True)
 
     path.write_bytes(changed(image, packed, secret))
-    assert said_in_a_process(read, path) is None
+    assert said_by("read", path) == ""
 
 
 def test_reading_in_two_threads_is_no_second_name(tmp_path, image):
