@@ -40,14 +40,14 @@ _COLUMNS: dict[Any, tuple[type | None, Any, Callable[[Any], Any]]] = {
     "bool | None": (np.int8, -1, lambda cell: None if cell < 0 else bool(cell)),
     "Mapping[str, Any]": (None, None, json.loads),
 }
-#: Annotation of a field, without `| None` -> how its attribute is read. None is an attribute that is not there.
+#: Annotation of a field, without `| None` -> how its attribute is read. None is stored as a missing attribute.
 _ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("str", "int", "float"), _same),
     "bool": bool,
     "Mapping[str, Any]": json.loads,
     "tuple[str, ...]": lambda text: tuple(json.loads(text)),
 }
-_ARRAY = "np.ndarray"  # a dataset, and none for None
+_ARRAY = "np.ndarray"  # a dataset; None is stored as a missing dataset
 
 
 def write_object(group: h5py.Group, value: DataclassInstance, *, without: tuple[str, ...] = ()) -> None:

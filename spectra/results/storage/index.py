@@ -1,4 +1,4 @@
-"""What a run keeps in memory of the records in its file, and how it finds one without going through all of them."""
+"""The identities of the records in a file, kept in memory, and an index to find one without a search of all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Generic, TypeVar
 from spectra.results.identity import Identity
 from spectra.results.record import Record
 
-K = TypeVar("K")  # of names
-_ANY = object()  # in a key: whatever the epoch is
+K = TypeVar("K")  # type of the names
+_ANY = object()  # in a key: any epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is kept in memory of a record in the file, so that a long run needs no more than a short one."""
+    """What is kept in memory of a record in the file, so that a long run needs little more than a short one."""
 
     identity: Identity
     complete: bool
@@ -26,7 +26,7 @@ class Known:
 
     @classmethod
     def of(cls, record: Record) -> Known:
-        """Keep what finds a record; texts that several records share are kept once."""
+        """The entry of a record; texts that several records share are stored once."""
         hashed, of_file = record.checkpoint_sha256 is not None, record.checkpoint is not None
         identity = record.identity
         identity = replace(
@@ -41,7 +41,7 @@ class Known:
 class Index(Generic[K]):
     """Records by name, and names by identity, place and weights. Each step takes the same time for any number of them.
 
-    Names are kept by the hashes of their keys, which take little memory; what a key finds is compared in full.
+    Names are stored by the hashes of their keys, which take little memory; the identities found are compared in full.
 
     Example:
         >>> from spectra.results.identity import Place
@@ -53,7 +53,7 @@ class Index(Generic[K]):
 
     def __init__(self, known: Iterable[tuple[K, Known]] = ()) -> None:
         self._known: dict[K, Known] = {}
-        self._names: dict[int, K | list[K]] = {}  # a list where there are several
+        self._names: dict[int, K | list[K]] = {}  # a list if there are several
         for name, one in known:
             self.add(name, one)
 
@@ -120,7 +120,7 @@ def _key(what: str, identity: Identity, *parts: object) -> int:
 
 
 def _keys(identity: Identity) -> Iterator[int]:
-    """The hashes by which a record is found, each once."""
+    """The hashes of the keys of a record, each once."""
     keys = [_key("same", identity, identity.subject)]
     if identity.checkpoint is not None:
         keys.append(_key("place", identity, identity.checkpoint))

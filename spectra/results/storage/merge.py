@@ -40,10 +40,10 @@ def part_path(out: Path, shard: int, shards: int) -> Path:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge came to."""
+    """The result of a merge, in numbers of records."""
 
     records: int  # in the file
-    equal: int  # found in several parts, and kept once
+    equal: int  # in several parts with equal results, and kept once
     failed: int  # of the records
     unverified: int
 
@@ -57,7 +57,7 @@ class _Found:
     group: h5py.Group
 
     def results(self) -> dict[str, str]:
-        """The checksums of what was computed: all but where and when that was."""
+        """The checksums of the results, which do not cover where and when they were computed."""
         return {
             name: child.attrs["checksum"]
             for name, child in self.group.items()
@@ -88,7 +88,7 @@ def merge(parts: Sequence[str | Path], out: str | Path) -> Merged:
     for path in paths:
         if not path.exists():
             raise StorageError(f"{path}: no such file")
-        refuse_if_written(path)  # a part that grows would be joined without its end
+        refuse_if_written(path)  # a part would be joined without records that are still to come
     check_writable(target, shown=str(out))
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_writer(out))
@@ -134,7 +134,7 @@ def _collect(paths: Sequence[Path], stack: contextlib.ExitStack) -> tuple[list[_
 
 
 def _groups(path: Path, records: Mapping[str, Record], stack: contextlib.ExitStack) -> Iterator[_Found]:
-    """The whole records of a part, as they lie in it."""
+    """The complete records of a part, with their groups."""
     image = whole(read_bytes(path, str(path)), str(path)).image
     file = stack.enter_context(h5py.File(io.BytesIO(image), "r"))
     contents = Contents(file, image)
@@ -146,10 +146,10 @@ def _groups(path: Path, records: Mapping[str, Record], stack: contextlib.ExitSta
 
 
 def _same(like: Sequence[tuple[int, _Found]], one: _Found) -> tuple[int | None, bool]:
-    """Which of those records that are like this one is the same, and whether both hold results, which are then equal.
+    """The place of the same record among similar ones, or None; and whether both are complete with equal results.
 
     Raises:
-        StorageError: they are not equal, or are of two contents of one checkpoint file.
+        StorageError: the results differ, or the two checkpoint files of one name do.
     """
     for place, other in like:
         a, b = other.record.identity, one.record.identity
@@ -176,7 +176,7 @@ def _same(like: Sequence[tuple[int, _Found]], one: _Found) -> tuple[int | None, 
 
 
 def _ordered(found: Sequence[_Found]) -> list[_Found]:
-    """By epoch, by step, or by the names of the checkpoints, whichever all of them have."""
+    """Sorted by epoch, by step, or by the names of the checkpoints: the first of these that all of them have."""
     records = [one.record for one in found]
     if all(record.epoch is not None for record in records):
         return sorted(found, key=lambda one: (one.record.epoch or 0.0, one.record.step or 0))

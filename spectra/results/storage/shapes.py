@@ -1,4 +1,4 @@
-"""Whether the numbers of a record belong together: shapes before any is read, then what a reader's work rests on."""
+"""Checks that the numbers of a record are consistent: shapes before any dataset is read, then the values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MEASURE = (
     *("value", "stderr", "certificate", "clipped", "attained"),
 )
 
-#: Datasets of each group, and a letter for each of their sides; equal letters are equal numbers. `n` is that of the
-#: spectrum. A dataset that is not there is not missed here.
+#: Datasets of each group, and a letter for each of their sides; equal letters mean equal sizes. `n` is the number of
+#: rows of the matrix. Missing datasets are not checked.
 _SHAPES = {
     "spectrum": {
         "lengths": "k",

@@ -1,6 +1,6 @@
-"""A record that is read from its file in parts, each when something of it is asked for.
+"""A record that is read from its file in parts, each at its first use.
 
-The identity is read at once; everything that tables show, at its first use; a spectrum with its arrays, at its own.
+The identity is read at once; all that tables show, together at the first use of any of it; each spectrum separately.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _Reading = Callable[[Callable[[], Any]], Any]
 
 
 class _OnDemand:
-    """A field that the instance does not have yet. What is read for it becomes attributes of the instance."""
+    """A field that is read at its first use, and is then an attribute of the instance."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __get__(self, record: Any, owner: type) -> Any:
-        if record is None:  # the default of the field, for whoever asks the class
+        if record is None:  # of the class: the default of the field
             return Record.__dict__.get(self.name)
         return record.read(self.name)
 
@@ -42,17 +42,17 @@ class StoredRecord(Record):
     _spectrum: Callable[[str], Any]  # read from the file, by the name of the field
 
     def __new__(cls, **fields: Any) -> Record:  # type: ignore[misc]
-        """Made from its fields, as by `dataclasses.replace`, it is a plain record."""
+        """A plain record, if made from fields, as by `dataclasses.replace`."""
         return Record(**fields)
 
     @classmethod
     def of(cls, group: h5py.Group, contents: Contents, reading: _Reading) -> Record:
-        """The record of a group, of which the checksum of the whole file has been compared.
+        """The record of a group in a file whose checksum matches.
 
         Args:
-            group: of a file that stays open. Its own checksums are compared when it is read.
+            group: of a file that stays open; its checksums are compared when it is read.
             contents: of that file.
-            reading: calls what reads the group, and turns what goes wrong into an error with the name of the file.
+            reading: calls a function that reads the group, and turns its errors into one with the name of the file.
         """
         record = object.__new__(cls)
         known = contents.attributes(group, (*PLACE, *_FIELDS, "settings"))
@@ -61,7 +61,7 @@ class StoredRecord(Record):
         def fields() -> Mapping[str, Any]:
             found = contents.read(group, without=tuple(SPECTRA.values()))
             later = {field: found[path] for field, path in SPECTRA.items() if path in found}
-            checked = Record(**read_fields(found), **later)  # it looks whether there is a spectrum, not into it
+            checked = Record(**read_fields(found), **later)  # checks that there is a spectrum, without reading it
             return {name: value for name, value in vars(checked).items() if name not in later}
 
         def spectrum(field: str) -> Any:
@@ -75,7 +75,7 @@ class StoredRecord(Record):
         return record
 
     def read(self, name: str) -> Any:
-        """The field of this name, from the file, and with it all that is read together."""
+        """Read a field of this name, and all fields that are read together with it."""
         if "facts" not in self.__dict__:
             self.__dict__.update(self._fields())
         if name not in self.__dict__:

@@ -1,4 +1,4 @@
-"""Whether the attributes of a record are of the types that a reader takes them for: names, times, and JSON."""
+"""Checks the types of the attributes of a record: texts, numbers, and JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _INTEGER = (_is_integer, "a whole number")
 _NUMBER = (_is_number, "a finite number")
 _SIZES = (_is_sizes, "a list of pairs of numbers")
 
-#: What readers use of the attributes of a record, and of its settings. What is not here may be anything.
+#: Attributes of a record, and entries of its settings, that readers use. All others may have any type.
 _ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("checkpoint", "checkpoint_sha256", "weights_sha256", "reason"), _TEXT),
     **dict.fromkeys(("operator", "bn_mode", "status"), _TEXT),
@@ -51,7 +51,7 @@ _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_attributes(attributes: Mapping[str, Any]) -> None:
-    """See that those attributes of a record that are there have their types.
+    """Check the types of those attributes of a record that are present.
 
     Raises:
         ValueError: the message has the name, the value and the type.
@@ -63,7 +63,7 @@ def settings_in(text: Any) -> dict[str, Any]:
     """The settings in an attribute.
 
     Raises:
-        ValueError: it is no JSON object, or one of its values is of another type.
+        ValueError: it is not a JSON object, or one of its values is of another type.
     """
     settings = object_in(text, "settings")
     _check(settings, _SETTINGS, "settings/")
@@ -74,7 +74,7 @@ def object_in(text: Any, name: str) -> dict[str, Any]:
     """The JSON object in an attribute.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     found = json.loads(text)
     if not isinstance(found, dict):
@@ -86,7 +86,7 @@ def texts_in(text: Any, name: str) -> list[str]:
     """The JSON list of texts in an attribute.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     found = json.loads(text)
     if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):

@@ -322,7 +322,7 @@ def test_what_has_the_name_of_a_leftover_goes_without_its_target(path, secret, k
     assert names(path.parent) == ([place.name] if kind == "folder" else [])
 
 
-def test_leftovers_are_found_beside_a_name_with_brackets(path):
+def test_leftovers_of_a_name_with_brackets_are_found(path):
     path = path.with_name("run[1].h5")
     path.with_name(f"{replacing._prefix(path)}{2**22 + 1}.part").write_bytes(b"x")
     check_writable(path, shown="run")

@@ -6,7 +6,7 @@ import os
 
 import pytest
 from contents import contents
-from run_files import SETTINGS, failed_record, make_record, make_spectrum
+from run_files import SETTINGS, failed_record, make_record, make_spectrum, write
 
 from spectra.errors import ArgumentError, StorageError
 from spectra.results.storage.lock import only_writer
@@ -18,13 +18,6 @@ def record_of(epoch, /, operator="hessian", estimates={}, **changes):  # noqa: B
     if epoch not in estimates:
         estimates[epoch] = make_record(epoch).estimates
     return make_record(epoch, operator, cached_estimates=estimates[epoch], **changes)
-
-
-def write(path, *records, settings=SETTINGS):
-    with RunFile.open(path, settings) as run:
-        for record in records:
-            run.append(record)
-    return path
 
 
 def labels(path):

@@ -188,7 +188,7 @@ def test_damaged_vectors_are_told_and_the_finished_probes_are_used(
     assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
 
 
-def test_what_a_killed_write_left_behind_the_vectors_is_not_used(paths, out, monkeypatch, at_each_step):
+def test_what_a_killed_write_left_after_the_vectors_is_not_used(paths, out, monkeypatch, at_each_step):
     whole = out.parents[1] / "whole.h5"
     analyze_run(paths[:1], make_task, asked(), out=whole)
     interrupt(monkeypatch, 2, lambda: analyze_run(paths[:1], make_task, asked(), out=out))
@@ -347,7 +347,7 @@ def test_a_record_that_fails_again_on_its_way_leaves_the_probes_of_a_later_one(p
 
 
 def test_probes_of_a_record_that_is_stored_already_are_not_kept_any_longer(paths, out, monkeypatch):
-    """A kill between the two: the record is in the file, and its probes are still beside it."""
+    """A kill between the two: the record is in the file, and the file of its probes still exists."""
 
     def killed(self):
         raise KeyboardInterrupt
