@@ -1,7 +1,7 @@
 """Lanczos recurrences in lockstep: several probes share each pass over the data.
 
-Full re-orthogonalisation in two passes; the recurrence vector, all scalars and all scalar products are float64,
-whatever the precision of the products. An invariant subspace ends a recurrence early, which is a normal outcome: the
+The three-term recurrence is float64, whatever the precision of the products. Each new vector is measured against the
+whole basis and corrected where it is not orthogonal to it, so that no eigenvalue appears twice. An invariant subspace ends a recurrence early, which is a normal outcome: the
 quadrature is then exact.
 """
 
@@ -42,6 +42,7 @@ class Halfway:
     exhausted: bool
     forms: np.ndarray  # as in Recurrence; empty before the first step
     batch_forms: BatchForms | None
+    orthogonality: float  # max |Q Q' - I| so far
     vectors: torch.Tensor  # (j + 1, n), or (j, n) for a finished recurrence, in the dtype of the basis
 
 
@@ -52,6 +53,7 @@ def tridiagonalize(
     *,
     tolerance: float,
     keep_basis: bool = False,
+    semiorthogonal: float = 0.0,
     tick: Callable[[int], None] | None = None,
     stop: Callable[[Tridiagonal], bool] | None = None,
     away_from: Basis | None = None,
@@ -67,6 +69,9 @@ def tridiagonalize(
         tolerance: a recurrence ends when ``beta_j <= tolerance * max_i (|alpha_i| + beta_i)``; relative to the scale of
             the operator.
         keep_basis: return the Krylov bases too, for Ritz vectors.
+        semiorthogonal: the largest scalar product of two basis vectors that need not be corrected. A loss of
+            orthogonality ``w`` changes the tridiagonal matrix by ``w^2`` relative to the norm of the operator, and Ritz
+            vectors by ``w``.
         tick: called with the number of products after each shared step.
         stop: called after each step of a recurrence with its tridiagonal matrix so far; True ends the recurrence.
         away_from: orthonormal vectors; the starts are orthogonal to them and the recurrences are kept so. The result
@@ -80,10 +85,11 @@ def tridiagonalize(
 
     References:
         G. Golub, G. Meurant, Matrices, Moments and Quadrature with Applications (2010), chapter 4; B. Parlett, The
-        Symmetric Eigenvalue Problem (1998), chapter 13.
+        Symmetric Eigenvalue Problem (1998), chapter 13; H. Simon, The Lanczos algorithm with partial
+        reorthogonalization, Math. Comp. 42 (1984).
     """
     steps = min(lanczos_steps, operator.n)
-    runs = [_Run(operator, start, steps, away_from) for start in starts]
+    runs = [_Run(operator, start, steps, away_from, semiorthogonal) for start in starts]
     for run, halfway in zip(runs, under_way, strict=bool(under_way)):
         run.take_up(halfway)
     for step in range(max(len(run.alphas) for run in runs), steps):
@@ -117,8 +123,10 @@ def tridiagonalize(
 class _Run:
     """One recurrence in progress."""
 
-    def __init__(self, operator: SymmetricOperator, start: np.ndarray, steps: int, away_from: Basis | None) -> None:
-        self.n, self.steps, self.away_from = operator.n, steps, away_from
+    def __init__(
+        self, operator: SymmetricOperator, start: np.ndarray, steps: int, away_from: Basis | None, semiorthogonal: float
+    ) -> None:
+        self.n, self.steps, self.away_from, self.limit = operator.n, steps, away_from, semiorthogonal
         self.sizes = list(operator.tensor_sizes.values())
         self.basis = Basis(steps, operator.n, operator.torch_dtype, operator.device)
         self.basis.append(torch.from_numpy(start).to(operator.device))
@@ -127,6 +135,7 @@ class _Run:
         self.forms = np.zeros(0)
         self.batch_forms: BatchForms | None = None
         self.exhausted = False
+        self.orthogonality = 0.0  # the largest scalar product of two different basis vectors
         self.stopped = False  # ended by the caller's `stop`
 
     @property
@@ -137,22 +146,26 @@ class _Run:
         """Continue from a stored state."""
         self.alphas, self.betas = halfway.alphas.tolist(), halfway.betas.tolist()
         self.exhausted, self.forms, self.batch_forms = halfway.exhausted, halfway.forms, halfway.batch_forms
+        self.orthogonality = halfway.orthogonality
         self.basis.restore(halfway.vectors)
 
     def halfway(self) -> Halfway:
         alphas, betas = np.array(self.alphas), np.array(self.betas)
-        return Halfway(alphas, betas, self.exhausted, self.forms, self.batch_forms, self.basis.rows)
+        return Halfway(alphas, betas, self.exhausted, self.forms, self.batch_forms, self.orthogonality, self.basis.rows)
 
     def advance(self, residual: torch.Tensor, tolerance: float) -> None:
         """One step, from the product with the newest vector; ``residual`` is overwritten."""
+        newest = self.basis.last.to(torch.float64)
         if not self.alphas:
-            terms = self.basis.last.to(torch.float64) * residual
+            terms = newest * residual
             self.forms = np.array([float(piece.sum()) for piece in torch.split(terms, self.sizes)])
-        alpha = self.basis.dot_last(residual)
-        self.basis.remove_from(residual)  # includes the last two vectors, so this contains the three-term step
-        if self.away_from is not None:  # last, because the division by beta amplifies remaining components along them
+        alpha = float(torch.dot(newest, residual))
+        residual.sub_(newest, alpha=alpha)
+        if self.betas:
+            residual.sub_(self.basis.rows[-2], alpha=self.betas[-1])
+        if self.away_from is not None:  # before the division by beta, which amplifies remaining components along them
             self.away_from.remove_from(residual)
-        beta = float(residual.norm())
+        beta, left = self.basis.make_orthogonal(residual, self.limit)
         if not (np.isfinite(alpha) and np.isfinite(beta)):
             raise NumericsError(f"Lanczos step {len(self.alphas) + 1} met NaN or infinity")
         self.alphas.append(alpha)
@@ -161,11 +174,10 @@ class _Run:
         if beta <= tolerance * scale or len(self.alphas) == self.n:
             self.exhausted = True
         elif len(self.alphas) < self.steps:
+            self.orthogonality = max(self.orthogonality, left)
             self.basis.append(residual / beta)
 
     @exclusively
     def result(self, keep_basis: bool) -> Recurrence:
-        tridiagonal = Tridiagonal(
-            np.array(self.alphas), np.array(self.betas), self.exhausted, self.basis.loss_of_orthogonality()
-        )
+        tridiagonal = Tridiagonal(np.array(self.alphas), np.array(self.betas), self.exhausted, self.orthogonality)
         return Recurrence(tridiagonal, self.forms, self.batch_forms, basis=self.basis if keep_basis else None)

@@ -21,6 +21,8 @@ from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 
+# A loss of orthogonality may change the tridiagonal matrix by this share of the noise of the products, and by 1e-10.
+_SHARE_OF_NOISE, _LARGEST_CHANGE = 1e-3, 1e-10
 _LARGEST = 1e153  # a tenth of the number whose square is the largest float64: intervals reach beyond the values
 
 
@@ -125,6 +127,7 @@ def slq(
                 tolerance=tolerance,
                 tick=tick,
                 keep_basis=first == 0,
+                semiorthogonal=sqrt(min(_SHARE_OF_NOISE * noise, _LARGEST_CHANGE)),
                 under_way=under_way if first == len(done) else (),
                 step_done=step_done,
             )

@@ -161,7 +161,7 @@ def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twi
             check_shapes(task.criterion, output, target)
             broadcast = shapes_in_words(output, target) if make_pairs(output, target) else ""
         loss, output = function.evaluate(batch)
-    function.written_out = watch.differentiates
+    function.written_out, function.checked = watch.differentiates, True
     if any(p.grad is not None for p in function.theta):
         raise TaskError(NO_BACKWARD)
     if not bool(torch.isfinite(loss.detach())):

@@ -2,13 +2,13 @@
 
 Subclasses implement one method, :meth:`CurvatureOperator.linearise`: it prepares a batch and returns its product. A
 pass weights and adds these products. :meth:`CurvatureOperator.prepared` keeps the batches on the device between passes,
-within a memory budget.
+and the graphs of their gradients, within a memory budget.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -19,17 +19,17 @@ from spectra.errors import ArgumentError, NumericsError
 from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
+from spectra.operators.kept import KeptProducts, Product
 from spectra.operators.modes import batch_norm_layers
 from spectra.operators.passes import Passes
 from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
 from spectra.runtime.exclusive import exclusively
+from spectra.runtime.memory import available_bytes
 from spectra.task.task import Task
 
 # Enough groups to estimate the scatter over the data, and few enough to store with every record.
 _MOST_GROUPS = 64
-
-Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CurvatureOperator(SymmetricOperator):
@@ -69,6 +69,7 @@ class CurvatureOperator(SymmetricOperator):
         self.params = params
         self._test: SelfTest | None = None
         self.passes = Passes(self.function)
+        self.kept = KeptProducts()
 
     @abstractmethod
     def linearise(self, batch: Any) -> Product:
@@ -127,9 +128,20 @@ class CurvatureOperator(SymmetricOperator):
 
     @contextmanager
     def prepared(self, memory_budget: int | None = None) -> Iterator[None]:
-        """Keep the batches on the device if they fit the budget (bytes; by default a quarter of the free memory)."""
+        """Keep the batches on the device, and the graphs of their gradients, as far as they fit the budget.
+
+        Args:
+            memory_budget: in bytes, for the batches and again for the graphs; by default a quarter of the free memory.
+        """
         with self.passes.holding(memory_budget):
-            yield
+            if self.kept.open:  # by an outer caller
+                yield
+                return
+            self.kept.start(available_bytes(self.device) // 4 if memory_budget is None else memory_budget)
+            try:
+                yield
+            finally:
+                self.kept.stop()
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
         return self._pass(block, None)
@@ -150,15 +162,16 @@ class CurvatureOperator(SymmetricOperator):
         with self.function.evaluation():
             # Sums over many batches are in float64, so that the summation adds no error.
             total = torch.zeros(block.shape, dtype=torch.float64, device=self.device)
-            for batch, weight in self.batches():
-                product, factor = self.linearise(batch)(block), self.task.total_factor(weight)
+            for index, (batch, weight) in enumerate(self.batches()):
+                product = self.kept.product(index, batch, self.linearise)(block)
+                factor = self.task.total_factor(weight)
                 total.add_(product, alpha=factor)
                 if batch_forms is not None:
                     batch_forms.append((factor * (block.double() * product.double()).sum(1), weight))
             total /= self.task.divisor(survey.total_weight)
             if self.task.l2:
                 total.add_(block, alpha=self.task.l2)
-        if not bool(torch.isfinite(total).all()):
+        if not bool(torch.isfinite(total.sum())) and not bool(torch.isfinite(total).all()):
             raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")
         return total.to(self.torch_dtype)
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from spectra.errors import TaskError
-from spectra.operators.curvature import CurvatureOperator, Product
+from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.jacobian import Jacobian, slope_of
+from spectra.operators.kept import Product
 from spectra.operators.modes import batch_norm_layers, couples_samples
 from spectra.task.batches import choose_rows, rows_of
 from spectra.task.task import Task

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.operators.convolutions import EfficientConvolutions
 from spectra.operators.modes import check_bn_mode, exact_arithmetic, layer_modes
 from spectra.operators.written_out import WrittenOut
 from spectra.runtime.exclusive import exclusively
@@ -67,6 +68,7 @@ class LossFunction:
         # layers whose higher derivatives are wrong unless they are written in elementary operations.
         self.carried = self.dtype
         self.written_out = False
+        self.checked = False  # whether `check_loss` has looked for derivatives within the loss
         self.inseparable: str | None = None  # why the loss depends on more than the output
         self.device = next(iter(chosen.values())).device
         with torch.inference_mode(False):
@@ -92,7 +94,7 @@ class LossFunction:
         with torch.no_grad():
             for mine, theirs in zip(self.theta, other.theta):
                 mine.copy_(theirs)
-        self.written_out = other.written_out
+        self.written_out, self.checked = other.written_out, other.checked
         self._buffers = {name: self._cast(tensor) for name, tensor in other._buffers.items()}
 
     def update_statistics(self, batch: Any, names: Sequence[str]) -> None:
@@ -117,7 +119,10 @@ class LossFunction:
     @contextmanager
     def evaluation(self, bn_mode: str | None = None) -> Iterator[None]:
         """Set the modes for evaluating the function (or another BN mode) and restore everything on exit."""
-        with exact_arithmetic(self.task.model), layer_modes(self.task.model, bn_mode or self.bn_mode):
+        # A loss that takes derivatives itself may do so in ways that the efficient convolutions do not know. They are
+        # used in backward passes too, where checkpointed layers are computed a second time.
+        convolutions = EfficientConvolutions() if self.checked and not self.written_out else nullcontext()
+        with exact_arithmetic(self.task.model), layer_modes(self.task.model, bn_mode or self.bn_mode), convolutions:
             yield
 
     def loss(self, batch: Any) -> torch.Tensor:

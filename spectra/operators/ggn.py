@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from spectra.errors import TaskError
-from spectra.operators.curvature import CurvatureOperator, Product
+from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.jacobian import Jacobian, slope_of
+from spectra.operators.kept import Product
 from spectra.task.averaging import is_convex
 from spectra.task.task import Task
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from spectra.operators.curvature import CurvatureOperator, Product
+from spectra.operators.curvature import CurvatureOperator
+from spectra.operators.kept import Product
 
 
 class HessianOperator(CurvatureOperator):

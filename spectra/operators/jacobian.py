@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from spectra.errors import TaskError
+from spectra.operators.convolutions import constant_factors
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import leaves_of
 from spectra.task.batches import map_tensors, tensors_of
@@ -35,9 +36,10 @@ class Jacobian:
         if not self.outputs:
             raise TaskError("the output of the model does not depend on the parameters")
         self._cotangents = [torch.zeros_like(tensor, requires_grad=True) for tensor in self.outputs]
-        pulled = torch.autograd.grad(
-            self.outputs, function.theta, self._cotangents, create_graph=True, allow_unused=True
-        )
+        with constant_factors():
+            pulled = torch.autograd.grad(
+                self.outputs, function.theta, self._cotangents, create_graph=True, allow_unused=True
+            )
         self._met = [index for index, piece in enumerate(pulled) if piece is not None and piece.requires_grad]
         self._back = [piece for piece in pulled if piece is not None and piece.requires_grad]
 

@@ -1,15 +1,19 @@
 """Basis: the orthonormal Krylov basis of one probe, and the operations that Lanczos needs on long vectors.
 
-The basis is stored in the operator's dtype; every scalar product with it is accumulated in float64. A basis held in
-host memory, in a file or sharded over devices is another class with these methods, not another Lanczos.
+The basis is stored in the operator's dtype. A basis held in host memory, in a file or sharded over devices is another
+class with these methods, not another Lanczos.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
+_ORTHOGONAL = {torch.float32: 1e-7, torch.float64: 1e-14}  # what can be reached and measured in each precision
+_DROP = 0.7  # a correction that leaves less than this share of a vector was not small, and is repeated
+_CORRECTIONS = 3  # at most; a vector that is still not orthogonal is rounding error
 _CHUNK_ENTRIES = 2**19  # of the basis, converted to float64 at a time: 4 MiB, which stays in cache
 
 
@@ -45,9 +49,42 @@ class Basis:
         self._rows[: len(rows)] = rows.to(self._rows.device)
         self.size = len(rows)
 
-    def dot_last(self, vector: torch.Tensor) -> float:
-        """The scalar product of the newest vector with a float64 one."""
-        return float(torch.dot(self.last.to(torch.float64), vector))
+    def make_orthogonal(self, vector: torch.Tensor, limit: float = 0.0) -> tuple[float, float]:
+        """Make a float64 vector orthogonal to the basis, in place, where it is not so already.
+
+        The scalar products are measured in the precision of the basis, in a single product with it. They are
+        subtracted only where one exceeds the limit. Meant for vectors that are nearly orthogonal, as the residual of a
+        three-term recurrence is: then the rounding of scalar products and corrections in float32 does not count.
+
+        Args:
+            vector: ``(n,)`` float64.
+            limit: the largest scalar product accepted, relative to the norm of the vector; at least what the precision
+                of the basis allows (1e-7 or 1e-14).
+
+        Returns:
+            The norm of the vector, and its largest scalar product with a basis vector relative to that norm.
+
+        References:
+            H. Simon, The Lanczos algorithm with partial reorthogonalization, Math. Comp. 42 (1984).
+        """
+        rows, limit = self.rows, max(limit, _ORTHOGONAL[self._rows.dtype])
+        norm, left = float(vector.norm()), 0.0
+        for _ in range(_CORRECTIONS):
+            if not 0 < norm < math.inf:
+                return norm, 0.0
+            cosines = rows @ (vector / norm).to(rows.dtype)
+            sizes = cosines.abs()
+            left = float(sizes.max())
+            if left <= limit:
+                break
+            # The components are those of Ritz vectors that have converged, which lie in the first basis vectors.
+            end = int((sizes > limit / 100).nonzero()[-1]) + 1
+            vector.sub_(cosines[:end] @ rows[:end], alpha=norm)
+            before, norm = norm, float(vector.norm())
+            if norm > _DROP * before:
+                left = max(float(torch.finfo(rows.dtype).eps), float(sizes[end:].max()) if end < len(sizes) else 0.0)
+                break
+        return norm, left
 
     def remove_from(self, vector: torch.Tensor) -> None:
         """Orthogonalise a float64 vector against the basis, in place: classical Gram-Schmidt, two passes."""
