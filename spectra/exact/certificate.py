@@ -10,26 +10,27 @@ samples spread over the data, in float64:
    custom function may return none);
 3. ``v' H v = v' G v`` for the loss.
 
-If a condition fails or cannot be computed, the number is reported for the Gauss-Newton matrix. The types of layers are
-used only to word the reason.
+If a condition fails or cannot be computed, the number is reported for the Gauss-Newton matrix, with the reason
+(:mod:`spectra.exact.certificate_reasons`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from spectra.errors import SpectraError
 from spectra.exact.capture import Recorder
-from spectra.exact.factors import outputs_of
+from spectra.exact.certificate_reasons import defects_in_words
+from spectra.operators.checks import first_line
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype
-from spectra.operators.jacobian import slope_of
+from spectra.operators.jacobian import criterion_product, outputs_of, slope_of
 from spectra.runtime.faults import is_limit, refusal_in
 from spectra.runtime.phases import part, phase
 from spectra.task.batches import choose_rows, join, rows_of
@@ -50,9 +51,7 @@ class Certificate:
 
     passed: dict[str, bool]
     reasons: tuple[str, ...] = ()
-    unmet: frozenset[str] = (
-        frozenset()
-    )  # tensors that passed because the outputs of the tested rows do not depend on them
+    unmet: frozenset[str] = frozenset()  # tensors that passed only because they do not affect the tested rows
 
     def with_traces(self, traces: dict[str, float]) -> Certificate:
         """The certificate given the traces: a tensor with a trace but without effect on the tested rows fails."""
@@ -110,12 +109,13 @@ def certify(function: LossFunction, params: str | Sequence[str] | None = None, s
     except (RuntimeError, TypeError, ValueError) as error:
         if not is_limit(error):
             raise
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        why = f"The certificate could not be computed in float64 with two derivatives: {message}"
+        why = f"The certificate could not be computed in float64 with two derivatives: {first_line(error)}"
         return Certificate(nothing, (why,))
     passed = {name: worst[index] is None for index, name in enumerate(float64_copy.names)}
     unmet = frozenset(name for index, name in enumerate(float64_copy.names) if index not in effective)
-    return Certificate(passed, () if all(passed.values()) else _sentences(float64_copy, worst, recorder), unmet)
+    return Certificate(
+        passed, () if all(passed.values()) else defects_in_words(float64_copy, worst, recorder.tied()), unmet
+    )
 
 
 def _few_rows(function: LossFunction) -> Any:
@@ -161,18 +161,24 @@ def _look(function: LossFunction, batch: Any, generator: torch.Generator, effect
         _gradients_between_points(function, batch, directions(), generator, wrong)
     with part("certificate", 2, 4):
         _loss_forms(function, batch, directions(), wrong)
-    original = [p.detach().clone() for p in function.theta]
+    with _moved(function.theta, directions(), 0.1), part("certificate", 3, 4):
+        _curvature_of_outputs(function, batch, directions(), generator, wrong, effective)
+    return wrong
+
+
+@contextmanager
+def _moved(parameters: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor], step: float) -> Iterator[None]:
+    """Context in which each parameter is moved by ``step`` times its vector."""
+    original = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():
-            for p, v in zip(function.theta, directions()):
-                p.add_(v, alpha=0.1)
-        with part("certificate", 3, 4):
-            _curvature_of_outputs(function, batch, directions(), generator, wrong, effective)
+            for p, v in zip(parameters, vectors):
+                p.add_(v, alpha=step)
+        yield
     finally:
         with torch.no_grad():
-            for p, value in zip(function.theta, original):
+            for p, value in zip(parameters, original):
                 p.copy_(value)
-    return wrong
 
 
 def _direction(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -238,18 +244,13 @@ def _gradients_between_points(
         if g is None or wrong[index]:
             continue
         size = float(g.norm() * v.norm()) / math.sqrt(p.numel())
-        original, change = p.detach().clone(), math.inf
+        change = math.inf
         for step in _STEPS:
-            try:
-                with torch.no_grad():
-                    p.add_(v, alpha=step)
+            with _moved([p], [v], step):
                 moved = _weighted(function, batch, weights, None)
                 assert moved is not None
-                (gradient,) = torch.autograd.grad(moved, [p], allow_unused=True)
-            finally:
-                with torch.no_grad():
-                    p.copy_(original)
-            change = float(((gradient if gradient is not None else torch.zeros_like(g)) - g).mul(v).sum().abs()) / step
+                (gradient,) = torch.autograd.grad(moved, [p], allow_unused=True, materialize_grads=True)
+            change = float((gradient - g).mul(v).sum().abs()) / step
             if change <= _UNCHANGED * size:
                 break
         else:
@@ -263,7 +264,6 @@ def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor],
     cotangents = [torch.zeros_like(z, requires_grad=True) for z in outputs]
     pulled = torch.autograd.grad(outputs, theta, cotangents, create_graph=True, allow_unused=True)
     points, slope = slope_of(function, output, target, create_graph=True)
-    pairs = [(s, index) for index, s in enumerate(slope) if s is not None and s.requires_grad]
     value = function.criterion(output, target)
     gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
     equal = max(_EQUAL, _ROUNDINGS * torch.finfo(carried_dtype(value)).eps)
@@ -276,58 +276,10 @@ def _loss_forms(function: LossFunction, batch: Any, vectors: list[torch.Tensor],
         if g.requires_grad:
             (product,) = torch.autograd.grad(g, [p], v, retain_graph=True, allow_unused=True)
         hessian_form = 0.0 if product is None else float((product * v).sum())
-        pushed = torch.autograd.grad(
-            back, cotangents, v, retain_graph=True, allow_unused=True, materialize_grads=True
-        )  # J v
+        # pushed = J v
+        pushed = torch.autograd.grad(back, cotangents, v, retain_graph=True, allow_unused=True, materialize_grads=True)
         square = sum(float(u.square().sum()) for u in pushed)
-        ggn_form = 0.0
-        if pairs:
-            curved = torch.autograd.grad(
-                [s for s, _ in pairs], points, [pushed[i] for _, i in pairs], retain_graph=True, allow_unused=True
-            )
-            ggn_form = sum(float((c * u).sum()) for c, u in zip(curved, pushed) if c is not None)
+        curved = criterion_product(slope, points, pushed)
+        ggn_form = sum(float((c * u).sum()) for c, u in zip(curved, pushed))
         if not abs(hessian_form - ggn_form) <= equal * (abs(hessian_form) + abs(ggn_form)) + 1e-13 * square:
             wrong[index] = f"v'Hv = {hessian_form:.6g} and v'Gv = {ggn_form:.6g}"
-
-
-# Types of layers that are not piecewise linear in their input; used only to word the reason.
-_CURVED = (
-    nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.ELU, nn.SELU, nn.CELU,
-    nn.Hardswish, nn.Tanhshrink, nn.GLU, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.LayerNorm, nn.GroupNorm,
-    nn.LocalResponseNorm, nn.modules.instancenorm._InstanceNorm, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
-    nn.Bilinear, nn.CosineSimilarity,
-)  # fmt: skip
-_CURVED += tuple(getattr(nn, name) for name in ("RMSNorm",) if hasattr(nn, name))
-
-
-def _sentences(function: LossFunction, wrong: list[str | None], recorder: Recorder) -> tuple[str, ...]:
-    names = function.names
-    failed = [index for index, defect in enumerate(wrong) if defect]
-    some = "; ".join(f"{names[index]}: {wrong[index]}" for index in failed[:3])
-    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-    first = (
-        f"The outputs are not affine in {len(failed)} of {len(names)} parameter tensors ({some}{more}), so this is "
-        "the Gauss-Newton matrix's and not the Hessian's."
-    )
-    sentences = [first]
-    explained = False
-    tied = recorder.tied()
-    for index in failed:
-        if index in tied:
-            explained = True
-            sentences.append(f"{names[index]} is used {tied[index]} times in the forward pass.")
-    curved = [
-        f"{type(module).__name__} in {name}" if name else type(module).__name__
-        for name, module in function.task.model.named_modules()
-        if isinstance(module, _CURVED)
-    ]
-    if curved:
-        explained = True
-        listed = ", ".join(curved[:4]) + (f" and {len(curved) - 4} more" if len(curved) > 4 else "")
-        sentences.append(f"Not piecewise linear: {listed}.")
-    if not explained:
-        sentences.append(
-            "No layer's type explains it: a function called in forward (as torch.sigmoid), or a product of activations "
-            "that both depend on the tensor."
-        )
-    return tuple(sentences)

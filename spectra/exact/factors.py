@@ -21,9 +21,10 @@ from torch import nn
 
 from spectra.errors import TaskError
 from spectra.operators.function import LossFunction
-from spectra.operators.jacobian import slope_of
+from spectra.operators.jacobian import criterion_product, slope_of
 from spectra.task import averaging as reduction
-from spectra.task.batches import tensors_of
+
+Slope = list[torch.Tensor | None]  # the criterion's gradient in each output; None for an unused output
 
 # The largest block of unknown structure that is factored: its eigenvectors take M^2 numbers per sample.
 LARGEST_BLOCK = 256
@@ -203,14 +204,13 @@ def factor_of(function: LossFunction, output: Any, target: Any, layout: Layout) 
     """
     with torch.enable_grad():
         points, slope = slope_of(function, output, target, create_graph=True)
-    slopes = [torch.zeros_like(point) if s is None else s for point, s in zip(points, slope)]
-    factor = _known(function, points, target, slopes, layout) or _dense(points, slopes, layout)
-    _check(factor, points, slopes, layout, torch.finfo(function.carried).eps)
+    factor = _known(function, points, target, slope, layout) or _dense(points, slope, layout)
+    _check(factor, points, slope, layout, torch.finfo(function.carried).eps)
     return factor
 
 
 def _known(
-    function: LossFunction, points: list[torch.Tensor], target: Any, slopes: list[torch.Tensor], layout: Layout
+    function: LossFunction, points: list[torch.Tensor], target: Any, slope: Slope, layout: Layout
 ) -> Factor | None:
     criterion = function.task.criterion
     kind = reduction.kind_of(criterion)
@@ -222,7 +222,7 @@ def _known(
         share = _softmax_weights(criterion, logits, target)
         return SoftmaxFactor(logits, share, layout.samples)
     if reduction.is_elementwise(criterion):
-        return DiagonalFactor(layout.flatten(_hessian_product(slopes, points, [torch.ones_like(p) for p in points])))
+        return DiagonalFactor(layout.flatten(criterion_product(slope, points, [torch.ones_like(p) for p in points])))
     return None
 
 
@@ -251,19 +251,7 @@ def _softmax_weights(criterion: Any, logits: torch.Tensor, target: torch.Tensor)
     return share if settings.get("reduction", "mean") == "sum" else share / divisor
 
 
-def _hessian_product(
-    slopes: list[torch.Tensor], points: list[torch.Tensor], direction: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The product of the criterion's Hessian for the batch with a direction, shaped like the outputs."""
-    pairs = [(s, d) for s, d in zip(slopes, direction) if s.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(point) for point in points]
-    left, right = [s for s, _ in pairs], [d for _, d in pairs]
-    products = torch.autograd.grad(left, points, right, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return [piece.detach() for piece in products]
-
-
-def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout) -> DenseFactor:
+def _dense(points: list[torch.Tensor], slope: Slope, layout: Layout) -> DenseFactor:
     size, samples = layout.width, layout.samples
     if size > LARGEST_BLOCK:
         raise TaskError(
@@ -274,11 +262,11 @@ def _dense(points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layou
     for index in range(size):
         direction = torch.zeros(samples, size, dtype=points[0].dtype, device=points[0].device)
         direction[:, index] = 1
-        columns.append(layout.flatten(_hessian_product(slopes, points, layout.unflatten(direction))))
+        columns.append(layout.flatten(criterion_product(slope, points, layout.unflatten(direction))))
     return DenseFactor(torch.stack(columns, 2))
 
 
-def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor], layout: Layout, unit: float) -> None:
+def _check(factor: Factor, points: list[torch.Tensor], slope: Slope, layout: Layout, unit: float) -> None:
     """Compare the blocks with ``A u`` by autograd for a random ``u``: tests the formulas and the coupling of samples.
 
     Dense blocks come from autograd, and may be pure rounding for a saturated criterion. For them ``u`` is nonzero on
@@ -290,10 +278,10 @@ def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor
     eps = max(torch.finfo(flat.dtype).eps, unit)
     if not isinstance(factor, SoftmaxFactor | DiagonalFactor):
         flat[1::2] = 0
-        expected = layout.flatten(_hessian_product(slopes, points, layout.unflatten(flat)))
+        expected = layout.flatten(criterion_product(slope, points, layout.unflatten(flat)))
         wrong = float(expected[1::2].norm()) > math.sqrt(eps) * float(expected.norm())
     else:
-        expected = layout.flatten(_hessian_product(slopes, points, layout.unflatten(flat)))
+        expected = layout.flatten(criterion_product(slope, points, layout.unflatten(flat)))
         allowed = math.sqrt(eps) * float(expected.norm()) + 1e3 * eps * factor.scale * float(flat.norm())
         wrong = not float((factor.product(flat) - expected).norm()) <= allowed
     if wrong:
@@ -301,8 +289,3 @@ def _check(factor: Factor, points: list[torch.Tensor], slopes: list[torch.Tensor
             "the criterion is not a sum over the samples of a batch (its Hessian in the outputs couples them), so no "
             "sample has a curvature of its own"
         )
-
-
-def outputs_of(output: Any) -> list[torch.Tensor]:
-    """The tensors of the output that depend on the parameters."""
-    return [tensor for tensor in tensors_of(output) if tensor.requires_grad and tensor.is_floating_point()]

@@ -17,10 +17,11 @@ from torch import nn
 
 from spectra.errors import TaskError
 from spectra.exact.capture import Recorder, Use, checked, separated
-from spectra.exact.factors import Factor, Layout, factor_of, outputs_of
+from spectra.exact.factors import Factor, Layout, factor_of
 from spectra.exact.layers import Sums, squares
 from spectra.exact.samples import SampleGradients
 from spectra.operators.function import LossFunction
+from spectra.operators.jacobian import outputs_of
 from spectra.runtime.memory import available_bytes
 from spectra.task.averaging import kind_of
 from spectra.task.batches import rows_of

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from spectra.errors import TaskError
-from spectra.exact.factors import Layout, outputs_of
+from spectra.exact.factors import Layout
 from spectra.exact.layers import Sums, of_gradients
 from spectra.operators.function import LossFunction
+from spectra.operators.jacobian import outputs_of
 from spectra.runtime.memory import available_bytes
 from spectra.task.batches import choose_rows, map_tensors, rows_of
 

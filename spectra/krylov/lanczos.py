@@ -1,8 +1,8 @@
 """Lanczos recurrences in lockstep: several probes share each pass over the data.
 
 The three-term recurrence is float64, whatever the precision of the products. Each new vector is measured against the
-whole basis and corrected where it is not orthogonal to it, so that no eigenvalue appears twice. An invariant subspace ends a recurrence early, which is a normal outcome: the
-quadrature is then exact.
+whole basis and corrected where it is not orthogonal to it, so that no eigenvalue appears twice. An invariant subspace
+ends a recurrence early, which is a normal outcome: the quadrature is then exact.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 
 from spectra.errors import DataError, NumericsError, TaskError
-from spectra.operators.additivity import whole_and_parts
+from spectra.operators.additivity import check_additive
 from spectra.operators.finite_differences import check_by_differences
 from spectra.operators.function import LossFunction
-from spectra.operators.graph import carried_dtype, dtype_name, leaves_of, nodes_of
+from spectra.operators.graph import carried_dtype, leaves_of, nodes_of
 from spectra.operators.jacobian import why_inseparable
 from spectra.operators.modes import batch_norm_layers, couples_samples
 from spectra.operators.shapes import NO_BACKWARD, WatchedCalls, check_shapes, make_pairs, shapes_in_words
@@ -20,9 +21,6 @@ from spectra.runtime.memo import remembered
 from spectra.task.batches import map_tensors
 from spectra.task.data_summary import Survey
 from spectra.task.task import Task
-
-# Relative tolerance for the sum of two parts of a batch against the whole, by the precision of the loss.
-_ADDITIVE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def check_partition(task: Task, bn_mode: str, survey: Survey) -> str | None:
@@ -95,7 +93,6 @@ def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twi
             placed = function.place(batch)
             if first is None:
                 first = _look_at(function, placed, survey, index, twice)
-                function.inseparable = first.inseparable
                 if split or per_sample:
                     _refuse_inseparable(function)
                 if twice:
@@ -103,7 +100,7 @@ def _check_batches(function: LossFunction, survey: Survey, per_sample: bool, twi
                 alone = counted == 1 and not per_sample and not first.broadcast
                 if alone or couples_samples(task.model, "eval"):
                     return  # one batch needs no weights; coupled batches cannot be split
-            split_any = _check_additive(function, placed, weight, index, first) or split_any
+            split_any = check_additive(function, placed, weight, index, first.broadcast) or split_any
             if averaging_known or (split_any and index >= 64):
                 return
     if not split_any and task.weight is None and (counted > 1 or per_sample):
@@ -127,7 +124,6 @@ class _Look:
 
     output: Any  # None for a task from a loss_fn
     gradient: list[torch.Tensor]  # in the parameters that the loss depends on, with a graph
-    inseparable: str | None  # why the loss depends on more than the output; None if it does not, or unknown
     broadcast: str  # the shapes of output and target in words, where they would broadcast to pairs; else empty
 
 
@@ -172,8 +168,8 @@ def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twi
     gradient = [piece for piece in gradients if piece is not None]
     if not gradient:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
-    inseparable = why_inseparable(function, loss, output, target) if task.splits else None
-    return _Look(output, gradient, inseparable, broadcast)
+    function.inseparable = why_inseparable(function, loss, output, target) if task.splits else None
+    return _Look(output, gradient, broadcast)
 
 
 def _check_labels(output: Any, survey: Survey) -> None:
@@ -205,7 +201,7 @@ def _check_derivatives(function: LossFunction, batch: Any, first: _Look, per_sam
         _check_nodes(first.gradient)
         return
     task = function.task
-    if task.splits and not first.inseparable:
+    if task.splits and not function.inseparable:
         _check_second_derivative(function, first.output, task.target_of(batch))
     _check_gradient_graph(first.gradient)
 
@@ -239,20 +235,18 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
     """
     generator = torch.Generator().manual_seed(1)
 
-    def random(scale: float) -> Any:
-        return map_tensors(
-            output,
-            lambda t: (
-                t + scale * torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
-                if t.is_floating_point()
-                else t
-            ),
-        )
+    def normal(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
     constant = True
-    for place in (output, random(1.0), map_tensors(random(1.0), lambda t: 0 * t if t.is_floating_point() else t)):
+    changes: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+        lambda t: t,
+        lambda t: t + normal(t),
+        lambda t: 0 * t,
+    )
+    for change in changes:
         points: list[torch.Tensor] = []
-        value = function.criterion(map_tensors(place, partial(_as_leaf, points)), target)
+        value = function.criterion(map_tensors(output, partial(_as_leaf, points, change)), target)
         if not value.requires_grad:
             break
         slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True)
@@ -260,9 +254,8 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
         slope = [s for s in slopes if s is not None and s.requires_grad]
         if not slope:
             continue
-        directions = [torch.randn(s.shape, generator=generator, dtype=s.dtype).to(s.device) for s in slope]
         try:
-            products = torch.autograd.grad(slope, points, directions, allow_unused=True)
+            products = torch.autograd.grad(slope, points, [normal(s) for s in slope], allow_unused=True)
         except RuntimeError as error:
             raise TaskError(f"the criterion cannot be differentiated twice: {first_line(error)}") from error
         if any(b is not None and bool((b != 0).any()) for b in products):
@@ -279,36 +272,14 @@ def _check_second_derivative(function: LossFunction, output: Any, target: Any) -
     )
 
 
-def _as_leaf(leaves: list[torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
-    """A floating-point tensor as a new leaf, appended to the list of leaves; any other tensor unchanged."""
+def _as_leaf(
+    leaves: list[torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor
+) -> torch.Tensor:
+    """A floating-point tensor, changed, as a new leaf appended to the list of leaves; any other tensor unchanged."""
     if not tensor.is_floating_point():
         return tensor
-    leaves.append(tensor.detach().requires_grad_())
+    leaves.append(change(tensor).detach().requires_grad_())
     return leaves[-1]
-
-
-def _check_additive(function: LossFunction, batch: Any, weight: float, index: int, first: _Look) -> bool:
-    """Whether a batch could be split. Raises TaskError if the two parts do not add up to the whole."""
-    sums = whole_and_parts(function, batch, weight, split_output=function.task.splits and not first.inseparable)
-    if sums is None:
-        return False
-    whole, parts = sums
-    if abs(whole - sum(parts)) <= _ADDITIVE.get(function.carried, 1e-2) * (abs(whole) + sum(map(abs, parts))):
-        return True
-    averaging = function.task.averaging
-    cast = f" (rounding to {dtype_name(function.carried)} within the loss is allowed for)" if function.casts else ""
-    in_all, in_parts = _told_apart(whole, sum(parts))
-    advice = "Pass weight=, a function of the batch that returns what the criterion averages over"
-    raise TaskError(
-        f"the loss is not a {averaging.reduction} over {averaging.over}: batch {index} gives {in_all} as a whole and "
-        f"{in_parts} in two parts{cast}. {f'It is given {first.broadcast}' if first.broadcast else advice}"
-    )
-
-
-def _told_apart(a: float, b: float) -> tuple[str, str]:
-    """Two numbers as text, with enough digits (at least six) to show that they differ."""
-    digits = next((d for d in range(4, 15) if f"{a:.{d}g}" != f"{b:.{d}g}"), 15) + 2
-    return f"{a:.{digits}g}", f"{b:.{digits}g}"
 
 
 def first_line(error: BaseException) -> str:

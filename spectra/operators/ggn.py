@@ -9,7 +9,7 @@ import torch
 
 from spectra.errors import TaskError
 from spectra.operators.curvature import CurvatureOperator
-from spectra.operators.jacobian import Jacobian, slope_of
+from spectra.operators.jacobian import Jacobian, criterion_product, slope_of
 from spectra.operators.kept import Product
 from spectra.task.averaging import is_convex
 from spectra.task.task import Task
@@ -64,23 +64,8 @@ class GGNOperator(CurvatureOperator):
         def product(block: torch.Tensor) -> torch.Tensor:
             if not jacobian.reaches:
                 return torch.zeros_like(block)
-            rows = []
-            for vector in block:
-                derivatives = _derivative(slope, points, jacobian.push(vector))
-                curved = [torch.zeros_like(p) if value is None else value for p, value in zip(points, derivatives)]
-                rows.append(jacobian.pull(curved))
-            return torch.stack(rows)
+            return torch.stack(
+                [jacobian.pull(criterion_product(slope, points, jacobian.push(vector))) for vector in block]
+            )
 
         return product
-
-
-def _derivative(
-    slope: Sequence[torch.Tensor | None], points: Sequence[torch.Tensor], direction: Sequence[torch.Tensor]
-) -> Sequence[torch.Tensor | None]:
-    """The product of the criterion's Hessian with a direction; None for zero."""
-    pairs = [(s, d) for s, d in zip(slope, direction) if s is not None and s.requires_grad]
-    if not pairs:
-        return [None] * len(points)
-    return torch.autograd.grad(
-        [s for s, _ in pairs], points, [d for _, d in pairs], retain_graph=True, allow_unused=True
-    )

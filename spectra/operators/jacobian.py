@@ -1,4 +1,4 @@
-"""Jacobian: products with the Jacobian of a batch's outputs, and the gradient of the criterion in the outputs.
+"""Jacobian: products with the Jacobian of a batch's outputs, and the criterion's derivatives in the outputs.
 
 :func:`why_inseparable` also decides whether the loss depends on these outputs only.
 """
@@ -32,7 +32,7 @@ class Jacobian:
 
     def __init__(self, function: LossFunction, output: Any) -> None:
         self.function = function
-        self.outputs = [tensor for tensor in tensors_of(output) if tensor.requires_grad and tensor.is_floating_point()]
+        self.outputs = outputs_of(output)
         if not self.outputs:
             raise TaskError("the output of the model does not depend on the parameters")
         self._cotangents = [torch.zeros_like(tensor, requires_grad=True) for tensor in self.outputs]
@@ -67,6 +67,11 @@ class Jacobian:
         return self.function.flatten(pieces)
 
 
+def outputs_of(output: Any) -> list[torch.Tensor]:
+    """The tensors of the output that depend on the parameters."""
+    return [tensor for tensor in tensors_of(output) if tensor.requires_grad and tensor.is_floating_point()]
+
+
 def slope_of(
     function: LossFunction, output: Any, target: Any, *, create_graph: bool
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
@@ -89,6 +94,24 @@ def slope_of(
     return points, list(torch.autograd.grad(value, points, create_graph=create_graph, allow_unused=True))
 
 
+def criterion_product(
+    slope: Sequence[torch.Tensor | None], points: Sequence[torch.Tensor], direction: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The product of the criterion's Hessian in the outputs with a direction, shaped like the outputs.
+
+    Args:
+        slope: the gradient of the criterion with its graph, from :func:`slope_of`.
+        points: the outputs as leaves, from :func:`slope_of`.
+        direction: shaped like the outputs.
+    """
+    pairs = [(s, d) for s, d in zip(slope, direction) if s is not None and s.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(point) for point in points]
+    left, right = [s for s, _ in pairs], [d for _, d in pairs]
+    products = torch.autograd.grad(left, points, right, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return [product.detach() for product in products]
+
+
 def why_inseparable(function: LossFunction, loss: torch.Tensor, output: Any, target: Any) -> str | None:
     """The reason why the loss of a batch depends on more than the output; None if it does not.
 
@@ -103,9 +126,9 @@ def why_inseparable(function: LossFunction, loss: torch.Tensor, output: Any, tar
         target: of the batch.
     """
     leaves = {id(leaf) for leaf in leaves_of(loss, tensors_of(output))} - {id(tensor) for tensor in tensors_of(output)}
-    beside = [name for name, p in zip(function.names, function.theta) if id(p) in leaves]
-    if beside:
-        some = ", ".join(beside[:3]) + (", ..." if len(beside) > 3 else "")
+    direct = [name for name, p in zip(function.names, function.theta) if id(p) in leaves]
+    if direct:
+        some = ", ".join(direct[:3]) + (", ..." if len(direct) > 3 else "")
         return (
             f"it depends on {some} in another way than through the output (by a derivative in an input that the "
             "criterion takes, or a term in the parameters)"

@@ -18,13 +18,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from spectra.errors import ArgumentError, NumericsError
+from spectra.sharpness.conjugate_gradients import conjugate_gradients
 
 Array = npt.NDArray[np.float64]
 
@@ -110,27 +111,25 @@ def _connected(links: Sequence[Link], sizes: Sequence[int], fixed: int | None) -
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    starts = np.concatenate([[0], np.cumsum(sizes)])
+    n = sum(sizes)
+    nodes = np.split(np.arange(n), np.cumsum(sizes)[:-1])  # of each class
     heads, tails = [], []
     for link in links:
         i, j = np.nonzero(link.matrix)
-        heads.append(i + starts[link.to])
-        tails.append(j + starts[link.of])
+        heads.append(nodes[link.to][i])
+        tails.append(nodes[link.of][j])
     if fixed is not None and sizes[fixed] > 1:  # nodes whose potentials do not move are one node
-        ground = np.arange(starts[fixed], starts[fixed + 1])
+        ground = nodes[fixed]
         heads += [ground, np.roll(ground, 1)]
         tails += [np.roll(ground, 1), ground]
     if not heads:
         return [], True
     row, column = np.concatenate(heads), np.concatenate(tails)
-    n = int(starts[-1])
     graph = coo_array((np.ones(len(row), np.int8), (row, column)), shape=(n, n))
     _, component = connected_components(graph.tocsr(), directed=True, connection="strong")
     kept, attained = [], True
     for link in links:
-        to = component[starts[link.to] : starts[link.to + 1]]
-        of = component[starts[link.of] : starts[link.of + 1]]
-        same = to[:, None] == of[None, :]
+        same = component[nodes[link.to]][:, None] == component[nodes[link.of]][None, :]
         attained &= not bool((link.matrix[~same] > 0).any())
         kept.append(Link(link.to, link.of, np.where(same, link.matrix, 0.0)))
     return kept, attained
@@ -156,8 +155,12 @@ class _Problem:
         self.wide = bool(tops) and min(float(f.min()) for f in finite if f.size) < self.shift - _WIDE
         self.scaled = [np.exp(e - self.shift) for e in exponents]
 
+    def total(self) -> float:
+        """The value, divided by ``exp(shift)``."""
+        return sum(float(e.sum()) for e in self.scaled)
+
     def value(self) -> float:
-        total = sum(float(e.sum()) for e in self.scaled)
+        total = self.total()
         return float(np.exp(self.shift + np.log(total))) if total > 0 else 0.0
 
     def flows(self, a: int) -> tuple[Array, Array]:
@@ -171,11 +174,9 @@ class _Problem:
         return out, into
 
     def violation(self) -> float:
-        total = sum(float(e.sum()) for e in self.scaled)
-        if total == 0:
-            return 0.0
-        flows = [self.flows(a) for a in self.moving]
-        return max((float(np.max(np.abs(out - into), initial=0.0)) for out, into in flows), default=0.0) / total
+        total, flows = self.total(), (self.flows(a) for a in self.moving)
+        worst = max((float(np.max(np.abs(out - into), initial=0.0)) for out, into in flows), default=0.0)
+        return worst / total if total else 0.0
 
     def sweep(self) -> None:
         """Minimise over each class in turn, with the others fixed; node by node for a class linked to itself."""
@@ -240,8 +241,9 @@ class _Problem:
         graph Laplacian; the system is solved by conjugate gradients with a unit diagonal scaling.
         """
         sizes = [len(self.p[a]) for a in self.moving]
-        starts = dict(zip(self.moving, np.concatenate([[0], np.cumsum(sizes)]).astype(int)))
-        n, total = sum(sizes), sum(float(e.sum()) for e in self.scaled)
+        ends = np.cumsum(sizes)
+        span = {a: slice(end - size, end) for a, end, size in zip(self.moving, ends, sizes)}
+        n, total = sum(sizes), self.total()
         if n == 0 or total == 0:
             return 0.0
         flows = [self.flows(a) for a in self.moving]
@@ -249,12 +251,12 @@ class _Problem:
         diagonal = np.concatenate([out + into for out, into in flows])
         inner = np.zeros(n)  # the diagonal of a class linked to itself has no part in it
         for e, (to, of) in zip(self.scaled, self.ends):
-            if to == of and to in starts:
-                inner[starts[to] : starts[to] + len(e)] += 2 * np.diag(e)
+            if to == of and to in span:
+                inner[span[to]] += 2 * np.diag(e)
         size = np.sqrt(np.maximum(diagonal - inner, 1e-300))
 
         def piece(v: Array, a: int) -> Array | None:
-            return v[starts[a] : starts[a] + len(self.p[a])] if a in starts else None
+            return v[span[a]] if a in span else None
 
         def product(v: Array) -> Array:
             v = v / size
@@ -268,7 +270,7 @@ class _Problem:
                     r_of -= v_to @ e
             return np.asarray(result / size)
 
-        step = -_conjugate_gradients(product, gradient / size, 4 * n + 50) / size
+        step = -conjugate_gradients(product, gradient / size, 4 * n + 50) / size
         decrement = -float(gradient @ step)
         if not decrement > 0:
             return 0.0
@@ -277,31 +279,12 @@ class _Problem:
         while length > 1e-8:
             self.p = [p.copy() for p in before[0]]
             for a in self.moving:
-                self.p[a] += length * step[starts[a] : starts[a] + len(self.p[a])]
+                self.p[a] += length * step[span[a]]
             self.refresh()
-            now = sum(float(e.sum()) for e in self.scaled) * np.exp(self.shift - before[1])
+            now = self.total() * np.exp(self.shift - before[1])
             if now <= 1 + 1e-4 * length * slope / total + 1e-15:
                 return decrement / total
             length /= 2
         self.p = before[0]
         self.refresh()
         return decrement / total
-
-
-def _conjugate_gradients(product: Callable[[Array], Array], target: Array, steps: int) -> Array:
-    """``x`` with ``product(x) = target`` to 1e-10 or the last step; the matrix is positive semidefinite."""
-    x, r = np.zeros_like(target), target.copy()
-    d, rr = r.copy(), float(r @ r)
-    goal = 1e-20 * rr
-    for _ in range(steps):
-        if rr <= goal or rr == 0:
-            break
-        q = product(d)
-        curvature = float(d @ q)
-        if curvature <= 1e-16 * float(d @ d):
-            break
-        x += rr / curvature * d
-        r -= rr / curvature * q
-        rr, before = float(r @ r), rr
-        d = r + rr / before * d
-    return x

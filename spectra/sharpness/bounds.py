@@ -37,6 +37,8 @@ from spectra.runtime.faults import refusal_in
 from spectra.sharpness.balancing import Array
 from spectra.sharpness.layouts import weight_layouts
 from spectra.sharpness.normalized import fisher_rao_from_diagonal, penalised_parameter_wise
+from spectra.sharpness.per_layer import clipped_share
+from spectra.sharpness.refusals import curvature_of
 from spectra.task.task import Task
 
 NAMES = ("bound_units", "bound_matrices", "bound_parameters")
@@ -119,9 +121,7 @@ def pac_bayes_bounds(
         if m is None:
             raise TaskError("how many samples there are is not known: pass samples=")
         diagonal = exact_diagonal(plain, bn_mode, method="exact")
-        if diagonal.kind is None:
-            raise TaskError("; ".join(diagonal.reasons))
-        conditions["curvature"] = diagonal.kind
+        conditions["curvature"] = curvature_of(diagonal)
         parts = _BoundTerms(plain, diagonal, loss_range)
         loss = DisplacedLoss(plain, bn_mode).loss()
         if loss < 0:
@@ -200,11 +200,9 @@ class _BoundTerms:
         self.matrices: list[list[tuple[Array, Array]]] = []  # by tensor, by group
         self.flat: list[tuple[Array, Array]] = []  # by tensor, entry by entry
         others: list[tuple[Array, Array]] = []
-        cut = kept = 0.0
         for name, entries in diagonal.items():
-            h = entries.detach().to("cpu", torch.float64) / c
+            h = entries.detach().to("cpu", torch.float64).clamp(min=0) / c
             u = weights[name].detach().to("cpu", torch.float64).square()
-            cut, kept, h = cut + float(-h.clamp(max=0).sum()), kept + float(h.clamp(min=0).sum()), h.clamp(min=0)
             self.flat.append((h.numpy().ravel(), u.numpy().ravel()))
             if name in layouts:
                 blocks = zip(layouts[name].blocks(h), layouts[name].blocks(u))
@@ -213,7 +211,7 @@ class _BoundTerms:
                 others.append(self.flat[-1])
         self.others = tuple(np.concatenate([pair[k] for pair in others] or [np.zeros(0)]) for k in (0, 1))
         self.count = sum(h.size for h, _ in self.flat)
-        self.clipped = cut / kept if kept > 0 else math.inf if cut else 0.0
+        self.clipped = clipped_share(entries / c for entries in diagonal.values())
 
     def of_noise(self, log_scales: Array, single: bool) -> tuple[float, int, float]:
         """``V`` at scales of the set, how many scales there are, and how far they were from the best before rounding.

@@ -26,29 +26,9 @@ from torch.overrides import TorchFunctionMode
 
 from spectra.errors import TaskError
 from spectra.sharpness.float64_copy import leaves
+from spectra.sharpness.operation_names import DROPOUT, JOINS, KEEPING, LINEAR, NUMBERS, PRODUCTS, QUOTIENTS, SUMS
 
 Form = dict[int, Fraction]  # a linear form in the unknowns: {unknown: coefficient}
-
-LINEAR = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-PRODUCTS = {"matmul", "__matmul__", "mm", "bmm", "mul", "__mul__", "__rmul__", "multiply", "mul_", "__imul__"}
-QUOTIENTS = {"div", "__truediv__", "true_divide", "div_", "__itruediv__", "__div__"}
-SUMS = {"add", "__add__", "__radd__", "__iadd__", "add_", "sub", "__sub__", "__rsub__", "__isub__", "sub_", "rsub"}
-SUMS |= {"subtract", "cat", "concat", "concatenate", "stack", "maximum", "minimum", "hstack", "vstack"}
-# Of the first argument's degree. Reductions take means, sums and extremes, which scale like their entries.
-KEEPING = {"relu", "relu_", "leaky_relu", "leaky_relu_", "rrelu", "max_pool1d", "max_pool2d", "max_pool3d"}
-KEEPING |= {"boolean_dispatch", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices"}
-KEEPING |= {"avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"}
-KEEPING |= {"adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
-KEEPING |= {"adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices"}
-KEEPING |= {"adaptive_max_pool3d_with_indices", "flatten", "reshape", "view", "permute", "transpose", "swapaxes"}
-KEEPING |= {"swapdims", "t", "T", "mT", "contiguous", "clone", "squeeze", "unsqueeze", "expand", "expand_as"}
-KEEPING |= {"repeat", "tile", "mean", "sum", "amax", "amin", "max", "min", "__getitem__", "chunk", "split", "unbind"}
-KEEPING |= {"narrow", "select", "index_select", "roll", "flip", "neg", "__neg__", "negative", "abs", "__abs__", "to"}
-KEEPING |= {"double", "float", "type", "type_as", "interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle"}
-KEEPING |= {"channel_shuffle", "unfold", "fold", "view_as", "reshape_as", "movedim", "moveaxis", "unflatten"}
-KEEPING |= {"cumsum", "diagonal", "tril", "triu"}
-DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "dropout_"}
-NUMBERS = {"item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "equal", "allclose"}
 
 
 @dataclass(frozen=True)
@@ -199,7 +179,7 @@ class _Recorder(TorchFunctionMode):
             self.linear(name, args, kwargs, made[0])
         elif name == "embedding":
             weight = given[1] if given[0].dtype in (torch.int64, torch.int32) else given[0]
-            if kwargs.get("max_norm") is not None or (len(args) > 3 and args[3] is not None):
+            if _argument(args, kwargs, 3, "max_norm") is not None:
                 raise self.refuse("embedding with max_norm")
             self.give(made[0], self.degree(weight) or {})
         elif name in PRODUCTS or name in QUOTIENTS:
@@ -212,20 +192,17 @@ class _Recorder(TorchFunctionMode):
                 self.constraints.append(self.exponents.setdefault(slope[0], {}))
             self.keep(given[0], made)
         elif name in DROPOUT:
-            if kwargs.get("training", args[2] if len(args) > 2 else name != "dropout"):
+            if _argument(args, kwargs, 2, "training", name != "dropout"):
                 raise self.refuse(f"{name}, which is active")
             self.keep(given[0], made)
         elif name in ("pad", "constant_pad_nd"):
-            value = kwargs.get("value", args[3] if len(args) > 3 else None)
-            mode = kwargs.get("mode", args[2] if len(args) > 2 and isinstance(args[2], str) else "constant")
-            if name == "constant_pad_nd":
-                value, mode = kwargs.get("value", args[2] if len(args) > 2 else 0), "constant"
-            if mode == "constant" and value:
+            plain = name == "constant_pad_nd"  # which has no mode
+            value = _argument(args, kwargs, 2 if plain else 3, "value")
+            if value and (plain or _argument(args, kwargs, 2, "mode", "constant") == "constant"):
                 raise self.refuse(f"padding with {value}")
             self.keep(given[0], made)
         elif name in ("clamp", "clamp_", "clamp_min", "clamp_min_", "clip"):
-            low = kwargs.get("min", args[1] if len(args) > 1 else None)
-            high = kwargs.get("max", args[2] if len(args) > 2 else None)
+            low, high = _argument(args, kwargs, 1, "min"), _argument(args, kwargs, 2, "max")
             if high is not None or isinstance(low, torch.Tensor) or low != 0:
                 raise self.refuse(f"{name} to [{low}, {high}]")
             self.keep(given[0], made)
@@ -248,13 +225,12 @@ class _Recorder(TorchFunctionMode):
             self.give(tensor, form or {})
 
     def linear(self, name: str, args: Any, kwargs: dict[str, Any], made: torch.Tensor) -> None:
-        x, weight = (kwargs.get(key, args[i] if len(args) > i else None) for i, key in enumerate(("input", "weight")))
-        bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
+        x, weight, bias = (_argument(args, kwargs, i, key) for i, key in enumerate(("input", "weight", "bias")))
         self.product(name, (x, weight), {}, made)
         if bias is not None:
             self.sum(name, (made, bias), {}, [] if self.known(bias) else [bias], made)
         if id(weight) in self.parameters:
-            groups = 1 if name == "linear" else kwargs.get("groups", args[6] if len(args) > 6 else 1)
+            groups = 1 if name == "linear" else _argument(args, kwargs, 6, "groups", 1)
             of_bias = self.parameters.get(id(bias), (None, False))[0]
             self.layers.append(Layer(name, self.parameters[id(weight)][0], of_bias, int(groups)))
 
@@ -289,13 +265,9 @@ class _Recorder(TorchFunctionMode):
         """Tensors that are added, concatenated or compared must have one degree; a constant must be 0."""
         terms = leaves([args, kwargs.get("other"), kwargs.get("tensors")])
         numbers = [v for v in [*args[:2], kwargs.get("other")] if isinstance(v, (int, float, complex))]
-        joins = name in ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
-        if any(bool((t != 0).any()) for t in constant) or (not joins and any(v != 0 for v in numbers)):
+        if any(bool((t != 0).any()) for t in constant) or (name not in JOINS and any(v != 0 for v in numbers)):
             raise self.refuse(f"{name} of a constant that is not 0")
-        forms: list[Form] = []
-        for term in terms:
-            if id(term) in self.degrees:
-                forms.append(self.degrees[id(term)])
+        forms = [self.degrees[id(term)] for term in terms if id(term) in self.degrees]
         for term in terms:
             if id(term) in self.degrees or id(term) not in self.parameters:
                 continue
@@ -312,6 +284,11 @@ class _Recorder(TorchFunctionMode):
             if gap:
                 self.constraints.append(gap)
         self.give(made, forms[0])
+
+
+def _argument(args: Any, kwargs: dict[str, Any], place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call by its place or name."""
+    return kwargs.get(name, args[place] if len(args) > place else default)
 
 
 def void(_: Any) -> None:

@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.errors import ArgumentError, TaskError
 from spectra.exact.trace import exact_diagonal
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import check_bn_mode
-from spectra.results.measure import Measure, not_measured, remarked
+from spectra.results.measure import Measure, remarked
 from spectra.runtime.exclusive import exclusively
-from spectra.runtime.faults import refusal_in
 from spectra.sharpness.ascent import check_counts
 from spectra.sharpness.balancing import Array, Link, balance
 from spectra.sharpness.draws import gaussian, moments_of
 from spectra.sharpness.layouts import Layout, weight_layouts
+from spectra.sharpness.refusals import curvature_of, measured_or_refused
 from spectra.task.task import Task
 
 FORM = "direct"
@@ -94,18 +94,18 @@ def normalized_sharpness_direct(
         raise ArgumentError(f"steps={steps}: at least 0 is needed; 40 is the default")
     check_counts(draws, 1, seed)
     conditions = {"form": FORM, "bn_mode": check_bn_mode(bn_mode)}
-    try:
+
+    def measured() -> Measure:
         plain = replace(task, l2=0.0)
         diagonal = exact_diagonal(plain, bn_mode, method="exact")
-        if diagonal.kind is None:
-            return not_measured("; ".join(diagonal.reasons), **conditions)
+        _ = curvature_of(diagonal)  # refused here if there is no diagonal
         loss = DisplacedLoss(plain, bn_mode, dtype)
         remark = loss.for_differences()
         noise = _Noise(loss, plain, diagonal, lam)
         with loss.prepared():
             return remarked(replace(_measured(noise, steps, draws, seed), bn_mode=bn_mode), remark)
-    except (TaskError, NumericsError) as error:
-        return not_measured(refusal_in(error), **conditions)
+
+    return measured_or_refused(measured, **conditions)
 
 
 def _measured(noise: _Noise, steps: int, draws: int, seed: int) -> Measure:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 
@@ -31,6 +31,12 @@ class DrawnDiagonal:
     method: str
     draws: int
     gradients: int  # that it cost, a product counted as the two to three that it costs
+
+    @property
+    def relative_error(self) -> float:
+        """The standard error of the entries over the entries, both in the root mean square."""
+        errors, values = (sum(float(t.square().sum()) for t in part.values()) for part in (self.stderr, self.values))
+        return sqrt(errors / values) if values > 0 else inf
 
 
 def drawn_diagonal(

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from spectra.errors import ArgumentError, NumericsError, TaskError
+from spectra.errors import ArgumentError, TaskError
 from spectra.exact.diagonal import ExactDiagonal
 from spectra.exact.linearised import Plans, linearise
 from spectra.exact.trace import exact_diagonal
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.jacobian import slope_of
 from spectra.operators.modes import check_bn_mode
-from spectra.results.measure import Measure, not_measured
+from spectra.results.measure import Measure
 from spectra.runtime.exclusive import exclusively
-from spectra.runtime.faults import refusal_in
+from spectra.sharpness.refusals import curvature_of, measured_or_refused
 from spectra.task.task import Task
 
 FORMS = ("diagonal", "liang", "hessian")
@@ -77,7 +77,9 @@ def fisher_rao_norm(
         raise ArgumentError(f"form={form!r}: one of {', '.join(map(repr, FORMS))} is needed")
     check_bn_mode(bn_mode)
     curvature = None if form == "hessian" else "empirical_fisher"
-    try:
+    conditions: dict[str, Any] = {"form": form, "bn_mode": bn_mode, "curvature": curvature}
+
+    def measured() -> Measure:
         plain = replace(task, l2=0.0)
         if form == "hessian":
             return _of_curvature(
@@ -85,16 +87,13 @@ def fisher_rao_norm(
             )
         operator = EmpiricalFisherOperator(plain, bn_mode, dtype=dtype)
         _ = operator.self_test  # what cannot be right is refused here
-        value = _full(operator) if form == "liang" else _diagonal(operator)
-    except (TaskError, NumericsError) as error:
-        return not_measured(refusal_in(error), form=form, bn_mode=bn_mode, curvature=curvature)
-    return Measure(value=value, form=form, bn_mode=bn_mode, curvature=curvature)
+        return Measure(value=_full(operator) if form == "liang" else _diagonal(operator), **conditions)
+
+    return measured_or_refused(measured, **conditions)
 
 
 def _of_curvature(task: Task, diagonal: ExactDiagonal) -> Measure:
-    conditions: dict[str, Any] = {"form": "hessian", "bn_mode": diagonal.bn_mode}
-    if diagonal.kind is None:
-        return not_measured("; ".join(diagonal.reasons), **conditions)
+    curvature = curvature_of(diagonal)
     weights = dict(task.model.named_parameters())
 
     def total(by_tensor: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -106,10 +105,11 @@ def _of_curvature(task: Task, diagonal: ExactDiagonal) -> Measure:
     return Measure(
         value=sum(terms.values()),
         stderr=None if diagonal.stderr is None else sum(total(diagonal.stderr).values()),
-        curvature=diagonal.kind,
+        form="hessian",
+        bn_mode=diagonal.bn_mode,
+        curvature=curvature,
         reason="; ".join([*diagonal.how, *diagonal.reasons]) or None,
         details={"by_tensor": terms},
-        **conditions,
     )
 
 

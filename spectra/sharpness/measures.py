@@ -15,28 +15,30 @@ References:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from spectra.errors import ArgumentError, NumericsError, SpectraError, TaskError
+from spectra.errors import ArgumentError, TaskError
+from spectra.exact.diagonal import ExactDiagonal
 from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
 from spectra.operators.modes import check_bn_mode
-from spectra.results.measure import Measure, not_measured
+from spectra.results.exact_trace import ExactTrace
+from spectra.results.measure import Measure, remarked
 from spectra.runtime.exclusive import exclusively
-from spectra.runtime.faults import is_limit, refusal_in
-from spectra.sharpness.drawn_diagonals import METHODS, DrawnDiagonal, drawn_diagonal
-from spectra.sharpness.minimum import Homogeneous, minimum_of_traces, prepare_rescaling
+from spectra.sharpness.drawn_diagonals import METHODS, drawn_diagonal
+from spectra.sharpness.minimum import minimum_of_traces, prepare_rescaling
 from spectra.sharpness.node_wise import FORM as NODE_WISE
 from spectra.sharpness.node_wise import chain_of, minimum_of_diagonals
 from spectra.sharpness.normalized import check_options
 from spectra.sharpness.per_layer import matrix_normalized_of_traces, normalized_of_diagonals
-from spectra.sharpness.train_part import train_mode_part
+from spectra.sharpness.refusals import curvature_of, measured_or_refused
+from spectra.sharpness.train_part import train_mode_part_or_reason
 from spectra.task.averaging import averaging_of
 from spectra.task.task import Task
 
@@ -75,7 +77,7 @@ def minimum_sharpness(
         zero_tolerance: tensors whose trace is at or below this times the total are taken for 0, with a note. Nothing is
             by default; 1e-14 is the usual choice where a layer is dead.
         train_draws: random products for ``details["train_mode_part"]``, what filters before batch norm have in train
-            mode (:mod:`spectra.sharpness.train_part`), beside the value and never added to it. None by default.
+            mode (:mod:`spectra.sharpness.train_part`), which is never added to the value. None by default.
         method: of the traces: ``"exact"``, or ``"monte-carlo"`` with a standard error, see :func:`spectra.exact_trace`.
         draws: number of draws for ``"monte-carlo"``.
         seed: of all random draws.
@@ -103,16 +105,14 @@ def minimum_sharpness(
     def measured() -> Measure:
         network = prepare_rescaling(task, bn_mode, scale_groups)
         trace = exact_trace(network.task, method=method, draws=draws, seed=seed)
-        if trace.kind is None:
-            return not_measured("; ".join(trace.reasons), **conditions)
-        errors = trace.stderr_by_layer
-        measure = minimum_of_traces(network, trace.by_layer, trace.kind, bn_mode, zero_tolerance, errors)
+        curvature, errors = curvature_of(trace), trace.stderr_by_layer
+        measure = minimum_of_traces(network, trace.by_layer, curvature, bn_mode, zero_tolerance, errors)
         if train_draws and network.folded.folded:
-            part = _train_part(task, network, train_draws, seed)
+            part = train_mode_part_or_reason(task, network.folded, train_draws, seed)
             measure = replace(measure, details={**measure.details, "train_mode_part": part})
-        return _with_reasons(measure, [*trace.how, *trace.reasons])
+        return _with_reasons(measure, trace)
 
-    return _refused(measured, conditions)
+    return measured_or_refused(measured, **conditions)
 
 
 @exclusively
@@ -140,11 +140,9 @@ def node_minimum_sharpness(task: Task, bn_mode: str = "eval") -> Measure:
         network = prepare_rescaling(task, bn_mode)
         chain_of(network)  # refused before anything is paid for
         diagonal = exact_diagonal(network.task, method="exact")
-        if diagonal.kind is None:
-            return not_measured("; ".join(diagonal.reasons), **conditions)
-        return _with_reasons(minimum_of_diagonals(network, diagonal, diagonal.kind, bn_mode), diagonal.reasons)
+        return _with_reasons(minimum_of_diagonals(network, diagonal, curvature_of(diagonal), bn_mode), diagonal)
 
-    return _refused(measured, conditions)
+    return measured_or_refused(measured, **conditions)
 
 
 @exclusively
@@ -187,8 +185,8 @@ def normalized_sharpness(
         seed: of the draws.
 
     Returns:
-        The measure, with the values by tensor, and what was left out, in ``details``; beside them the sums over single
-        parameters, ``sum sqrt(H_ii) |w_i|`` and ``sum H_ii w_i^2``, over the same tensors.
+        The measure, with the values by tensor, and what was left out, in ``details``; so are the sums over single
+        parameters of the same tensors, ``sum sqrt(H_ii) |w_i|`` and ``sum H_ii w_i^2``.
 
     Raises:
         ArgumentError: an argument outside its range.
@@ -199,31 +197,20 @@ def normalized_sharpness(
         raise ArgumentError(f"diagonal={diagonal!r}: {', '.join(map(repr, (*_SUMS, *METHODS)))} is needed")
     conditions = {"form": form, "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
 
-    def drawn() -> Measure:
-        entries = drawn_diagonal(
-            _with_loss(task, loss), diagonal, draws=draws, radius=radius, eps=eps, seed=seed, bn_mode=bn_mode
-        )
-        measure = normalized_of_diagonals(
-            task, entries.values, "hessian", form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
-        )
+    def measured() -> Measure:
+        plain = _with_loss(task, loss)
+        summed = partial(normalized_of_diagonals, task, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode)
+        if diagonal in _SUMS:
+            exact = exact_diagonal(plain, bn_mode, method=diagonal, draws=draws, seed=seed)
+            return _with_reasons(summed(exact, curvature_of(exact), errors=exact.stderr), exact)
+        drawn = drawn_diagonal(plain, diagonal, draws=draws, radius=radius, eps=eps, seed=seed, bn_mode=bn_mode)
         words = (
             f"the diagonal is from {draws} draws ({diagonal}): what is negative in it is set to 0, so the value is "
-            f"biased; its standard error is {_scatter(entries):.0%} of it in the root mean square"
+            f"biased; its standard error is {drawn.relative_error:.0%} of it in the root mean square"
         )
-        return _with_reasons(measure, [words])
+        return remarked(summed(drawn.values, "hessian"), words)
 
-    def measured() -> Measure:
-        if diagonal not in _SUMS:
-            return drawn()
-        exact = exact_diagonal(_with_loss(task, loss), bn_mode, method=diagonal, draws=draws, seed=seed)
-        if exact.kind is None:
-            return not_measured("; ".join(exact.reasons), **conditions)
-        measure = normalized_of_diagonals(
-            task, exact, exact.kind, errors=exact.stderr, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode
-        )
-        return _with_reasons(measure, [*exact.how, *exact.reasons])
-
-    return _refused(measured, conditions)
+    return measured_or_refused(measured, **conditions)
 
 
 @exclusively
@@ -253,35 +240,13 @@ def matrix_normalized_sharpness(
 
     def measured() -> Measure:
         trace = exact_trace(_with_loss(task, loss), bn_mode, method=method, draws=draws, seed=seed)
-        if trace.kind is None:
-            return not_measured("; ".join(trace.reasons), **conditions)
-        errors = trace.stderr_by_layer
+        curvature, errors = curvature_of(trace), trace.stderr_by_layer
         measure = matrix_normalized_of_traces(
-            task, trace.by_layer, trace.kind, errors=errors, loss=loss, bn_mode=bn_mode
+            task, trace.by_layer, curvature, errors=errors, loss=loss, bn_mode=bn_mode
         )
-        return _with_reasons(measure, [*trace.how, *trace.reasons])
+        return _with_reasons(measure, trace)
 
-    return _refused(measured, conditions)
-
-
-def _train_part(task: Task, network: Homogeneous, draws: int, seed: int) -> dict[str, Any]:
-    """The train-mode part, or the reason why there is none; the measure itself is not affected."""
-    try:
-        return train_mode_part(task, network.folded, draws, seed)
-    except ArgumentError:
-        raise
-    except SpectraError as error:
-        return {"value": None, "reason": refusal_in(error)}
-    except ValueError as error:
-        if not is_limit(error):  # more than one value per channel is needed
-            raise
-        return {"value": None, "reason": str(error)}
-
-
-def _scatter(entries: DrawnDiagonal) -> float:
-    """The standard error of the entries relative to the entries, both in the root mean square."""
-    errors, values = (sum(float(t.square().sum()) for t in part.values()) for part in (entries.stderr, entries.values))
-    return math.sqrt(errors / values) if values > 0 else math.inf
+    return measured_or_refused(measured, **conditions)
 
 
 def _checked(loss: str) -> str:
@@ -311,15 +276,6 @@ def _with_loss(task: Task, loss: str) -> Task:
     return replace(task, criterion=normalized_cross_entropy, weight=weight, reduction="mean", l2=0.0)
 
 
-def _with_reasons(measure: Measure, reasons: Sequence[str]) -> Measure:
-    """The measure with the reasons why its curvature is the Gauss-Newton matrix's, if it is."""
-    sentences = [measure.reason, *reasons] if measure.reason else list(reasons)
-    return replace(measure, reason="; ".join(sentences)) if sentences else measure
-
-
-def _refused(measured: Callable[[], Measure], conditions: Mapping[str, Any]) -> Measure:
-    """The measure, or NaN with the reason if it is refused."""
-    try:
-        return measured()
-    except (TaskError, NumericsError) as error:
-        return not_measured(refusal_in(error), **conditions)
+def _with_reasons(measure: Measure, exact: ExactTrace | ExactDiagonal) -> Measure:
+    """The measure with how its curvature was computed, and why it is the Gauss-Newton matrix's, if it is."""
+    return remarked(measure, "; ".join([*exact.how, *exact.reasons]))

@@ -118,8 +118,8 @@ def minimum_of_diagonals(
         bn_mode: as given to :func:`spectra.sharpness.minimum.prepare_rescaling`.
 
     Returns:
-        The measure, with the minimum over the scales of layers beside it in ``details``; NaN with the reason if an
-        entry is negative.
+        The measure, with the minimum over the scales of layers in ``details``; NaN with the reason if an entry is
+        negative.
 
     Raises:
         ArgumentError: a tensor without a diagonal.

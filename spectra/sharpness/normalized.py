@@ -179,8 +179,8 @@ def penalised_parameter_wise(
     points = np.atleast_1d(np.asarray(grid, float)).ravel()
     if not points.size or not np.isfinite(points).all():
         raise ArgumentError("grid: finite points are needed; pass a tuple (lower, upper) for an interval")
-    # After sigma a convex function of beta remains, least where the exponentials balance: of all points only the two
-    # beside that can be the best.
+    # After sigma a convex function of beta remains, least where the exponentials balance: of all points only the
+    # neighbours of that value can be the best.
     points = np.sort(points)
     with np.errstate(divide="ignore", invalid="ignore"):
         balanced = np.nan_to_num((np.log(u) - np.log(h)) / 4, nan=0.0, posinf=np.inf, neginf=-np.inf)

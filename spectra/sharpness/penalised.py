@@ -19,6 +19,7 @@ from spectra.operators.modes import check_bn_mode
 from spectra.results.measure import Measure, not_measured
 from spectra.runtime.exclusive import exclusively
 from spectra.sharpness.normalized import parameter_wise, penalised_parameter_wise
+from spectra.sharpness.per_layer import clipped_share
 from spectra.task.task import Task
 
 FORM = "penalised"
@@ -71,14 +72,13 @@ def penalised_sharpness(
         return not_measured("; ".join(diagonal.reasons), form=FORM, bn_mode=bn_mode)
     weights = dict(task.model.named_parameters())
     by_tensor: dict[str, float] = {}
-    certificate, twice, cut, kept = 0.0, 0.0, 0.0, 0.0
+    certificate, twice = 0.0, 0.0
     for name, entries in diagonal.items():
-        h = entries.detach().to("cpu", torch.float64)
-        cut, kept = cut + float(-h.clamp(max=0).sum()), kept + float(h.clamp(min=0).sum())
-        u = weights[name].detach().to("cpu", torch.float64).square()
-        minimum = penalised_parameter_wise(h.clamp(min=0).numpy(), u.numpy(), lam, points)
+        h = entries.detach().to("cpu", torch.float64).clamp(min=0).numpy()
+        u = weights[name].detach().to("cpu", torch.float64).square().numpy()
+        minimum = penalised_parameter_wise(h, u, lam, points)
         by_tensor[name], certificate = minimum.value, max(certificate, minimum.certificate)
-        twice += 2 * parameter_wise(h.clamp(min=0).numpy(), u.numpy())
+        twice += 2 * parameter_wise(h, u)
     return Measure(
         value=sum(by_tensor.values()),
         form=FORM,
@@ -86,7 +86,7 @@ def penalised_sharpness(
         curvature=diagonal.kind,
         attained=True,
         certificate=certificate,
-        clipped=cut / kept if kept > 0 else math.inf if cut else 0.0,
+        clipped=clipped_share(diagonal.values()),
         reason="; ".join(diagonal.reasons) or None,
         details={
             "lambda": lam,

@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,13 +66,9 @@ def normalized_of_diagonals(
     layouts, excluded = weight_layouts(task.model)
     weights = _weights(task, diagonal, list(layouts))
     by_layer: dict[str, float] = {}
-    attained, certificate, cut, kept = True, 0.0, 0.0, 0.0
-    parameters, rao, error = 0.0, 0.0, 0.0
+    attained, certificate, parameters, rao, error = True, 0.0, 0.0, 0.0, 0.0
     for name, layout in layouts.items():
-        entries, square = diagonal[name].detach().to("cpu", torch.float64), weights[name].square()
-        cut += float(-entries.clamp(max=0).sum())
-        entries = entries.clamp(min=0)
-        kept += float(entries.sum())
+        entries, square = diagonal[name].detach().to("cpu", torch.float64).clamp(min=0), weights[name].square()
         flat = entries.numpy().ravel(), square.numpy().ravel()
         parameters, rao = parameters + parameter_wise(*flat), rao + fisher_rao_from_diagonal(*flat)
         total = 0.0
@@ -95,7 +91,7 @@ def normalized_of_diagonals(
         curvature=curvature,
         attained=attained,
         certificate=certificate,
-        clipped=_ratio(cut, kept),
+        clipped=clipped_share(diagonal[name] for name in layouts),
         details={
             "by_layer": by_layer,
             "excluded": list(excluded),
@@ -158,7 +154,11 @@ def _weights(task: Task, given: Mapping[str, object], names: list[str]) -> dict[
     return {name: parameters[name].detach().to("cpu", torch.float64) for name in names}
 
 
-def _ratio(cut: float, kept: float) -> float:
-    if cut == 0:
-        return 0.0
-    return cut / kept if kept > 0 else math.inf
+def clipped_share(diagonal: Iterable[torch.Tensor]) -> float:
+    """The sum of the negative entries of a diagonal over that of the positive ones, as a number of at least 0."""
+    cut = kept = 0.0
+    for tensor in diagonal:
+        entries = tensor.detach().to("cpu", torch.float64)
+        cut += float(-entries.clamp(max=0).sum())
+        kept += float(entries.clamp(min=0).sum())
+    return cut / kept if kept > 0 else math.inf if cut else 0.0

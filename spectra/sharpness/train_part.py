@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, SpectraError
 from spectra.operators.ggn import GGNOperator
+from spectra.runtime.faults import is_limit, refusal_in
 from spectra.sharpness.folding import Folded
 from spectra.sharpness.layouts import weight_layouts
 from spectra.task.task import Task
@@ -70,3 +71,17 @@ def train_mode_part(task: Task, folded: Folded, draws: int = 8, seed: int = 0) -
         "draws": draws,
         "by_layer": dict(zip(names, traces_by_draw.mean(axis=0).tolist())),
     }
+
+
+def train_mode_part_or_reason(task: Task, folded: Folded, draws: int, seed: int) -> dict[str, Any]:
+    """:func:`train_mode_part`; if it is refused, ``value`` is None and ``reason`` says why."""
+    try:
+        return train_mode_part(task, folded, draws, seed)
+    except ArgumentError:
+        raise
+    except SpectraError as error:
+        return {"value": None, "reason": refusal_in(error)}
+    except ValueError as error:
+        if not is_limit(error):  # more than one value per channel is needed
+            raise
+        return {"value": None, "reason": str(error)}

@@ -182,24 +182,12 @@ class Task:
     @property
     def averaging(self) -> reductions.Averaging:
         """What the loss of a batch averages over: read from the criterion, or assumed."""
-        from_criterion = reductions.averaging_of(self.criterion) if self.criterion is not None else None
-        if from_criterion is None or not from_criterion.known:
-            returns = (
-                "sum"
-                if (from_criterion is not None and from_criterion.reduction == "sum") or self.reduction == "sum"
-                else "mean"
-            )
-            over = (
-                "weight="
-                if self.weight is not None
-                else "rows of the batch"
-                if from_criterion is None
-                else from_criterion.over
-            )
-            from_criterion = reductions.Averaging(returns, over, reductions.rows_of_target, known=False)
-        elif self.weight is not None:
-            from_criterion = replace(from_criterion, over="weight=", known=False)
-        return from_criterion
+        averaging = reductions.averaging_of(self.criterion) if self.criterion is not None else None
+        if averaging is None:
+            averaging = reductions.Averaging("mean", "rows of the batch", reductions.rows_of_target, known=False)
+        if not averaging.known and self.reduction == "sum":
+            averaging = replace(averaging, reduction="sum")
+        return averaging if self.weight is None else replace(averaging, over="weight=", known=False)
 
     @property
     def reduces_to(self) -> str:

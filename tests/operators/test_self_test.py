@@ -40,10 +40,10 @@ def task_of(model: nn.Module, rows: int = 256, batches: int = 1) -> Task:
 
 
 def tried_whole(operator: CurvatureOperator):
-    twin = type(operator)(operator.task, operator.bn_mode, dtype=operator.torch_dtype)
+    untested = type(operator)(operator.task, operator.bn_mode, dtype=operator.torch_dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spectra.operators.selftest._SMALL", float("inf"))
-        return twin.self_test
+        return untested.self_test
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_the_trace_of_a_filter_has_mean_zero_over_its_directions_in_train_mode_a
 
 @pytest.mark.slow
 def test_a_network_of_depth_20_agrees_with_the_probes_and_the_ends_of_the_reference():
-    """20,000 parameters: 400 Hutchinson probes and SciPy's ends of the reference, beside the float32 operator."""
+    """20,000 parameters: 400 Hutchinson probes and SciPy's ends of the reference; the float32 operator must agree."""
     task, reference = problem(0, 20, 4, 16, (24, 16))
     operator = HessianOperator(task, bn_mode="train")
     s = slq(HessianOperator(task, bn_mode="train", dtype="float32"), lanczos_steps=60, num_probes=8)

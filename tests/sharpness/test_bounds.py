@@ -162,7 +162,7 @@ def test_arguments_outside_their_range_are_refused(arguments, words):
         spectra.pac_bayes_bounds(relu_net(), **arguments)
 
 
-def test_a_record_keeps_them_beside_its_measures_and_a_file_too(tmp_path):
+def test_a_record_keeps_them_with_its_measures_and_a_file_too(tmp_path):
     task = relu_net()
     records = analyze(
         task, operators=("hessian", "ggn"), lanczos_steps=2, num_probes=2, metrics="squared_norm", bounds=True

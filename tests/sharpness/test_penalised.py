@@ -30,7 +30,7 @@ def by_search(h: float, u: float, lam: float, points) -> float:
     return min(float((curve + (sigma - beta) ** 2 / lam).min()) for beta in points)
 
 
-def test_only_the_two_points_beside_the_balance_can_be_the_best():
+def test_only_the_two_points_next_to_the_balance_can_be_the_best():
     generator = np.random.default_rng(0)
     h, u = np.exp(4 * generator.standard_normal((2, 12)))
     h[0], u[1] = 0, 0  # nothing balances these: an end of the set is best

@@ -213,7 +213,7 @@ def test_default_measures_of_a_language_model_are_drawn_and_cost_no_more_than_th
 def test_the_less_the_spectrum_costs_the_more_is_left_out_with_the_reason(steps, probes, columns):
     (record,) = analyze(language_model(), lanczos_steps=steps, num_probes=probes)
     budget = 2.5 * steps * probes
-    assert sum(columns) <= budget - 2.5 * probes + 1e-9  # beside a product with each probe for the check
+    assert sum(columns) <= budget - 2.5 * probes + 1e-9  # a product with each probe is for the check
     assert list(record.sharpness) == CHEAP
     assert record.sharpness["squared_norm"].value > 0  # which costs nothing
     missing = record.sharpness["normalized_sharpness"]
