@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.eigenspaces import Eigenspaces
 from spectra.analysis.findings import find
-from spectra.analysis.held_out import Report, errors_name_test_data, held_out_facts, held_out_notes, shared_progress
+from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
+from spectra.analysis.measuring import Measured, Planned, measure
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
 from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
@@ -22,17 +21,15 @@ from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_sett
 from spectra.analysis.store import Listener
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import ArgumentError
-from spectra.krylov.eigsh import eigsh
-from spectra.krylov.slq import lockstep_width, slq
+from spectra.krylov.slq import lockstep_width
 from spectra.operators.curvature import CurvatureOperator
-from spectra.operators.point import measure_point, widths_of
+from spectra.operators.point import widths_of
 from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.phases import part, phase
 from spectra.spectrum.degeneracy import rank_bound_ff
-from spectra.spectrum.spectrum import Spectrum
 from spectra.task.task import Task
 
 Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
@@ -113,17 +110,6 @@ class _ProgressListener(Listener):
             self._report(operator, bn_mode, done, total)
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A record to be computed."""
-
-    operators: list[CurvatureOperator]  # on the training data, and on the test data where these are requested
-    settings: Settings
-    probes_per_pass: int
-    place: Place
-    notes: Sequence[str]
-
-
 def records_of(
     run: AnalysisRun, task: Task, place: Place, *, skip: Sequence[tuple[str, str]] = (), notes: Sequence[str] = ()
 ) -> Iterator[Record]:
@@ -158,7 +144,7 @@ def _records(
         if mode in measured or asked.params is not None:
             asked = replace(asked, metrics="none", bounds=False)
         measured.add(mode)
-        yield _analyze_one(run, _Planned(of_record, asked, probes_per_pass, place, notes))
+        yield _analyze_one(run, Planned(of_record, asked, probes_per_pass, place, notes))
 
 
 def choose_probes_per_pass(operators: Sequence[CurvatureOperator], asked: Settings) -> int:
@@ -178,78 +164,7 @@ def choose_probes_per_pass(operators: Sequence[CurvatureOperator], asked: Settin
     return min(fits) if asked.width is None else min(asked.width, asked.num_probes)
 
 
-def _phase_progress(name: str, progress: Report, before: int, after: int) -> Report:
-    """Reports the products of a phase, and to `progress` those of the record.
-
-    Args:
-        name: of the phase.
-        progress: called with products done and products at most.
-        before: products of the record before the phase.
-        after: products of the record after the phase, at most.
-    """
-
-    def report(done: int, total: int) -> None:
-        phase(name, done, total)
-        progress(before + done, before + total + after)
-
-    return report
-
-
-def _measure(
-    run: AnalysisRun,
-    planned: _Planned,
-    part: int,
-    progress: Report,
-    nearby: np.ndarray | None = None,
-) -> tuple[dict[str, float | int | None], Spectrum, np.ndarray | None]:
-    """Loss, gradient and accuracy; the spectrum, with eigenpairs if requested; and their vectors, (n, K).
-
-    Args:
-        run: the run.
-        planned: the record.
-        part: of the record: 0 is on the training data, 1 on the test data.
-        progress: called with products done and products at most.
-        nearby: vectors from which the search for eigenpairs starts.
-    """
-    operator, asked, unfinished = planned.operators[part], planned.settings, run.unfinished
-    with operator.prepared():
-        phase("loss and gradient")
-        facts = measure_point(operator)
-        pairs, ahead = None, asked.num_probes * min(asked.lanczos_steps, operator.n)
-        if asked.eigenpairs:
-            phase("eigenpairs")
-            pairs = eigsh(
-                operator,
-                min(asked.eigenpairs, operator.n),
-                "LM",
-                seed=asked.seed,
-                nearby=nearby,
-                progress=_phase_progress("eigenpairs", progress, 0, ahead),
-            )
-        done = [] if unfinished is None else unfinished.done(part)
-        under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
-        already = sum(r.tridiagonal.steps for r in done) + sum(len(h.alphas) for h in under_way)
-        phase("probes", already, ahead)
-        spectrum = slq(
-            operator,
-            asked.lanczos_steps,
-            asked.num_probes,
-            asked.seed,
-            distribution=asked.distribution,
-            width=planned.probes_per_pass,
-            progress=_phase_progress("probes", progress, 0 if pairs is None else pairs.products, 0),
-            eigenpairs=pairs,
-            done=done,
-            group_done=None if unfinished is None else partial(unfinished.keep, part),
-            under_way=under_way,
-            step_done=None if unfinished is None else partial(unfinished.step, part),
-        )
-    if pairs is not None and not asked.save_eigenvectors:
-        spectrum.eigenpairs = pairs.without_vectors()
-    return facts, spectrum, None if pairs is None else pairs.vectors
-
-
-def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
+def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
     start = time.perf_counter()
     operator, *held_out = planned.operators
     asked, place, unfinished, eigenspaces = planned.settings, planned.place, run.unfinished, run.eigenspaces
@@ -263,7 +178,8 @@ def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
         planned = replace(planned, probes_per_pass=goes_on_with)
     pair = operator.kind, operator.bn_mode
     nearby = eigenspaces.before(pair) if eigenspaces is not None and asked.warm_start else None
-    facts, spectrum, vectors = _measure(run, planned, 0, first, nearby)
+    training = measure(planned, 0, unfinished, first, nearby)
+    facts, spectrum, vectors = dict(training.facts), training.spectrum, training.vectors
     overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(pair, place, vectors)
     faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
     found = find(operator, spectrum, asked, faults)
@@ -278,13 +194,13 @@ def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
         *notes_of_rank(operator, facts),
         *notes_of_pairs(spectrum.eigenpairs),
     ]
-    test_spectrum: Spectrum | None = None
+    tested: Measured | None = None
     cost: dict[str, int] = {}
     for test_operator, test_progress in zip(held_out, others):
         with part("held-out", 0, 1):
-            test_facts, test_spectrum, _ = _measure(run, planned, 1, test_progress)
-        facts |= held_out_facts(facts, test_facts, test_operator.task.reduces_to)
-        cost = {"test_products": sum(t.steps for t in test_spectrum.tridiagonals)}
+            tested = measure(planned, 1, unfinished, test_progress)
+        facts |= held_out_facts(facts, tested.facts, test_operator.task.reduces_to)
+        cost = {"test_products": sum(t.steps for t in tested.spectrum.tridiagonals)}
         notes += held_out_notes(test_operator, operator.self_test.notes)
     seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
     return Record(
@@ -296,7 +212,7 @@ def _analyze_one(run: AnalysisRun, planned: _Planned) -> Record:
         settings=settings | {"width": planned.probes_per_pass},
         facts=facts,
         spectrum=spectrum,
-        test_spectrum=test_spectrum,
+        test_spectrum=None if tested is None else tested.spectrum,
         provenance=provenance_of(operator, spectrum, seconds) | cost | faults.as_provenance(),
         exact=found.traces.exact,
         checks=(*found.traces.checks, *found.spectrum.checks),

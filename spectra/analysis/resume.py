@@ -8,7 +8,6 @@ decides only when the state is stored.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
 import time
@@ -20,17 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from spectra.analysis.threads import Say
 from spectra.errors import StorageError
 from spectra.krylov.lanczos import Halfway, Recurrence
 from spectra.operators.base import BatchForms
 from spectra.results.storage.partial import Arrays, Partial, PartialFile, UnderWay
 from spectra.results.storage.vectors import VectorFile
-from spectra.runtime.exclusive import exclusively, one_at_a_time
+from spectra.runtime.exclusive import exclusively
 from spectra.runtime.memory import in_words
 from spectra.spectrum.tridiagonal import Tridiagonal
 from spectra.version import __version__
 
-Say = Callable[[str], None]
 #: The seconds between two times at which the state of unfinished probes is stored.
 INTERVAL = 30.0
 #: The largest size of their vectors in bytes; they also take at most half of the free disk space.
@@ -228,40 +227,6 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 def _machine() -> str:
     return f"{platform.node()} {platform.platform()}"
-
-
-class SameThreads:
-    """Compute with the number of threads of the existing probes or records, and restore the number at the end.
-
-    Sums are split over threads, so another number of threads changes the last digits.
-
-    Args:
-        threads: of the existing probes or records; None: there are none of this machine.
-        say: called with a line if the number is changed, or cannot be.
-    """
-
-    def __init__(self, threads: int | None, say: Say) -> None:
-        with one_at_a_time:  # while no other thread has changed it
-            self.before = torch.get_num_threads()
-        self.threads = self.before if threads is None else threads
-        self.say = say
-
-    def __enter__(self) -> None:
-        if self.threads == self.before:
-            return
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if self.threads > max(cores, self.before):
-            self.say(f"the records in the file were computed with {self.threads} threads; here are {cores} cores")
-            self.threads = self.before
-            return
-        self.say(f"computing with {self.threads} threads, like the records in the file")
-        one_at_a_time.acquire()  # the number is that of the whole process
-        torch.set_num_threads(self.threads)
-
-    def __exit__(self, *error: object) -> None:
-        if self.threads != self.before:
-            torch.set_num_threads(self.before)
-            one_at_a_time.release()
 
 
 def _arrays(recurrence: Recurrence) -> Arrays:

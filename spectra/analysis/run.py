@@ -17,9 +17,10 @@ import torch
 
 from spectra.analysis.analysis_run import AnalysisRun, check_output
 from spectra.analysis.analyze import failed_record, place_of, records_of
-from spectra.analysis.resume import SameThreads, weights_sha256
+from spectra.analysis.resume import weights_sha256
 from spectra.analysis.settings import DataChoice, RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener, Outcome
+from spectra.analysis.threads import SameThreads
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.presets import filled
-from spectra.analysis.resume import SameThreads, weights_sha256
+from spectra.analysis.resume import weights_sha256
 from spectra.analysis.run import analyze_into, record_failure
 from spectra.analysis.settings import DataChoice, RunSettings, Settings
 from spectra.analysis.store import Listener
+from spectra.analysis.threads import SameThreads
 from spectra.analysis.training_state import training_kept
 from spectra.checkpoints.checkpoint import check_finite
 from spectra.errors import ArgumentError, NumericsError, StorageError

@@ -212,7 +212,7 @@ def test_an_error_of_spectra_itself_is_recorded_with_a_traceback(loop, monkeypat
         raise error
 
     if name == "Place":  # in the arithmetic of a record
-        name, where = "slq", __import__("spectra.analysis.analyze", fromlist=["slq"])
+        name, where = "slq", __import__("spectra.analysis.measuring", fromlist=["slq"])
     else:
         where = tracker_module
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "spectra"):

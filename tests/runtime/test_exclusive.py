@@ -272,7 +272,7 @@ def test_the_switches_of_torch_are_as_they_were(alone):
 
 
 def test_another_number_of_threads_is_not_seen_by_others(tmp_path):
-    from spectra.analysis.resume import SameThreads
+    from spectra.analysis.threads import SameThreads
 
     counts = torch.get_num_threads()
     inside, leave, seen = threading.Event(), threading.Event(), []

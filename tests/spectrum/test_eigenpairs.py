@@ -110,11 +110,11 @@ def test_more_than_there_are_is_all_of_them_and_what_is_not_complete_is_a_note(s
     record = analyze(task, eigenpairs=10 * n, num_probes=2, lanczos_steps=4)[0]
     assert np.sort(record.spectrum.eigenpairs.values) == pytest.approx(np.linalg.eigvalsh(dense), abs=1e-6)
     assert record.estimates["trace_deflated"].value == pytest.approx(np.trace(dense))
-    import spectra.analysis.analyze
+    import spectra.analysis.measuring
 
-    search = spectra.analysis.analyze.eigsh
+    search = spectra.analysis.measuring.eigsh
     monkeypatch.setattr(
-        spectra.analysis.analyze, "eigsh", lambda *args, **options: search(*args, max_steps=5, **options)
+        spectra.analysis.measuring, "eigsh", lambda *args, **options: search(*args, max_steps=5, **options)
     )
     short = analyze(task, eigenpairs=3, num_probes=2, lanczos_steps=4)[0]
     assert any("not known to be complete: max_steps=5" in note for note in short.notes)
