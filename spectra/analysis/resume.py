@@ -258,6 +258,7 @@ def _arrays_of(halfway: Halfway) -> Arrays:
         "alphas": halfway.alphas,
         "betas": halfway.betas,
         "exhausted": np.array(halfway.exhausted, dtype=np.uint8),
+        "orthogonality": np.array(halfway.orthogonality),
         "forms": halfway.forms,
         **_by_batch(halfway.batch_forms),
     }
@@ -270,6 +271,7 @@ def _halfway(arrays: Arrays, vectors: np.ndarray, device: torch.device) -> Halfw
         bool(arrays["exhausted"]),
         arrays["forms"],
         _parts_in(arrays),
+        float(arrays.get("orthogonality", np.nan)),  # not in states stored before it was measured step by step
         torch.from_numpy(vectors).to(device),
     )
 
