@@ -151,7 +151,7 @@ def of(spectrum, operator="ggn", mode="eval"):
     return make_record(0.0, operator, mode, spectrum=spectrum)
 
 
-def test_the_negative_mass_stands_beside_the_degeneracy():
+def test_the_negative_mass_has_a_panel_next_to_the_degeneracy():
     spectrum = spectrum_of(INDEFINITE)
     (moment,) = moments_of([of(spectrum, "hessian")], "hessian")
     with style():

@@ -19,9 +19,9 @@ from reference import bulk_with_outliers, probes_of
 from run_files import TENSORS, failed_record, make_record, make_spectrum
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.figures import draw, figures, sheets
+from spectra.figures import curves, draw, figures, frame, sheets
 from spectra.figures.moments import axis_of, moments_of, values_over
-from spectra.figures.style import LOOKS, literal, style
+from spectra.figures.style import LOOKS, asinh_axis, literal, style
 from spectra.results.record import Record
 from spectra.results.trajectory import Trajectory
 from spectra.results.values import Values
@@ -122,7 +122,7 @@ def test_a_second_density_widens_the_axes_and_keeps_the_first_in_view(ax):
     [(1e-3, -1.0, 30.0), (0.1, -0.5, 0.9), (3.0, -4.0, 4.0), (1e-12, 2.0, 8.0), (1, 0, 1e15)],
 )
 def test_asinh_ticks_are_true_and_inside_a_view_that_shows_some(ax, threshold, low, high):
-    draw.asinh_axis(ax, threshold, low, high)
+    asinh_axis(ax, threshold, low, high)
     shown = [
         (x, label.get_text())
         for x, label in zip(ax.xaxis.get_major_locator()(), ax.xaxis.get_majorticklabels())
@@ -159,7 +159,7 @@ def test_stems_tell_converged_ritz_values_from_those_that_stand_for_many(ax):
 def test_an_unresolved_part_of_the_degeneracy_curve_has_a_bracket_and_no_point(ax, spectrum):
     curve, norm = spectrum.degeneracy_curve(), spectrum.spectral_norm().value
     assert 0 < curve.resolved.sum() < len(curve)
-    draw.draw_degeneracy(ax, curve, norm, headline=spectrum.rank_degeneracy())
+    curves.draw_degeneracy(ax, curve, norm, headline=spectrum.rank_degeneracy())
     value = ax.containers[0][0].get_ydata()
     np.testing.assert_array_equal(np.isfinite(value), curve.resolved)
     np.testing.assert_allclose(value[curve.resolved], curve.value[curve.resolved])
@@ -175,7 +175,7 @@ def test_an_unresolved_part_of_the_degeneracy_curve_has_a_bracket_and_no_point(a
 
 def test_the_headline_is_marked_at_its_tolerance(ax, spectrum):
     headline, norm = spectrum.rank_degeneracy(), spectrum.spectral_norm().value
-    draw.draw_degeneracy(ax, spectrum.degeneracy_curve(), norm, headline=headline)
+    curves.draw_degeneracy(ax, spectrum.degeneracy_curve(), norm, headline=headline)
     (star,) = (line for line in ax.lines if line.get_marker() == "*")
     assert star.get_xydata().tolist() == [[headline.tau / norm, headline.value]]
     assert f"{headline.value:.3f}" in str(star.get_label())
@@ -185,7 +185,7 @@ def test_a_curve_that_is_nowhere_resolved_has_no_point_and_no_star(ax):
     eigenvalues = np.random.default_rng(0).normal(size=500)
     spectrum = Spectrum(probes_of(eigenvalues, 10, 4, 0), 500, noise=1e-7)
     assert spectrum.rank_degeneracy().resolved is False
-    draw.draw_degeneracy(ax, spectrum.degeneracy_curve(), 3.0, headline=spectrum.rank_degeneracy())
+    curves.draw_degeneracy(ax, spectrum.degeneracy_curve(), 3.0, headline=spectrum.rank_degeneracy())
     assert not ax.lines
     assert len([patch for patch in ax.collections if patch.get_hatch()]) == 1
 
@@ -195,7 +195,7 @@ def test_a_curve_that_is_nowhere_resolved_has_no_point_and_no_star(ax):
 )
 def test_where_no_tolerance_makes_sense_the_axes_say_so(ax, eigenvalues, noise, words):
     spectrum = Spectrum(probes_of(eigenvalues, 3, 2, 0), 9, noise=noise)
-    draw.draw_degeneracy(ax, spectrum.degeneracy_curve(), spectrum.spectral_norm().value)
+    curves.draw_degeneracy(ax, spectrum.degeneracy_curve(), spectrum.spectral_norm().value)
     assert words in ax.texts[0].get_text()
     assert not ax.lines
 
@@ -565,7 +565,7 @@ def test_a_record_without_settings_is_drawn_too():
 
 def test_the_title_has_the_name_of_the_task_without_its_arguments():
     record = make_record(0, settings={"task": "mnist-lenet(data='/a/long/path', seed=0)"})
-    title, _ = sheets._heading(moments_of([record], "hessian"))
+    title, _ = frame._heading(moments_of([record], "hessian"))
     assert title.startswith("mnist-lenet, ")
     assert "path" not in title
 

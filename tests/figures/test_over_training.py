@@ -90,7 +90,7 @@ def test_the_ends_of_the_spectrum_are_marked_at_their_epochs(moments):
     assert np.isnan(top.get_xdata()[2])
 
 
-def test_degeneracy_stands_beside_the_ritz_values_taken_as_zero_and_what_they_are_worth(moments):
+def test_degeneracy_is_drawn_with_the_mass_and_the_size_of_the_ritz_values_taken_as_zero(moments):
     figure = drawn(over_training.degeneracy_over_training, moments)
     left, right = figure.axes[:2]
     found = spectrum(1.0)
