@@ -110,8 +110,8 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
 def _print_estimates(record: Record, console: Console) -> None:
     """Every estimate with its error and its interval; notes on starred ones are below the table."""
     tested = record.test_spectrum is not None
-    beside = ["test data", "+-", "interval", ""] * tested
-    table = new_table("quantity", "value", "+-", "interval", "limited by", "", *beside)
+    test_columns = ["test data", "+-", "interval", ""] * tested
+    table = new_table("quantity", "value", "+-", "interval", "limited by", "", *test_columns)
     table.columns[0].justify = table.columns[4].justify = table.columns[5].justify = table.columns[-1].justify = "left"
     remarks: dict[str, list[str]] = {}
     for name, estimate in record.headlines.items():

@@ -89,8 +89,8 @@ def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
             *cells, marks = estimate_cells(name, estimate, remarks)
             if estimate.resolved is False and estimate.note:
                 marks = marks.replace(estimate.note, "not resolved")
-            beside = _on_test_data(record, name, remarks) if tested else limited_by(record, name)
-            table.add_row(name, *cells, beside, marks)
+            context = _on_test_data(record, name, remarks) if tested else limited_by(record, name)
+            table.add_row(name, *cells, context, marks)
     console.print(table)
     return remarks
 
