@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figure_parts import caption, drawn
 from matplotlib.collections import QuadMesh
 from reference import bulk_with_outliers, lanczos, sphere_starts
 from run_files import failed_record, make_record
@@ -12,7 +13,6 @@ from spectra.errors import ArgumentError
 from spectra.figures import figures, over_training
 from spectra.figures.compared import comparison_figure
 from spectra.figures.moments import moments_of
-from spectra.figures.style import style
 from spectra.results.comparison import Arm
 from spectra.results.record import Record
 from spectra.results.trajectory import Trajectory
@@ -45,17 +45,6 @@ def moments():
     """Epochs 0, 1, 2, 4; at epoch 2 both modes failed."""
     records = [record(epoch, mode) for epoch in (0.0, 1.0, 4.0) for mode in ("eval", "train")]
     return moments_of(Trajectory([*records, failed_record(2.0), failed_record(2.0, bn_mode="train")]), "hessian")
-
-
-def drawn(draw, *arguments):
-    with style():
-        figure = draw(*arguments)
-        figure.draw_without_rendering()
-        return figure
-
-
-def caption(figure) -> str:
-    return " ".join(figure.get_supxlabel().split())
 
 
 def test_each_strip_of_the_density_is_that_checkpoints_and_a_failed_one_is_blank(moments):
