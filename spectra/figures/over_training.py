@@ -12,15 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from spectra.figures import draw
-from spectra.figures.frame import (
-    band_of,
-    blank,
-    finished,
-    matrix_at,
-    mode_words,
-    time_axis,
-    time_ticks,
-)
+from spectra.figures.frame import band_of, blank, finished, matrix_at, mode_words, time_axis, time_ticks
 from spectra.figures.moments import Moment, axis_of, has_exact, values_over
 from spectra.figures.readable import CLIPPED, clip_intervals, largest_tensors
 from spectra.figures.style import GREY, LOOKS, asinh_axis, literal, look_of, shortened

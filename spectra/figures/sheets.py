@@ -10,15 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectra.figures import draw
-from spectra.figures.frame import (
-    band_of,
-    blank,
-    exact_words,
-    finished,
-    matrix_at,
-    mode_words,
-    time_axis,
-)
+from spectra.figures.frame import band_of, blank, exact_words, finished, matrix_at, mode_words, time_axis
 from spectra.figures.moments import Moment, axis_of, values_over
 from spectra.figures.readable import CLIPPED, clip_intervals, largest_tensors, plain_ticks
 from spectra.figures.style import asinh_axis, look_of
