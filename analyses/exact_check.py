@@ -18,8 +18,8 @@ from figure_script import parser_of, run, save, series_of
 from matplotlib.ticker import MaxNLocator
 
 import spectra
+from spectra.figures.frame import blank, finished
 from spectra.figures.moments import axis_of, moments_of
-from spectra.figures.sheets import blank, finished
 from spectra.figures.style import GREY, PALE, look_of, style
 
 #: How each verdict is drawn: marker, filled, size.

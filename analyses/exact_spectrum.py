@@ -17,8 +17,8 @@ import numpy as np
 from figure_script import parser_of, run, save, series_of
 
 import spectra
+from spectra.figures.frame import blank, finished
 from spectra.figures.moments import moments_of
-from spectra.figures.sheets import blank, finished
 from spectra.figures.style import LOOKS, style
 
 

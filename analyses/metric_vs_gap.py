@@ -21,7 +21,7 @@ import numpy as np
 from figure_script import parser_of, run, save, series_of
 
 import spectra
-from spectra.figures.sheets import blank, wrapped
+from spectra.figures.frame import blank, wrapped
 from spectra.figures.style import ARMS, style
 from spectra.results.correlation import associate
 from spectra.results.record import Record

@@ -17,8 +17,8 @@ from figure_script import epochs_of, parser_of, run, save, series_of
 
 import spectra
 from spectra.figures.draw import draw_density
+from spectra.figures.frame import blank, finished, matrix_at
 from spectra.figures.moments import moments_of
-from spectra.figures.sheets import blank, finished, matrix_at
 from spectra.figures.style import look_of, style
 
 

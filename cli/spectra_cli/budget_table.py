@@ -50,8 +50,7 @@ def print_budgets(record: Record, console: Console) -> None:
     if not budgets:
         return
     print_heading(console, "error budget: half-widths of 95 % intervals")
-    table = new_table("quantity", *SHORT.values(), "limited by")
-    table.columns[0].justify = table.columns[5].justify = "left"
+    table = new_table("quantity", *SHORT.values(), "limited by", left=(0, 5))
     for name, budget in budgets.items():
         cells = [plain(getattr(budget, part), 2) for part in SHORT]
         table.add_row(name, *cells, "" if budget.largest is None else SHORT[budget.largest])

@@ -23,8 +23,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
         files = ", ".join(f"{file} ({record.where})" for file, record in zip(arm.sources, arm.records))
         print_line(console, f"  {arm.label}: {files}")
     print_heading(console, "values")
-    table = new_table("quantity", *(arm.label for arm in found.arms))
-    table.columns[0].justify = "left"
+    table = new_table("quantity", *(arm.label for arm in found.arms), left=(0,))
     cells = {(cell.quantity, cell.arm): cell for cell in found.cells}
     for name in dict.fromkeys(cell.quantity for cell in found.cells):
         table.add_row(_words(name, found), *(_cell(cells[name, arm.label]) for arm in found.arms))
@@ -42,8 +41,7 @@ def _print_contrasts(found: Comparison, contrasts: Iterable[Contrast], console: 
     if not rows:
         return
     print_heading(console, f"{rows[0].arm} less {rows[0].against}")
-    table = new_table("quantity", "difference", "+-", "interval", "p", "error of")
-    table.columns[0].justify = table.columns[5].justify = "left"
+    table = new_table("quantity", "difference", "+-", "interval", "p", "error of", left=(0, 5))
     for row in rows:
         value, error = rounded(row.value, row.stderr)
         if row.basis == EXACT:
@@ -77,8 +75,9 @@ def _basis(row: Contrast) -> str:
 
 def _print_gaps(found: Comparison, console: Console) -> None:
     print_heading(console, "Wasserstein distance of the densities, in units of the eigenvalues")
-    table = new_table("arm", "against", "distance", "noise floor of the probes", "within arms", "steps leave open", "")
-    table.columns[0].justify = table.columns[1].justify = table.columns[6].justify = "left"
+    table = new_table(
+        "arm", "against", "distance", "noise floor of the probes", "within arms", "steps leave open", "", left=(0, 1, 6)
+    )
     for gap in found.gaps:
         d = gap.distance
         verdict = {True: "above the floor", False: "within the floor", None: "one probe has no floor"}[d.above_floor]

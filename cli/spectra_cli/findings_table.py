@@ -47,8 +47,9 @@ def kind_of(exact: ExactTrace | None) -> str:
 
 
 def _print_checks(record: Record, console: Console) -> None:
-    table = new_table("comparison", "estimate", "+-", kind_of(record.exact), "z", "would notice", "verdict")
-    table.columns[0].justify = table.columns[6].justify = "left"
+    table = new_table(
+        "comparison", "estimate", "+-", kind_of(record.exact), "z", "would notice", "verdict", left=(0, 6)
+    )
     for check in record.checks:
         value, deviation = rounded(check.estimate, check.error)
         name = check.name if check.of == record.operator else f"{check.name} (of the {check.of})"
@@ -123,9 +124,7 @@ def print_sharpness(record: Record, console: Console) -> None:
     if not record.sharpness:
         return
     print_heading(console, "sharpness measures")
-    table = new_table("measure", "value", "+-", "form", "curvature", "certificate", "")
-    for column in (0, 3, 4, 6):
-        table.columns[column].justify = "left"
+    table = new_table("measure", "value", "+-", "form", "curvature", "certificate", "", left=(0, 3, 4, 6))
     remarks: dict[str, list[str]] = {}
     for name, measure in record.sharpness.items():
         missing = math.isnan(measure.value)

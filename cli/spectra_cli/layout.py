@@ -71,13 +71,15 @@ def _is_simple(cell: object) -> bool:
     return cell == cell.strip() and "[" not in cell and cell.count(":") < 2
 
 
-def new_table(*columns: str, title: str | None = None) -> Table:
-    """An empty table with these columns, numbers aligned to the right, in the style of the project."""
+def new_table(*columns: str, title: str | None = None, left: Iterable[int] = ()) -> Table:
+    """An empty table in the style of the project; its columns are aligned to the right, those in `left` to the left."""
     table = _PipedTable(
         box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style=""
     )
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
+    for index in left:
+        table.columns[index].justify = "left"
     return table
 
 

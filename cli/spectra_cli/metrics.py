@@ -26,9 +26,7 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(entries, indent=2))
         return
     console = make_console()
-    table = new_table("name", "cheap", "cost", "unchanged by", "what it is")
-    for column in table.columns:
-        column.justify = "left"
+    table = new_table("name", "cheap", "cost", "unchanged by", "what it is", left=range(5))
     for name, entry in CATALOGUE.items():
         table.add_row(name, "yes" if entry.cheap else "", entry.cost, entry.invariant, entry.words)
     console.print(table)

@@ -29,8 +29,7 @@ def print_preset(records: Sequence[Record], console: Console) -> None:
     if not shown:
         return
     columns = [_column(record) for record in shown]
-    table = new_table("as printed by Granziol (2020)", *(f"{r.operator}, BN {r.bn_mode}" for r in shown))
-    table.columns[0].justify = "left"
+    table = new_table("as printed by Granziol (2020)", *(f"{r.operator}, BN {r.bn_mode}" for r in shown), left=(0,))
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     console.print()

@@ -137,7 +137,7 @@ class RunDisplay(Listener):
     def duplicate(self, path: Path, of: Path, records: int) -> None:
         self._passed_over("content", path, of, records)
 
-    def twin(self, path: Path, of: Path, records: int) -> None:
+    def same_weights(self, path: Path, of: Path, records: int) -> None:
         self._passed_over("weights", path, of, records)
 
     def _passed_over(self, what: str, path: Path, of: Path, records: int) -> None:
@@ -238,8 +238,8 @@ class JsonDisplay(RunDisplay):
         super().duplicate(path, of, records)
         self._event("duplicate", checkpoint=str(path), of=str(of), same="content")
 
-    def twin(self, path: Path, of: Path, records: int) -> None:
-        super().twin(path, of, records)
+    def same_weights(self, path: Path, of: Path, records: int) -> None:
+        super().same_weights(path, of, records)
         self._event("duplicate", checkpoint=str(path), of=str(of), same="weights")
 
     def _line(self, words: str, records: int = 1) -> None:

@@ -110,9 +110,8 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
 def _print_estimates(record: Record, console: Console) -> None:
     """Every estimate with its error and its interval; notes on starred ones are below the table."""
     tested = record.test_spectrum is not None
-    beside = ["test data", "+-", "interval", ""] * tested
-    table = new_table("quantity", "value", "+-", "interval", "limited by", "", *beside)
-    table.columns[0].justify = table.columns[4].justify = table.columns[5].justify = table.columns[-1].justify = "left"
+    test_columns = ["test data", "+-", "interval", ""] * tested
+    table = new_table("quantity", "value", "+-", "interval", "limited by", "", *test_columns, left=(0, 4, 5, -1))
     remarks: dict[str, list[str]] = {}
     for name, estimate in record.headlines.items():
         *cells, marks = estimate_cells(name, estimate, remarks)
@@ -129,8 +128,7 @@ def _print_estimates(record: Record, console: Console) -> None:
 def print_requested(found: Mapping[str, Estimate], console: Console, *, of: str) -> None:
     """The quantities that the reader asked for with ``--at``."""
     print_heading(console, f"on request, of {of}")
-    table = new_table("quantity", "value", "+-", "interval", "")
-    table.columns[0].justify = table.columns[4].justify = "left"
+    table = new_table("quantity", "value", "+-", "interval", "", left=(0, 4))
     for name, estimate in found.items():
         value, error = ("-", "") if estimate.resolved is False else number(estimate)
         table.add_row(name, value, error, interval(estimate.lower, estimate.upper), estimate.note or "")
@@ -148,8 +146,7 @@ def _eigenpairs_table(record: Record) -> Table | None:
     pairs = None if record.spectrum is None else record.spectrum.eigenpairs
     if pairs is None:
         return None
-    table = new_table("", "eigenvalue", "residual", "interval", "", title="largest eigenvalues in magnitude")
-    table.columns[4].justify = "left"
+    table = new_table("", "eigenvalue", "residual", "interval", "", title="largest eigenvalues in magnitude", left=(4,))
     for i, (value, residual) in enumerate(zip(pairs.values, pairs.residuals)):
         bounds = interval(*pairs.interval(i))
         table.add_row(
@@ -199,8 +196,7 @@ def _tensor_table(record: Record) -> Table | None:
     if not traces:
         return None
     sizes = record.spectrum.tensor_sizes or {}
-    table = new_table("tensor", "size", "trace", "+-", title="traces by tensor")
-    table.columns[0].justify = "left"
+    table = new_table("tensor", "size", "trace", "+-", title="traces by tensor", left=(0,))
     for name, estimate in traces.items():
         size = sizes.get(name)
         table.add_row(name, plain(size), *number(estimate))

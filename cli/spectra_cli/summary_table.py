@@ -78,10 +78,8 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
     """Print the table; returns the notes that its stars refer to."""
     tested = record.test_spectrum is not None
-    table = new_table("quantity", "value", "+-", "interval", *(["test data"] if tested else ["limited by"]), "")
-    table.columns[0].justify = table.columns[-1].justify = "left"
-    if not tested:
-        table.columns[4].justify = "left"
+    last, left = ("test data", (0, 5)) if tested else ("limited by", (0, 4, 5))
+    table = new_table("quantity", "value", "+-", "interval", last, "", left=left)
     remarks: dict[str, list[str]] = {}
     for name in SUMMARY:
         if name in record.headlines:
@@ -89,8 +87,8 @@ def _print_numbers(record: Record, console: Console) -> dict[str, list[str]]:
             *cells, marks = estimate_cells(name, estimate, remarks)
             if estimate.resolved is False and estimate.note:
                 marks = marks.replace(estimate.note, "not resolved")
-            beside = _on_test_data(record, name, remarks) if tested else limited_by(record, name)
-            table.add_row(name, *cells, beside, marks)
+            context = _on_test_data(record, name, remarks) if tested else limited_by(record, name)
+            table.add_row(name, *cells, context, marks)
     console.print(table)
     return remarks
 

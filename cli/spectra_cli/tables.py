@@ -79,9 +79,10 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
     remarks: dict[str, list[str]] = {}
     # A record with held-out data has two columns, one for each data set.
     table = new_table(
-        "quantity", *(f"{r.operator}, BN {r.bn_mode}{', test data' * test}" for r, test in _columns(complete))
+        "quantity",
+        *(f"{r.operator}, BN {r.bn_mode}{', test data' * test}" for r, test in _columns(complete)),
+        left=(0,),
     )
-    table.columns[0].justify = "left"
     for name in ("loss", "accuracy", "gradient_norm"):
         if any(record.facts.get(name) is not None for record in complete):
             cells = (plain(record.facts.get("test_" * test + name)) for record, test in _columns(complete))

@@ -112,7 +112,7 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
                 listener.note(f"{path}: {shares}")
             place = replace(place, weights=weights_sha256(task.model), own_tensors=len(found.own) or None)
             if (first := seen.weights(place, task.model, one_task=store.twins)) is not None:
-                listener.twin(path, Path(first.words), len(pairs))
+                listener.same_weights(path, Path(first.words), len(pairs))
                 store.keep_all(pairs, first)
                 continue
             if run.device is not None:

@@ -40,7 +40,7 @@ class Listener:
     def duplicate(self, path: Path, of: Path, records: int) -> None:
         """A checkpoint has the content of an earlier one and is skipped, with its number of records."""
 
-    def twin(self, path: Path, of: Path, records: int) -> None:
+    def same_weights(self, path: Path, of: Path, records: int) -> None:
         """A checkpoint has the weights of an earlier one, in another file, and is skipped."""
         self.duplicate(path, of, records)
 

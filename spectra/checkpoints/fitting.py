@@ -55,14 +55,14 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
     nothing_fits = all(map(_harmless, by_key))
 
     loaded: dict[str, Any] = dict(by_key)
-    still_missing, own, beside = [], [], []
+    still_missing, own, counters = [], [], []
     for key in missing:
-        twin = next((k for k in by_key if entries[k] is entries[key]), None)
-        if twin is not None:  # tied in the model, saved once
-            loaded[key] = by_key[twin]
+        tied = next((k for k in by_key if entries[k] is entries[key]), None)
+        if tied is not None:  # one tensor in the model, saved once
+            loaded[key] = by_key[tied]
         elif _harmless(key) or key.endswith("_extra_state"):
             loaded[key] = entries[key].clone() if isinstance(entries[key], torch.Tensor) else entries[key]
-            beside += [key] if isinstance(entries[key], torch.Tensor) else []
+            counters += [key] if isinstance(entries[key], torch.Tensor) else []
         elif not nothing_fits and _may_stay(entries[key], partial or (of_peft and adapter not in key.split("."))):
             loaded[key] = entries[key]
             own.append(key)
@@ -83,7 +83,7 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module, *, partial: bool 
     mismatches = [_listed(still_missing, f"of {len(entries)} keys missing"), *others]
     mismatch = "; ".join(part for part in mismatches if part) + (hint if still_missing else "")
     convert_to, cast_notes = (None, []) if mismatch else _dtypes(entries, by_key)
-    own += beside if own else []
+    own += counters if own else []
     shares = _shares(entries, own) if own else ""
     notes += [*cast_notes, *([shares] if own else [])]
     return Fit(loaded, mismatch, convert_to, tuple(notes), tuple(own), shares, adapter)
@@ -185,9 +185,9 @@ def _torn_ties(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -
     """Pairs of keys that are one tensor in the model but hold different values in the file."""
     first: dict[int, str] = {}
     for key in by_key:
-        twin = first.setdefault(id(entries[key]), key)
-        if twin != key and by_key[twin].shape == by_key[key].shape and not torch.equal(by_key[twin], by_key[key]):
-            yield f"{twin} and {key}"
+        tied = first.setdefault(id(entries[key]), key)
+        if tied != key and by_key[tied].shape == by_key[key].shape and not torch.equal(by_key[tied], by_key[key]):
+            yield f"{tied} and {key}"
 
 
 def _dtypes(entries: Mapping[str, Any], by_key: Mapping[str, torch.Tensor]) -> tuple[torch.dtype | None, list[str]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from spectra.figures.draw import draw_density
+from spectra.figures.frame import blank, matrix_words, wrapped
 from spectra.figures.readable import CLIPPED, WIDE, Drawn, clip_intervals, plain_ticks
-from spectra.figures.sheets import PANELS, matrix_words, wrapped
+from spectra.figures.sheets import PANELS
 from spectra.figures.style import ARMS, Look, literal, shortened
 from spectra.results.comparison import Arm
 from spectra.results.series import Series
@@ -38,8 +38,7 @@ def comparison_figure(arms: Sequence[Arm], series: Mapping[str, Sequence[Series]
         for label, arm_series in (series or {}).items()
     }
     over_training = any(runs.values())
-    figure = Figure(figsize=(10.0, 7.4 if over_training else 4.6))
-    FigureCanvasAgg(figure)
+    figure = blank(10.0, 7.4 if over_training else 4.6)
     axes = figure.subplot_mosaic([["density"] * 3, list(_SHOWN)] if over_training else [["density"]])
     densities = _draw_densities(axes["density"], arms, looks)
     kind = matrix_words(arms[0].records[0])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spectra.figures import draw
-from spectra.figures.curves import cumulative_grid, draw_cumulative, draw_dimension
+from spectra.figures.curves import cumulative_grid, draw_cumulative, draw_degeneracy, draw_dimension
+from spectra.figures.frame import band_of, blank, finished, matrix_at, mode_words
 from spectra.figures.moments import Moment
-from spectra.figures.sheets import band_of, blank, finished, matrix_at, mode_words
 from spectra.figures.style import look_of
+from spectra.results.record import Record
+from spectra.spectrum.fractions import CountCurve
 
 #: The operators that are positive semidefinite by construction.
 SEMIDEFINITE = ("ggn", "empirical_fisher")
@@ -40,6 +44,23 @@ def cumulative_figure(moment: Moment) -> Figure:
     return finished(figure, [moment], caption)
 
 
+def degeneracy_figure(moment: Moment) -> Figure:
+    """The fraction of eigenvalues near 0 over the tolerance at one checkpoint, one panel per batch-norm mode."""
+    modes = moment.complete
+    figure = blank(2.4 + 3.7 * len(modes), 4.6)
+    axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    for ax, (mode, record) in zip(axes, modes.items()):
+        spectrum = record.spectrum
+        assert spectrum is not None
+        _draw_counts(ax, mode, record, spectrum.degeneracy_curve(), "rank_degeneracy")
+        ax.label_outer()
+    caption = (
+        "Resolved: the Gauss-Radau bracket of m steps is narrower than 0.02; the bars and the band are the bracket "
+        "with 95 % over probes. The star is the smallest resolved tolerance. Hatched: m steps cannot tell."
+    )
+    return finished(figure, [moment], caption)
+
+
 def negative_figure(moment: Moment) -> Figure:
     """The fractions of eigenvalues near 0 and below 0 over the tolerance, two panels per batch-norm mode."""
     modes = moment.complete
@@ -52,26 +73,24 @@ def negative_figure(moment: Moment) -> Figure:
             (axes[0], spectrum.degeneracy_curve(), "rank_degeneracy", r"$|\lambda| \leq \tau$"),
             (axes[1], spectrum.negative_curve(), "negative_mass", r"$\lambda < -\tau$"),
         ):
-            draw.draw_degeneracy(
-                ax,
-                curve,
-                record.estimates["spectral_norm"].value,
-                headline=record.estimates.get(name),
-                look=look_of(mode),
-                label="resolved",
-                counted=counted,
-            )
-            if ax.get_legend_handles_labels()[0]:
-                place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.1}
-                ax.legend(title=mode_words(mode), alignment="left", **place)
-            else:
-                ax.set_title(mode_words(mode), loc="left")
+            _draw_counts(ax, mode, record, curve, name, label="resolved", counted=counted)
     caption = (
         "Left: eigenvalues near 0; right: those below it by more than τ. Resolved: the bracket of m steps is narrower "
         "than 0.02; the bars and the band are the bracket with 95 % over probes. The star is the smallest resolved "
         "tolerance. Hatched: m steps cannot tell."
     )
     return finished(figure, [moment], caption)
+
+
+def _draw_counts(ax: Axes, mode: str, record: Record, curve: CountCurve, name: str, **words: str) -> None:
+    """Draw a count over the tolerance, with its legend, or without one its title, above the axes."""
+    scale, headline = record.estimates["spectral_norm"].value, record.estimates.get(name)
+    draw_degeneracy(ax, curve, scale, headline=headline, look=look_of(mode), **words)
+    if ax.get_legend_handles_labels()[0]:
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.1}
+        ax.legend(title=mode_words(mode), alignment="left", **place)
+    else:
+        ax.set_title(mode_words(mode), loc="left")
 
 
 def dimension_figure(moment: Moment) -> Figure:

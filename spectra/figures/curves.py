@@ -1,4 +1,4 @@
-"""Draws functions of a spectrum: the cumulative distribution and the effective dimension."""
+"""Draws functions of a spectrum: the cumulative distribution, counts over the tolerance, the effective dimension."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from math import nan
 import numpy as np
 from matplotlib.axes import Axes
 
-from spectra.figures.style import GREY, LOOKS, Look, asinh_axis, literal
+from spectra.figures.draw import reach
+from spectra.figures.style import GREY, LOOKS, PALE, Look, asinh_axis, literal
 from spectra.spectrum.cumulative import Cumulative
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.fractions import CountCurve
 from spectra.spectrum.spectrum import Spectrum
 
 # Number of grid points at which the bounds of the distribution are computed; they are constant between two points.
@@ -64,6 +67,87 @@ def draw_cumulative(
     ax.set_ylim(-0.02, 1.02)
     ax.set_ylabel("fraction of eigenvalues up to $\\lambda$")
     asinh_axis(ax, spectrum.linear_threshold() if threshold is None else threshold, float(ends[0]), float(ends[1]))
+
+
+def draw_degeneracy(
+    ax: Axes,
+    curve: CountCurve,
+    scale: float,
+    *,
+    headline: Estimate | None = None,
+    look: Look = LOOKS["eval"],
+    label: str | None = None,
+    counted: str = r"$|\lambda| \leq \tau$",
+) -> None:
+    """The fraction of eigenvalues within `tau` of 0, or another count, over ``tau / |H|_2``, with its bracket.
+
+    If the bracket is too wide for a number, it is hatched and no number is drawn.
+
+    Args:
+        ax: the axes to draw on.
+        curve: the fraction with its bracket at every tolerance.
+        scale: ``|H|_2``, the unit of the tolerances.
+        headline: the reported estimate, marked at its tolerance if it is resolved.
+        look: colour, marker and line.
+        label: for the legend.
+        counted: which eigenvalues the curve counts.
+    """
+    ax.set_ylabel(f"fraction of eigenvalues with {counted}")
+    ax.set_xlabel(r"tolerance $\tau\,/\,\|H\|_2$")
+    ax.set_ylim(-0.02, 1.02)
+    if scale <= 0 or len(curve) == 0:
+        words = "every eigenvalue is 0" if scale <= 0 else "the noise of the products\nleaves no tolerance"
+        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY)
+        return
+    x = curve.tau / scale
+    ax.set_xscale("log")
+    # The hatching extends to the neighbours of an unresolved tolerance, so that there is no gap.
+    open_ = ~curve.resolved
+    near = open_ | np.append(open_[1:], False) | np.append(False, open_[:-1])
+    if open_.any():
+        ax.fill_between(
+            x,
+            curve.lower,
+            curve.upper,
+            where=near.tolist(),
+            facecolor=PALE,
+            edgecolor=GREY,
+            hatch="////",
+            linewidth=0,
+            label="not resolved: bracket only",
+        )
+    ax.fill_between(
+        x, curve.lower, curve.upper, where=curve.resolved.tolist(), color=look.colour, alpha=0.25, linewidth=0
+    )
+    if curve.resolved.any():
+        shown = np.where(curve.resolved, curve.value, nan)
+        ax.errorbar(
+            x,
+            shown,
+            reach(shown, curve.lower, curve.upper),
+            fmt=look.marker,
+            linestyle=look.line,
+            color=look.colour,
+            markersize=3.2,
+            label="resolved, with bracket and 95 % over probes" if label is None else label,
+        )
+    if headline is not None and headline.resolved and headline.tau:
+        ax.plot(
+            headline.tau / scale,
+            headline.value,
+            "*",
+            markersize=12,
+            color=look.colour,
+            markeredgecolor="white",
+            zorder=5,
+            label=_at_tolerance(headline, scale),
+        )
+    ax.set_xlim(float(x.min()) / 1.3, float(x.max()) * 1.3)
+
+
+def _at_tolerance(estimate: Estimate, scale: float) -> str:
+    bracket = f" in [{estimate.lower:.3f}, {estimate.upper:.3f}]" if estimate.lower is not None else ""
+    return rf"{estimate.value:.3f}{bracket} at $\tau$ = {(estimate.tau or 0.0) / scale:.2g} $\|H\|_2$"
 
 
 def draw_dimension(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], label: str | None = None) -> None:

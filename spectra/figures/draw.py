@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm
 from matplotlib.markers import CARETDOWNBASE, CARETLEFTBASE, CARETRIGHTBASE, CARETUPBASE
 
 from spectra.figures.readable import Drawn, fit_scale
 from spectra.figures.style import GREY, LOOKS, PALE, Look, asinh_axis, literal, shortened
-from spectra.results.values import Values
+from spectra.results.values import Values, values_of
 from spectra.spectrum.density import Density
 from spectra.spectrum.estimates import Estimate
-from spectra.spectrum.fractions import CountCurve
 from spectra.spectrum.spectrum import Spectrum
 
 # A Ritz value has converged if its residual is below this fraction of the distance to its neighbours.
@@ -57,6 +58,32 @@ def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval
         asinh_axis(ax, density.linear_threshold, low, high)
         ax.set_ylabel(r"density per unit of asinh($\lambda/s$) (mass 1)")
     ax.set_xlim(low, high)
+
+
+def draw_heat(
+    ax: Axes, position: np.ndarray, column: Sequence[Density | None], grid: np.ndarray, norm: LogNorm
+) -> QuadMesh:
+    """Densities over training as a heat map, one strip per checkpoint, which meet halfway between two checkpoints.
+
+    Args:
+        ax: the axes to draw on.
+        position: (T,) epochs or steps; NaN entries are left out.
+        column: T densities on `grid`; None is a blank strip.
+        grid: (G,) ascending.
+        norm: the range of the colours; values below it are white.
+    """
+    drawable = [index for index in np.argsort(position) if isfinite(position[index])]
+    at = position[drawable]
+    middle = (at[1:] + at[:-1]) / 2
+    edges = np.concatenate([[2 * at[0] - middle[0]], middle, [2 * at[-1] - middle[-1]]])
+    heights = np.array([np.full(grid.size, nan) if (d := column[i]) is None else d.values for i in drawable])
+    u = np.arcsinh(grid)
+    across = np.sinh(np.concatenate([[u[0]], (u[1:] + u[:-1]) / 2, [u[-1]]]))
+    ax.grid(False)
+    ax.set_ylim(edges[0], edges[-1])
+    # Values below the colour range are white, like a density of 0.
+    shown = np.ma.masked_invalid(np.where(heights >= norm.vmin, heights, nan))
+    return ax.pcolormesh(across, edges, shown, norm=norm, cmap="cividis_r", rasterized=True)
 
 
 def draw_stems(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], label: str | None = None) -> None:
@@ -98,87 +125,6 @@ def _spacing(nodes: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(np.append(inf, gaps), np.append(gaps, inf)))
 
 
-def draw_degeneracy(
-    ax: Axes,
-    curve: CountCurve,
-    scale: float,
-    *,
-    headline: Estimate | None = None,
-    look: Look = LOOKS["eval"],
-    label: str | None = None,
-    counted: str = r"$|\lambda| \leq \tau$",
-) -> None:
-    """The fraction of eigenvalues within `tau` of 0, or another count, over ``tau / |H|_2``, with its bracket.
-
-    If the bracket is too wide for a number, it is hatched and no number is drawn.
-
-    Args:
-        ax: the axes to draw on.
-        curve: the fraction with its bracket at every tolerance.
-        scale: ``|H|_2``, the unit of the tolerances.
-        headline: the reported estimate, marked at its tolerance if it is resolved.
-        look: colour, marker and line.
-        label: for the legend.
-        counted: which eigenvalues the curve counts.
-    """
-    ax.set_ylabel(f"fraction of eigenvalues with {counted}")
-    ax.set_xlabel(r"tolerance $\tau\,/\,\|H\|_2$")
-    ax.set_ylim(-0.02, 1.02)
-    if scale <= 0 or len(curve) == 0:
-        words = "every eigenvalue is 0" if scale <= 0 else "the noise of the products\nleaves no tolerance"
-        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY)
-        return
-    x = curve.tau / scale
-    ax.set_xscale("log")
-    # The hatching extends to the neighbours of an unresolved tolerance, so that there is no gap.
-    open_ = ~curve.resolved
-    near = open_ | np.append(open_[1:], False) | np.append(False, open_[:-1])
-    if open_.any():
-        ax.fill_between(
-            x,
-            curve.lower,
-            curve.upper,
-            where=near.tolist(),
-            facecolor=PALE,
-            edgecolor=GREY,
-            hatch="////",
-            linewidth=0,
-            label="not resolved: bracket only",
-        )
-    ax.fill_between(
-        x, curve.lower, curve.upper, where=curve.resolved.tolist(), color=look.colour, alpha=0.25, linewidth=0
-    )
-    if curve.resolved.any():
-        shown = np.where(curve.resolved, curve.value, nan)
-        ax.errorbar(
-            x,
-            shown,
-            _reach(shown, curve.lower, curve.upper),
-            fmt=look.marker,
-            linestyle=look.line,
-            color=look.colour,
-            markersize=3.2,
-            label="resolved, with bracket and 95 % over probes" if label is None else label,
-        )
-    if headline is not None and headline.resolved and headline.tau:
-        ax.plot(
-            headline.tau / scale,
-            headline.value,
-            "*",
-            markersize=12,
-            color=look.colour,
-            markeredgecolor="white",
-            zorder=5,
-            label=_at_tolerance(headline, scale),
-        )
-    ax.set_xlim(float(x.min()) / 1.3, float(x.max()) * 1.3)
-
-
-def _at_tolerance(estimate: Estimate, scale: float) -> str:
-    bracket = f" in [{estimate.lower:.3f}, {estimate.upper:.3f}]" if estimate.lower is not None else ""
-    return rf"{estimate.value:.3f}{bracket} at $\tau$ = {(estimate.tau or 0.0) / scale:.2g} $\|H\|_2$"
-
-
 # --- estimates ----------------------------------------------------------------------------------------------------
 
 
@@ -201,11 +147,11 @@ def draw_series(
         The drawn numbers, for :func:`spectra.figures.readable.clip_intervals`.
     """
     point = np.where(values.resolved, values.value, nan)
-    reach, size = _reach(point, values.lower, values.upper), 4.5 if len(values) <= _MANY else 2.5
+    size = 4.5 if len(values) <= _MANY else 2.5
     ax.errorbar(
         x,
         point,
-        reach,
+        reach(point, values.lower, values.upper),
         fmt=look.marker,
         linestyle=look.line,
         color=look.colour,
@@ -266,7 +212,7 @@ def draw_tensors(
         rows,
         value,
         0.92 * height,
-        xerr=_reach(value, lower, upper),
+        xerr=reach(value, lower, upper),
         color=look.colour,
         alpha=0.8,
         label=label,
@@ -303,7 +249,7 @@ def draw_rows(
     ax.errorbar(
         value,
         rows,
-        xerr=_reach(value, lower, upper),
+        xerr=reach(value, lower, upper),
         fmt=look.marker,
         color=look.colour,
         markerfacecolor=look.face,
@@ -319,17 +265,13 @@ def draw_rows(
 
 
 def _columns(estimates: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The arrays value, lower and upper, with NaN for missing entries."""
-    rows = [(nan, nan, nan) if e is None else (e.value, _or_nan(e.lower), _or_nan(e.upper)) for e in estimates]
-    value, lower, upper = np.array(rows, dtype=np.float64).reshape(-1, 3).T
-    return value, lower, upper
+    """The arrays value, lower and upper, with NaN for missing entries and infinite bounds."""
+    values = values_of(list(estimates))
+    lower, upper = (np.where(np.isfinite(end), end, nan) for end in (values.lower, values.upper))
+    return values.value, lower, upper
 
 
-def _or_nan(number: float | None) -> float:
-    return nan if number is None or not isfinite(number) else number
-
-
-def _reach(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+def reach(value: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """The lengths of the interval below and above the value, (2, T); 0 on a side without a bound.
 
     NaN, which draws no bar, if both bounds are missing or the number is exact.

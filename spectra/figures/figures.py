@@ -164,7 +164,7 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
         add("density", moment.slug, sheets.density_figure, moment)
         add("stems", moment.slug, sheets.stem_figure, moment)
         add("cumulative", moment.slug, curve_sheets.cumulative_figure, moment)
-        add("degeneracy", moment.slug, sheets.degeneracy_figure, moment)
+        add("degeneracy", moment.slug, curve_sheets.degeneracy_figure, moment)
         add("negative", moment.slug, curve_sheets.negative_figure, moment)
         if moment.operator in curve_sheets.SEMIDEFINITE:
             add("dimension", moment.slug, curve_sheets.dimension_figure, moment)

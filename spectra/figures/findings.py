@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spectra.figures.draw import draw_series
+from spectra.figures.frame import blank, finished, mode_words, time_axis
 from spectra.figures.moments import Moment, axis_of
 from spectra.figures.readable import CLIPPED, clip_intervals, plain_ticks
-from spectra.figures.sheets import blank, finished, mode_words
 from spectra.figures.style import GREY, PALE, asinh_axis, literal, look_of, shortened
 from spectra.results.trace_checks import Check, can_tell
 from spectra.results.values import Values
@@ -81,8 +80,7 @@ def sharpness_figure(moments: list[Moment]) -> Figure:
         clipped |= clip_intervals(ax, parts)
         plain_ticks(ax)
         ax.set_ylabel(name.replace("_", " ").replace(" of ", "\nof "))
-        ax.set_xlabel(words)
-        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
+        time_axis(ax, position, words)
     for ax in axes[len(columns) :]:
         ax.remove()
     caption = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from spectra.errors import ArgumentError
 from spectra.results.headline import is_exact
 from spectra.results.record import Record
-from spectra.results.values import Values
+from spectra.results.values import Values, values_of
+from spectra.spectrum.estimates import Estimate
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,7 @@ def values_over(moments: Sequence[Moment], bn_mode: str, name: str) -> Values:
 
     A trace is the exact one if that is known; its interval then has length 0. See `Record.headline`.
     """
-    cells = [_cell(moment.complete.get(bn_mode), name) for moment in moments]
-    value, stderr, lower, upper, resolved = np.array(cells, dtype=np.float64).reshape(-1, 5).T
-    return Values(value, stderr, lower, upper, resolved.astype(bool))
+    return values_of([_number(moment.complete.get(bn_mode), name) for moment in moments])
 
 
 def has_exact(moments: Sequence[Moment], name: str = "trace") -> bool:
@@ -145,13 +144,10 @@ def has_exact(moments: Sequence[Moment], name: str = "trace") -> bool:
     return any(is_exact(record.headlines.get(name)) for moment in moments for record in moment.complete.values())
 
 
-def _cell(record: Record | None, name: str) -> tuple[float, float, float, float, bool]:
-    estimate = None if record is None else record.headlines.get(name)
-    if estimate is not None:
-        numbers = [
-            nan if number is None else number
-            for number in (estimate.value, estimate.stderr, estimate.lower, estimate.upper)
-        ]
-        return numbers[0], numbers[1], numbers[2], numbers[3], estimate.resolved is not False and isfinite(numbers[0])
-    fact = None if record is None else record.facts.get(name)
-    return (nan, nan, nan, nan, False) if fact is None else (float(fact), nan, nan, nan, isfinite(fact))
+def _number(record: Record | None, name: str) -> Estimate | float | None:
+    if record is None:
+        return None
+    if name in record.headlines:
+        return record.headlines[name]
+    fact = record.facts.get(name)
+    return None if fact is None else float(fact)

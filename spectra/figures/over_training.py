@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import asinh, ceil, isfinite, nan
+from collections.abc import Sequence
+from math import asinh, ceil, nan
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator
 
 from spectra.figures import draw
+from spectra.figures.frame import band_of, blank, finished, matrix_at, mode_words, time_axis, time_ticks
 from spectra.figures.moments import Moment, axis_of, has_exact, values_over
-from spectra.figures.readable import CLIPPED, clip_intervals
-from spectra.figures.sheets import band_of, blank, finished, matrix_at, mode_words
+from spectra.figures.readable import CLIPPED, clip_intervals, largest_tensors
 from spectra.figures.style import GREY, LOOKS, asinh_axis, literal, look_of, shortened
 from spectra.results.headline_difference import headline_difference
 from spectra.results.record import Record
-from spectra.results.values import Values
+from spectra.results.values import Values, values_of
 from spectra.spectrum.count_differences import common_tolerance
 from spectra.spectrum.density import Density, span
-from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
 
 #: The largest number of tensors that stays readable in one figure.
@@ -61,10 +59,6 @@ def pairs_over(moments: Sequence[Moment]) -> tuple[str, str] | None:
     return None
 
 
-def _ticks(position: np.ndarray, most: int = 9) -> MaxNLocator:
-    return MaxNLocator(most, integer=bool((position == np.round(position)).all()))
-
-
 # --- density ------------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +79,7 @@ def density_over_training(moments: list[Moment]) -> Figure:
     figure = blank(2.2 + 4.6 * len(modes), 5.0)
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
     for ax, (mode, column) in zip(axes, densities.items()):
-        mesh = _draw_heat(ax, position, column, grid, norm)
+        mesh = draw.draw_heat(ax, position, column, grid, norm)
         for name, label in (("lambda_min", r"$\lambda_{\min}$"), ("lambda_max", r"$\lambda_{\max}$")):
             end = values_over(moments, mode, name)
             marker = "4" if name == "lambda_min" else "3"
@@ -95,7 +89,7 @@ def density_over_training(moments: list[Moment]) -> Figure:
         ax.set_xlabel(rf"eigenvalue $\lambda$ of the {literal(matrix_at(next(m for m in moments if m.complete)))}")
         known_positions = position[np.isfinite(position)]
         ax.yaxis.set_major_locator(
-            FixedLocator(known_positions.tolist()) if known_positions.size <= 12 else _ticks(position)
+            FixedLocator(known_positions.tolist()) if known_positions.size <= 12 else time_ticks(position, 9)
         )
         ax.set_ylabel(words)
     bar = figure.colorbar(mesh, ax=list(axes), pad=0.015)
@@ -113,24 +107,6 @@ def _density(record: Record | None, grid: np.ndarray, threshold: float) -> Densi
     if record is None or record.spectrum is None:
         return None
     return record.spectrum.density(view="asinh", grid=grid, linear_threshold=threshold)
-
-
-def _draw_heat(
-    ax: Axes, position: np.ndarray, column: Sequence[Density | None], grid: np.ndarray, norm: LogNorm
-) -> QuadMesh:
-    """Draw one strip per checkpoint; the strips meet halfway between neighbouring checkpoints."""
-    drawable = [index for index in np.argsort(position) if isfinite(position[index])]
-    at = position[drawable]
-    middle = (at[1:] + at[:-1]) / 2
-    edges = np.concatenate([[2 * at[0] - middle[0]], middle, [2 * at[-1] - middle[-1]]])
-    heights = np.array([np.full(grid.size, nan) if (d := column[i]) is None else d.values for i in drawable])
-    u = np.arcsinh(grid)
-    across = np.sinh(np.concatenate([[u[0]], (u[1:] + u[:-1]) / 2, [u[-1]]]))
-    ax.grid(False)
-    ax.set_ylim(edges[0], edges[-1])
-    # Values below the colour range are white, like a density of 0.
-    shown = np.ma.masked_invalid(np.where(heights >= norm.vmin, heights, nan))
-    return ax.pcolormesh(across, edges, shown, norm=norm, cmap="cividis_r", rasterized=True)
 
 
 def _width_of(shown: Sequence[Density]) -> str:
@@ -174,8 +150,7 @@ def degeneracy_over_training(moments: list[Moment]) -> Figure:
         right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
         right.set_ylabel("Ritz value taken as zero,\nin units of $\\|H\\|_2$")
     for ax in axes[-1]:
-        ax.set_xlabel(words)
-        ax.xaxis.set_major_locator(_ticks(position))
+        time_axis(ax, position, words, 9)
     shown = [moment for moment in moments if moment.complete]
     bound = f" {' '.join(lines)}" if lines else ""
     caption = (
@@ -225,10 +200,9 @@ def layers_over_training(moments: list[Moment]) -> Figure:
         for mode in moments[0].modes
     }
     columns = {mode: column for mode, column in columns.items() if any(column)}
-    names = list(dict.fromkeys(name for column in columns.values() for traces in column for name in traces))
-    size = {name: max(abs(t[name].value) for column in columns.values() for t in column if name in t) for name in names}
-    largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
-    shown = [name for name in names if name in largest]
+    found = [traces for column in columns.values() for traces in column]
+    names = list(dict.fromkeys(name for traces in found for name in traces))
+    shown = largest_tensors(names, found, _MOST_TENSORS)
     down = ceil(len(shown) / 4)
     across = ceil(len(shown) / down)
     figure = blank(2.8 * across + (2.4 if across < 3 else 0.6), 1.6 + 2.0 * down)
@@ -237,21 +211,21 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     for index, (ax, name) in enumerate(zip(axes, shown)):
         parts = []
         for mode, column in columns.items():
-            values = _tensor_values(column, name)
+            values = values_of([traces.get(name) for traces in column])
             parts.append(draw.draw_series(ax, position, values, look=look_of(mode), label=mode_words(mode)))
         ax.set_yscale("linear")  # one kind of axis for all
         clipped |= clip_intervals(ax, parts)
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.set_title(literal(shortened(name, 30)), loc="left", fontsize=8.5)
         ax.set_ylabel("trace of the block")
-        ax.xaxis.set_major_locator(_ticks(position, 5))
+        ax.xaxis.set_major_locator(time_ticks(position, 5))
         if index >= len(shown) - across:
             ax.set_xlabel(words)
             ax.tick_params(labelbottom=True)
     for ax in axes[len(shown) :]:
         ax.remove()
     complete = [moment for moment in moments if moment.complete]
-    exact = any(trace.exact for column in columns.values() for traces in column for trace in traces.values())
+    exact = any(trace.exact for traces in found for trace in traces.values())
     caption = (
         f"Bars: {band_of(*complete)}. Traces of the tensors' blocks of the {matrix_at(complete[0])}. Each "
         "panel has its own scale. The probes are the same at every checkpoint, so neighbouring errors are correlated."
@@ -261,17 +235,6 @@ def layers_over_training(moments: list[Moment]) -> Figure:
     if len(names) > len(shown):
         caption += f" The {len(shown)} with the largest traces of {len(names)} are shown."
     return finished(figure, moments, caption, legend=[axes[0]])
-
-
-def _tensor_values(column: Sequence[Mapping[str, Estimate]], name: str) -> Values:
-    rows = [[_number(traces.get(name), part) for part in ("value", "stderr", "lower", "upper")] for traces in column]
-    value, stderr, lower, upper = np.array(rows, dtype=np.float64).reshape(-1, 4).T
-    return Values(value, stderr, lower, upper, np.isfinite(value))
-
-
-def _number(estimate: Estimate | None, part: str) -> float:
-    number = getattr(estimate, part, None)
-    return nan if number is None else float(number)
 
 
 # --- modes --------------------------------------------------------------------------------------------------------
@@ -298,14 +261,13 @@ def modes_over_training(moments: list[Moment]) -> Figure:
     clipped = False
     for ax, name in zip(axes, panels):
         options = {"tau": tau} if name == "rank_degeneracy" else {}
-        column = [{name: headline_difference(r[1], r[0], name, **options)} if r else {} for r in both]
-        drawn = draw.draw_series(ax, position, _tensor_values(column, name), look=look_of(other))
+        values = values_of([headline_difference(r[1], r[0], name, **options) if r else None for r in both])
+        drawn = draw.draw_series(ax, position, values, look=look_of(other))
         ax.set_yscale("linear")
         clipped |= clip_intervals(ax, [drawn])
         ax.axhline(0, color=GREY, linewidth=0.8)
         ax.set_ylabel(_DIFFERENCES[name])
-        ax.set_xlabel(words)
-        ax.xaxis.set_major_locator(_ticks(position, 6))
+        time_axis(ax, position, words, 6)
     kind = matrix_at(next(m for m in moments if m.complete))
     fraction = "" if tau is None else f"; of the fraction (τ = {tau:.2g} throughout) the brackets with 95 % over probes"
     caption = (

@@ -1,8 +1,8 @@
-"""Readable axes: limits that one huge interval does not dominate, and a scale that fits the values."""
+"""Readable axes: limits that one huge interval does not dominate, a fitting scale, and few enough rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf, log10
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from spectra.results.values import Values
+from spectra.spectrum.estimates import Estimate
 
 #: Positive values that span more than this factor use a logarithmic axis.
 WIDE = 30.0
@@ -47,6 +48,13 @@ class Drawn:
         """A series of points that are drawn without intervals."""
         nothing = np.full(values.value.size, np.nan)
         return cls(at, np.where(values.resolved, values.value, np.nan), nothing, nothing, colour)
+
+
+def largest_tensors(names: Sequence[str], traces: Sequence[Mapping[str, Estimate]], most: int) -> list[str]:
+    """The names of the tensors with the largest traces in any mapping, `most` at the most, in the given order."""
+    size = {name: max(abs(found[name].value) for found in traces if name in found) for name in names}
+    largest = set(sorted(names, key=lambda name: -size[name])[:most])
+    return [name for name in names if name in largest]
 
 
 def fit_scale(ax: Axes) -> None:

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spectra.figures import draw
-from spectra.figures.moments import Moment, axis_of, has_exact, values_over
-from spectra.figures.readable import CLIPPED, clip_intervals, plain_ticks
-from spectra.figures.style import asinh_axis, literal, look_of, shortened
-from spectra.results.record import Record
+from spectra.figures.frame import band_of, blank, exact_words, finished, matrix_at, mode_words, time_axis
+from spectra.figures.moments import Moment, axis_of, values_over
+from spectra.figures.readable import CLIPPED, clip_intervals, largest_tensors, plain_ticks
+from spectra.figures.style import asinh_axis, look_of
 from spectra.spectrum.density import Density
 
 #: The largest number of tensors that stays readable in one figure.
 _MOST_TENSORS = 30
-_MOST_GAPS = 4
 
-_HEADING = 10.5  # points
-
-_MATRICES = {
-    "hessian": "loss Hessian",
-    "ggn": "Gauss-Newton matrix",
-    "empirical_fisher": "empirical Fisher matrix",
-}
 _LAMBDA = {"lambda_max": r"$\lambda_{\max}$", "lambda_min": r"$\lambda_{\min}$"}
 PANELS = {  # of the trajectory: name of the number -> label of its axis
     "loss": "loss",
@@ -99,34 +88,6 @@ def stem_figure(moment: Moment) -> Figure:
     return finished(figure, [moment], caption)
 
 
-def degeneracy_figure(moment: Moment) -> Figure:
-    """The fraction of eigenvalues near 0 over the tolerance at one checkpoint, one panel per batch-norm mode."""
-    modes = moment.complete
-    figure = blank(2.4 + 3.7 * len(modes), 4.6)
-    axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-    for ax, (mode, record) in zip(axes, modes.items()):
-        spectrum = record.spectrum
-        assert spectrum is not None
-        draw.draw_degeneracy(
-            ax,
-            spectrum.degeneracy_curve(),
-            record.estimates["spectral_norm"].value,
-            headline=record.estimates["rank_degeneracy"],
-            look=look_of(mode),
-        )
-        if ax.get_legend_handles_labels()[0]:
-            place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.1}
-            ax.legend(title=mode_words(mode), alignment="left", **place)
-        else:
-            ax.set_title(mode_words(mode), loc="left")
-        ax.label_outer()
-    caption = (
-        "Resolved: the Gauss-Radau bracket of m steps is narrower than 0.02; the bars and the band are the bracket "
-        "with 95 % over probes. The star is the smallest resolved tolerance. Hatched: m steps cannot tell."
-    )
-    return finished(figure, [moment], caption)
-
-
 def layer_figure(moment: Moment) -> Figure:
     """The trace of each tensor's block at one checkpoint: estimates as bars, exact traces as markers."""
     estimates_by_mode = {
@@ -135,9 +96,7 @@ def layer_figure(moment: Moment) -> Figure:
     headlines = {mode: record.headline_tensor_traces() for mode, record in moment.complete.items()}
     exact = {mode: {n: h.value for n, h in traces.items() if h.exact} for mode, traces in headlines.items()}
     names = list(dict.fromkeys(name for traces in estimates_by_mode.values() for name in traces))
-    size = {name: max(abs(traces[name].value) for traces in headlines.values() if name in traces) for name in names}
-    largest = set(sorted(names, key=lambda name: -size[name])[:_MOST_TENSORS])
-    shown = [name for name in names if name in largest]
+    shown = largest_tensors(names, list(headlines.values()), _MOST_TENSORS)
     figure = blank(8.0, 2.0 + len(shown) * (0.14 + 0.1 * len(estimates_by_mode)))
     ax = figure.subplots()
     parts = []
@@ -157,12 +116,12 @@ def layer_figure(moment: Moment) -> Figure:
     )
     if len(names) > len(shown):
         caption += (
-            f" The {len(shown)} with the largest traces of {len(names)} are shown; {_rest_in_words(moment, largest)}."
+            f" The {len(shown)} with the largest traces of {len(names)} are shown; {_rest_in_words(moment, shown)}."
         )
     return finished(figure, [moment], caption, legend=[ax])
 
 
-def _rest_in_words(moment: Moment, shown: set[str]) -> str:
+def _rest_in_words(moment: Moment, shown: Sequence[str]) -> str:
     """The sum of the tensors that are not shown, with its standard error, in each mode, in words."""
     sums = []
     for mode, record in moment.complete.items():
@@ -231,8 +190,7 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
         clipped |= clip_intervals(ax, parts)
         plain_ticks(ax)
         ax.set_ylabel(PANELS[name])
-        ax.set_xlabel(words)
-        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=bool((position == np.round(position)).all())))
+        time_axis(ax, position, words)
     for ax in axes[len(panels) :]:
         ax.remove()
     caption = (
@@ -242,11 +200,6 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
         "every checkpoint, so the errors of neighbouring points are correlated." + f" {CLIPPED}" * clipped
     )
     return finished(figure, moments, caption, legend=list(axes[: len(panels)]))
-
-
-def exact_words(moments: Sequence[Moment]) -> str:
-    """The caption's note on exact traces, empty if there are none."""
-    return " A trace without a bar is exact." if has_exact(moments) else ""
 
 
 def _tolerances(moments: Sequence[Moment]) -> str:
@@ -263,93 +216,3 @@ def _tolerances(moments: Sequence[Moment]) -> str:
     return (
         f" (τ: the smallest that is resolved, here {low if low == high else f'{low} to {high}'} of the spectral norm)"
     )
-
-
-# --- words --------------------------------------------------------------------------------------------------------
-
-
-def matrix_words(record: Record) -> str:
-    """The matrix of a record and its normalisation, in words."""
-    reduction = record.settings.get("reduction")
-    words = _MATRICES.get(record.operator, record.operator.replace("_", " "))
-    if reduction in ("mean", "sum"):
-        words += f", {reduction} over data"
-    return words + (f", with l2 = {record.settings['l2']:g}" if record.settings.get("l2") else "")
-
-
-def matrix_at(moment: Moment) -> str:
-    """The matrix of a checkpoint's records, which all share it, in words."""
-    return matrix_words(next(iter(moment.complete.values())))
-
-
-def mode_words(mode: str) -> str:
-    """The batch-norm mode in words."""
-    return "batch norm with recalibrated statistics" if mode == "recalibrated" else f"batch norm in {mode} mode"
-
-
-def band_of(*moments: Moment) -> str:
-    """The meaning of the error bars of means over probes, in words."""
-    counts = {r.spectrum.num_probes for m in moments for r in m.complete.values() if r.spectrum is not None}
-    return "none (a single probe)" if counts == {1} else "95 % over probes"
-
-
-def _heading(moments: Sequence[Moment]) -> tuple[str, str]:
-    """The title and the line below it."""
-    records = [record for moment in moments for record in moment.complete.values()]
-    record, settings = records[-1], records[-1].settings
-    when = f"{moments[0].label} to {moments[-1].label}" if len(moments) > 1 else moments[0].label
-    task = str(settings.get("task") or "").partition("(")[0]  # its arguments are in the record: paths make no title
-    title = ", ".join(filter(None, (shortened(task, 60), matrix_words(record), when)))
-    spectra = [record.spectrum for record in records if record.spectrum is not None]
-    parts = [
-        f"m = {_span(s.lanczos_steps for s in spectra)} Lanczos steps",
-        f"k = {_span(s.num_probes for s in spectra)} probe{'' if {s.num_probes for s in spectra} == {1} else 's'}",
-        f"n = {_span(s.n for s in spectra)} parameters",
-    ]
-    if params := settings.get("params"):
-        parts[-1] += f" ({params if isinstance(params, str) else ', '.join(map(str, params))})"
-    if samples := record.facts.get("n_samples"):
-        parts.append(f"N = {samples:,} samples")
-    return title, "; ".join(parts)
-
-
-def _span(numbers: Iterable[int]) -> str:
-    values = sorted(set(numbers))
-    return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
-
-
-# --- the sheet ----------------------------------------------------------------------------------------------------
-
-
-def blank(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches."""
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def finished(figure: Figure, moments: Sequence[Moment], caption: str, *, legend: Sequence[Axes] = ()) -> Figure:
-    """Add the title, the caption with the list of gaps, and a legend in a free place."""
-    gaps = [gap for moment in moments for gap in moment.gaps]
-    if gaps:
-        more = f"; and {len(gaps) - _MOST_GAPS} more" if len(gaps) > _MOST_GAPS else ""
-        caption += f" Gaps: {'; '.join(textwrap.shorten(gap, 110) for gap in gaps[:_MOST_GAPS])}{more}."
-    width = figure.get_figwidth()
-    title, line = _heading([moment for moment in moments if moment.complete])
-    heading = f"{wrapped(title, width * 11.5)}\n{wrapped(line, width * 11.5)}"
-    entries = {label: handle for ax in legend for handle, label in zip(*ax.get_legend_handles_labels())}
-    if entries:  # in a separate line below the heading
-        below = (heading.count("\n") + 1) * 1.25 * _HEADING + 4
-        place = (0.004, 1 - below / (72 * figure.get_figheight()))
-        rows = -(-sum(len(label) + 7 for label in entries) // int(width * 13.5))
-        columns = -(-len(entries) // rows)
-        figure.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=place, ncols=columns)
-        heading += "\n " * rows
-    figure.suptitle(heading, x=0.012, ha="left", fontsize=_HEADING)
-    figure.supxlabel(wrapped(caption, width * 16.5), x=0.012, ha="left", fontsize=7.5, color="#444444")
-    return figure
-
-
-def wrapped(text: str, width: float) -> str:
-    """The text with line breaks, for a width in inches."""
-    return "\n".join(literal(line) for line in textwrap.wrap(" ".join(text.split()), int(width)))

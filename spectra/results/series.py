@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.results import tables as columns
+from spectra.results.record_sequence import RecordSequence
+from spectra.results.tables import PARTS
 from spectra.results.values import Values, floats_of, values_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from spectra.spectrum.spectrum import Spectrum
 
 
-class Series:
+class Series(RecordSequence):
     """The records of one operator and one batch-norm mode, in training order.
 
     Every name in the records' estimates is an attribute: ``series.trace`` is a `Values`.
@@ -31,12 +32,6 @@ class Series:
         self.records = tuple(records)
         self.operator = operator
         self.bn_mode = bn_mode
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self.records)
 
     def __repr__(self) -> str:
         return f"Series({self.operator!r}, {self.bn_mode!r}, {len(self)} records: {', '.join(self.names)})"
@@ -200,23 +195,6 @@ class Series:
         """
         return self.spectrum(a).tensor_differences(self.spectrum(b))
 
-    def between(self, first: float | None = None, last: float | None = None) -> Series:
-        """The records of the epochs from `first` to `last`, both included; None leaves an end open."""
-        kept = [record for record in self.records if is_within(record, first, last)]
-        return Series(kept, operator=self.operator, bn_mode=self.bn_mode)
-
-    def to_columns(self) -> dict[str, np.ndarray]:
-        """A dictionary of columns with an entry per record; see ``spectra.results.tables.columns_of``."""
-        return columns.columns_of(self.records)
-
-    def to_pandas(self) -> Any:
-        """The columns as a ``pandas.DataFrame``; needs pandas."""
-        return columns.to_pandas(self.records)
-
-    def to_xarray(self) -> Any:
-        """The columns as an ``xarray.Dataset`` over the epochs; needs xarray."""
-        return columns.to_xarray(self.records)
-
     def at(self, epoch: float) -> Record:
         """The record of an epoch; of several records the last complete one, else the last one with numbers.
 
@@ -248,17 +226,8 @@ class Series:
         return self.spectrum(epoch).density(**options)
 
 
-def is_within(record: Record, first: float | None, last: float | None) -> bool:
-    """Whether the epoch of a record lies between both, ends included; None leaves an end open."""
-    if first is None and last is None:
-        return True
-    if record.epoch is None:
-        return False
-    return (first is None or record.epoch >= first) and (last is None or record.epoch <= last)
-
-
 def _one_number(found: Any) -> Estimate | float:
-    if all(hasattr(found, part) for part in columns.PARTS):
+    if all(hasattr(found, part) for part in PARTS):
         estimate: Estimate = found
         return estimate
     if isinstance(found, (int, float, np.integer, np.floating)):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.results import tables as columns
-from spectra.results.series import Series, is_within
+from spectra.results.record_sequence import RecordSequence
+from spectra.results.series import Series
 
 if TYPE_CHECKING:
     from spectra.results.record import Record
 
 
-class Trajectory:
+class Trajectory(RecordSequence):
     """The records of one run, ordered by epoch, then step, then the order in which they were given.
 
     ``t[0]`` is a record, ``t["hessian", "eval"]`` a `Series`. Failed records are included, with their reason.
@@ -30,16 +30,10 @@ class Trajectory:
         path: str | None = None,
     ) -> None:
         arrived = enumerate(records)
-        self.records: tuple[Record, ...] = tuple(record for _, record in sorted(arrived, key=_training_time))
+        self.records = tuple(record for _, record in sorted(arrived, key=_training_time))
         self.settings: Mapping[str, Any] = dict(settings or {})  # of the run
         self.notes = tuple(notes)  # warnings of the reader of the file
         self.path = path
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self.records)
 
     def __repr__(self) -> str:
         series = ", ".join(f"{operator} {bn_mode}" for operator, bn_mode in self.keys())
@@ -60,23 +54,6 @@ class Trajectory:
 
     def __contains__(self, key: object) -> bool:
         return key in self.keys() or any(record is key for record in self.records)
-
-    def between(self, first: float | None = None, last: float | None = None) -> Trajectory:
-        """The records of the epochs from `first` to `last`, both included; None leaves an end open."""
-        kept = [record for record in self.records if is_within(record, first, last)]
-        return Trajectory(kept, settings=self.settings, notes=self.notes, path=self.path)
-
-    def to_columns(self) -> dict[str, np.ndarray]:
-        """A dictionary of columns with an entry per record; see ``spectra.results.tables.columns_of``."""
-        return columns.columns_of(self.records)
-
-    def to_pandas(self) -> Any:
-        """The columns as a ``pandas.DataFrame``; needs pandas."""
-        return columns.to_pandas(self.records)
-
-    def to_xarray(self) -> Any:
-        """The columns as an ``xarray.Dataset``; needs xarray. One series at a time has the epoch as its dimension."""
-        return columns.to_xarray(self.records)
 
     def keys(self) -> tuple[tuple[str, str], ...]:
         """The pairs (operator, bn_mode) that have records, in the order in which they first appear."""

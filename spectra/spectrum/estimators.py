@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from functools import partial
 
 from spectra.spectrum import cumulative, deflation, degeneracy, extremes, ranks, traces
 from spectra.spectrum.estimates import Estimate
@@ -65,179 +65,144 @@ class Estimator:
         return self.compute(q, like.tau) if self.curve is not None else self.compute(q)
 
 
-def _closest(count: int, part: str) -> Callable[[Quadrature], Estimate]:
-    def compute(q: Quadrature) -> Estimate:
-        found: Estimate = getattr(degeneracy.closest(q, count), part)
-        return found
-
-    return compute
+# Estimators of one kind; an entry below may override what its kind says.
+_mean = partial(Estimator, unit=Unit.EIGENVALUE, cost="`k`", interval=Interval.SAMPLES, error="t")
+_deflated = partial(_mean, budget=False, compared=False, needs_eigenpairs=True)
+_end = partial(
+    Estimator,
+    unit=Unit.EIGENVALUE,
+    cost="`m k`",
+    interval=Interval.ENDS,
+    error="interval: Ritz value inside, random-start bound outside, both ends together 95 %",
+)
+_count = partial(
+    Estimator,
+    unit=Unit.FRACTION,
+    cost="`m k`",
+    interval=Interval.BRACKET,
+    error="bracket; else *not resolved*",
+)
+_rank = partial(Estimator, unit=Unit.COUNT, cost="`m k`", interval=Interval.RULES)
+_closest = partial(_mean, cost="`m k`", budget=False, compared=False, summary=False)
 
 
 def _closest_estimators(count: int, word: str) -> tuple[Estimator, Estimator]:
     """Mass and value of the Ritz values closest to 0."""
-    shown = {"budget": False, "compared": False, "summary": False}
     values = "Ritz value closest" if count == 1 else "two Ritz values closest"
-    common: dict[str, Any] = {"cost": "`m k`", "interval": Interval.SAMPLES, "error": "t", **shown}
     cancel = "" if count == 1 else "; small also where their signs cancel"
     return (
-        Estimator(
+        _closest(
             name=f"closest_{word}_mass",
-            compute=_closest(count, "mass"),
+            compute=lambda q: degeneracy.closest(q, count).mass,
             formula=f"weight of the {values} to 0, mean over the probes; values within the noise of each other are one",
             unit=Unit.FRACTION,
             conclude="Comparison with the figures of Granziol (2020) at the same `m`, and nothing else: it depends on "
             "`m` wherever the spectrum is continuous",
-            **common,
         ),
-        Estimator(
+        _closest(
             name=f"closest_{word}_value",
-            compute=_closest(count, "value"),
+            compute=lambda q: degeneracy.closest(q, count).value,
             formula=f"weighted mean of the {values} to 0, mean over the probes",
-            unit=Unit.EIGENVALUE,
             conclude=f"As `closest_{word}_mass`{cancel}",
-            **common,
         ),
     )
 
 
-_END = "Ritz value inside, random-start bound outside, both ends together 95 %"
-
 #: In the order of tables and files.
 ESTIMATORS: tuple[Estimator, ...] = (
-    Estimator(
+    _mean(
         name="trace",
         compute=traces.trace,
         formula="`Tr H = sum lambda`, by `n mean alpha_i1` and the eigenvalues that all probes have found",
-        unit=Unit.EIGENVALUE,
         cost="`k`; `m k` for the eigenvalues",
-        interval=Interval.SAMPLES,
-        error="t",
         conclude="Total curvature. Not sharpness in any one direction; positive and negative eigenvalues cancel; "
         "changes under rescaling of weights that leaves the function as it is",
         from_trace=lambda trace, n: trace,
     ),
-    Estimator(
+    _mean(
         name="mean_eigenvalue",
         compute=traces.mean_eigenvalue,
         formula="`(1/n) Tr H`",
-        unit=Unit.EIGENVALUE,
-        cost="`k`",
-        interval=Interval.SAMPLES,
-        error="t",
         conclude="As the trace; networks of different `n` differ in it because they have other null spaces",
         from_trace=lambda trace, n: trace / n,
         compared=False,
         summary=False,
     ),
-    Estimator(
+    _mean(
         name="second_moment",
         compute=traces.second_moment,
         formula="`(1/n) sum lambda^2 = (1/n) |H|_F^2`",
         unit=Unit.SQUARE,
-        cost="`k`",
-        interval=Interval.SAMPLES,
-        error="t",
         conclude='Per-parameter size of the curvature. Some papers print it, or its root, as the "Frobenius norm"',
         compared=False,
         summary=False,
     ),
-    Estimator(
+    _mean(
         name="frobenius_norm",
         compute=traces.frobenius_norm,
         formula="`|H|_F = sqrt(sum lambda^2)`, no normalisation",
-        unit=Unit.EIGENVALUE,
-        cost="`k`",
-        interval=Interval.SAMPLES,
         error="t of the square, its root",
         conclude="At least the spectral norm. Says nothing about signs",
     ),
-    Estimator(
+    _end(
         name="spectral_norm",
         compute=extremes.spectral_norm,
         formula="`|H|_2 = max |lambda|`",
-        unit=Unit.EIGENVALUE,
-        cost="`m k`",
-        interval=Interval.ENDS,
-        error=f"interval: {_END}",
         conclude="The sharpest direction at this point. Not how flat the minimum is: a reparametrisation changes it",
     ),
-    Estimator(
+    _end(
         name="lambda_max",
         compute=extremes.lambda_max,
         formula="`max lambda`, the largest Ritz value of all probes",
-        unit=Unit.EIGENVALUE,
-        cost="`m k`",
-        interval=Interval.ENDS,
-        error=f"interval: {_END}",
         conclude="Compare with `2 / learning rate` for the stability of gradient descent. The scatter over probes is "
         "not its error",
     ),
-    Estimator(
+    _end(
         name="lambda_min",
         compute=extremes.lambda_min,
         formula="`min lambda`, the smallest Ritz value of all probes",
-        unit=Unit.EIGENVALUE,
-        cost="`m k`",
-        interval=Interval.ENDS,
-        error=f"interval: {_END}",
         conclude="Below 0 beyond its interval: not a minimum. Small: not a proof of a minimum, since the interval "
         "reaches below 0",
     ),
-    Estimator(
+    _count(
         name="rank_degeneracy",
         compute=degeneracy.rank_degeneracy,
         curve=degeneracy.degeneracy_curve,
         formula="`#{|lambda| <= tau} / n`",
-        unit=Unit.FRACTION,
-        cost="`m k`",
-        interval=Interval.BRACKET,
-        error="bracket; else *not resolved*",
         conclude="How many directions are flat **to this `tau`**. Not that they are zero. Two values compare only at "
         "one `tau`. A Gauss-Newton matrix of `N` samples has rank at most `N (C - 1)`: from few samples it is "
         "degenerate by counting alone",
     ),
-    Estimator(
+    _count(
         name="negative_mass",
         compute=cumulative.negative_mass,
         curve=cumulative.negative_curve,
         formula="`#{lambda < -tau} / n`",
-        unit=Unit.FRACTION,
-        cost="`m k`",
-        interval=Interval.BRACKET,
-        error="bracket; else *not resolved*",
         conclude="Part of directions that bend down by more than `tau`. Nothing about those between `-tau` and 0; at "
         "`tau = 0` it is meaningless, because rounding decides the sign of a null space, and never called resolved",
     ),
-    Estimator(
+    _rank(
         name="stable_rank",
         compute=ranks.stable_rank,
         formula="`|H|_F^2 / |H|_2^2`",
-        unit=Unit.COUNT,
         cost="`m k` (`k` for the numerator)",
-        interval=Interval.RULES,
         error="norm and Frobenius norm each at 97.5 %; cut to `[1, n]`",
         conclude="How many eigenvalues as large as the largest would give the same `|H|_F`. Not a count of non-zero "
         "eigenvalues",
     ),
-    Estimator(
+    _rank(
         name="participation_rank",
         compute=ranks.participation_rank,
         formula="`(sum |lambda|)^2 / sum lambda^2`",
-        unit=Unit.COUNT,
-        cost="`m k`",
-        interval=Interval.RULES,
         error="delta method on its logarithm, t; and the distance between three quadrature rules, an indication of the "
         "error of `m` steps and no bound; cut to `[1, n]`",
         conclude="Over how many directions the curvature is spread. Moved by a bulk that `stable_rank` does not see",
         summary=False,
     ),
-    Estimator(
+    _rank(
         name="entropy_rank",
         compute=ranks.entropy_rank,
         formula="`exp(-sum p log p)`, `p = |lambda| / sum |lambda|`",
-        unit=Unit.COUNT,
-        cost="`m k`",
-        interval=Interval.RULES,
         error="as `participation_rank`",
         conclude="As `participation_rank`, with more weight on small eigenvalues. The three ranks are different "
         "quantities and never to be compared with each other",
@@ -245,35 +210,23 @@ ESTIMATORS: tuple[Estimator, ...] = (
     ),
     *_closest_estimators(1, "one"),
     *_closest_estimators(2, "two"),
-    Estimator(
+    _deflated(
         name="trace_deflated",
         compute=deflation.trace,
         formula="`sum theta_i + n mean_q (q'Hq - sum theta_i (y_i'q)^2)`, with eigenpairs `theta_i, y_i`",
-        unit=Unit.EIGENVALUE,
-        cost="`k`",
-        interval=Interval.SAMPLES,
         error="t over the probes, unbiased whatever the residuals; never below what the known rest of the spectrum "
         "implies",
         conclude="As `trace`, of which it is a better estimate where few eigenvalues dominate. The two share their "
         "probes: they are no independent confirmation of each other",
-        budget=False,
-        compared=False,
         variant_of="trace",
-        needs_eigenpairs=True,
     ),
-    Estimator(
+    _deflated(
         name="frobenius_norm_deflated",
         compute=deflation.frobenius_norm,
         formula="root of `sum theta_i^2 + n mean_q (|Hq|^2 - sum theta_i^2 (y_i'q)^2)`, with eigenpairs",
-        unit=Unit.EIGENVALUE,
-        cost="`k`",
-        interval=Interval.SAMPLES,
         error="as `trace_deflated`, and at least `sqrt(sum theta_i^2)`",
         conclude="As `frobenius_norm`",
-        budget=False,
-        compared=False,
         variant_of="frobenius_norm",
-        needs_eigenpairs=True,
     ),
 )
 

@@ -44,7 +44,7 @@ class Ear(Listener):
     def duplicate(self, path, of, records):
         self.heard.append((path.name, of.name, "content"))
 
-    def twin(self, path, of, records):
+    def same_weights(self, path, of, records):
         self.heard.append((path.name, of.name, "weights"))
 
 

@@ -74,7 +74,7 @@ def test_data_that_augment_are_refused_with_the_option_that_freezes_them(here):
     assert "data_seed is 4 in the file, 0 now" in other.stderr
 
 
-def test_test_data_stand_beside_the_training_data(here):
+def test_numbers_on_test_data_are_shown_with_those_on_training_data(here):
     done = analyzed(
         "held_out", *QUICK, "--test-data", "--operator", "hessian", "--operator", "ggn", "--json", "--quiet"
     )

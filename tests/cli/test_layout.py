@@ -27,6 +27,11 @@ def filled(cells, seed, *, title=None):
     return table
 
 
+def test_columns_are_to_the_right_but_for_those_of_text():
+    table = new_table("quantity", "value", "note", left=(0, -1))
+    assert [column.justify for column in table.columns] == ["left", "right", "left"]
+
+
 def printed(table, **options):
     stream = io.StringIO()
     Console(file=stream, highlight=False, **options).print(table)

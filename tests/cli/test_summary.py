@@ -148,7 +148,7 @@ def test_a_summary_of_a_record_that_failed_is_its_reason(tmp_path):
     assert "for the rest" not in text
 
 
-def test_a_summary_has_the_numbers_of_test_data_beside(tmp_path):
+def test_a_summary_has_a_column_for_the_numbers_on_test_data(tmp_path):
     facts = {"loss": 0.5, "test_loss": 0.75, "accuracy": 0.9, "test_accuracy": 0.8, "n_samples": 7}
     tested = {name: dataclasses.replace(e, note=None) for name, e in make_spectrum(1).estimates().items()}
     tested["trace"] = dataclasses.replace(tested["trace"], note="too narrow")

@@ -49,15 +49,7 @@ def lazy():
 """
 
 
-@pytest.fixture(autouse=True)
-def modules_and_path_kept():
-    """What user code adds to Python's state is taken away again."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if "task" in name:
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("user_code_forgotten")
 
 
 @pytest.fixture
@@ -145,7 +137,7 @@ def test_names_of_code_in_a_checkpoint_are_refused_with_the_reason(folder, name)
     assert not trace.exists()
 
 
-def test_a_toml_beside_the_checkpoint_is_never_read(folder, tmp_path):
+def test_a_toml_in_the_folder_of_the_checkpoint_is_never_read(folder, tmp_path):
     elsewhere = tmp_path / "downloaded"
     elsewhere.mkdir()
     trace = trap(elsewhere)
@@ -194,7 +186,7 @@ def test_files_named_in_a_toml_are_relative_to_it(folder):
 # -- functions of files and modules
 
 
-def test_a_file_may_import_what_lies_beside_it_also_later(folder):
+def test_a_file_may_import_modules_of_its_folder_also_later(folder):
     before = list(sys.path)
     task = resolve("mine.py:task", ["width=3"], None, folder).task()
     assert task.model.weight.shape == (3, 5)

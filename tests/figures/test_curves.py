@@ -6,14 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from figure_parts import bars
 from reference import bulk_with_outliers, probes_of, sphere_starts
 from run_files import make_record
 
 from spectra.errors import ArgumentError
 from spectra.figures import curve_sheets, figures
-from spectra.figures.curves import cumulative_grid, draw_cumulative, draw_dimension
+from spectra.figures.curves import cumulative_grid, draw_cumulative, draw_degeneracy, draw_dimension
 from spectra.figures.moments import moments_of
 from spectra.figures.style import style
 from spectra.results.trajectory import Trajectory
@@ -28,14 +27,6 @@ ZERO = Spectrum([Tridiagonal(np.zeros(1), np.zeros(1), exhausted=True)] * 2, 100
 
 def spectrum_of(eigenvalues, steps=30, num_probes=5, noise=1e-7):
     return Spectrum(probes_of(eigenvalues, steps, num_probes, 0), len(eigenvalues), noise=noise)
-
-
-@pytest.fixture
-def ax():
-    with style():
-        figure = Figure()
-        FigureCanvasAgg(figure)
-        yield figure.subplots()
 
 
 def band(collection) -> dict[str, np.ndarray]:
@@ -53,6 +44,53 @@ def within(collection, x: float) -> tuple[float, float]:
         if min(a[0], b[0]) < x < max(a[0], b[0])
     ]
     return min(ys), max(ys)
+
+
+# --- counts over the tolerance ---------------------------------------------------------------------------------
+
+
+def test_an_unresolved_part_of_the_degeneracy_curve_has_a_bracket_and_no_point(ax, spectrum):
+    curve, norm = spectrum.degeneracy_curve(), spectrum.spectral_norm().value
+    assert 0 < curve.resolved.sum() < len(curve)
+    draw_degeneracy(ax, curve, norm, headline=spectrum.rank_degeneracy())
+    value = ax.containers[0][0].get_ydata()
+    np.testing.assert_array_equal(np.isfinite(value), curve.resolved)
+    np.testing.assert_allclose(value[curve.resolved], curve.value[curve.resolved])
+    ends = bars(ax.containers[0])
+    np.testing.assert_allclose(
+        ends[curve.resolved], np.transpose([curve.lower, curve.upper])[curve.resolved], rtol=1e-6
+    )
+    hatched = [patch for patch in ax.collections if patch.get_hatch()]
+    assert len(hatched) == 1
+    assert "not resolved" in str(hatched[0].get_label())
+    assert ax.get_xscale() == "log"
+
+
+def test_the_headline_is_marked_at_its_tolerance(ax, spectrum):
+    headline, norm = spectrum.rank_degeneracy(), spectrum.spectral_norm().value
+    draw_degeneracy(ax, spectrum.degeneracy_curve(), norm, headline=headline)
+    (star,) = (line for line in ax.lines if line.get_marker() == "*")
+    assert star.get_xydata().tolist() == [[headline.tau / norm, headline.value]]
+    assert f"{headline.value:.3f}" in str(star.get_label())
+
+
+def test_a_curve_that_is_nowhere_resolved_has_no_point_and_no_star(ax):
+    eigenvalues = np.random.default_rng(0).normal(size=500)
+    spectrum = Spectrum(probes_of(eigenvalues, 10, 4, 0), 500, noise=1e-7)
+    assert spectrum.rank_degeneracy().resolved is False
+    draw_degeneracy(ax, spectrum.degeneracy_curve(), 3.0, headline=spectrum.rank_degeneracy())
+    assert not ax.lines
+    assert len([patch for patch in ax.collections if patch.get_hatch()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "noise", "words"), [(np.zeros(9), 1e-7, "every eigenvalue is 0"), (np.arange(9.0), 0.5, "noise")]
+)
+def test_where_no_tolerance_makes_sense_the_axes_say_so(ax, eigenvalues, noise, words):
+    spectrum = Spectrum(probes_of(eigenvalues, 3, 2, 0), 9, noise=noise)
+    draw_degeneracy(ax, spectrum.degeneracy_curve(), spectrum.spectral_norm().value)
+    assert words in ax.texts[0].get_text()
+    assert not ax.lines
 
 
 # --- the distribution ---------------------------------------------------------------------------------------------
@@ -151,7 +189,7 @@ def of(spectrum, operator="ggn", mode="eval"):
     return make_record(0.0, operator, mode, spectrum=spectrum)
 
 
-def test_the_negative_mass_stands_beside_the_degeneracy():
+def test_the_negative_mass_has_a_panel_next_to_the_degeneracy():
     spectrum = spectrum_of(INDEFINITE)
     (moment,) = moments_of([of(spectrum, "hessian")], "hessian")
     with style():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figure_parts import caption, drawn
 from run_files import make_record
 
 from spectra.figures import draw, over_training, sheets
 from spectra.figures.compared import comparison_figure
 from spectra.figures.moments import moments_of
-from spectra.figures.style import style
 from spectra.results.comparison import Arm
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.trajectory import Trajectory
@@ -21,17 +21,6 @@ def exact_trace(factor: float = 1.0, kind: str = "hessian", **changes) -> ExactT
     layers = {name: factor * value for name, value in LAYERS.items()}
     certified = dict.fromkeys(layers, True) if kind == "hessian" else {"fc.weight": True}
     return ExactTrace(total=31.5 * factor, by_layer=layers, kind=kind, certified=certified, **changes)
-
-
-def drawn(figure_of, *arguments):
-    with style():
-        figure = figure_of(*arguments)
-        figure.draw_without_rendering()
-        return figure
-
-
-def caption(figure) -> str:
-    return " ".join(figure.get_supxlabel().split())
 
 
 def run(**changes) -> Trajectory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from figure_parts import caption, drawn
 from matplotlib.collections import QuadMesh
 from reference import bulk_with_outliers, lanczos, sphere_starts
 from run_files import failed_record, make_record
@@ -12,7 +13,6 @@ from spectra.errors import ArgumentError
 from spectra.figures import figures, over_training
 from spectra.figures.compared import comparison_figure
 from spectra.figures.moments import moments_of
-from spectra.figures.style import style
 from spectra.results.comparison import Arm
 from spectra.results.record import Record
 from spectra.results.trajectory import Trajectory
@@ -47,17 +47,6 @@ def moments():
     return moments_of(Trajectory([*records, failed_record(2.0), failed_record(2.0, bn_mode="train")]), "hessian")
 
 
-def drawn(draw, *arguments):
-    with style():
-        figure = draw(*arguments)
-        figure.draw_without_rendering()
-        return figure
-
-
-def caption(figure) -> str:
-    return " ".join(figure.get_supxlabel().split())
-
-
 def test_each_strip_of_the_density_is_that_checkpoints_and_a_failed_one_is_blank(moments):
     figure = drawn(over_training.density_over_training, moments)
     eval_axes = figure.axes[0]
@@ -90,7 +79,7 @@ def test_the_ends_of_the_spectrum_are_marked_at_their_epochs(moments):
     assert np.isnan(top.get_xdata()[2])
 
 
-def test_degeneracy_stands_beside_the_ritz_values_taken_as_zero_and_what_they_are_worth(moments):
+def test_degeneracy_is_drawn_with_the_mass_and_the_size_of_the_ritz_values_taken_as_zero(moments):
     figure = drawn(over_training.degeneracy_over_training, moments)
     left, right = figure.axes[:2]
     found = spectrum(1.0)

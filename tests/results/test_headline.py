@@ -153,7 +153,7 @@ def test_the_headline_of_a_relu_network_is_the_trace_of_the_dense_hessian_with_i
 # --- for programs -------------------------------------------------------------------------------------------------
 
 
-def test_json_has_the_headline_with_its_source_beside_the_estimates():
+def test_json_has_the_estimates_and_the_headline_with_its_source():
     entry = json.loads(json.dumps(make_record(0.0, exact=exact_trace()).to_json(), allow_nan=False))
     assert entry["estimates"]["trace"]["value"] == make_record().spectrum.trace().value
     assert set(entry["headline"]) == {"trace", "mean_eigenvalue"}

@@ -106,7 +106,7 @@ def test_a_count_that_is_resolved_nowhere_is_no_number():
     assert not [cell for cell in found.cells if cell.quantity == "rank_degeneracy"]
 
 
-def test_the_distance_of_two_runs_is_theirs_and_of_several_the_mean_beside_that_within_arms():
+def test_the_distance_of_two_runs_is_theirs_and_of_several_the_mean_with_that_within_arms():
     a, b = record(), record(2.0)
     (gap,) = compare([Arm("a", (a,)), Arm("b", (b,))]).gaps
     assert gap.distance == spectral_distance(b.spectrum, a.spectrum)
@@ -192,7 +192,7 @@ def test_exact_traces_are_compared_without_an_error_of_probes():
     assert row.p_value == pytest.approx(expected.pvalue)
 
 
-def test_an_exact_trace_beside_an_estimate_has_the_error_of_the_estimate():
+def test_an_exact_trace_less_an_estimate_has_the_error_of_the_estimate():
     drawn = exact_trace(61.0, stderr=0.1, stderr_by_layer={"w": 0.1})
     first, second = record(exact=exact_trace(30.0)), record(2.0, exact=drawn)
     row = contrast(compare([Arm("a", (first,)), Arm("b", (second,))]), "trace")

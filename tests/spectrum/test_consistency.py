@@ -76,7 +76,7 @@ def test_every_relation_is_noticed_and_mended(whole, relation):
         ("rank_degeneracy", (0.999, 1.0), 1.0),  # the largest eigenvalue is not within tau
         ("rank_degeneracy", (0.0, 0.5), 2.0),  # more than |H|_F allows to be outside
         ("negative_mass", (0.0, 0.0), 1.0),  # the smallest eigenvalue is below -tau
-        ("negative_mass", (0.5, 0.6), 1.0),  # no room beside those within tau
+        ("negative_mass", (0.5, 0.6), 1.0),  # no room for more than those within tau
     ],
 )
 def test_fractions_respect_the_ends_and_the_norm(whole, name, interval, tau):

@@ -28,7 +28,7 @@ def spectrum_of(spikes, seed=0, probes=8, steps=20, bulk=BULK):
 
 
 def test_a_spike_on_a_flat_bulk_leaves_no_error():
-    """The case that had shown a Frobenius norm of 8.84 in [8.84, 10.90] beside a spectral norm of 13.7."""
+    """The case that had shown a Frobenius norm of 8.84 in [8.84, 10.90] and a spectral norm of 13.7."""
     w = np.full(1600, 0.05)
     w[0] = 13.7
     s = slq(DenseOperator(np.diag(w)), lanczos_steps=20, num_probes=8, seed=0)

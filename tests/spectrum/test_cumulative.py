@@ -107,7 +107,7 @@ def test_one_step_and_one_probe_have_a_bracket_and_no_standard_error():
 
 
 def test_the_cumulative_distribution_lies_within_its_bounds_for_every_seed():
-    """Measured over 13 points and 400 seeds: 99.8 %; the bracket of 12 steps is wide beside the error of the probes."""
+    """Measured over 13 points and 400 seeds: 99.8 %; the bracket of 12 steps is wider than the error of the probes."""
     eigenvalues = np.random.default_rng(5).normal(size=150)
     x = np.linspace(-3, 3, 13).reshape(1, 13)
     truth = (eigenvalues <= x.reshape(13, 1)).mean(1).reshape(1, 13)

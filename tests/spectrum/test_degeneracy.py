@@ -129,7 +129,7 @@ def test_a_tolerance_inside_a_continuous_bulk_is_not_resolved():
     assert head.value == pytest.approx((np.abs(eigenvalues) <= head.tau).mean(), abs=RESOLUTION)
 
 
-def test_even_an_exact_null_space_is_not_resolved_at_a_tolerance_within_the_bulk_beside_it():
+def test_even_an_exact_null_space_is_not_resolved_at_a_tolerance_within_the_bulk_next_to_it():
     rng = np.random.default_rng(1)
     rest = rng.choice([-1.0, 1.0], 1600) * 10 ** rng.uniform(-12, -4, 1600)
     eigenvalues = np.concatenate([np.zeros(2380), rest, rng.uniform(0.1, 1, 20)])

@@ -115,7 +115,7 @@ def test_distribution_bounds_contain_the_truth_everywhere():
         start = sphere_starts(N, 1, seed=seed)[0]
         for m in (1, 2, 7, 15):
             t = lanczos(eigenvalues, start, m)
-            # at eigenvalues, beside them, at Ritz values, and at the middle of gaps
+            # at eigenvalues, next to them, at Ritz values, and at the middle of gaps
             for x in [*eigenvalues[18:60:5], *(t.nodes + 1e-13), *t.nodes, *rng.uniform(-2, 2, 5), 1e-9, -1e-9]:
                 low, high = t.distribution_bounds(float(x))
                 assert low <= (start**2)[eigenvalues < x].sum() + 1e-12
