@@ -84,8 +84,10 @@ def negative_figure(moment: Moment) -> Figure:
 
 def _draw_counts(ax: Axes, mode: str, record: Record, curve: CountCurve, name: str, **words: str) -> None:
     """Draw a count over the tolerance, with its legend, or without one its title, above the axes."""
-    scale, headline = record.estimates["spectral_norm"].value, record.estimates.get(name)
-    draw_degeneracy(ax, curve, scale, headline=headline, look=look_of(mode), **words)
+    assert record.spectrum is not None
+    stored = record.estimates.get("spectral_norm")
+    scale = (stored or record.spectrum.spectral_norm()).value
+    draw_degeneracy(ax, curve, scale, headline=record.estimates.get(name), look=look_of(mode), **words)
     if ax.get_legend_handles_labels()[0]:
         place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.1}
         ax.legend(title=mode_words(mode), alignment="left", **place)

@@ -56,7 +56,7 @@ class EfficientConvolutions(TorchFunctionMode):
                     _per_dimension(arguments.get("output_padding", 0), space),
                     arguments.get("groups", 1),
                 )
-                return _Convolution.apply(x, weight, bias, geometry)
+                return _Convolution.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
@@ -93,7 +93,8 @@ class _Convolution(torch.autograd.Function):
         if _Convolution.constant:
             x, weight = x.detach(), weight.detach()
         wanted = list(ctx.needs_input_grad[:3])
-        return *_Gradients.apply(gradients[0], x, weight, ctx.geometry, ctx.bias_sizes, wanted), None
+        arguments = (gradients[0], x, weight, ctx.geometry, ctx.bias_sizes, wanted)
+        return *_Gradients.apply(*arguments), None  # type: ignore[no-untyped-call]
 
 
 class _Gradients(torch.autograd.Function):
