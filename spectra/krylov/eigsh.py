@@ -2,7 +2,8 @@
 
 A Krylov space contains one eigenvector per distinct eigenvalue, whatever its multiplicity. So once the wanted Ritz
 pairs have converged, Lanczos restarts from a random vector orthogonal to them and stays orthogonal to them. The search
-ends when the best Ritz value of a restart is not among the wanted ones.
+ends when the best Ritz value of a restart is not among the wanted ones. For a single eigenvalue to few digits one start
+is enough.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from scipy.linalg import eigh_tridiagonal
 from spectra.errors import ArgumentError, OutOfMemory
 from spectra.krylov.lanczos import Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_start
+from spectra.krylov.wanted import Wanted
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
 from spectra.operators.krylov_basis import Basis
@@ -27,6 +29,7 @@ from spectra.spectrum.tridiagonal import Tridiagonal
 
 _BLOCK = 8  # vectors multiplied at a time when residuals are measured
 _MIN_STEPS = 10  # steps of a start before its Ritz values are used, unless the noise ends it sooner
+_LOOSE = 1e-4  # from this tolerance on, a single eigenvalue is not checked for completeness unless asked
 _REST_TOLERANCE = (
     0.1  # residual of the best remaining Ritz value, relative to its distance to the wanted ones and to it
 )
@@ -41,6 +44,7 @@ def eigsh(
     seed: int = 0,
     max_steps: int | None = None,
     nearby: np.ndarray | None = None,
+    complete: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Eigenpairs:
     """``k`` eigenpairs at an end of the spectrum, each with a measured residual.
@@ -48,6 +52,9 @@ def eigsh(
     Lanczos with full re-orthogonalisation goes on until the wanted Ritz pairs have a residual of at most
     ``tol |H|_2``, then starts again orthogonal to them to find multiple eigenvalues and missed ones. A last
     Rayleigh-Ritz step on the ``k`` vectors, with ``k`` products of its own, measures ``|H y - theta y|``.
+
+    For ``k=1`` and ``tol`` of at least 1e-4 the first start alone decides, in about a third of the products: the
+    largest eigenvalue of a network to 1e-3 takes some 20.
 
     A wanted eigenvalue can be missed only if a random start is almost orthogonal to its eigenvector, which has
     negligible probability. ``completeness`` of the result states in words what the last start showed.
@@ -65,6 +72,8 @@ def eigsh(
         nearby: (n, any number) vectors close to the wanted ones, for example those of the previous checkpoint. The
             first start is their sum plus a tenth of a random vector. Later starts, which look for missing eigenvalues,
             stay random. This changes the cost of the search and the last digits of the result.
+        complete: whether to look for equal and missed eigenvalues by further starts; by default unless ``k=1`` and
+            ``tol >= 1e-4``. It buys the multiplicities, and the statement in ``completeness``.
         progress: called with the steps done and the steps at most.
 
     Returns:
@@ -102,7 +111,7 @@ def eigsh(
     budget = 300 + 20 * k if max_steps is None else max_steps
     search = _Search(operator, k, which, tol, seed, budget, nearby, progress)
     with operator.prepared():
-        search.run()
+        search.run(k > 1 or tol < _LOOSE if complete is None else complete)
         return search.measured()
 
 
@@ -121,7 +130,8 @@ class _Search:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.nearby = nearby
-        self.operator, self.k, self.which, self.seed, self.budget = operator, k, which, seed, budget
+        self.operator, self.k, self.seed, self.budget = operator, k, seed, budget
+        self.wanted = Wanted(which, k)
         self.n, self.progress = operator.n, progress
         self.floor = 10 * operator.noise
         self.tol = max(tol, self.floor)
@@ -134,8 +144,11 @@ class _Search:
 
     # --- the search -----------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Run one start after another, until the best Ritz value of a start is not among the wanted."""
+    def run(self, complete: bool) -> None:
+        """Run one start after another, until the best Ritz value of a start is not among the wanted.
+
+        Not `complete`: only until there are as many as wanted.
+        """
         starts = 0
         while self.found.size < self.n:
             length = min(self.budget - self.steps, self.n - self.found.size, self._fitting())
@@ -153,8 +166,11 @@ class _Search:
                 bound = f"max_steps={self.budget}" if self.steps >= self.budget else f"a memory for {length} vectors"
                 self.completeness = f"{bound} did not suffice to find what is wanted or to look through the rest"
                 return
+            if not complete and self.found.size >= self.k:
+                self.completeness = "equal and missed eigenvalues were not looked for: complete=True does that"
+                return
             if not wanted.size:
-                best = t.nodes[self._ends(t.nodes)]
+                best = t.nodes[self.wanted.ends(t.nodes)]
                 self.rest = t.nodes
                 self.complete = True
                 self.completeness = (
@@ -202,11 +218,12 @@ class _Search:
     def _judge(self, t: Tridiagonal, spans_space: bool) -> tuple[bool, np.ndarray]:
         """Whether a recurrence can end, and the indices of its Ritz values that are among the wanted."""
         scale = max(self.scale, t.scale)
-        limit = 0.5 * self.tol * scale  # half, because the measured residual also contains the noise of a product
+        # The measured residual also contains the noise of a product.
+        limit = max(0.5 * self.tol, self.tol - self.floor) * scale
         closed = spans_space or t.exhausted or t.last_beta <= 0.5 * self.floor * scale
         # Values already found win ties, so that two equal values do not replace each other.
         bonus = np.concatenate([np.full(self.values.size, limit), np.zeros(t.steps)])
-        chosen = _choose(np.concatenate([self.values, t.nodes]), bonus, self.which, self.k)
+        chosen = self.wanted.choose(np.concatenate([self.values, t.nodes]), bonus)
         wanted = np.sort(chosen[chosen >= self.values.size]) - self.values.size
         if closed:
             return True, wanted
@@ -214,32 +231,9 @@ class _Search:
             return False, wanted
         if wanted.size:
             return bool((t.residuals[wanted] <= limit).all()), wanted
-        ends, gaps = self._ends(t.nodes), self._gaps(t.nodes)
+        ends, gaps = self.wanted.ends(t.nodes), self.wanted.gaps(t.nodes, self.values)
         near = np.maximum(limit, _REST_TOLERANCE * np.minimum(gaps, np.abs(t.nodes[ends])))
         return bool((t.residuals[ends] <= near).all()), wanted
-
-    def _ends(self, nodes: np.ndarray) -> list[int]:
-        """The indices of the next best values at each wanted end."""
-        last = len(nodes) - 1
-        if self.which == "LM":
-            return [int(np.argmax(np.abs(nodes)))]
-        upper, lower = self.which in ("LA", "BE"), self.which == "SA" or (self.which == "BE" and self.k > 1)
-        return [last] * upper + [0] * lower
-
-    def _gaps(self, nodes: np.ndarray) -> np.ndarray:
-        """The distance of each next best value to the least extreme of the wanted ones, at its end."""
-        wanted = self.values[_choose(self.values, np.zeros(self.values.size), self.which, self.k)]
-        if self.which == "LM":
-            gaps = [np.abs(wanted).min() - np.abs(nodes).max()]
-        elif self.which == "LA":
-            gaps = [wanted.min() - nodes[-1]]
-        elif self.which == "SA":
-            gaps = [nodes[0] - wanted.max()]
-        else:
-            upper = (self.k + 1) // 2
-            gaps = [wanted[:upper].min() - nodes[-1]]
-            gaps += [nodes[0] - wanted[upper:].max()] if self.k > 1 else []
-        return np.maximum(gaps, 0.0)
 
     @exclusively
     def _lock(self, recurrence: Recurrence, wanted: np.ndarray) -> None:
@@ -275,7 +269,7 @@ class _Search:
     @exclusively
     def measured(self) -> Eigenpairs:
         """The result: a Rayleigh-Ritz step on the wanted vectors with one product each, which gives the residuals."""
-        chosen = _choose(self.values, np.zeros(self.values.size), self.which, self.k)
+        chosen = self.wanted.choose(self.values)
         left_out = np.delete(self.values, chosen)
         vectors = self.found.rows[torch.from_numpy(chosen).to(self.operator.device)]
         products = torch.cat([self.operator.apply(block) for block in torch.split(vectors, _BLOCK)])
@@ -289,8 +283,8 @@ class _Search:
             squares += (rotation.T @ p.to(torch.float64) - theta[:, None] * rotated).square().sum(1)
             v.copy_(rotated)
         values, residuals = theta.cpu().numpy(), squares.sqrt().cpu().numpy()
-        order = _choose(values, np.zeros(values.size), self.which, self.k)
-        if self.which == "BE":
+        order = self.wanted.choose(values)
+        if self.wanted.which == "BE":
             order = np.argsort(-values)
         scale = max(self.scale, float(np.abs(values).max()))
         return Eigenpairs(
@@ -298,7 +292,7 @@ class _Search:
             residuals[order],
             residuals[order] <= self.tol * scale,
             vectors[torch.from_numpy(order).to(vectors.device)].cpu().numpy().T,
-            which=self.which,
+            which=self.wanted.which,
             noise=self.operator.noise,
             scale=scale,
             tolerance=self.tol,
@@ -308,19 +302,3 @@ class _Search:
             completeness=self.completeness,
             rest=None if self.rest is None else np.sort(np.append(self.rest, left_out)),
         )
-
-
-def _choose(values: np.ndarray, bonus: np.ndarray, which: str, k: int) -> np.ndarray:
-    """The indices of the ``k`` wanted values, the most wanted first; for BE the upper end, then the lower."""
-    if which == "LM":
-        return np.argsort(-(np.abs(values) + bonus), kind="stable")[:k]
-    if which == "SA":
-        return np.argsort(values - bonus, kind="stable")[:k]
-    upper = np.argsort(-(values + bonus), kind="stable")
-    if which == "LA":
-        return upper[:k]
-    count = (k + 1) // 2
-    lower_part = upper[count:]
-    return np.concatenate(
-        [upper[:count], lower_part[np.argsort((values - bonus)[lower_part], kind="stable")][: k - count]]
-    )

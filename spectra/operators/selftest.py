@@ -99,8 +99,10 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
     if length == 0:
         return SelfTest(0.0, 0.0, None, _unit(operator), (note,) if note else ())
     phase("self-test", 1, 4)
-    again = _products(operator, batch, vectors[:1], seed=4)
-    change = float((again[0] - first[0]).norm())
+    leading = first[:1] / length
+    second = _products(operator, batch, torch.cat([vectors[:1], leading]), seed=4)
+    again, second = second[0], second[1:]
+    change = float((again - first[0]).norm())
     crossed = abs(float(vectors[1] @ first[0] - vectors[0] @ first[1]))
     fault = _FAULT.get(operator.function.carried, 0.2)
     if change > fault * length:
@@ -113,8 +115,6 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
             f"the product is not symmetric (by {crossed / length:.1%}): the second derivative of some layer is wrong, "
             "such as that of a custom autograd function"
         )
-    leading = first[:1] / length
-    second = _products(operator, batch, leading, seed=3)
     scale = max(float(second.norm()), length)
     directions, products = torch.cat([vectors[:1], leading]), torch.cat([first[:1], second])
     phase("self-test", 2, 4, "in float64")

@@ -173,3 +173,47 @@ def test_too_little_memory_is_said_or_ends_the_search(monkeypatch):
     pairs = eigsh(operator, 4)
     assert not pairs.complete
     assert "memory for 9 vectors" in pairs.note
+
+
+class Counted(DenseOperator):
+    """Counts the products."""
+
+    def __init__(self, matrix):
+        super().__init__(matrix)
+        self.products = 0
+
+    def apply(self, block):
+        self.products += len(block)
+        return super().apply(block)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM"])
+def test_a_single_eigenvalue_to_few_digits_takes_one_start(which):
+    """A spectrum like a network's: outliers over a bulk. The error is within the residual, and that within the aim."""
+    eigenvalues = np.concatenate([np.linspace(-0.2, 1.0, 190), [1.5, 2.0, 2.8, 4.0, -1.0]])
+    fast, full = Counted(hidden(eigenvalues).matrix), Counted(hidden(eigenvalues).matrix)
+    loose = eigsh(fast, 1, which, tol=1e-3)
+    checked = eigsh(full, 1, which, tol=1e-3, complete=True)
+    assert loose.values[0] == pytest.approx(wanted(eigenvalues, 1, which)[0], abs=loose.residuals[0])
+    assert loose.residuals[0] <= 1e-3 * 4.0
+    assert loose.converged.all()
+    assert fast.products == loose.products <= 25
+    assert full.products >= fast.products + 9
+    assert not loose.complete
+    assert "complete=True" in loose.completeness
+    assert checked.complete
+
+
+@pytest.mark.parametrize(("k", "tol", "complete"), [(1, 1e-4, False), (1, 9e-5, True), (2, 1e-3, True)])
+def test_completeness_is_the_default_except_for_one_eigenvalue_to_few_digits(k, tol, complete):
+    operator = hidden(SPECTRA["outliers"])
+    assert eigsh(operator, k, tol=tol).complete is complete
+    assert not eigsh(operator, k, tol=tol, complete=False).complete
+    assert eigsh(operator, k, tol=tol, complete=True).complete
+
+
+def test_without_a_look_for_equal_eigenvalues_there_are_as_many_as_asked_for():
+    """One Krylov space shows a multiple eigenvalue once, so the search goes on until there are k pairs."""
+    pairs = eigsh(hidden(SPECTRA["multiple"]), 3, "LA", complete=False)
+    assert len(pairs.values) == 3
+    assert pairs.values[0] == pytest.approx(5.0)
