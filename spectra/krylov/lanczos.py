@@ -175,7 +175,7 @@ class _Run:
             self.exhausted = True
         elif len(self.alphas) < self.steps:
             self.orthogonality = max(self.orthogonality, left)
-            self.basis.append(residual / beta)
+            self.basis.append(residual.div_(beta))
 
     @exclusively
     def result(self, keep_basis: bool) -> Recurrence:

@@ -159,19 +159,21 @@ class CurvatureOperator(SymmetricOperator):
         """The products; appends the quadratic forms of each batch, (k,), and its weight to ``batch_forms``."""
         _ = self.self_test  # runs the checks before the first product
         survey = self.task.survey()
+        divisor = self.task.divisor(survey.total_weight)
+        # Sums over many batches are in float64, so that the summation adds no error.
+        alone = sum(weight > 0 for weight in survey.weights) == 1 and not self.task.l2
+        dtype = self.torch_dtype if alone else torch.float64
+        total = torch.zeros(0 if alone else block.shape, dtype=dtype, device=self.device)
         with self.function.evaluation():
-            # Sums over many batches are in float64, so that the summation adds no error.
-            total = torch.zeros(block.shape, dtype=torch.float64, device=self.device)
             for index, (batch, weight) in enumerate(self.batches()):
                 product = self.kept.product(index, batch, self.linearise)(block)
                 factor = self.task.total_factor(weight)
-                total.add_(product, alpha=factor)
                 if batch_forms is not None:
                     batch_forms.append((factor * (block.double() * product.double()).sum(1), weight))
-            total /= self.task.divisor(survey.total_weight)
+                total = product.mul_(factor / divisor) if alone else total.add_(product, alpha=factor / divisor)
             if self.task.l2:
                 total.add_(block, alpha=self.task.l2)
-        if not bool(torch.isfinite(total.sum())) and not bool(torch.isfinite(total).all()):
+        if not bool(torch.isfinite(total.sum(dtype=torch.float64))) and not bool(torch.isfinite(total).all()):
             raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")
         return total.to(self.torch_dtype)
 
