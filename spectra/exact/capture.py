@@ -158,11 +158,12 @@ def checked(
     flat: torch.Tensor,
     unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
 ) -> tuple[set[int], set[int]]:
-    """Verify the recorded uses with one back-propagation of random cotangents.
+    """Verify the recorded uses by back-propagations of random cotangents.
 
-    Random cotangents on half of the samples are pulled back. Two conditions must hold. The cotangents of the recorded
-    outputs vanish on the other samples: the leading dimension is that of the samples, and samples do not mix. The
-    gradients from replaying the calls equal autograd's: no use was missed (by a custom autograd function, for example).
+    Two conditions must hold. For random cotangents on half of the samples, the cotangents of the recorded outputs
+    vanish on the other half: the leading dimension is that of the samples, and samples do not mix. For cotangents on
+    all samples, the gradients by the formula of each call equal autograd's: no use was missed (by a custom autograd
+    function, for example).
 
     Args:
         recorder: the recorded uses.
@@ -176,41 +177,40 @@ def checked(
         any other parameter.
     """
     usable = recorder.usable()
-    samples = len(flat)
-    half = torch.arange(samples, device=flat.device) % 2 == 1 if samples > 1 else torch.ones(1, dtype=torch.bool)
-    half = half.to(flat.device)
-    reached: set[int] = set()
+    uses, samples = recorder.restricted(usable), len(flat)
+    half = torch.arange(samples, device=flat.device) % 2 == 0
+    halves = (half, ~half) if samples > 1 else (half,)
+    pulled = [_pull(outputs, [use.edge for use in uses], unflatten(flat * chosen[:, None])) for chosen in halves]
+    expected = _pull(outputs, list(theta), unflatten(flat))
     idle: set[int] = set()  # met in a call on no rows at all, and nowhere else
-    for chosen in (half, ~half) if samples > 1 else (half,):
-        cotangents = unflatten(flat * chosen[:, None])
-        uses = recorder.restricted(usable)
-        indices = range(len(theta))
-        inputs: Any = [*(use.edge for use in uses), *theta]
-        pulled: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-            outputs, inputs, cotangents, retain_graph=True, allow_unused=True
-        )
-        expected = dict(zip(indices, pulled[len(uses) :]))
-        reached |= {index for index, piece in expected.items() if piece is not None}
-        for use, d in zip(uses, pulled):
-            members = [index for index in (use.weight, use.bias) if index is not None]
-            if d is not None and not d.numel() and not any(_moved(expected[index]) for index in members):
-                usable -= set(members)
-                idle |= set(members)
-                continue
-            if (
-                d is None
-                or not d.numel()
-                or d.shape[0] % samples
-                or use.input.shape[0] % samples
-                or _any_elsewhere(d, chosen)
-            ):
-                usable -= set(members)
-                continue
-            for index, replayed in zip(members, _replayed(use, theta, d)):
-                autograd_gradient = expected[index]
-                if autograd_gradient is None or autograd_gradient.is_sparse or not _close(replayed, autograd_gradient):
-                    usable.discard(index)
+    for use, *pieces in zip(uses, *pulled):
+        members = [index for index in (use.weight, use.bias) if index is not None]
+        if all(d is not None and not d.numel() for d in pieces) and not any(_moved(expected[i]) for i in members):
+            idle |= set(members)
+        if not all(_in_rows(use, d, chosen) for d, chosen in zip(pieces, halves)):
+            usable -= set(members)
+            continue
+        for index, gradient in zip(members, _gradients(use, theta, sum(pieces[1:], pieces[0]))):
+            autograd_gradient = expected[index]
+            if autograd_gradient is None or autograd_gradient.is_sparse or not _close(gradient, autograd_gradient):
+                usable.discard(index)
+    reached = {index for index, piece in enumerate(expected) if piece is not None}
     return usable, reached - usable - idle
+
+
+def _pull(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[Any], cotangents: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    if not inputs:
+        return ()
+    return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
+
+
+def _in_rows(use: Use, d: torch.Tensor | None, chosen: torch.Tensor) -> bool:
+    """Whether the cotangent of a use's output has rows of samples, and vanishes on the samples that are not chosen."""
+    if d is None or not d.numel() or d.shape[0] % len(chosen) or use.input.shape[0] % len(chosen):
+        return False
+    return not _any_elsewhere(d, chosen)
 
 
 def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -230,16 +230,10 @@ def separated(
     For a batch whose calls have the same shapes as a verified one. A network that sorts or selects rows by content may
     still mix samples, and a parameter without effect before (``rest``) may have one. Arguments as in :func:`checked`.
     """
-    whole, even = unflatten(flat), torch.arange(len(flat), device=flat.device) % 2 == 0
-    if rest:
-        pieces = torch.autograd.grad(outputs, list(rest), whole, retain_graph=True, allow_unused=True)
-        if any(_moved(piece) for piece in pieces):
-            return False
-    if not uses:
-        return True
-    half = unflatten(flat * even[:, None])
-    edges = [use.edge for use in uses]
-    pulled = torch.autograd.grad(outputs, edges, half, retain_graph=True, allow_unused=True)
+    if any(_moved(piece) for piece in _pull(outputs, rest, unflatten(flat))):
+        return False
+    even = torch.arange(len(flat), device=flat.device) % 2 == 0
+    pulled = _pull(outputs, [use.edge for use in uses], unflatten(flat * even[:, None]))
     return not any(d is None or _any_elsewhere(d, even) for d in pulled)
 
 
@@ -251,8 +245,12 @@ def _any_elsewhere(d: torch.Tensor, chosen: torch.Tensor) -> bool:
     return bool((d.reshape(len(chosen), -1)[~chosen] != 0).any())
 
 
-def _replayed(use: Use, theta: Sequence[torch.Tensor], d: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _gradients(use: Use, theta: Sequence[torch.Tensor], d: torch.Tensor) -> Sequence[torch.Tensor]:
     """The gradients of the weight and bias of a use, summed over the samples, from its input and cotangent alone."""
+    if use.kind == "linear" and use.settings["weight"].ndim == 2:
+        rows = d.reshape(-1, d.shape[-1])
+        weight = None if use.weight is None else rows.T @ use.input.reshape(len(rows), -1)
+        return [g for g in (weight, None if use.bias is None else rows.sum(0)) if g is not None]
     leaves = [None if i is None else theta[i].detach().requires_grad_() for i in (use.weight, use.bias)]
     with torch.enable_grad():
         output = use.replay(*leaves)

@@ -229,7 +229,7 @@ def _measure(
     settings = (bn_mode, task.reduction, str(function.dtype), chosen)
     try:
         check_loss_once(function, survey, split=True)
-        with function.evaluation():
+        with function.evaluation(twice=False):
             certificate = _certificate(function, params, objects, settings)
             options = (draws, seed, diagonal)
             sums = remembered(
