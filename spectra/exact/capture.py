@@ -2,7 +2,8 @@
 
 A ``TorchFunctionMode`` intercepts the calls, so the model does not change and layer types do not matter. If a parameter
 is used in exactly one supported call, its per-sample gradients have a closed form in the input of that call and the
-cotangent of its output. All other parameters use a fallback. :func:`checked` compares the recorded uses with autograd.
+cotangent of its output. All other parameters use a fallback.
+:mod:`spectra.exact.use_checks` compares the recorded uses with autograd.
 """
 
 from __future__ import annotations
@@ -149,112 +150,6 @@ class Recorder(TorchFunctionMode):
     def restricted(self, usable: set[int]) -> list[Use]:
         """The uses of these parameters."""
         return [use for use in (use.restricted(usable) for use in self.uses) if use is not None]
-
-
-def checked(
-    recorder: Recorder,
-    theta: Sequence[torch.Tensor],
-    outputs: Sequence[torch.Tensor],
-    flat: torch.Tensor,
-    unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
-) -> tuple[set[int], set[int]]:
-    """Verify the recorded uses by back-propagations of random cotangents.
-
-    Two conditions must hold. For random cotangents on half of the samples, the cotangents of the recorded outputs
-    vanish on the other half: the leading dimension is that of the samples, and samples do not mix. For cotangents on
-    all samples, the gradients by the formula of each call equal autograd's: no use was missed (by a custom autograd
-    function, for example).
-
-    Args:
-        recorder: the recorded uses.
-        theta: the parameters.
-        outputs: of the network, connected to the parameters.
-        flat: random cotangents, ``(B, M)``.
-        unflatten: maps them to tensors shaped like the outputs.
-
-    Returns:
-        Indices of the parameters with a verified use, and of those that need the fallback. The outputs do not depend on
-        any other parameter.
-    """
-    usable = recorder.usable()
-    uses, samples = recorder.restricted(usable), len(flat)
-    half = torch.arange(samples, device=flat.device) % 2 == 0
-    halves = (half, ~half) if samples > 1 else (half,)
-    pulled = [_pull(outputs, [use.edge for use in uses], unflatten(flat * chosen[:, None])) for chosen in halves]
-    expected = _pull(outputs, list(theta), unflatten(flat))
-    idle: set[int] = set()  # met in a call on no rows at all, and nowhere else
-    for use, *pieces in zip(uses, *pulled):
-        members = [index for index in (use.weight, use.bias) if index is not None]
-        if all(d is not None and not d.numel() for d in pieces) and not any(_moved(expected[i]) for i in members):
-            idle |= set(members)
-        if not all(_in_rows(use, d, chosen) for d, chosen in zip(pieces, halves)):
-            usable -= set(members)
-            continue
-        for index, gradient in zip(members, _gradients(use, theta, sum(pieces[1:], pieces[0]))):
-            autograd_gradient = expected[index]
-            if autograd_gradient is None or autograd_gradient.is_sparse or not _close(gradient, autograd_gradient):
-                usable.discard(index)
-    reached = {index for index, piece in enumerate(expected) if piece is not None}
-    return usable, reached - usable - idle
-
-
-def _pull(
-    outputs: Sequence[torch.Tensor], inputs: Sequence[Any], cotangents: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor | None, ...]:
-    if not inputs:
-        return ()
-    return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
-
-
-def _in_rows(use: Use, d: torch.Tensor | None, chosen: torch.Tensor) -> bool:
-    """Whether the cotangent of a use's output has rows of samples, and vanishes on the samples that are not chosen."""
-    if d is None or not d.numel() or d.shape[0] % len(chosen) or use.input.shape[0] % len(chosen):
-        return False
-    return not _any_elsewhere(d, chosen)
-
-
-def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    tolerance = 1e3 * torch.finfo(expected.dtype).eps
-    return float((actual - expected).norm()) <= tolerance * float(actual.norm() + expected.norm())
-
-
-def separated(
-    uses: Sequence[Use],
-    rest: Sequence[torch.Tensor],
-    outputs: Sequence[torch.Tensor],
-    flat: torch.Tensor,
-    unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
-) -> bool:
-    """Whether the recorded outputs of another batch keep the samples separate, by one back-propagation.
-
-    For a batch whose calls have the same shapes as a verified one. A network that sorts or selects rows by content may
-    still mix samples, and a parameter without effect before (``rest``) may have one. Arguments as in :func:`checked`.
-    """
-    if any(_moved(piece) for piece in _pull(outputs, rest, unflatten(flat))):
-        return False
-    even = torch.arange(len(flat), device=flat.device) % 2 == 0
-    pulled = _pull(outputs, [use.edge for use in uses], unflatten(flat * even[:, None]))
-    return not any(d is None or _any_elsewhere(d, even) for d in pulled)
-
-
-def _moved(gradient: torch.Tensor | None) -> bool:
-    return gradient is not None and bool((gradient != 0).any())
-
-
-def _any_elsewhere(d: torch.Tensor, chosen: torch.Tensor) -> bool:
-    return bool((d.reshape(len(chosen), -1)[~chosen] != 0).any())
-
-
-def _gradients(use: Use, theta: Sequence[torch.Tensor], d: torch.Tensor) -> Sequence[torch.Tensor]:
-    """The gradients of the weight and bias of a use, summed over the samples, from its input and cotangent alone."""
-    if use.kind == "linear" and use.settings["weight"].ndim == 2:
-        rows = d.reshape(-1, d.shape[-1])
-        weight = None if use.weight is None else rows.T @ use.input.reshape(len(rows), -1)
-        return [g for g in (weight, None if use.bias is None else rows.sum(0)) if g is not None]
-    leaves = [None if i is None else theta[i].detach().requires_grad_() for i in (use.weight, use.bias)]
-    with torch.enable_grad():
-        output = use.replay(*leaves)
-    return torch.autograd.grad(output, [leaf for leaf in leaves if leaf is not None], d)
 
 
 def _supported(kind: str, func: Any, arguments: dict[str, Any], x: torch.Tensor) -> bool:
