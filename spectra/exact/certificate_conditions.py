@@ -169,28 +169,32 @@ def _loss_forms(test: Conditions) -> None:
     if not indices:
         return
 
-    def pushed(chosen: Sequence[int]) -> tuple[torch.Tensor, ...]:  # J v
-        return torch.autograd.grad(
-            [pulled[i] for i in chosen], cotangents, [vectors[i] for i in chosen],
+    def pushed(
+        chosen: Sequence[int], also: Sequence[int] = ()
+    ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """``J v``, and the derivative of ``(J's)'v`` in the tensors ``also``, for ``v`` on the chosen tensors."""
+        found = torch.autograd.grad(
+            [pulled[i] for i in chosen], [*cotangents, *(theta[i] for i in also)], [vectors[i] for i in chosen],
             retain_graph=True, allow_unused=True, materialize_grads=True,
         )  # fmt: skip
+        return found[: len(cotangents)], found[len(cotangents) :]
 
     def same(hessian: float, ggn: float, others: float, square: float) -> bool:
         return abs(hessian - ggn - others) <= equal * (abs(hessian) + abs(ggn) + abs(others)) + 1e-13 * square
 
-    along = pushed(indices)
+    along, products = pushed(indices, indices)
     square = sum(float(u.square().sum()) for u in along)
     curved = criterion_product(slope, points, along)
     back = torch.autograd.grad(outputs, [theta[i] for i in indices], curved, retain_graph=True, allow_unused=True)
-    hessian, others = test.forms(gradient, indices, indices), test.forms(pulled, indices, indices)
-    ggn = [_dot(piece, vectors[i]) for piece, i in zip(back, indices)]
+    hessian = test.forms(gradient, indices, indices)
+    ggn, others = ([_dot(piece, vectors[i]) for piece, i in zip(each, indices)] for each in (back, products))
     if all(same(*forms, square) for forms in zip(hessian, ggn, others)):
         return
     test.extra += 2 * len(indices)
     for place, index in enumerate(indices):
         phase("", place, len(indices))
         (hessian_form,) = test.forms(gradient, [index], [index])
-        along = pushed([index])
+        along, _ = pushed([index])
         square = sum(float(u.square().sum()) for u in along)
         ggn_form = sum(float((c * u).sum()) for c, u in zip(criterion_product(slope, points, along), along))
         if not same(hessian_form, ggn_form, 0.0, square):

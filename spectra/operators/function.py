@@ -138,14 +138,18 @@ class LossFunction:
         """The criterion's value for a batch. Gradients stay enabled: a loss may take derivatives of its own."""
         return float(self.loss(batch).detach())
 
-    def evaluate(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """The criterion's value and the model's output for a batch, from one pass; the output is None for a loss_fn."""
+    def evaluate(self, batch: Any, look: Callable[[Any], None] = lambda _: None) -> tuple[torch.Tensor, Any]:
+        """The criterion's value and the model's output for a batch, from one pass; the output is None for a loss_fn.
+
+        ``look`` is called with the output before the criterion is.
+        """
         task = self.task
 
         def both(batch: Any) -> tuple[Any, Any]:
             if task.criterion is None:
                 return task.loss_of(batch), None
             output = task.output_of(batch)
+            look(output)
             return task.criterion_of(output, task.target_of(batch)), output
 
         return self._call(both, _own(batch))  # type: ignore[no-any-return]

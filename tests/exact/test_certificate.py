@@ -135,7 +135,7 @@ def test_only_one_product_at_each_point_is_made_for_a_module(depth, monkeypatch)
     monkeypatch.setattr(LossFunction, "output", counted("forward", output))
     monkeypatch.setattr(Conditions, "forms", counted("products", forms))
     assert certify(LossFunction(task)).kind == "hessian"
-    assert passes == {"forward": 5, "products": 2 * (depth + 1) + 3}
+    assert passes == {"forward": 5, "products": 2 * (depth + 1) + 2}
 
 
 def test_the_numbers_are_those_of_the_gauss_newton_matrix_whatever_the_certificate_says():
