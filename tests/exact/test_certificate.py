@@ -7,6 +7,7 @@ import torch
 from exact_networks import task_of
 from torch import nn
 
+import spectra.exact.certificate_conditions
 from spectra import GGNOperator, Task, exact_diagonal, exact_trace
 from spectra.exact.certificate import certify
 from spectra.exact.certificate_conditions import Conditions
@@ -143,3 +144,14 @@ def test_the_numbers_are_those_of_the_gauss_newton_matrix_whatever_the_certifica
     G = GGNOperator(task)
     diagonal = torch.cat([entries.reshape(-1) for entries in exact_diagonal(task).values()])
     assert torch.allclose(diagonal, (G @ torch.eye(G.n)).diagonal(), rtol=1e-11, atol=1e-14)
+
+
+def test_a_gauss_newton_form_that_is_not_that_of_the_loss_fails_each_tensor(monkeypatch):
+    product = spectra.exact.certificate_conditions.criterion_product
+    task = task_of(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(7, 4))
+    assert certify(LossFunction(task)).kind == "hessian"
+    doubled = lambda *of: [2 * piece for piece in product(*of)]  # noqa: E731
+    monkeypatch.setattr(spectra.exact.certificate_conditions, "criterion_product", doubled)
+    found = certify(LossFunction(task))
+    assert not any(found.passed.values())
+    assert "v'Hv = " in found.reasons[0]
