@@ -2,7 +2,8 @@
 
 A ``TorchFunctionMode`` intercepts the calls, so the model does not change and layer types do not matter. If a parameter
 is used in exactly one supported call, its per-sample gradients have a closed form in the input of that call and the
-cotangent of its output. All other parameters use a fallback. :func:`checked` compares the recorded uses with autograd.
+cotangent of its output. All other parameters use a fallback.
+:mod:`spectra.exact.use_checks` compares the recorded uses with autograd.
 """
 
 from __future__ import annotations
@@ -149,114 +150,6 @@ class Recorder(TorchFunctionMode):
     def restricted(self, usable: set[int]) -> list[Use]:
         """The uses of these parameters."""
         return [use for use in (use.restricted(usable) for use in self.uses) if use is not None]
-
-
-def checked(
-    recorder: Recorder,
-    theta: Sequence[torch.Tensor],
-    outputs: Sequence[torch.Tensor],
-    flat: torch.Tensor,
-    unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
-) -> tuple[set[int], set[int]]:
-    """Verify the recorded uses with one back-propagation of random cotangents.
-
-    Random cotangents on half of the samples are pulled back. Two conditions must hold. The cotangents of the recorded
-    outputs vanish on the other samples: the leading dimension is that of the samples, and samples do not mix. The
-    gradients from replaying the calls equal autograd's: no use was missed (by a custom autograd function, for example).
-
-    Args:
-        recorder: the recorded uses.
-        theta: the parameters.
-        outputs: of the network, connected to the parameters.
-        flat: random cotangents, ``(B, M)``.
-        unflatten: maps them to tensors shaped like the outputs.
-
-    Returns:
-        Indices of the parameters with a verified use, and of those that need the fallback. The outputs do not depend on
-        any other parameter.
-    """
-    usable = recorder.usable()
-    samples = len(flat)
-    half = torch.arange(samples, device=flat.device) % 2 == 1 if samples > 1 else torch.ones(1, dtype=torch.bool)
-    half = half.to(flat.device)
-    reached: set[int] = set()
-    idle: set[int] = set()  # met in a call on no rows at all, and nowhere else
-    for chosen in (half, ~half) if samples > 1 else (half,):
-        cotangents = unflatten(flat * chosen[:, None])
-        uses = recorder.restricted(usable)
-        indices = range(len(theta))
-        inputs: Any = [*(use.edge for use in uses), *theta]
-        pulled: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-            outputs, inputs, cotangents, retain_graph=True, allow_unused=True
-        )
-        expected = dict(zip(indices, pulled[len(uses) :]))
-        reached |= {index for index, piece in expected.items() if piece is not None}
-        for use, d in zip(uses, pulled):
-            members = [index for index in (use.weight, use.bias) if index is not None]
-            if d is not None and not d.numel() and not any(_moved(expected[index]) for index in members):
-                usable -= set(members)
-                idle |= set(members)
-                continue
-            if (
-                d is None
-                or not d.numel()
-                or d.shape[0] % samples
-                or use.input.shape[0] % samples
-                or _any_elsewhere(d, chosen)
-            ):
-                usable -= set(members)
-                continue
-            for index, replayed in zip(members, _replayed(use, theta, d)):
-                autograd_gradient = expected[index]
-                if autograd_gradient is None or autograd_gradient.is_sparse or not _close(replayed, autograd_gradient):
-                    usable.discard(index)
-    return usable, reached - usable - idle
-
-
-def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    tolerance = 1e3 * torch.finfo(expected.dtype).eps
-    return float((actual - expected).norm()) <= tolerance * float(actual.norm() + expected.norm())
-
-
-def separated(
-    uses: Sequence[Use],
-    rest: Sequence[torch.Tensor],
-    outputs: Sequence[torch.Tensor],
-    flat: torch.Tensor,
-    unflatten: Callable[[torch.Tensor], list[torch.Tensor]],
-) -> bool:
-    """Whether the recorded outputs of another batch keep the samples separate, by one back-propagation.
-
-    For a batch whose calls have the same shapes as a verified one. A network that sorts or selects rows by content may
-    still mix samples, and a parameter without effect before (``rest``) may have one. Arguments as in :func:`checked`.
-    """
-    whole, even = unflatten(flat), torch.arange(len(flat), device=flat.device) % 2 == 0
-    if rest:
-        pieces = torch.autograd.grad(outputs, list(rest), whole, retain_graph=True, allow_unused=True)
-        if any(_moved(piece) for piece in pieces):
-            return False
-    if not uses:
-        return True
-    half = unflatten(flat * even[:, None])
-    edges = [use.edge for use in uses]
-    pulled = torch.autograd.grad(outputs, edges, half, retain_graph=True, allow_unused=True)
-    return not any(d is None or _any_elsewhere(d, even) for d in pulled)
-
-
-def _moved(gradient: torch.Tensor | None) -> bool:
-    return gradient is not None and bool((gradient != 0).any())
-
-
-def _any_elsewhere(d: torch.Tensor, chosen: torch.Tensor) -> bool:
-    return bool((d.reshape(len(chosen), -1)[~chosen] != 0).any())
-
-
-def _replayed(use: Use, theta: Sequence[torch.Tensor], d: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The gradients of the weight and bias of a use, summed over the samples, from its input and cotangent alone."""
-    leaves = [None if i is None else theta[i].detach().requires_grad_() for i in (use.weight, use.bias)]
-    with torch.enable_grad():
-        output = use.replay(*leaves)
-    return torch.autograd.grad(output, [leaf for leaf in leaves if leaf is not None], d)
 
 
 def _supported(kind: str, func: Any, arguments: dict[str, Any], x: torch.Tensor) -> bool:

@@ -19,7 +19,7 @@ from spectra.exact.capture import Use
 from spectra.exact.gradients import bias_rows, embedding_rows, is_vector, numbers_of, units_of, weight_rows
 from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.exact.samples import SampleGradients
-from spectra.operators.checks import check_loss, check_partition
+from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
@@ -91,8 +91,8 @@ def exact_ggn_spectrum(
     check_partition(chosen, bn_mode, survey)
     if bn_mode == "recalibrated":
         recalibrate(function)
-    check_loss(function, survey, split=True)
-    with function.evaluation():
+    check_loss_once(function, survey, split=True)
+    with function.evaluation(twice=False):
         batches = _batch_columns(operator, limit)
         values = _eigenvalues(function, batches)
     values = np.sort(values)[::-1][: function.n] + chosen.l2

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from spectra.errors import TaskError
-from spectra.exact.capture import Recorder, Use, checked, separated
+from spectra.exact.capture import Recorder, Use
 from spectra.exact.factors import Factor, Layout, factor_of
 from spectra.exact.layers import Sums, squares
 from spectra.exact.samples import SampleGradients
+from spectra.exact.use_checks import checked, separated
 from spectra.operators.function import LossFunction
 from spectra.operators.jacobian import outputs_of
 from spectra.runtime.memory import available_bytes

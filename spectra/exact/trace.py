@@ -12,8 +12,8 @@ and ``gbar_n = sum_l p_nl g_nl``: squared, where the paper prints norms that are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,22 +21,18 @@ import torch
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.certificate import Certificate, certify, passes_of
 from spectra.exact.diagonal import ExactDiagonal
-from spectra.exact.linearised import Linearised, Plans, linearise
+from spectra.exact.totals import add_up
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.modes import check_bn_mode, couples_samples
 from spectra.operators.recalibration import recalibrate
 from spectra.results.exact_trace import ExactTrace
-from spectra.runtime.allowance import FEWEST_DRAWS, OverBudget, affordable, cost, spend
+from spectra.runtime.allowance import FEWEST_DRAWS, OverBudget, cost, spend
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.faults import refusal_in
 from spectra.runtime.memo import remembered
-from spectra.runtime.phases import phase
 from spectra.task.task import Task
-
-# With more columns than this the trace is estimated from random draws, unless method="exact".
-MANY_COLUMNS = 50
 
 
 @exclusively
@@ -93,17 +89,17 @@ def exact_trace(
     sums = _measure(task, bn_mode, params, dtype, method, draws, seed, diagonal=False)
     if isinstance(sums, _Refused):
         return ExactTrace(total=None, reasons=(sums.reason,), bn_mode=bn_mode, l2=task.l2, method="none")
-    by_layer = {name: float(trace.mean()) for name, trace in zip(sums.names, sums.traces)}
-    errors = {name: _standard_error(trace) for name, trace in zip(sums.names, sums.traces)}
+    by_layer = {name: float(trace.mean()) for name, trace in sums.traces.items()}
+    errors = {name: _standard_error(trace) for name, trace in sums.traces.items()}
     return ExactTrace(
         total=math.fsum(by_layer.values()),
         by_layer=by_layer,
         kind=sums.certificate.kind,
         reasons=sums.certificate.reasons,
         certified=sums.certificate.passed,
-        stderr=_standard_error(torch.stack(sums.traces).sum(0)) if sums.drawn else None,
+        stderr=_standard_error(torch.stack(list(sums.traces.values())).sum(0)) if sums.drawn else None,
         stderr_by_layer=errors if sums.drawn else None,
-        draws=len(sums.traces[0]) if sums.drawn else None,
+        draws=len(next(iter(sums.traces.values()))) if sums.drawn else None,
         method=sums.method,
         bn_mode=bn_mode,
         l2=task.l2,
@@ -159,11 +155,11 @@ def exact_diagonal(
             l2=task.l2,
         )
     return ExactDiagonal(
-        dict(zip(sums.names, sums.entries)),
+        sums.entries,
         kind=sums.certificate.kind,
         reasons=sums.certificate.reasons,
         certified=sums.certificate.passed,
-        stderr=dict(zip(sums.names, sums.errors)) if sums.drawn else None,
+        stderr=sums.errors if sums.drawn else None,
         method=sums.method,
         bn_mode=bn_mode,
         l2=task.l2,
@@ -171,23 +167,22 @@ def exact_diagonal(
 
 
 @dataclass(frozen=True)
+class _Found:
+    """The traces and diagonals of the loss, by name of the tensor."""
+
+    certificate: Certificate
+    traces: dict[str, torch.Tensor]  # (1,), or (draws,) where they are drawn
+    entries: dict[str, torch.Tensor]  # empty where only traces are wanted
+    errors: dict[str, torch.Tensor]  # standard errors of drawn entries
+    drawn: bool
+    method: str
+
+
+@dataclass(frozen=True)
 class _Refused:
     """Why there is no exact trace."""
 
     reason: str
-
-
-@dataclass
-class _Sums:
-    """Sums over the data, by parameter tensor."""
-
-    names: list[str]
-    certificate: Certificate
-    traces: list[torch.Tensor]  # (1,), or (draws,) where they are drawn
-    entries: list[torch.Tensor]  # the diagonals, empty where only traces are wanted
-    errors: list[torch.Tensor]  # their standard errors over draws; variances while they are added up
-    drawn: bool = False
-    method: str = ""
 
 
 def _measure(
@@ -200,7 +195,7 @@ def _measure(
     seed: int,
     *,
     diagonal: bool,
-) -> _Sums | _Refused:
+) -> _Found | _Refused:
     """The sums over the data, or the reason why there are none."""
     if method not in ("auto", "exact", "monte-carlo"):
         raise ArgumentError(f"method={method!r}: 'auto', 'exact' or 'monte-carlo' is needed")
@@ -229,31 +224,35 @@ def _measure(
     settings = (bn_mode, task.reduction, str(function.dtype), chosen)
     try:
         check_loss_once(function, survey, split=True)
-        with function.evaluation():
+        with function.evaluation(twice=False):
             certificate = _certificate(function, params, objects, settings)
-            options = (draws, seed, diagonal)
-            sums = remembered(
+            totals = remembered(
                 "squares",
                 objects,
-                (*settings, method, *options),
-                lambda: _add_up(operator, certificate, method, draws, seed, diagonal),
+                (*settings, method, draws, seed, diagonal),
+                lambda: add_up(operator, method, draws, seed, diagonal),
             )
-            if not sums.drawn:  # whoever asks for "exact" next is answered by "auto"
-                remembered("squares", objects, (*settings, "exact", *options), lambda: sums)
     except TaskError as error:  # no second derivative, no sample with a curvature of its own, or too many outputs
         return _Refused(refusal_in(error))
-    sizes = {name: float(trace.abs().sum()) for name, trace in zip(sums.names, sums.traces)}
-    divisor = task.divisor(survey.total_weight)
-    found = replace(
-        sums,
-        certificate=sums.certificate.with_traces(sizes),
-        traces=[trace / divisor + task.l2 * size for trace, size in zip(sums.traces, function.sizes)],
-        entries=[entries / divisor + task.l2 for entries in sums.entries],
-        errors=[variance.sqrt() / divisor for variance in sums.errors],
+    if not totals.drawn:  # whoever asks for "exact" next is answered by "auto"
+        remembered("squares", objects, (*settings, "exact", draws, seed, diagonal), lambda: totals)
+    names, divisor = function.names, task.divisor(survey.total_weight)
+    pieces = list(zip(names, function.theta, totals.entries, totals.variances)) if diagonal else []
+    found = _Found(
+        certificate=certificate.with_traces({n: float(trace.abs().sum()) for n, trace in zip(names, totals.traces)}),
+        traces={n: trace / divisor + task.l2 * size for n, trace, size in zip(names, totals.traces, function.sizes)},
+        entries={n: (_or_zeros(entries, p) / divisor).add_(task.l2) for n, p, entries, _ in pieces},
+        errors={n: _or_zeros(variance, p).sqrt() / divisor for n, p, _, variance in pieces if totals.drawn},
+        drawn=totals.drawn,
+        method=totals.method,
     )
-    if not all(bool(torch.isfinite(trace).all()) for trace in found.traces):
+    if not all(bool(torch.isfinite(trace).all()) for trace in found.traces.values()):
         raise NumericsError("the exact trace is NaN or infinite: the gradients overflow in this dtype")
     return found
+
+
+def _or_zeros(piece: torch.Tensor | None, p: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(p.shape, dtype=torch.float64, device=p.device) if piece is None else piece
 
 
 def _certificate(function: LossFunction, params: Any, objects: Sequence[Any], settings: Sequence[Any]) -> Certificate:
@@ -272,117 +271,6 @@ def _certificate(function: LossFunction, params: Any, objects: Sequence[Any], se
             f"Whether it is the Hessian's was not measured ({error}), so this is said to be the Gauss-Newton matrix's."
         )
         return Certificate(dict.fromkeys(function.names, False), (why,))
-
-
-def _add_up(
-    operator: GGNOperator, certificate: Certificate, method: str, draws: int, seed: int, diagonal: bool
-) -> _Sums:
-    function, task = operator.function, operator.task
-    generator = torch.Generator().manual_seed(seed)
-    sums: _Sums | None = None
-    plans: Plans = {}
-    name, batches = "exact diagonal" if diagonal else "exact trace", task.survey().num_batches
-    for place, (batch, weight) in enumerate(operator.batches()):
-        phase(name, place, batches)
-        linear = linearise(function, batch, plans)
-        if sums is None:
-            sums = _zero_sums(function, certificate, _choose_method(linear, method, draws), diagonal, linear)
-        factor = task.total_factor(weight)
-        if sums.drawn:
-            _draw(sums, linear, factor, generator, lambda share: phase(name, place + share, batches))  # noqa: B023
-            continue
-        for group in linear.groups(range(linear.factor.columns)):
-            phase(name, place + group.start / linear.factor.columns, batches)
-            columns = torch.stack([linear.factor.column(index) for index in group])
-            signs = linear.factor.signs
-            batch_sums = linear.squares(columns, None if signs is None else signs[group.start : group.stop], diagonal)
-            for index, (trace, entries) in batch_sums.items():
-                sums.traces[index] += factor * trace
-                if entries is not None:
-                    sums.entries[index] += factor * entries
-    if sums is None:
-        raise TaskError("no batch has a positive weight: there is nothing to take a trace of")
-    return sums
-
-
-@dataclass(frozen=True)
-class _Method:
-    """How the sums over the columns are computed: all columns, or random draws."""
-
-    drawn: bool
-    draws: int  # 1 where they are not drawn
-    words: str
-
-
-def _choose_method(linear: Linearised, method: str, draws: int) -> _Method:
-    """Choose all columns or draws, by the requested method and the budget, and charge the cost to the budget.
-
-    Raises:
-        OverBudget: neither fits in the budget.
-    """
-    columns = linear.factor.columns
-    # A back-propagation of all data for each column; a few more where gradients of single samples have to be formed.
-    cost_per_pass = cost(3.0 if linear.others else 1.0, linear.function.dtype)
-    few = columns <= MANY_COLUMNS
-    if method == "exact" or (method == "auto" and few and columns <= affordable(cost_per_pass)):
-        spend(columns * cost_per_pass, what="all columns")
-        return _Method(False, 1, f"exact: {columns} columns")
-    cost_per_pass *= 1 if linear.factor.signs is None else 2
-    count = int(min(draws, max(FEWEST_DRAWS, affordable(cost_per_pass))))
-    spend(count * cost_per_pass, what=f"{count} draws")
-    why = ", as many as the budget allows" if count < draws else ""
-    why += ", since all of them would cost more than the budget" if method == "auto" and few else ""
-    return _Method(True, count, f"Monte-Carlo: {count} draws for {columns} columns{why}")
-
-
-def _zero_sums(
-    function: LossFunction, certificate: Certificate, way: _Method, diagonal: bool, linear: Linearised
-) -> _Sums:
-    def zeros(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.float64, device=function.device)
-
-    whole = [zeros(*p.shape) for p in function.theta] if diagonal else []
-    how = way.words
-    if linear.others:
-        how += f"; gradients of single samples formed for {len(linear.others)} of {len(function.theta)} tensors"
-    return _Sums(
-        function.names,
-        certificate,
-        [zeros(way.draws) for _ in function.theta],
-        whole,
-        [torch.zeros_like(entries) for entries in whole],
-        way.drawn,
-        how,
-    )
-
-
-def _draw(
-    sums: _Sums,
-    linear: Linearised,
-    factor: float,
-    generator: torch.Generator,
-    report: Callable[[float], None],
-) -> None:
-    """Add a batch, draw by draw: the scatter over draws gives the standard errors. Batches are independent."""
-    first: dict[int, torch.Tensor] = {}
-    second: dict[int, torch.Tensor] = {}
-    draws, diagonal = len(sums.traces[0]), bool(sums.entries)
-    for draw in range(draws):
-        report(draw / draws)
-        pairs = linear.factor.drawn(generator)
-        columns = torch.stack([column for _, column in pairs])
-        signs = torch.tensor([sign for sign, _ in pairs]).to(columns)[:, None].expand(-1, columns.shape[1])
-        draw_sums = linear.squares(columns, signs if len(pairs) > 1 else None, diagonal)
-        for index, (trace, entries) in draw_sums.items():
-            sums.traces[index][draw] += factor * trace
-            if entries is not None:
-                first[index] = entries + first.get(index, 0)
-                second[index] = entries**2 + second.get(index, 0)
-    for index, total in first.items():
-        mean = total / draws
-        variance = ((second[index] - draws * mean**2) / (draws - 1)).clamp(min=0)
-        sums.entries[index] += factor * mean
-        sums.errors[index] += factor**2 * variance / draws
 
 
 def _standard_error(draws: torch.Tensor) -> float:

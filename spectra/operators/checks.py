@@ -149,14 +149,17 @@ def check_loss_once(function: LossFunction, survey: Survey, *, split: bool = Fal
 
 def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twice: bool) -> _Look:
     task = function.task
-    target, broadcast = None, ""
+    target: Any = task.target_of(batch) if task.splits else None
+    broadcast = ""
+
+    def look(output: Any) -> None:
+        nonlocal broadcast
+        _check_labels(output, survey)
+        check_shapes(task.criterion, output, target)
+        broadcast = shapes_in_words(output, target) if make_pairs(output, target) else ""
+
     with WatchedCalls() as watch:
-        if task.splits:
-            output, target = function.output(batch), task.target_of(batch)
-            _check_labels(output, survey)
-            check_shapes(task.criterion, output, target)
-            broadcast = shapes_in_words(output, target) if make_pairs(output, target) else ""
-        loss, output = function.evaluate(batch)
+        loss, output = function.evaluate(batch, look)
     function.written_out, function.checked = watch.differentiates, True
     if any(p.grad is not None for p in function.theta):
         raise TaskError(NO_BACKWARD)

@@ -117,11 +117,16 @@ class LossFunction:
                 raise NumericsError(f"{name} holds {bad} values of {tensor.numel()} that are NaN or infinite")
 
     @contextmanager
-    def evaluation(self, bn_mode: str | None = None) -> Iterator[None]:
-        """Set the modes for evaluating the function (or another BN mode) and restore everything on exit."""
+    def evaluation(self, bn_mode: str | None = None, *, twice: bool = True) -> Iterator[None]:
+        """Set the modes for evaluating the function (or another BN mode) and restore everything on exit.
+
+        ``twice=False`` is faster where only first derivatives of the model are taken.
+        """
         # A loss that takes derivatives itself may do so in ways that the efficient convolutions do not know. They are
-        # used in backward passes too, where checkpointed layers are computed a second time.
-        convolutions = EfficientConvolutions() if self.checked and not self.written_out else nullcontext()
+        # used in backward passes too, where checkpointed layers are computed a second time. Torch's own convolutions
+        # compute only the gradients that are asked for, which is faster in the first derivative.
+        efficient = twice and self.checked and not self.written_out
+        convolutions = EfficientConvolutions() if efficient else nullcontext()
         with exact_arithmetic(self.task.model), layer_modes(self.task.model, bn_mode or self.bn_mode), convolutions:
             yield
 
@@ -133,14 +138,18 @@ class LossFunction:
         """The criterion's value for a batch. Gradients stay enabled: a loss may take derivatives of its own."""
         return float(self.loss(batch).detach())
 
-    def evaluate(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """The criterion's value and the model's output for a batch, from one pass; the output is None for a loss_fn."""
+    def evaluate(self, batch: Any, look: Callable[[Any], None] = lambda _: None) -> tuple[torch.Tensor, Any]:
+        """The criterion's value and the model's output for a batch, from one pass; the output is None for a loss_fn.
+
+        ``look`` is called with the output before the criterion is.
+        """
         task = self.task
 
         def both(batch: Any) -> tuple[Any, Any]:
             if task.criterion is None:
                 return task.loss_of(batch), None
             output = task.output_of(batch)
+            look(output)
             return task.criterion_of(output, task.target_of(batch)), output
 
         return self._call(both, _own(batch))  # type: ignore[no-any-return]
