@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectra.task.batches import tensors_of
 
@@ -22,8 +23,8 @@ class KeptProducts:
     kernels on the same numbers, so that its result is bit for bit that of a new graph. Whether a batch is kept depends
     on memory alone.
 
-    A graph is measured once, on the first batch: the bytes of the tensors that autograd saves in it, which grow with
-    the number of entries of the batch.
+    A graph is measured once, on the first batch: the bytes of the tensors that it keeps alive, which grow with the
+    number of entries of the batch.
     """
 
     def __init__(self) -> None:
@@ -67,18 +68,32 @@ class KeptProducts:
 
 
 def _graph_bytes(make: Callable[[], Product]) -> int:
-    """The bytes of the distinct tensors that autograd saves while a product is made; the product is discarded.
+    """The bytes of the tensors that are alive because of a product, without those from before it was made.
 
-    It is not used, because saved tensors that pass through hooks are no longer watched for changes in place.
+    The product is discarded: a few layers are computed by other kernels while calls are watched.
     """
-    sizes: dict[int, int] = {}
-
-    def measured(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would make a reference cycle
-
-    with saved_tensors_hooks(measured, lambda tensor: tensor):
-        made = make()  # alive until the end, so that no address is used twice
+    with _Watched() as watched:
+        made = make()
+    held = watched.bytes_alive()
     del made
-    return sum(sizes.values())
+    return held
+
+
+class _Watched(TorchDispatchMode):
+    """While active, the memory of every tensor that an operation returns is remembered, weakly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[int, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        for tensor in returned if isinstance(returned, (list, tuple)) else (returned,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                reference: Any = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._seen[reference.cdata] = (reference, storage.nbytes())
+        return returned
+
+    def bytes_alive(self) -> int:
+        return sum(size for reference, size in self._seen.values() if not reference.expired())

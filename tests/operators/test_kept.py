@@ -111,7 +111,6 @@ def test_the_measured_bytes_are_what_the_graph_holds():
 
 
 def test_measuring_leaves_nothing_behind():
-    """Saved outputs, as those of tanh, would make a cycle that is never freed if the hook returned them as they are."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(50, 400), nn.Tanh(), nn.Linear(400, 3), nn.Softmax(1))
     operator = HessianOperator(Task(model, nn.MSELoss(), [(torch.randn(4000, 50), torch.randn(4000, 3))]))
@@ -123,6 +122,29 @@ def test_measuring_leaves_nothing_behind():
             kept._graph_bytes(lambda: operator.linearise(batch))
             sizes.append(psutil.Process().memory_info().rss)
     assert sizes[-1] - sizes[3] < 1e7  # eight graphs of more than 10 MB each
+
+
+@pytest.mark.parametrize("transformed", ["grad", "jvp", "vmap"])
+def test_losses_with_transformations_of_torch_func_are_kept_too(transformed):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(5, 3)
+
+    def loss(model, batch):
+        def single(row):
+            return model(row[None]).sum()
+
+        if transformed == "grad":
+            return torch.func.vmap(torch.func.grad(single))(batch).square().mean()
+        if transformed == "jvp":
+            return torch.func.jvp(model, (batch,), (torch.ones_like(batch),))[1].square().mean()
+        return torch.func.vmap(single)(batch).square().mean()
+
+    operator = HessianOperator(Task.from_loss(model, loss, [x], weight=len))
+    new = operator @ torch.ones(operator.n)
+    with operator.prepared():
+        assert torch.equal(operator @ torch.ones(operator.n), new)
+        assert operator.kept.count == 1
+        assert torch.equal(operator @ torch.ones(operator.n), new)
 
 
 def test_a_spectrum_is_the_same_whether_or_not_anything_fits(monkeypatch):
