@@ -30,6 +30,8 @@ class KeptProducts:
         self._products: dict[int, Product] = {}
         self._bytes_per_entry: float | None = None
         self._left: float | None = None  # bytes; None while nothing is to be kept
+        self._seen: set[int] = set()  # the batches of products since `start`
+        self._bytes = 0.0  # of the graphs that are kept
 
     @property
     def open(self) -> bool:
@@ -37,13 +39,13 @@ class KeptProducts:
         return self._left is not None
 
     @property
-    def count(self) -> int:
-        """The number of batches that are kept."""
-        return len(self._products)
+    def summary(self) -> dict[str, int]:
+        """Since `start`: the number of batches that products were computed for, how many are kept, and their bytes."""
+        return {"batches": len(self._seen), "kept": len(self._products), "kept_bytes": round(self._bytes)}
 
     def start(self, budget: int) -> None:
         """Keep products from now on, in at most ``budget`` bytes."""
-        self._left = float(budget)
+        self._left, self._seen, self._bytes = float(budget), set(), 0.0
 
     def stop(self) -> None:
         """Free all that is kept."""
@@ -53,15 +55,17 @@ class KeptProducts:
         """The product with batch number ``index``: the kept one, or a new one, which is kept if it fits."""
         if self._left is None:
             return linearise(batch)
+        self._seen.add(index)
         if index in self._products:
             return self._products[index]
         entries = sum(tensor.numel() for tensor in tensors_of(batch))
         if self._bytes_per_entry is None:
             self._bytes_per_entry = _graph_bytes(lambda: linearise(batch)) / max(1, entries)
-        needed = _MARGIN * self._bytes_per_entry * entries
+        size = self._bytes_per_entry * entries
         product = linearise(batch)
-        if needed <= self._left:
-            self._left -= needed
+        if _MARGIN * size <= self._left:
+            self._left -= _MARGIN * size
+            self._bytes += size
             self._products[index] = product
         return product
 
