@@ -12,7 +12,7 @@ from spectra.task.batches import tensors_of
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
-_MARGIN = 1.2  # work memory of a product, relative to what its graph keeps
+MARGIN = 1.2  # work memory of a product, relative to what its graph keeps
 
 
 class KeptProducts:
@@ -63,8 +63,8 @@ class KeptProducts:
             self._bytes_per_entry = _graph_bytes(lambda: linearise(batch)) / max(1, entries)
         size = self._bytes_per_entry * entries
         product = linearise(batch)
-        if _MARGIN * size <= self._left:
-            self._left -= _MARGIN * size
+        if MARGIN * size <= self._left:
+            self._left -= MARGIN * size
             self._bytes += size
             self._products[index] = product
         return product

@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import torch
 
-
 _limit: ContextVar[int | None] = ContextVar("spectra_memory_limit", default=None)
 
 

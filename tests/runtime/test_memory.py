@@ -1,4 +1,4 @@
-"""A limit on memory: it bounds what computations plan with, it changes no number, and a refusal names what would fit."""
+"""A limit on memory bounds what computations plan with and changes no number; a refusal names what would fit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from small_runs import maker, network, rows
 from torch import nn
 
 from spectra import Task, analyze
@@ -19,7 +20,6 @@ from spectra.operators.dense import DenseOperator
 from spectra.operators.hessian import HessianOperator
 from spectra.runtime import memory
 from spectra.runtime.memory import available_bytes, memory_limited
-from small_runs import maker, network, rows
 
 CPU = torch.device("cpu")
 USED = 2**30
@@ -95,7 +95,7 @@ def test_a_limit_changes_no_eigenpair():
 
 
 def test_a_limit_below_what_is_used_is_refused_with_one_that_fits():
-    with pytest.raises(OutOfMemory, match="of which 1.0 GiB are in use: 1025M would fit") as caught:
+    with pytest.raises(OutOfMemory, match=r"of which 1\.0 GiB are in use: 1025M would fit") as caught:
         analyze(task(), memory="512M", **QUICK)
     assert "\n" not in str(caught.value)
     assert analyze(task(), memory="1025M", **QUICK)[0].status == "complete"
