@@ -93,7 +93,7 @@ def plan_checkpoints(paths: Sequence[Path], make_task: TaskMaker, asked: RunSett
         base,
         peak,
         settings,
-        _notes(asked),
+        _notes(asked, records),
         ratio,
     )
 
@@ -190,8 +190,10 @@ def _product_time(operator: CurvatureOperator) -> Time:
         return shortest(partial(product, block))
 
 
-def _notes(asked: RunSettings) -> list[str]:
+def _notes(asked: RunSettings, records: Sequence[RecordCost]) -> list[str]:
     notes = []
+    if any(record.steps == record.n for record in records):
+        notes.append("as many steps as parameters: a probe ends where its Krylov space does, and products are at most")
     if asked.analysis.eigenpairs:
         notes.append("the search for eigenpairs ends when they have converged: its products and its time are at most")
     if asked.analysis.exact_spectrum:

@@ -24,7 +24,7 @@ def run(tmp_path):
     return paths
 
 
-def tested():
+def with_test_data():
     task = Task(network(), nn.CrossEntropyLoss(), rows(), test_data=rows(1))
     return lambda checkpoint: task
 
@@ -32,10 +32,17 @@ def tested():
 SETTINGS = {
     "one": Settings(lanczos_steps=4, num_probes=2),
     "several": Settings(("hessian", "ggn", "empirical_fisher"), ("eval", "train"), lanczos_steps=3, num_probes=5),
-    "more steps than parameters": Settings(lanczos_steps=1000, num_probes=1),
     "shared passes": Settings(lanczos_steps=4, num_probes=5, width=2),
     "double": Settings(lanczos_steps=4, num_probes=2, dtype="float64", check=False, metrics="none"),
 }
+
+
+def test_a_krylov_space_that_is_exhausted_needs_no_more_than_predicted(run, tmp_path):
+    asked = RunSettings(Settings(lanczos_steps=1000, num_probes=1), out=tmp_path / "run.h5")
+    plan = plan_checkpoints(run[:1], maker(), asked)
+    analyze_checkpoints(run[:1], maker(), asked, Listener())
+    assert load_trajectory(asked.out)[0].provenance["products"] <= plan.records[0].products == 43
+    assert any("Krylov space" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -54,8 +61,8 @@ def test_the_products_are_those_of_the_run(run, tmp_path, name):
 
 def test_the_products_with_test_data_are_counted(run, tmp_path):
     asked = RunSettings(Settings(lanczos_steps=4, num_probes=2, test_data=True), out=tmp_path / "run.h5")
-    plan = plan_checkpoints(run[:1], tested(), asked)
-    analyze_checkpoints(run[:1], tested(), asked, Listener())
+    plan = plan_checkpoints(run[:1], with_test_data(), asked)
+    analyze_checkpoints(run[:1], with_test_data(), asked, Listener())
     record = load_trajectory(asked.out)[0]
     assert len(plan.records[0].trials) == 2
     assert record.provenance["products"] == record.provenance["test_products"] == plan.records[0].products
@@ -102,7 +109,9 @@ def test_memory_for_all_graphs_is_a_saving_where_they_are_not_kept(run, monkeypa
     assert roomy.records[0].kept_share(roomy.records[0].trials[0]) == 1
     assert not any("memory" in saving.change for saving in roomy.savings())
     # From the measured times alone: a graph that costs a second to make.
-    slow = [trial.__class__(**{**vars(trial), "new": trial.kept + 1.0}) for trial in record.trials]
+    slow = [
+        trial.__class__(**{**vars(trial), "new": trial.kept + 1.0, "load": 0 * trial.load}) for trial in record.trials
+    ]
     plan = plan.__class__(**{**vars(plan), "records": [record.__class__(**{**vars(record), "trials": slow})]})
     saving = next(saving for saving in plan.savings() if saving.change.startswith("--memory"))
     missing = 1 - record.kept_share(record.trials[0])

@@ -54,11 +54,13 @@ def weights(name):
     torch.save(space[name]().model.state_dict(), f"{name}.pt")
 
 
-def test_the_table_names_products_and_savings(folder):
+def plan_of(options):
     weights("small")
-    done = CliRunner().invoke(
-        main, ["plan", "small.pt", "--task", "task.py:small", "-m", "8", "-k", "4", "--operator", "ggn", "--bn", "both"]
-    )
+    return CliRunner().invoke(main, ["plan", "small.pt", "--task", "task.py:small", *options.split()])
+
+
+def test_the_table_names_products_and_savings(folder):
+    done = plan_of("-m 8 -k 4 --operator ggn --bn both")
     assert done.exit_code == 0, done.output
     for words in ("ggn", "eval", "train", "products", "64", "peak memory", "results file"):
         assert words in done.output
@@ -66,10 +68,7 @@ def test_the_table_names_products_and_savings(folder):
 
 
 def test_json_holds_what_the_table_shows(folder):
-    weights("small")
-    done = CliRunner().invoke(
-        main, ["plan", "small.pt", "--task", "task.py:small", "-m", "8", "-k", "4", "--json", "--quiet"]
-    )
+    done = plan_of("-m 8 -k 4 --json --quiet")
     found = json.loads(done.stdout)
     assert (found["checkpoints"], [record["products"] for record in found["records"]]) == (1, [32])
     assert 0 < found["records"][0]["seconds"] < found["seconds"]
@@ -77,8 +76,7 @@ def test_json_holds_what_the_table_shows(folder):
 
 
 def test_a_limit_that_is_too_small_is_one_line(folder):
-    weights("small")
-    done = CliRunner().invoke(main, ["plan", "small.pt", "--task", "task.py:small", "--memory", "1M", "--quiet"])
+    done = plan_of("--memory 1M --quiet")
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1
     assert "the limit is memory=1.0 MiB" in done.stderr
