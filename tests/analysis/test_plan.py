@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_runs import maker, network, rows
@@ -109,10 +111,8 @@ def test_memory_for_all_graphs_is_a_saving_where_they_are_not_kept(run, monkeypa
     assert roomy.records[0].kept_share(roomy.records[0].trials[0]) == 1
     assert not any("memory" in saving.change for saving in roomy.savings())
     # From the measured times alone: a graph that costs a second to make.
-    slow = [
-        trial.__class__(**{**vars(trial), "new": trial.kept + 1.0, "load": 0 * trial.load}) for trial in record.trials
-    ]
-    plan = plan.__class__(**{**vars(plan), "records": [record.__class__(**{**vars(record), "trials": slow})]})
+    slow = [replace(trial, new=trial.kept + 1.0, load=0 * trial.load) for trial in record.trials]
+    plan = replace(plan, records=[replace(record, trials=slow)])
     saving = next(saving for saving in plan.savings() if saving.change.startswith("--memory"))
     missing = 1 - record.kept_share(record.trials[0])
     assert saving.seconds == pytest.approx(missing * record.products, rel=1e-6)

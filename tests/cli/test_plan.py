@@ -98,10 +98,10 @@ def measured(*arguments):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("mlp", "-m 50 -k 8"),
-        ("mlp", "-m 100 -k 2 --dtype float64 --no-check --metrics none"),
+        ("mlp", "-m 40 -k 4"),
+        ("mlp", "-m 40 -k 2 --dtype float64 --no-check --metrics none"),
         ("mlp", "-m 40 -k 4 --task-arg batch=2048 --operator ggn"),
-        ("resnet", "-m 20 -k 4 --operator hessian --operator ggn --bn both"),
+        ("resnet", "-m 10 -k 2 --operator hessian --operator ggn --bn both"),
     ],
 )
 def test_a_prediction_is_right_within_a_factor_of_one_and_a_half(folder, name, options):
