@@ -9,6 +9,7 @@ import click
 
 from spectra.analysis.plan import plan_checkpoints
 from spectra.analysis.predicted import Plan, RecordCost
+from spectra.checkpoints.bounds import parse_size
 from spectra.runtime.memory import in_words
 from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
 from spectra_cli.checkpoint_choice import Choice, checkpoint_choice
@@ -104,6 +105,9 @@ def _print(plan: Plan) -> None:
         console.print()
         print_line(console, "cheaper:")
         print_pairs(console, [(s.change, f"saves {duration(s.seconds)}: {s.price}") for s in savings])
+    limit = parse_size(plan.asked.memory, "memory")
+    if limit is not None and plan.memory > limit:
+        print_line(console, f"! more than --memory {plan.asked.memory}: about {in_words(plan.memory)} would fit")
     for note in plan.notes:
         print_line(console, f"! {note}")
 

@@ -143,6 +143,9 @@ def _records(
                 with errors_name_test_data(operator is not training):
                     phase("checking")
                     _ = operator.self_test
+    if limit is not None:  # again, because self-tests take memory that the process does not give back
+        with memory_limited(limit):
+            chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
     for of_record, probes_per_pass in zip(operators, chosen):
         mode, asked = of_record[0].bn_mode, run.settings
         if mode in measured or asked.params is not None:

@@ -73,6 +73,8 @@ def plan_checkpoints(paths: Sequence[Path], make_task: TaskMaker, asked: RunSett
         widths = [choose_probes_per_pass(of_record, settings) for of_record in operators]
         with shared_results():
             tests = [_tested(of_record) for of_record in operators]
+        if settings.memory is not None:
+            widths = [choose_probes_per_pass(of_record, settings) for of_record in operators]
         device = operators[0][0].device
         base, peak = used_bytes(device), _peak(device)
         records, seen = [], set()

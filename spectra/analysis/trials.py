@@ -216,4 +216,4 @@ def lanczos_times(operator: SymmetricOperator, lanczos_steps: int) -> tuple[Time
 def stand_in(operator: CurvatureOperator, asked: Settings) -> Spectrum:
     """A spectrum of a small matrix with the steps and probes of a record, for the time and size of what follows it."""
     steps = min(asked.lanczos_steps, operator.n)
-    return slq(_Diagonal(min(operator.n, 2 * steps + 2), operator), steps, asked.num_probes)
+    return slq(_Diagonal(min(operator.n, 2 * steps + 2), operator), steps, asked.num_probes, width=1)
