@@ -94,6 +94,13 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
         _setting("unsafe", "--unsafe-load", help="Load a checkpoint that holds code, and run that code."),
         MAX_SIZE,
+        _setting(
+            "memory",
+            "--memory",
+            metavar="SIZE",
+            help="How much memory the process may use, such as 4G: as much is kept between products as fits in it. "
+            "It changes the time, and no number. Default: what is free.",
+        ),
         _setting("device", "--device", help="cpu, cuda or cuda:1. Default: where the task puts its model."),
     ),
     "What is computed": (

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
 from spectra.analysis.run import analyze_checkpoints, check_output
-from spectra.checkpoints.discovery import find_checkpoints, in_training_order
-from spectra.checkpoints.selection import select, shard
 from spectra.results.storage.merge import part_path
 from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
+from spectra_cli.checkpoint_choice import Choice, checkpoint_choice
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="CKPT...")
-@grouped_option("Which checkpoints", "--every", type=int, metavar="K", help="The first, and each K-th after it.")
-@grouped_option(
-    "Which checkpoints",
-    "--epochs",
-    metavar="LIST",
-    help="Those of these epochs: single ones and FIRST:LAST:STEP, ends included: 0,5,10:100:10.",
-)
-@grouped_option(
-    "Which checkpoints",
-    "--last",
-    is_flag=True,
-    help="The last one; in addition to those of --every or --epochs, if given.",
-)
-@grouped_option(
-    "Which checkpoints",
-    "--shard",
-    "shard_text",
-    metavar="I/N",
-    help="Part I of N, for one of N jobs, into a separate file next to --out; spectra merge joins the files.",
-)
+@checkpoint_choice
 @analysis_options
 @grouped_option(
     "Results file and display",
@@ -48,15 +26,7 @@ from spectra_cli.progress import display_of
     is_flag=True,
     help="Print the records as JSON in place of the table.",
 )
-def command(
-    checkpoints: tuple[Path, ...],
-    every: int | None,
-    epochs: str | None,
-    last: bool,
-    shard_text: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(as_json: bool, **options: Any) -> None:
     """Compute the Hessian spectrum of checkpoints, every number with its error, and save it.
 
     The task says which model, loss and data: --task, else what the checkpoint says of itself (built-in tasks only),
@@ -79,21 +49,19 @@ def command(
       spectra analyze out/ --task task.py:task
       spectra analyze adapter/ --task task.py:with_adapter
     """
+    choice = Choice.taken_from(options)
     asked = settings_in(options)
     out = asked.out
-    if shard_text is None:
+    if choice.shard_text is None:
         check_output(out)  # before the checkpoints are read
     words: list[str] = []
     try:
         with terminated_as_interrupted(), display_of(options["progress"], None, quiet=options["quiet"]) as display:
             display.phase("reading", 0, 0, "which checkpoints there are")
-            there = find_checkpoints(checkpoints, taken=words.append, passed=words.append)
-            found = select(in_training_order(there, asked.max_size), every=every, epochs=epochs, last=last)
-            if shard_text is not None:
-                found, number, shards = shard(found, shard_text)
-                out = part_path(out, number, shards)
+            paths, part = choice.paths(asked.max_size, words.append)
+            if part is not None:
+                out = part_path(out, *part)
                 check_output(out)
-            paths = [one.path for one in found]
             display.expect(len(paths) * len(asked.analysis.pairs()))
             for one in words:
                 display.note(one)

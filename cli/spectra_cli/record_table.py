@@ -40,6 +40,9 @@ FACTS = {  # in this order; what else there is follows
 }
 
 
+_GRAPHS = ("batches", "kept", "kept_bytes")
+
+
 def print_record(record: Record, console: Console, *, budget: bool = False) -> None:
     """Every number of one record: estimates, facts, degeneracy over tau, traces by tensor, origin and notes.
 
@@ -99,6 +102,7 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
         ("overlap of their space", _overlap_words(record)),
         ("checkpoint", f"{record.checkpoint}  sha256 {sha[:16]}..." if sha else _words(record.checkpoint)),
         ("computed", ", ".join(filter(None, effort))),
+        ("graphs kept", _kept_words(known.get("graphs"))),
         ("arithmetic", ", ".join(quality)),
         ("versions", ", ".join(versions)),
         ("date", _words(known.get("date"))),
@@ -201,6 +205,14 @@ def _tensor_table(record: Record) -> Table | None:
         size = sizes.get(name)
         table.add_row(name, plain(size), *number(estimate))
     return table
+
+
+def _kept_words(graphs: Any) -> str:
+    """How many batches were kept between products, of how many; "" where a record does not have it."""
+    if not isinstance(graphs, Mapping) or not all(isinstance(graphs.get(name), int) for name in _GRAPHS):
+        return ""
+    batches, kept, size = (graphs[name] for name in _GRAPHS)
+    return f"{kept} of {batches} batches" + (f", {size / 2**20:,.1f} MiB" if kept else "")
 
 
 def _words(value: Any) -> str:

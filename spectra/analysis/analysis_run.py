@@ -54,7 +54,7 @@ class AnalysisRun:
             StorageError: the file cannot be written, is no results file, or is being written by another process.
         """
         check_output(asked.out)
-        device = _device(asked.device)
+        device = device_of(asked.device)
         stack.enter_context(only_writer(asked.out))
         store = Store(asked, listener)
         data = ChosenData(asked.data, with_test=asked.analysis.test_data)
@@ -127,7 +127,7 @@ class ChosenData:
         return self._frozen[1]
 
 
-def _device(name: str | None) -> torch.device | None:
+def device_of(name: str | None) -> torch.device | None:
     """The torch device of that name.
 
     Raises:

@@ -19,6 +19,7 @@ from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
 from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener
+from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import ArgumentError
 from spectra.krylov.slq import lockstep_width
@@ -28,6 +29,7 @@ from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
+from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import part, phase
 from spectra.spectrum.degeneracy import rank_bound_ff
 from spectra.task.task import Task
@@ -84,8 +86,8 @@ def iter_analyze(
         eigenspaces: provides the eigenvectors of the previous record, with which those of this one are compared.
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
-            ``test_data``, ``width``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``; and ``preset``, the name of
-            a preset whose options hold where none is given.
+            ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``; and ``preset``,
+            the name of a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -132,19 +134,26 @@ def _records(
 
     A sharpness measure belongs to the network, not to an operator: `measured` are the modes whose records have them.
     """
-    chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
-    with shared_results():  # the operators have the same loss and data
+    limit = parse_size(run.settings.memory, "memory")
+    with memory_limited(limit):
+        chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
+    with memory_limited(limit), shared_results():  # the operators have the same loss and data
         for training, *held_out in operators:
             for operator in (training, *held_out):
                 with errors_name_test_data(operator is not training):
                     phase("checking")
                     _ = operator.self_test
+    if limit is not None:  # again, because self-tests take memory that the process does not give back
+        with memory_limited(limit):
+            chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
     for of_record, probes_per_pass in zip(operators, chosen):
         mode, asked = of_record[0].bn_mode, run.settings
         if mode in measured or asked.params is not None:
             asked = replace(asked, metrics="none", bounds=False)
         measured.add(mode)
-        yield _analyze_one(run, Planned(of_record, asked, probes_per_pass, place, notes))
+        with memory_limited(limit):
+            record = _analyze_one(run, Planned(of_record, asked, probes_per_pass, place, notes))
+        yield record
 
 
 def choose_probes_per_pass(operators: Sequence[CurvatureOperator], asked: Settings) -> int:
@@ -196,6 +205,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
     ]
     tested: Measured | None = None
     cost: dict[str, int] = {}
+    kept = {"graphs": dict(training.graphs)} if training.graphs["batches"] else {}  # else nothing was computed here
     for test_operator, test_progress in zip(held_out, others):
         with part("held-out", 0, 1):
             tested = measure(planned, 1, unfinished, test_progress)
@@ -213,7 +223,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         facts=facts,
         spectrum=spectrum,
         test_spectrum=None if tested is None else tested.spectrum,
-        provenance=provenance_of(operator, spectrum, seconds) | cost | faults.as_provenance(),
+        provenance=provenance_of(operator, spectrum, seconds) | kept | cost | faults.as_provenance(),
         exact=found.traces.exact,
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,

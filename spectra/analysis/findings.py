@@ -32,7 +32,13 @@ class Findings:
         return [*self.traces.warnings, *self.spectrum.warnings]
 
 
-def find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, faults: Faults) -> Findings:
+def find(
+    operator: CurvatureOperator,
+    spectrum: Spectrum,
+    asked: Settings,
+    faults: Faults,
+    allowance: Allowance | None = None,
+) -> Findings:
     """Check a spectrum against exact numbers, and measure the sharpness of its network.
 
     Args:
@@ -40,8 +46,9 @@ def find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, fault
         spectrum: of the operator.
         asked: the settings, with the checks and measures.
         faults: collects the unexpected errors; the check or measure that raised one is left out.
+        allowance: the limit of cost; by default :func:`allowance_of` the record.
     """
-    allowance = _allowance(operator, spectrum, asked)
+    allowance = allowance or allowance_of(operator, asked, spectrum)
     traces, eigenvalues, compared = Verification(), None, Verification()
     with operator.prepared(), shared_results():
         task = task_of(operator)
@@ -60,10 +67,13 @@ def find(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings, fault
         return Findings(traces, compared, eigenvalues, measures)
 
 
-def _allowance(operator: CurvatureOperator, spectrum: Spectrum, asked: Settings) -> Allowance:
-    """Limit the cost of checks and measures that are not requested by name to that of the spectrum."""
+def allowance_of(operator: CurvatureOperator, asked: Settings, spectrum: Spectrum | None = None) -> Allowance:
+    """Limit the cost of checks and measures that are not requested by name to that of the spectrum.
+
+    Without the spectrum, its eigenpairs are not counted.
+    """
     products = asked.num_probes * min(asked.lanczos_steps, operator.n)
-    if spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
+    if spectrum is not None and spectrum.eigenpairs is not None:  # after a restart a warm start may need more of them
         products += asked.eigenpairs if asked.warm_start else spectrum.eigenpairs.products
     return Allowance.of_products(
         products,

@@ -38,6 +38,7 @@ class Measured:
     facts: Mapping[str, float | int | None]  # of `measure_point`: loss, accuracy, gradient norm, counts
     spectrum: Spectrum  # with eigenpairs, if they are requested
     vectors: np.ndarray | None  # (n, K), the eigenvectors; None: no eigenpairs are requested
+    graphs: Mapping[str, int]  # of `KeptProducts.summary`: how many batches were kept between products
 
 
 def measure(
@@ -89,9 +90,10 @@ def measure(
             under_way=under_way,
             step_done=None if unfinished is None else partial(unfinished.step, part),
         )
+        graphs = operator.kept.summary
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
-    return Measured(facts, spectrum, None if pairs is None else pairs.vectors)
+    return Measured(facts, spectrum, None if pairs is None else pairs.vectors, graphs)
 
 
 def _phase_progress(name: str, progress: Report, before: int, after: int) -> Report:

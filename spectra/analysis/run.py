@@ -27,6 +27,7 @@ from spectra.checkpoints.loading import Recipient
 from spectra.errors import CheckpointError, NumericsError, OutOfMemory, SpectraError
 from spectra.results.identity import Place, apart
 from spectra.runtime.exclusive import one_at_a_time
+from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import phase, reported
 from spectra.task.task import Task
 from spectra.task.user_errors import reason_of
@@ -75,6 +76,7 @@ def analyze_checkpoints(paths: Iterable[Path], make_task: TaskMaker, asked: RunS
         raise CheckpointError("no checkpoint to analyse")
     with ExitStack() as stack:
         run = AnalysisRun.open(asked, listener, stack)
+        stack.enter_context(memory_limited(parse_size(run.settings.memory, "memory")))  # also for a snapshot
         with run.store, SameThreads(run.store.threads(), listener.note), reported(listener.phase):
             _analyze_all(run, paths, total, make_task)
         return run.store.close()

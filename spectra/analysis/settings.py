@@ -92,6 +92,7 @@ class Settings:
     preset: str | None = None  # in words, for the record; `presets.filled` gives the options that it stands for
     # Probes that share each pass over the data; None: as many as fit in memory.
     width: int | None = bounded(None, least=1, most=10**6)
+    memory: int | str | None = None  # bytes, or text such as "8G", that the process may use; it changes no number
     # The number of eigenpairs of largest magnitude that are computed before the probes; at most n.
     eigenpairs: int = bounded(0, least=0, most=10**6, remark="0, the default, is none")
     warm_start: bool = False  # start the search for eigenpairs from the vectors of the previous checkpoint
@@ -116,6 +117,7 @@ class Settings:
             raise ArgumentError("warm_start without eigenpairs: say how many are to be found with eigenpairs=K")
         if self.save_eigenvectors and not self.eigenpairs:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
+        parse_size(self.memory, "memory")  # is checked
         torch_dtype_of(self.dtype)
         chosen_measures(self.metrics)  # the names are checked
 

@@ -19,8 +19,8 @@ OPERATIONS = 50_000_000  # of a pickle: 10 million losses in a list are about 20
 _SIZE = re.compile(r"(\d{1,15})\s*(?:([KMGT])I?)?B?", re.IGNORECASE)
 
 
-def parse_size(text: str | int | None) -> int | None:
-    """Bytes, from a text such as ``8G`` (powers of 1024) or a number.
+def parse_size(text: str | int | None, name: str = "max_size") -> int | None:
+    """Bytes, from a text such as ``8G`` (powers of 1024) or a number; the name is for the message of an error.
 
     Raises:
         ArgumentError: not a size, or not from 1 to 2**60.
@@ -34,7 +34,7 @@ def parse_size(text: str | int | None) -> int | None:
     match = _SIZE.fullmatch(str(text).strip())
     size = 0 if match is None else int(match.group(1)) * 1024 ** (" KMGT".index((match.group(2) or " ").upper()))
     if isinstance(text, bool) or not 1 <= size <= 2**60:
-        raise ArgumentError(f"max_size={str(text)[:30]!r}: a size in bytes, or with K, M, G or T, is needed: 8G")
+        raise ArgumentError(f"{name}={str(text)[:30]!r}: a size in bytes, or with K, M, G or T, is needed: 8G")
     return size
 
 

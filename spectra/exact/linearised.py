@@ -19,11 +19,10 @@ from spectra.errors import TaskError
 from spectra.exact.capture import Recorder, Use
 from spectra.exact.factors import Factor, Layout, factor_of
 from spectra.exact.layers import Sums, squares
-from spectra.exact.samples import SampleGradients
+from spectra.exact.samples import GROUP_BYTES, SampleGradients
 from spectra.exact.use_checks import checked, separated
 from spectra.operators.function import LossFunction
 from spectra.operators.jacobian import outputs_of
-from spectra.runtime.memory import available_bytes
 from spectra.task.averaging import kind_of
 from spectra.task.batches import rows_of
 from spectra.task.task import Task
@@ -45,10 +44,10 @@ class Linearised:
     others: list[int]  # the parameters left to the fallback
 
     def groups(self, columns: range) -> Iterator[range]:
-        """The columns in groups whose cotangents of all uses fit in an eighth of the free memory."""
+        """The columns in groups whose cotangents of all uses fit in `GROUP_BYTES`."""
         entries_per_column = sum(math.prod(use.shape) for use in self.uses) + self.layout.samples * self.layout.width
         entries_per_column *= self.outputs[0].element_size()
-        step = max(1, min(len(columns), available_bytes(self.function.device) // 8 // max(1, entries_per_column)))
+        step = max(1, min(len(columns), GROUP_BYTES // max(1, entries_per_column)))
         for start in range(0, len(columns), step):
             yield columns[start : start + step]
 

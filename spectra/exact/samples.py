@@ -18,8 +18,11 @@ from spectra.exact.factors import Layout
 from spectra.exact.layers import Sums, of_gradients
 from spectra.operators.function import LossFunction
 from spectra.operators.jacobian import outputs_of
-from spectra.runtime.memory import available_bytes
 from spectra.task.batches import choose_rows, map_tensors, rows_of
+
+#: Memory for the columns or rows that are treated together. Their number changes the rounding of sums, so it must not
+#: depend on the memory that happens to be free.
+GROUP_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class SampleGradients:
     Args:
         function: the function with the parameters; called within its evaluation.
         indices: of the parameters.
-        budget: bytes that the gradients of a chunk may take; by default an eighth of the free memory.
+        budget: bytes that the gradients of a chunk may take; by default `GROUP_BYTES`.
     """
 
     function: LossFunction
@@ -71,7 +74,7 @@ class SampleGradients:
         bytes_per_row = (
             sum(function.sizes[i] for i in self.indices) * flat_output.element_size() * (2 * len(columns) + 2)
         )
-        budget = available_bytes(function.device) // 8 if self.budget is None else self.budget
+        budget = GROUP_BYTES if self.budget is None else self.budget
         step = max(1, min(samples, budget // max(1, bytes_per_row)))
         together = True
         start = 0

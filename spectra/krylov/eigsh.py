@@ -23,7 +23,7 @@ from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
 from spectra.operators.krylov_basis import Basis
 from spectra.runtime.exclusive import exclusively
-from spectra.runtime.memory import available_bytes, in_words
+from spectra.runtime.memory import available_bytes, in_words, larger_limit
 from spectra.spectrum.eigenpairs import WHICH, Eigenpairs
 from spectra.spectrum.tridiagonal import Tridiagonal
 
@@ -151,7 +151,9 @@ class _Search:
         """
         starts = 0
         while self.found.size < self.n:
-            length = min(self.budget - self.steps, self.n - self.found.size, self._fitting())
+            wished = min(self.budget - self.steps, self.n - self.found.size)
+            length = min(wished, self._fitting())
+            more = larger_limit(self.operator.device, 2 * self._bytes(wished)) if length < wished else ""
             if length < 1:
                 self.completeness = f"max_steps={self.budget} were used up before the rest was looked through"
                 return
@@ -162,6 +164,10 @@ class _Search:
             done, wanted = self._judge(t, spans_space)
             if wanted.size:
                 self._lock(recurrence, wanted)
+            if not done and more:  # a limit on memory must not change the result
+                raise OutOfMemory(
+                    f"the search for eigenpairs needs more than {length} vectors of {self.n} numbers{more}"
+                )
             if not done:
                 bound = f"max_steps={self.budget}" if self.steps >= self.budget else f"a memory for {length} vectors"
                 self.completeness = f"{bound} did not suffice to find what is wanted or to look through the rest"
@@ -252,6 +258,10 @@ class _Search:
             self.found.append(row / row.norm())
         self.values = np.append(self.values, t.nodes[wanted])
 
+    def _bytes(self, vectors: int) -> int:
+        """The memory of so many Krylov vectors, with a few work vectors."""
+        return self.n * (vectors * self.operator.dtype.itemsize + 6 * 8)
+
     def _fitting(self) -> int:
         """The number of Krylov vectors that fit in half of the free memory, with a few work vectors."""
         entry = self.operator.dtype.itemsize
@@ -261,6 +271,7 @@ class _Search:
             raise OutOfMemory(
                 f"{self.k} eigenpairs of {self.n} numbers each, and the Lanczos basis they are found in, do not fit in "
                 f"half of the {in_words(free)} that are free: ask for fewer, or choose fewer parameters with params="
+                f"{larger_limit(self.operator.device, 2 * self._bytes(self.k + 2))}"
             )
         return fits
 

@@ -16,7 +16,7 @@ from spectra.krylov.probes import draw_probe
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
 from spectra.runtime.exclusive import exclusively
-from spectra.runtime.memory import available_bytes, in_words
+from spectra.runtime.memory import available_bytes, in_words, larger_limit
 from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -237,5 +237,6 @@ def lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: 
         raise OutOfMemory(
             f"the Lanczos basis of one probe needs {in_words(needed)} ({lanczos_steps} vectors of {n} numbers) and "
             f"{in_words(free)} are free: {advice}, or choose fewer parameters with params="
+            f"{larger_limit(operator.device, 2 * needed)}"
         )
     return int(max(1, min(num_probes, (free // 2) // needed)))

@@ -13,7 +13,7 @@ from spectra.task.batches import tensors_of
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
-_MARGIN = 1.2  # work memory of a product, relative to what its graph keeps
+MARGIN = 1.2  # work memory of a product, relative to what its graph keeps
 
 
 class KeptProducts:
@@ -31,6 +31,8 @@ class KeptProducts:
         self._products: dict[int, Product] = {}
         self._bytes_per_entry: float | None = None
         self._left: float | None = None  # bytes; None while nothing is to be kept
+        self._seen: set[int] = set()  # the batches of products since `start`
+        self._bytes = 0.0  # of the graphs that are kept
 
     @property
     def open(self) -> bool:
@@ -38,13 +40,13 @@ class KeptProducts:
         return self._left is not None
 
     @property
-    def count(self) -> int:
-        """The number of batches that are kept."""
-        return len(self._products)
+    def summary(self) -> dict[str, int]:
+        """Since `start`: the number of batches that products were computed for, how many are kept, and their bytes."""
+        return {"batches": len(self._seen), "kept": len(self._products), "kept_bytes": round(self._bytes)}
 
     def start(self, budget: int) -> None:
         """Keep products from now on, in at most ``budget`` bytes."""
-        self._left = float(budget)
+        self._left, self._seen, self._bytes = float(budget), set(), 0.0
 
     def stop(self) -> None:
         """Free all that is kept."""
@@ -54,15 +56,17 @@ class KeptProducts:
         """The product with batch number ``index``: the kept one, or a new one, which is kept if it fits."""
         if self._left is None:
             return linearise(batch)
+        self._seen.add(index)
         if index in self._products:
             return self._products[index]
         entries = sum(tensor.numel() for tensor in tensors_of(batch))
         if self._bytes_per_entry is None:
             self._bytes_per_entry = _graph_bytes(lambda: linearise(batch)) / max(1, entries)
-        needed = _MARGIN * self._bytes_per_entry * entries
+        size = self._bytes_per_entry * entries
         product = linearise(batch)
-        if needed <= self._left:
-            self._left -= needed
+        if MARGIN * size <= self._left:
+            self._left -= MARGIN * size
+            self._bytes += size
             self._products[index] = product
         return product
 
@@ -74,7 +78,7 @@ def _graph_bytes(make: Callable[[], Product]) -> int:
     """
     with _Watched() as watched:
         made = make()
-    held = watched.bytes_alive()
+    held: int = watched.bytes_alive()
     del made
     return held
 
@@ -83,7 +87,7 @@ class _Watched(TorchDispatchMode):
     """While active, the memory of every tensor that an operation returns is remembered, weakly."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._seen: dict[int, tuple[Any, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -10,13 +10,13 @@ import pytest
 
 from spectra.analysis.settings import DataChoice, RunSettings, Settings
 from spectra.errors import ArgumentError
-from spectra_cli import analyze, inspect, watch
+from spectra_cli import analyze, inspect, plan, watch
 from spectra_cli.analysis_options import BN_CHOICES, SETTINGS, settings_in
 
 FIELDS = {one.name: one for settings in SETTINGS for one in fields(settings)}
 #: Settings that only Python has: the distribution of the probes, how many share a pass; and the parts of RunSettings.
 NOT_OFFERED = {"distribution", "width", "analysis", "data"}
-COMMANDS = {"analyze": analyze.command, "watch": watch.command}
+COMMANDS = {"analyze": analyze.command, "watch": watch.command, "plan": plan.command}
 
 
 def context_of(command, *arguments):
@@ -64,6 +64,7 @@ GIVEN = {
     "--l2 0.5 --reduction sum --snapshot-data": DataChoice(l2=0.5, reduction="sum", snapshot=True),
     "--out a.h5 --force --strict": RunSettings(out=Path("a.h5"), force=True, strict=True),
     "--weights ema --partial --unsafe-load": RunSettings(weights="ema", partial=True, unsafe=True),
+    "--memory 4G": Settings(memory="4G"),
     "--max-size 8G --device cpu": RunSettings(max_size="8G", device="cpu"),
 }
 

@@ -21,6 +21,7 @@ from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 from spectra_cli import numbers
 from spectra_cli.main import main
+from spectra_cli.record_table import origin_of
 
 TESTS = Path(__file__).parent.parent
 
@@ -385,3 +386,19 @@ def test_an_ask_that_makes_no_sense_is_one_line(path, ask):
     result = show(path, "--operator", "hessian", "--epoch", 0, "--at", ask)
     assert result.exit_code != 0
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("graphs", "words"),
+    [
+        ({"batches": 4, "kept": 3, "kept_bytes": 3 * 2**20}, "3 of 4 batches, 3.0 MiB"),
+        ({"batches": 4, "kept": 0, "kept_bytes": 0}, "0 of 4 batches"),
+        (None, None),  # a record from before
+        ({"batches": 4}, None),
+        ("all", None),
+    ],
+)
+def test_how_many_graphs_were_kept_is_part_of_the_origin(graphs, words):
+    provenance = {} if graphs is None else {"graphs": graphs}
+    record = make_record(provenance=provenance)
+    assert dict(origin_of(record)).get("graphs kept") == words
