@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,15 @@ ROOT = Path(__file__).parents[2]
 TASKS = ("product", "slq", "lambda_max", "trace", "diagonal", "command", "scaling")
 
 
-def cases_of(networks: Sequence[str], tasks: Sequence[str]) -> list[Case]:
-    """All cases: products with one batch and with several, the other tasks with one."""
+def cases_of(networks: Sequence[str], tasks: Sequence[str], *, everything: bool = False) -> list[Case]:
+    """The cases: products with one batch and with several, the other tasks with one.
+
+    Without ``everything``, networks of large cost have some of the tasks only.
+    """
     cases = []
     for name in networks:
         network = NETWORKS[name]
-        chosen = [task for task in tasks if task in network.tasks]
+        chosen = [task for task in tasks if everything or task in network.tasks]
         if "product" in chosen:
             cases += [Case(name, n, "product", kind) for n in (1, network.several) for kind in ("hessian", "ggn")]
         cases += [Case(name, 1, task) for task in ("slq", "lambda_max", "trace") if task in chosen]
@@ -74,8 +77,10 @@ def say(words: str, begun: float) -> None:
     print(f"{time.perf_counter() - begun:6.0f} s  {words}", file=sys.stderr, flush=True)
 
 
-def measure(options: argparse.Namespace, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Measure all that is asked for; ``only``: these contenders."""
+def measure(
+    options: argparse.Namespace, only: Sequence[str] = (), save: Callable[[dict[str, Any]], object] = lambda found: None
+) -> dict[str, Any]:
+    """Measure all that is asked for; ``only``: these contenders; ``save`` is called with what there is so far."""
     begun = time.perf_counter()
     found: dict[str, Any] = {"environment": environment(), "floors": {}, "cases": [], "commands": [], "scaling": []}
     with tempfile.TemporaryDirectory() as name:
@@ -84,7 +89,7 @@ def measure(options: argparse.Namespace, only: Sequence[str] = ()) -> dict[str, 
             in_own_process(NETWORKS[network].train, folder / f"{network}.pt")
             found["floors"][network] = floor = in_own_process(floors, network)
             say(f"{network}: {', '.join(f'{key} {value:.4g}' for key, value in floor.items())}", begun)
-        for case in cases_of(options.network, options.task):
+        for case in cases_of(options.network, options.task, everything=options.all):
             columns_few = case.network != "gpt"  # the others have ten outputs
             names = [n for n in offered(case.task, case.kind, exact_trace=columns_few) if n not in missing()]
             names = [n for n in names if n in (only or names)]
@@ -94,14 +99,16 @@ def measure(options: argparse.Namespace, only: Sequence[str] = ()) -> dict[str, 
             times = {n: c.get("gradients", "fails") for n, c in found["cases"][-1]["contenders"].items()}
             words = ", ".join(f"{n} {t if isinstance(t, str) else f'{t:.3g}'}" for n, t in times.items())
             say(f"{case.network}, {report.title(found['cases'][-1])}: {words}", begun)
+            save(found)
         if "command" in options.task:
             for network in [network for network in options.network if NETWORKS[network].plain]:
                 weights = folder / f"{network}.pt"
-                found["commands"].append(commands.measure(network, weights, folder, min(3, options.repeats)))
+                found["commands"].append(commands.measure(network, weights, folder, 1))
                 say(f"{network}: whole commands", begun)
         if "scaling" in options.task:
-            found["scaling"] = in_own_process(scaling.measure, min(3, options.repeats))
+            found["scaling"] = in_own_process(scaling.measure, min(2, options.repeats))
             say("growth", begun)
+    save(found)
     return found
 
 
@@ -116,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--all", action="store_true", help="also the tasks that take minutes each, as SLQ of ResNet-20")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "performance.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where performance.md is written")
     options = parser.parse_args(arguments)
@@ -128,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(lines))
         return code
     if not options.page_only:
-        options.json.write_text(json.dumps(measure(options), indent=1) + "\n", encoding="utf-8")
+        measure(options, save=lambda found: options.json.write_text(json.dumps(found, indent=1) + "\n"))
     (options.docs / "images").mkdir(parents=True, exist_ok=True)
     found = json.loads(options.json.read_text(encoding="utf-8"))
     (options.docs / "performance.md").write_text(report.page(found), encoding="utf-8")

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 from side_by_side import __main__ as benchmark
-from side_by_side import contenders, networks, quick, report, rounds, truth
+from side_by_side import commands, contenders, networks, quick, report, rounds, scaling, truth
 from side_by_side.reference import Reference
 from side_by_side.rounds import Case, Turns
+
+sys.path.pop()
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the small networks reach the processes by a fork")
 OURS = ["spectra", "reference"]
@@ -234,3 +235,40 @@ def test_processes_take_turns(weights, monkeypatch):
     turns.take(3, 60)
     assert log.read_text().split() == ["A", "B"] * 3
     assert rounds.PROCESSES.get_start_method() == "fork"
+
+
+def test_tasks_that_take_long_are_measured_if_asked_for(monkeypatch):
+    made = networks.Network("DEEP", small_mlp, networks.images(6), 24, several=3, tasks=("product",))
+    monkeypatch.setitem(networks.NETWORKS, "deep", made)
+    few = benchmark.cases_of(["deep"], benchmark.TASKS)
+    assert few == [Case("deep", n, "product", kind) for n in (1, 3) for kind in ("hessian", "ggn")]
+    rest = [Case("deep", 1, task) for task in ("slq", "lambda_max", "trace")]
+    assert benchmark.cases_of(["deep"], benchmark.TASKS, everything=True) == few + rest
+
+
+def test_what_is_measured_is_saved_case_by_case(tmp_path, monkeypatch):
+    summary = Turns.summary
+
+    def stopped(turns):
+        if turns.case.kind == "ggn":
+            raise KeyboardInterrupt
+        return summary(turns)
+
+    monkeypatch.setattr(Turns, "summary", stopped)
+    arguments = ["--repeats", "1", "--network", "mlp", "--task", "product", "--docs", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main([*arguments, "--json", str(tmp_path / "found.json")])
+    assert [case["kind"] for case in json.loads((tmp_path / "found.json").read_text())["cases"]] == ["hessian"]
+
+
+def test_the_exponent_is_that_of_the_power_law(monkeypatch):
+    seconds = iter([3.0, 6.0, 12.0])
+    monkeypatch.setattr(scaling, "operator_of", lambda width, samples: None)
+    monkeypatch.setattr(scaling, "timed", lambda call: (None, next(seconds), 0.0))
+    assert scaling.sweep("m", (10, 20, 40), 1)["exponent"] == pytest.approx(1.0)
+
+
+def test_a_command_is_measured_or_its_failure_is_an_error():
+    assert commands.run([sys.executable, "-c", "sum(range(10**6))"])["cpu"] > 0
+    with pytest.raises(RuntimeError, match="no such number"):
+        commands.run([sys.executable, "-c", "raise SystemExit('no such number')"])
