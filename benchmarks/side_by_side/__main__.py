@@ -45,7 +45,9 @@ def cases_of(networks: Sequence[str], tasks: Sequence[str], *, everything: bool 
         network = NETWORKS[name]
         chosen = [task for task in tasks if everything or task in network.tasks]
         if "product" in chosen:
-            cases += [Case(name, n, "product", kind) for n in (1, network.several) for kind in ("hessian", "ggn")]
+            cases += [Case(name, 1, "product", kind) for kind in ("hessian", "ggn")]
+            several = ("hessian", "ggn") if everything else network.kinds
+            cases += [Case(name, network.several, "product", kind) for kind in several]
         cases += [Case(name, 1, task) for task in ("slq", "lambda_max", "trace") if task in chosen]
         if "diagonal" in chosen and network.plain:
             cases += [Case(name, 1, "diagonal", kind) for kind in ("hessian", "ggn")]
@@ -106,7 +108,7 @@ def measure(
                 found["commands"].append(commands.measure(network, weights, folder, 1))
                 say(f"{network}: whole commands", begun)
         if "scaling" in options.task:
-            found["scaling"] = in_own_process(scaling.measure, min(2, options.repeats))
+            found["scaling"] = in_own_process(scaling.measure)
             say("growth", begun)
     save(found)
     return found
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each case, at most")
     parser.add_argument(
-        "--seconds", type=float, default=12.0, help="for the rounds of a case; the first is always taken"
+        "--seconds", type=float, default=8.0, help="for the rounds of a case; the first is always taken"
     )
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))

@@ -103,6 +103,7 @@ class Network:
     plain: bool = False  # only layers that every library has rules for, and piecewise linear: exact diagonals
     steps: int = 100  # of Lanczos
     tasks: tuple[str, ...] = ("product", "slq", "lambda_max", "trace", "diagonal")  # those of `make bench`
+    kinds: tuple[str, ...] = ("hessian", "ggn")  # of products with several batches, in `make bench`
 
     def data(self, batches: int) -> Batches:
         """The data in batches of one size: not every library weights them."""
@@ -137,6 +138,9 @@ NETWORKS = {
         64,
         steps=20,
         tasks=("product",),
+        kinds=("hessian",),
     ),
-    "gpt": Network("GPT, 4 layers of 128, 16 rows of 64 tokens", GPT, texts, 16, steps=20),
+    "gpt": Network(
+        "GPT, 4 layers of 128, 16 rows of 64 tokens", GPT, texts, 16, steps=20, tasks=("product", "slq", "lambda_max")
+    ),
 }

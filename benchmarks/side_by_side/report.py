@@ -173,8 +173,8 @@ with kept state 4/3. Less is needed where the first layer is large: it has no de
 is what torch executes in the reference, as `torch.utils.flop_counter` counts it. Times can be below or above these
 ratios: operations of different shapes have different speeds, and elementwise operations are not counted."""
 _CASES = """Products are taken from prepared state where a contender can keep it. Products are measured with all data
-in one batch and in several, the other tasks with one. ResNet-20 has products only; `--all` measures its other tasks
-too, which take minutes each. All other tasks start from the model and include the set-up: for spectra, the checks
+in one batch and in several, the other tasks with one. The large networks have fewer tasks; `--all` measures all,
+which takes minutes for each. All other tasks start from the model and include the set-up: for spectra, the checks
 before the first product. curvlinops does not orthogonalise the Lanczos vectors of SLQ, which saves time and leaves
 spurious copies of eigenvalues. The diagonal of the Hessian by spectra includes the certificate that its entries are
 the Hessian's; that of the Gauss-Newton matrix has none."""

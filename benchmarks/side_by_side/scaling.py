@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,18 +36,18 @@ def operator_of(width: int, samples: int) -> HessianOperator:
     return operator
 
 
-def sweep(variable: str, values: tuple[int, ...], repeats: int) -> dict[str, Any]:
+def sweep(variable: str, values: tuple[int, ...]) -> dict[str, Any]:
     """CPU seconds at each value, and the exponent fitted to them."""
     seconds, abscissae = [], []
     for value in values:
         operator = operator_of(value if variable == "n" else _WIDTH, value if variable == "N" else _SAMPLES)
         steps, probes = value if variable == "m" else _STEPS, value if variable == "k" else 1
-        seconds.append(median(timed(lambda: slq(operator, steps, probes))[1] for _ in range(repeats)))  # noqa: B023
+        seconds.append(timed(lambda: slq(operator, steps, probes))[1])  # noqa: B023
         abscissae.append(operator.n if variable == "n" else value)
     exponent = float(np.polyfit(np.log(abscissae), np.log(seconds), 1)[0])
     return {"variable": variable, "values": abscissae, "seconds": seconds, "exponent": exponent}
 
 
-def measure(repeats: int = 3) -> list[dict[str, Any]]:
+def measure() -> list[dict[str, Any]]:
     """All sweeps, one variable at a time."""
-    return [sweep(variable, values, repeats) for variable, values in SWEEPS.items()]
+    return [sweep(variable, values) for variable, values in SWEEPS.items()]
