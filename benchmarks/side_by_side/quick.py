@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from side_by_side.networks import NETWORKS
-from side_by_side.report import is_exact, ratio, title
+from side_by_side.report import is_exact, key_of, ratio, title
 
 # Times of spectra in those of the reference, as measured on a quiet machine, and what noise may add.
 STATED = {
@@ -28,7 +28,7 @@ MARGIN = 1.25
 def verdict(cases: list[dict[str, Any]]) -> tuple[list[str], int]:
     """A line per case, and the exit code: 1 if spectra is slower than stated, or wrong."""
     lines, code = [], 0
-    by_key = {(case["network"], case["batches"], case["task"], case["kind"]): case for case in cases}
+    by_key = {key_of(case): case for case in cases}
     for key, stated in STATED.items():
         if key not in by_key:
             lines.append(f"MISSING {key}")

@@ -24,6 +24,11 @@ _TASKS = {
 }
 
 
+def key_of(case: dict[str, Any]) -> tuple[str, int, str, str]:
+    """What identifies a case."""
+    return case["network"], case["batches"], case["task"], case["kind"]
+
+
 def title(case: dict[str, Any]) -> str:
     """The task of a case in words."""
     words = _TASKS[case["task"], case["kind"]]
@@ -60,6 +65,17 @@ def lost(cases: list[dict[str, Any]]) -> Iterator[str]:
         for other in (best_peer(case), "reference"):
             if other in case["contenders"] and is_exact(case, other) and ratio(case, "spectra", other) > _CLEAR:
                 yield f"{where}: {ratio(case, 'spectra', other):.2f} times the time of {other}"
+
+
+def wrong(cases: list[dict[str, Any]]) -> Iterator[str]:
+    """A sentence for every contender that fails or exceeds the bound on the error."""
+    for case in cases:
+        for name, found in case["contenders"].items():
+            where = f"{NETWORKS[case['network']].title}, {title(case)}, {name}"
+            if "failed" in found:
+                yield f"{where}: fails, {found['failed']}"
+            elif not is_exact(case, name):
+                yield f"{where}: off by {found['error']:.1e}"
 
 
 def case_table(cases: list[dict[str, Any]]) -> Iterator[str]:
@@ -117,11 +133,9 @@ def floor_table(found: dict[str, Any]) -> Iterator[str]:
         cells = [NETWORKS[network].title]
         for kind in ("hessian", "ggn"):
             cells += [f"{floor[kind]:.2f}", f"{floor[f'{kind} by graphs']:.2f}"]
-            cells += [
-                f"{case['contenders']['spectra'].get('gradients', float('nan')):.2f}"
-                for case in found["cases"]
-                if (case["network"], case["batches"], case["task"], case["kind"]) == (network, 1, "product", kind)
-            ]
+            key = (network, 1, "product", kind)
+            measured = [case["contenders"]["spectra"] for case in found["cases"] if key_of(case) == key]
+            cells.append(f"{measured[0]['gradients']:.2f}" if measured and "gradients" in measured[0] else "")
         yield f"| {' | '.join(cells)} |"
 
 
@@ -132,6 +146,8 @@ def page(found: dict[str, Any]) -> str:
     lines = [_HEAD.format(environment="\n".join(rows))]
     lines += ["![time of each task and contender](images/performance.png)", "", "## What spectra loses", ""]
     lines += [f"- {sentence}." for sentence in lost(found["cases"])] or ["Nothing by more than 5 %."]
+    lines += ["", "## Wrong or failing results, not compared", ""]
+    lines += [f"- {sentence.rstrip('.')}." for sentence in wrong(found["cases"])] or ["None."]
     lines += ["", "## Floors", "", _FLOORS, ""]
     lines += [*floor_table(found), "", "## Tasks", "", _CASES]
     for network in NETWORKS:

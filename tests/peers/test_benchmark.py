@@ -145,6 +145,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(weights, monkeypatch):
     assert found["contenders"]["BackPACK"] == {"failed": "ValueError: no such derivative"}
     assert len(found["contenders"]["reference"]["cpu"]) == 2
     assert report.best_peer(found) is None
+    assert list(report.wrong([found])) == ["MLP, Hessian product, BackPACK: fails, ValueError: no such derivative"]
 
 
 def test_a_wrong_product_is_seen_and_is_never_the_best_peer(weights, monkeypatch):
@@ -159,6 +160,7 @@ def test_a_wrong_product_is_seen_and_is_never_the_best_peer(weights, monkeypatch
     assert not report.is_exact(found, "BackPACK")
     assert report.best_peer(found) is None
     assert any("(wrong)" in line for line in report.case_table([found]))
+    assert list(report.wrong([found])) == ["MLP, Hessian product, BackPACK: off by 1.0e-02"]
 
 
 def case_of(**cpu):
