@@ -116,7 +116,9 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write, or judge; returns the exit code."""
-    parser = argparse.ArgumentParser(description="spectra, other libraries and a reference side by side.")
+    parser = argparse.ArgumentParser(
+        prog="side_by_side", description="spectra, other libraries and a reference side by side."
+    )
     parser.add_argument("--quick", action="store_true", help="against the reference alone; exit code 1 if too slow")
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each case, at most")
