@@ -13,7 +13,7 @@ IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test slow fuzz peers foreign coverage check format build clean
+.PHONY: help demo test slow fuzz peers bench bench-quick foreign coverage check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
@@ -21,6 +21,8 @@ help:
 	@echo "make slow    run those that take long: what is too much for every day"
 	@echo "make fuzz    mutate results files, checkpoints and options for SECONDS=300; what is found is in fuzz-findings/"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
+	@echo "make bench   time spectra, those libraries and a reference side by side, and write docs/performance.md (about ten minutes)"
+	@echo "make bench-quick time spectra and the reference alone; fails if spectra is slower than stated (under five minutes)"
 	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
 	@echo "make coverage say which lines no test runs (installs coverage beside the environment)"
 	@echo "make check   lint, format and types"
@@ -51,6 +53,15 @@ $(PEERS)/.ready: tests/peers/requirements.txt $(READY)
 
 peers: $(PEERS)/.ready
 	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest -m peers
+
+# One thread, in Python's and in BLAS' loops; a quiet machine is needed.
+BENCHMARK := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=$(PEERS):benchmarks $(BIN)/python -m side_by_side
+
+bench: $(PEERS)/.ready
+	$(BENCHMARK)
+
+bench-quick: $(READY)
+	$(BENCHMARK) --quick
 
 $(FOREIGN)/.ready: tests/foreign/requirements.txt $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(FOREIGN) -r $<
