@@ -11,7 +11,7 @@ from typing import Any
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.eigenspaces import Eigenspaces
-from spectra.analysis.findings import find
+from spectra.analysis.findings import exact_answer, find
 from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
 from spectra.analysis.measuring import Measured, Planned, measure
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
@@ -30,6 +30,8 @@ from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.phases import part, phase
 from spectra.spectrum.degeneracy import rank_bound_ff
+from spectra.spectrum.estimators import FROM_TRACE
+from spectra.spectrum.probe_planning import words_of_aims
 from spectra.task.task import Task
 
 Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
@@ -84,8 +86,8 @@ def iter_analyze(
         eigenspaces: provides the eigenvectors of the previous record, with which those of this one are compared.
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
-            ``test_data``, ``width``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``; and ``preset``, the name of
-            a preset whose options hold where none is given.
+            ``test_data``, ``width``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``; and ``preset``,
+            the name of a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -178,11 +180,16 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         planned = replace(planned, probes_per_pass=goes_on_with)
     pair = operator.kind, operator.bn_mode
     nearby = eigenspaces.before(pair) if eigenspaces is not None and asked.warm_start else None
+    faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
+    exact = None
+    if asked.aims:
+        with faults.kept("the exact trace"):
+            exact = exact_answer(operator, asked)
+        planned = replace(planned, aims=tuple(aim for aim in asked.aims if exact is None or aim[0] not in FROM_TRACE))
     training = measure(planned, 0, unfinished, first, nearby)
     facts, spectrum, vectors = dict(training.facts), training.spectrum, training.vectors
     overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(pair, place, vectors)
-    faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
-    found = find(operator, spectrum, asked, faults)
+    found = find(operator, spectrum, asked, faults, exact)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
@@ -193,7 +200,12 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         *notes_of(operator),
         *notes_of_rank(operator, facts),
         *notes_of_pairs(spectrum.eigenpairs),
+        *words_of_aims(spectrum, asked.aims, FROM_TRACE if exact and not found.traces.warnings else ()),
     ]
+    if asked.aims:  # the test data are measured with the same probes and steps, so that both can be compared
+        k, m = spectrum.num_probes, spectrum.lanczos_steps
+        planned = replace(planned, settings=replace(asked, num_probes=k, lanczos_steps=m), aims=None)
+        settings |= {"num_probes": k, "lanczos_steps": m}
     tested: Measured | None = None
     cost: dict[str, int] = {}
     for test_operator, test_progress in zip(held_out, others):
@@ -213,7 +225,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         facts=facts,
         spectrum=spectrum,
         test_spectrum=None if tested is None else tested.spectrum,
-        provenance=provenance_of(operator, spectrum, seconds) | cost | faults.as_provenance(),
+        provenance=provenance_of(operator, spectrum, seconds, training.unused) | cost | faults.as_provenance(),
         exact=found.traces.exact,
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,
