@@ -205,7 +205,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
     if asked.aims:  # the test data are measured with the same probes and steps, so that both can be compared
         k, m = spectrum.num_probes, spectrum.lanczos_steps
         planned = replace(planned, settings=replace(asked, num_probes=k, lanczos_steps=m), aims=None)
-        settings |= {"num_probes": k, "lanczos_steps": m}
+        settings = settings | {"num_probes": k, "lanczos_steps": m}  # the key of the unfinished probes has the other
     tested: Measured | None = None
     cost: dict[str, int] = {}
     for test_operator, test_progress in zip(held_out, others):

@@ -102,19 +102,19 @@ def test_a_tracker_plans_each_record(tmp_path):
     assert relative_half_width(record.estimates["lambda_max"]) <= 0.01
 
 
-@pytest.mark.parametrize("width", [2, 4, None])
+@pytest.mark.parametrize("width", [2, None])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch, after, width):
     path = tmp_path / "net.pt"
     save_checkpoint(path, make_task(None).model, epoch=0)
     settings = Settings(
-        rtol={"trace": 0.15}, lanczos_steps=4, num_probes=40, width=width, metrics="none", check=False, test_data=True
+        rtol={"frobenius_norm": 0.15}, lanczos_steps=4, num_probes=40, width=width, metrics="none", check=False, test_data=True
     )
     whole, parts, notes = tmp_path / "whole.h5", tmp_path / "parts.h5", Notes()
     analyze_run([path], make_task, settings, out=whole)
     interrupt(monkeypatch, after, lambda: analyze_run([path], make_task, settings, out=parts))
     analyze_run([path], make_task, settings, out=parts, listener=notes)
-    assert any("probes of an unfinished record are there already" in words for words in notes.said)
+    assert any("probes of an unfinished record are there already" in words for words in notes.said), notes.said
     (one,), (other,) = load_trajectory(whole), load_trajectory(parts)
     assert PILOT < one.spectrum.num_probes < 40
     assert bits(one.spectrum) == bits(other.spectrum)
