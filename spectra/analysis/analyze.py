@@ -200,7 +200,6 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         *notes_of(operator),
         *notes_of_rank(operator, facts),
         *notes_of_pairs(spectrum.eigenpairs),
-        *words_of_aims(spectrum, asked.aims, FROM_TRACE if exact and not found.traces.warnings else ()),
     ]
     if asked.aims:  # the test data are measured with the same probes and steps, so that both can be compared
         k, m = spectrum.num_probes, spectrum.lanczos_steps
@@ -215,7 +214,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         cost = {"test_products": sum(t.steps for t in tested.spectrum.tridiagonals)}
         notes += held_out_notes(test_operator, operator.self_test.notes)
     seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
-    return Record(
+    made = Record(
         place=place,
         operator=operator.kind,
         bn_mode=operator.bn_mode,
@@ -234,6 +233,11 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         sharpness=found.sharpness,
         notes=(*notes, *place.notes, *planned.notes),
     )
+    if not asked.aims:
+        return made
+    known = [name for name, number in made.headlines.items() if number.exact]
+    outcome = words_of_aims(made.informed_spectrum, asked.aims, made.estimates, known)
+    return replace(made, notes=(*outcome, *made.notes))
 
 
 def place_of(checkpoint: Checkpoint | Place | None) -> Place:

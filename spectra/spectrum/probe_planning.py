@@ -126,13 +126,17 @@ class Planner:
         """
         taken = inf if all(t.exhausted for t in pilot) else max(t.steps for t in pilot)
         best, least, whole = Plan(self.stages[0], self.pilot, settled=False), (True, True, inf), inf
+        before: dict[str, float] = {}  # the probes needed at the stage before
         for place, steps in enumerate(self.stages):
             if steps > taken:
                 return Plan(best.steps, best.probes, settled=False)
             rules = [first_steps(t, steps) for t in pilot]
             overlaps = None if start_overlaps is None else start_overlaps[: len(rules), : rules[0].steps]
             q = Quadrature(tuple(rules), self.n, self.noise, self.distribution, start_overlaps=overlaps)
-            needed = [probes_needed(q, name, rtol) for name, rtol in self.aims]
+            own = {name: probes_needed(q, name, rtol) for name, rtol in self.aims}
+            # Of many probes some have a small part along an eigenvector, and find its eigenvalue some steps later.
+            needed = [k if k in (len(rules), inf) else max(k, before.get(name, k)) for name, k in own.items()]
+            before = own
             probes = max([len(rules), *(k for k in needed if k < inf)])
             out_of_reach = inf in needed
             # The pilot is there already. Where no number of probes is enough, the most steps come closest.
@@ -202,15 +206,18 @@ def relative_half_width(estimate: Estimate) -> float:
     return (estimate.upper - estimate.lower) / (2 * abs(estimate.value))
 
 
-def words_of_aims(spectrum: Spectrum, aims: Aims, exact: Collection[str] = ()) -> list[str]:
+def words_of_aims(
+    spectrum: Spectrum, aims: Aims, estimates: Mapping[str, Estimate], exact: Collection[str] = ()
+) -> list[str]:
     """A line for each aim: whether it is met, and what would be needed where it is not.
 
     Args:
         spectrum: the result.
         aims: the names and their relative errors.
+        estimates: of the spectrum, as they are printed.
         exact: the names of the numbers that are known exactly.
     """
-    estimates, lines = spectrum.estimates(), []
+    lines = []
     size = f"{spectrum.num_probes} probes of {spectrum.lanczos_steps} steps"
     for name, rtol in aims:
         half = relative_half_width(estimates[name])

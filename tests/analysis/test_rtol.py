@@ -108,7 +108,13 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch, afte
     path = tmp_path / "net.pt"
     save_checkpoint(path, make_task(None).model, epoch=0)
     settings = Settings(
-        rtol={"frobenius_norm": 0.15}, lanczos_steps=4, num_probes=40, width=width, metrics="none", check=False, test_data=True
+        rtol={"frobenius_norm": 0.15},
+        lanczos_steps=4,
+        num_probes=40,
+        width=width,
+        metrics="none",
+        check=False,
+        test_data=True,
     )
     whole, parts, notes = tmp_path / "whole.h5", tmp_path / "parts.h5", Notes()
     analyze_run([path], make_task, settings, out=whole)
