@@ -135,10 +135,12 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(after):
         if len(stored) == after:
             raise KeyboardInterrupt
 
-    values, aims = SPECTRA["heavy-tailed"], {"trace": 0.05}
+    values, options = SPECTRA["heavy-tailed"], {"aims": {"trace": 0.1}, "steps": 12, "width": 2}
     with pytest.raises(KeyboardInterrupt):
-        planned(values, aims, width=2, group_done=interrupt)
-    assert bits(planned(values, aims, width=2, done=stored[-1])) == bits(planned(values, aims, width=2))
+        planned(values, group_done=interrupt, **options)
+    found = planned(values, **options)
+    assert found.num_probes > PILOT
+    assert bits(planned(values, done=stored[-1], **options)) == bits(found)
 
 
 def test_a_pilot_stopped_in_its_midst_goes_on_with_the_same_numbers():
