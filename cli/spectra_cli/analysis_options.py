@@ -14,6 +14,8 @@ from click.core import ParameterSource
 from spectra.analysis.presets import PRESETS, departures, filled
 from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
+from spectra.errors import ArgumentError
+from spectra.spectrum.probe_planning import MOST, NAMES, Aims, checked_aims
 from spectra.task.task import Task
 from spectra_cli.grouped_help import grouped_option
 from spectra_cli.progress import DISPLAYS, RunDisplay
@@ -65,6 +67,20 @@ def _modes(context: click.Context, parameter: click.Parameter, value: str) -> tu
 
 def _patterns(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[str] | None:
     return list(value) or None
+
+
+def _aims(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> Aims:
+    """``("trace=0.05",)`` as ``(("trace", 0.05),)``."""
+    aims: dict[str, float] = {}
+    for text in value:
+        name, _, number = text.partition("=")
+        if name in aims:
+            raise ArgumentError(f"--rtol {text}: {name} is given twice")
+        try:
+            aims[name] = float(number)
+        except ValueError:
+            raise ArgumentError(f"--rtol {text}: NAME=VALUE is needed, such as trace=0.05") from None
+    return checked_aims(aims)
 
 
 #: Also an option of `inspect`.
@@ -131,6 +147,16 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
         _setting("lanczos_steps", "--lanczos-steps", "-m", show_default=True, help="m: resolution and cost."),
         _setting("num_probes", "--probes", "-k", show_default=True, help="k: errors shrink like 1/sqrt(k)."),
+        _setting(
+            "rtol",
+            "--rtol",
+            multiple=True,
+            callback=_aims,
+            metavar="NAME=VALUE",
+            help="Choose steps and probes so that the interval of an estimate is at most VALUE times its size on each "
+            f"side, such as trace=0.05; repeatable. -m and -k are then the most there may be (-k: {MOST} if not "
+            f"given). NAME: {', '.join(NAMES)}.",
+        ),
         _setting("seed", "--seed", show_default=True, help="Seed of the probes, and for the task function."),
         _setting(
             "params",

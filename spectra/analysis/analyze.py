@@ -11,7 +11,7 @@ from typing import Any
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.eigenspaces import Eigenspaces
-from spectra.analysis.findings import find
+from spectra.analysis.findings import exact_answer, find
 from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
 from spectra.analysis.measuring import Measured, Planned, measure
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
@@ -32,6 +32,8 @@ from spectra.runtime.memo import shared_results
 from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import part, phase
 from spectra.spectrum.degeneracy import rank_bound_ff
+from spectra.spectrum.estimators import FROM_TRACE
+from spectra.spectrum.probe_planning import words_of_aims
 from spectra.task.task import Task
 
 Progress = Callable[[str, str, int, int], None]  # operator, BN mode, products done, products at most
@@ -86,7 +88,8 @@ def iter_analyze(
         eigenspaces: provides the eigenvectors of the previous record, with which those of this one are compared.
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
-            ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``; and ``preset``,
+            ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``; and
+            ``preset``,
             the name of a preset whose options hold where none is given.
 
     Raises:
@@ -187,11 +190,16 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         planned = replace(planned, probes_per_pass=goes_on_with)
     pair = operator.kind, operator.bn_mode
     nearby = eigenspaces.before(pair) if eigenspaces is not None and asked.warm_start else None
+    faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
+    exact = None
+    if asked.aims:
+        with faults.kept("the exact trace"):
+            exact = exact_answer(operator, asked)
+        planned = replace(planned, aims=tuple(aim for aim in asked.aims if exact is None or aim[0] not in FROM_TRACE))
     training = measure(planned, 0, unfinished, first, nearby)
     facts, spectrum, vectors = dict(training.facts), training.spectrum, training.vectors
     overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(pair, place, vectors)
-    faults = Faults(f"{place.words}, {operator.kind}, BN {operator.bn_mode}" if place != Place() else operator.kind)
-    found = find(operator, spectrum, asked, faults)
+    found = find(operator, spectrum, asked, faults, exact)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths
@@ -203,6 +211,10 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         *notes_of_rank(operator, facts),
         *notes_of_pairs(spectrum.eigenpairs),
     ]
+    if asked.aims:  # the test data are measured with the same probes and steps, so that both can be compared
+        k, m = spectrum.num_probes, spectrum.lanczos_steps
+        planned = replace(planned, settings=replace(asked, num_probes=k, lanczos_steps=m), aims=None)
+        settings = settings | {"num_probes": k, "lanczos_steps": m}  # the key of the unfinished probes has the other
     tested: Measured | None = None
     cost: dict[str, int] = {}
     kept = {"graphs": dict(training.graphs)} if training.graphs["batches"] else {}  # else nothing was computed here
@@ -213,7 +225,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         cost = {"test_products": sum(t.steps for t in tested.spectrum.tridiagonals)}
         notes += held_out_notes(test_operator, operator.self_test.notes)
     seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
-    return Record(
+    made = Record(
         place=place,
         operator=operator.kind,
         bn_mode=operator.bn_mode,
@@ -223,7 +235,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         facts=facts,
         spectrum=spectrum,
         test_spectrum=None if tested is None else tested.spectrum,
-        provenance=provenance_of(operator, spectrum, seconds) | kept | cost | faults.as_provenance(),
+        provenance=provenance_of(operator, spectrum, seconds, training.unused) | kept | cost | faults.as_provenance(),
         exact=found.traces.exact,
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,
@@ -232,6 +244,11 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         sharpness=found.sharpness,
         notes=(*notes, *place.notes, *planned.notes),
     )
+    if not asked.aims:
+        return made
+    known = [name for name, number in made.headlines.items() if number.exact]
+    outcome = words_of_aims(made.informed_spectrum, asked.aims, made.estimates, known)
+    return replace(made, notes=(*outcome, *made.notes))
 
 
 def place_of(checkpoint: Checkpoint | Place | None) -> Place:

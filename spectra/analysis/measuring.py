@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,13 @@ from spectra.analysis.held_out import Report
 from spectra.analysis.resume import Unfinished
 from spectra.analysis.settings import Settings
 from spectra.krylov.eigsh import eigsh
+from spectra.krylov.planned_slq import planned_slq
 from spectra.krylov.slq import slq
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import measure_point
 from spectra.results.identity import Place
 from spectra.runtime.phases import phase
+from spectra.spectrum.probe_planning import Aims, Planner
 from spectra.spectrum.spectrum import Spectrum
 
 
@@ -29,6 +32,7 @@ class Planned:
     probes_per_pass: int
     place: Place
     notes: Sequence[str]
+    aims: Aims | None = None  # the errors for which steps and probes are chosen; None: they are as in the settings
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Measured:
     spectrum: Spectrum  # with eigenpairs, if they are requested
     vectors: np.ndarray | None  # (n, K), the eigenvectors; None: no eigenpairs are requested
     graphs: Mapping[str, int]  # of `KeptProducts.summary`: how many batches were kept between products
+    unused: int = 0  # products of the pilot of a planned run that are not in the spectrum
 
 
 def measure(
@@ -76,24 +81,25 @@ def measure(
         under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
         already = sum(r.tridiagonal.steps for r in done) + sum(len(h.alphas) for h in under_way)
         phase("probes", already, ahead)
-        spectrum = slq(
-            operator,
-            asked.lanczos_steps,
-            asked.num_probes,
-            asked.seed,
-            distribution=asked.distribution,
-            width=planned.probes_per_pass,
-            progress=_phase_progress("probes", progress, 0 if pairs is None else pairs.products, 0),
-            eigenpairs=pairs,
-            done=done,
-            group_done=None if unfinished is None else partial(unfinished.keep, part),
-            under_way=under_way,
-            step_done=None if unfinished is None else partial(unfinished.step, part),
-        )
+        options: dict[str, Any] = {
+            "width": planned.probes_per_pass,
+            "progress": _phase_progress("probes", progress, 0 if pairs is None else pairs.products, 0),
+            "eigenpairs": pairs,
+            "done": done,
+            "group_done": None if unfinished is None else partial(unfinished.keep, part),
+            "under_way": under_way,
+            "step_done": None if unfinished is None else partial(unfinished.step, part),
+        }
+        limits, unused = (asked.lanczos_steps, asked.num_probes), 0
+        if planned.aims is None:
+            spectrum = slq(operator, *limits, asked.seed, distribution=asked.distribution, **options)
+        else:
+            planner = Planner(planned.aims, operator.n, operator.noise, asked.distribution, *limits)
+            spectrum, unused = planned_slq(operator, planner, asked.seed, **options)
         graphs = operator.kept.summary
     if pairs is not None and not asked.save_eigenvectors:
         spectrum.eigenpairs = pairs.without_vectors()
-    return Measured(facts, spectrum, None if pairs is None else pairs.vectors, graphs)
+    return Measured(facts, spectrum, None if pairs is None else pairs.vectors, graphs, unused)
 
 
 def _phase_progress(name: str, progress: Report, before: int, after: int) -> Report:

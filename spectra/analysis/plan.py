@@ -196,6 +196,8 @@ def _notes(asked: RunSettings, records: Sequence[RecordCost]) -> list[str]:
     notes = []
     if any(record.steps == record.n for record in records):
         notes.append("as many steps as parameters: a probe ends where its Krylov space does, and products are at most")
+    if asked.analysis.rtol:
+        notes.append("rtol: probes and steps are chosen by a pilot; this is the cost of all that are allowed")
     if asked.analysis.eigenpairs:
         notes.append("the search for eigenpairs ends when they have converged: its products and its time are at most")
     if asked.analysis.exact_spectrum:

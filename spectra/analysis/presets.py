@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spectra.errors import ArgumentError
+from spectra.spectrum.probe_planning import MOST
 
 #: Preset -> the options of its analysis, under the names of `analysis.Settings`.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -23,6 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def filled(preset: str | None = None, **given: Any) -> dict[str, Any]:
     """The given options, completed by those of a preset; an explicit option wins.
 
+    With ``rtol`` the number of probes is an upper limit, of ``probe_planning.MOST`` where it is not given.
+
     Returns:
         The options, with ``preset`` in the words that a record keeps: its name, and the options that differ from it.
 
@@ -35,6 +38,8 @@ def filled(preset: str | None = None, **given: Any) -> dict[str, Any]:
         >>> filled(num_probes=4)
         {'num_probes': 4}
     """
+    if given.get("rtol"):
+        given = {"num_probes": MOST} | given
     if preset is None:
         return given
     if preset not in PRESETS:

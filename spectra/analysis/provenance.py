@@ -19,14 +19,22 @@ from spectra.spectrum.spectrum import Spectrum
 from spectra.version import __version__
 
 
-def provenance_of(operator: CurvatureOperator, spectrum: Spectrum, seconds: float) -> dict[str, Any]:
-    """How a spectrum was computed: device, products, seconds, the results of the self-test, and :func:`origin`."""
+def provenance_of(operator: CurvatureOperator, spectrum: Spectrum, seconds: float, unused: int = 0) -> dict[str, Any]:
+    """How a spectrum was computed: device, products, seconds, the results of the self-test, and :func:`origin`.
+
+    Args:
+        operator: of the spectrum.
+        spectrum: the result.
+        seconds: that it took.
+        unused: products that are not in the spectrum.
+    """
     test = operator.self_test
     device = operator.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "products": int(sum(t.steps for t in spectrum.tridiagonals))
+        + unused
         + (0 if spectrum.eigenpairs is None else spectrum.eigenpairs.products),
         "seconds": seconds,
         "strategy": "reverse over reverse, one graph per batch and block",

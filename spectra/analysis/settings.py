@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from spectra.operators.ggn import GGNOperator
 from spectra.operators.hessian import HessianOperator
 from spectra.operators.modes import check_bn_mode
 from spectra.results.measure_catalogue import chosen_measures
+from spectra.spectrum.probe_planning import Aims, checked_aims
 from spectra.task.task import Task
 
 OPERATORS: dict[str, type[CurvatureOperator]] = {
@@ -97,6 +98,8 @@ class Settings:
     eigenpairs: int = bounded(0, least=0, most=10**6, remark="0, the default, is none")
     warm_start: bool = False  # start the search for eigenpairs from the vectors of the previous checkpoint
     save_eigenvectors: bool = False  # store the eigenvectors in the record
+    # Estimate -> the relative error that it is to have. The steps and the number of probes are then the upper limits.
+    rtol: Mapping[str, float] | Aims = ()
 
     def __post_init__(self) -> None:
         for name, value in (("operators", self.operators), ("bn_modes", self.bn_modes)):
@@ -118,8 +121,14 @@ class Settings:
         if self.save_eigenvectors and not self.eigenpairs:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
         parse_size(self.memory, "memory")  # is checked
+        object.__setattr__(self, "rtol", checked_aims(self.rtol))
         torch_dtype_of(self.dtype)
         chosen_measures(self.metrics)  # the names are checked
+
+    @property
+    def aims(self) -> Aims:
+        """The relative errors that estimates are to have, as :func:`checked_aims` returns them."""
+        return tuple((name, float(value)) for name, value in dict(self.rtol).items())
 
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""
@@ -201,6 +210,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         **({"warm_start": True} if asked.warm_start else {}),
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
         **({"preset": asked.preset} if asked.preset else {}),
+        **({"rtol": dict(asked.aims)} if asked.rtol else {}),
         **(held_out_settings(task) if asked.test_data else {}),
     }
 

@@ -178,7 +178,7 @@ def _trial(
         asked = replace(asked, exact_spectrum=0)
         allowance = allowance_of(whole, asked)
         with Peak(operator.device) as peak:
-            findings, found = timed(lambda: find(operator, spectrum, asked, Faults("trial"), allowance))
+            findings, found = timed(lambda: find(operator, spectrum, asked, Faults("trial"), allowance=allowance))
         more = peak.bytes
     data = sum(tensor.numel() * tensor.element_size() for batch in task.data for tensor in tensors_of(batch))
     return Trial(

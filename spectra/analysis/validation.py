@@ -89,7 +89,9 @@ def verify_spectrum(
         return None, Verification(failure=f"the spectrum could not be computed exactly: {refusal_in(error)}")
 
 
-def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = None) -> Verification:
+def verify(
+    operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = None, exact: ExactTrace | None = None
+) -> Verification:
     """Compare the traces of a run with the exact ones.
 
     The exact traces are those of the Gauss-Newton matrix. A run of that matrix is compared in all its tensors. A run of
@@ -105,11 +107,12 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
         operator: the run's.
         spectrum: of the run.
         task: the operator's task at the operator's parameters, where training has gone on since; by default its own.
+        exact: the exact trace, if it is computed already.
     """
     if operator.kind not in ("hessian", "ggn"):
         return Verification()
     try:
-        return _verify(operator, spectrum, task or operator.task)
+        return _verify(operator, spectrum, task or operator.task, exact)
     except OverBudget as error:
         why = f"left out: {error}; --check (check=True in Python) computes it"
         return Verification(
@@ -119,13 +122,15 @@ def verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task | None = 
         return Verification(failure=f"the traces of this record could not be checked: {refusal_in(error)}")
 
 
-def _verify(operator: CurvatureOperator, spectrum: Spectrum, task: Task) -> Verification:
+def _verify(
+    operator: CurvatureOperator, spectrum: Spectrum, task: Task, exact: ExactTrace | None = None
+) -> Verification:
     # A product with each probe is needed where the exact trace is not the Hessian's.
     paired_cost = cost(PRODUCT * spectrum.num_probes, operator.torch_dtype) if operator.kind == "hessian" else 0.0
     kept_for_pairs = affordable(1.0) >= paired_cost
     if kept_for_pairs:
         spend(paired_cost)
-    exact = exact_trace(task, operator.bn_mode, params=operator.params)
+    exact = exact or exact_trace(task, operator.bn_mode, params=operator.params)
     if exact.total is None:
         return Verification(exact)
     scale = spectrum.quadrature.scale

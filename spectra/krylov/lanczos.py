@@ -56,6 +56,7 @@ def tridiagonalize(
     semiorthogonal: float = 0.0,
     tick: Callable[[int], None] | None = None,
     stop: Callable[[Tridiagonal], bool] | None = None,
+    stop_all: Callable[[Sequence[Tridiagonal], Basis], bool] | None = None,
     away_from: Basis | None = None,
     under_way: Sequence[Halfway] = (),
     step_done: Callable[[Callable[[], list[Halfway]]], None] | None = None,
@@ -74,6 +75,8 @@ def tridiagonalize(
             vectors by ``w``.
         tick: called with the number of products after each shared step.
         stop: called after each step of a recurrence with its tridiagonal matrix so far; True ends the recurrence.
+        stop_all: called after each shared step with the tridiagonal matrices of all recurrences and the Krylov basis of
+            the first; True ends them all.
         away_from: orthonormal vectors; the starts are orthogonal to them and the recurrences are kept so. The result
             belongs to ``P A P``, with ``P`` the projection onto their orthogonal complement.
         under_way: states of the same recurrences to continue from, one for each start.
@@ -112,7 +115,10 @@ def tridiagonalize(
                 run.advance(product.to(torch.float64, copy=True), tolerance)
         for run in live:
             if stop is not None and not run.done:
-                run.stopped = stop(Tridiagonal(np.array(run.alphas), np.array(run.betas), run.exhausted))
+                run.stopped = stop(run.tridiagonal)
+        if stop_all is not None and stop_all([run.tridiagonal for run in runs], runs[0].basis):
+            for run in runs:
+                run.stopped = True
         if tick is not None:
             tick(len(live))
         if step_done is not None:
@@ -141,6 +147,10 @@ class _Run:
     @property
     def done(self) -> bool:
         return self.exhausted or self.stopped or len(self.alphas) == self.steps
+
+    @property
+    def tridiagonal(self) -> Tridiagonal:
+        return Tridiagonal(np.array(self.alphas), np.array(self.betas), self.exhausted, self.orthogonality)
 
     def take_up(self, halfway: Halfway) -> None:
         """Continue from a stored state."""
@@ -179,5 +189,4 @@ class _Run:
 
     @exclusively
     def result(self, keep_basis: bool) -> Recurrence:
-        tridiagonal = Tridiagonal(np.array(self.alphas), np.array(self.betas), self.exhausted, self.orthogonality)
-        return Recurrence(tridiagonal, self.forms, self.batch_forms, basis=self.basis if keep_basis else None)
+        return Recurrence(self.tridiagonal, self.forms, self.batch_forms, basis=self.basis if keep_basis else None)

@@ -15,9 +15,11 @@ from spectra.krylov.lanczos import Halfway, Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
+from spectra.operators.krylov_basis import Basis
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.memory import available_bytes, in_words, larger_limit
 from spectra.spectrum.eigenpairs import Eigenpairs
+from spectra.spectrum.probe_planning import Planner
 from spectra.spectrum.spectrum import Spectrum
 from spectra.spectrum.tridiagonal import Tridiagonal
 
@@ -40,6 +42,7 @@ def slq(
     group_done: Callable[[Sequence[Recurrence]], None] | None = None,
     under_way: Sequence[Halfway] = (),
     step_done: Callable[[Callable[[], list[Halfway]]], None] | None = None,
+    planner: Planner | None = None,
 ) -> Spectrum:
     """The spectrum of an operator by stochastic Lanczos quadrature.
 
@@ -65,6 +68,8 @@ def slq(
         under_way: the states of the group after `done`; ignored for a group of another width.
         step_done: called after each step of a group with a function that returns the states; pass them as `under_way`
             to resume.
+        planner: ends the steps of a pilot of these probes where it has settled. The scalar products with the first
+            Krylov basis are kept for as many probes as it plans, so that a later call can have the pilot as `done`.
 
     Returns:
         The spectrum, from which all estimates are derived.
@@ -117,6 +122,13 @@ def slq(
     def start_of(index: int) -> np.ndarray:
         return draw_probe(n, seed=seed, index=index, distribution=distribution)
 
+    def overlaps_with(basis: Basis, steps: int, count: int) -> np.ndarray:
+        return _start_overlaps(basis, steps, operator, start_of, count)
+
+    def settled(so_far: Sequence[Tridiagonal], basis: Basis) -> bool:
+        assert planner is not None
+        return planner.settled(so_far, lambda: overlaps_with(basis, so_far[0].steps, num_probes))
+
     with operator.prepared():
         for first in range(len(done), num_probes, sharing):
             starts = [start_of(index) for index in range(first, min(first + sharing, num_probes))]
@@ -130,9 +142,18 @@ def slq(
                 semiorthogonal=sqrt(min(_SHARE_OF_NOISE * noise, _LARGEST_CHANGE)),
                 under_way=under_way if first == len(done) else (),
                 step_done=step_done,
+                stop_all=None if planner is None or len(starts) < num_probes else settled,
             )
             if first == 0:
-                group[0] = replace(group[0], start_overlaps=_start_overlaps(group[0], operator, start_of, num_probes))
+                assert group[0].basis is not None
+                so_far, count = [one.tridiagonal for one in group], num_probes
+                if planner is not None:
+                    count = planner.most_probes
+                    if len(group) == num_probes:
+                        known = overlaps_with(group[0].basis, so_far[0].steps, num_probes)
+                        count = planner.plan(so_far, known).probes
+                known = overlaps_with(group[0].basis, so_far[0].steps, count)
+                group[0] = replace(group[0], start_overlaps=known)
             recurrences += [replace(recurrence, basis=None) for recurrence in group]
             if group_done is not None:
                 group_done(recurrences)
@@ -157,7 +178,7 @@ def slq(
         batch_forms=np.stack([b.forms for b in batch_forms]) if batch_forms else None,
         batch_weights=batch_forms[0].weights if batch_forms else None,
         semidefinite=operator.semidefinite,
-        start_overlaps=recurrences[0].start_overlaps,
+        start_overlaps=None if (given := recurrences[0].start_overlaps) is None else given[:num_probes],
     )
 
 
@@ -173,14 +194,13 @@ def _check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
 
 @exclusively
 def _start_overlaps(
-    first: Recurrence, operator: SymmetricOperator, start_of: Callable[[int], np.ndarray], num_probes: int
+    basis: Basis, steps: int, operator: SymmetricOperator, start_of: Callable[[int], np.ndarray], num_probes: int
 ) -> np.ndarray:
     """The scalar products of every probe (rounded to the operator's dtype) with the first Krylov basis, (k, m)."""
-    assert first.basis is not None
     rows = []
     for index in range(num_probes):
         start = torch.from_numpy(start_of(index)).to(operator.device, operator.torch_dtype).to(torch.float64)
-        rows.append(first.basis.coefficients(start).cpu().numpy()[: first.tridiagonal.steps])
+        rows.append(basis.coefficients(start).cpu().numpy()[:steps])
     return np.stack(rows)
 
 

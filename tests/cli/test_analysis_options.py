@@ -65,6 +65,8 @@ GIVEN = {
     "--out a.h5 --force --strict": RunSettings(out=Path("a.h5"), force=True, strict=True),
     "--weights ema --partial --unsafe-load": RunSettings(weights="ema", partial=True, unsafe=True),
     "--memory 4G": Settings(memory="4G"),
+    "--rtol trace=0.05 --rtol lambda_max=1e-3 -k 9": Settings(rtol={"trace": 0.05, "lambda_max": 1e-3}, num_probes=9),
+    "--rtol trace=0.05": Settings(rtol={"trace": 0.05}, num_probes=64),
     "--max-size 8G --device cpu": RunSettings(max_size="8G", device="cpu"),
 }
 
@@ -91,6 +93,11 @@ def test_every_choice_of_batch_norm_is_possible(choice):
         ("-m 0", "lanczos_steps=0: at least 1 is needed; 100 is the default"),
         ("-k 0", "num_probes=0: at least 1 is needed; 8 is the default"),
         ("--seed -1", "seed=-1: at least 0 is needed"),
+        ("--rtol trace", "--rtol trace: NAME=VALUE is needed, such as trace=0.05"),
+        ("--rtol trace=", "--rtol trace=: NAME=VALUE is needed, such as trace=0.05"),
+        ("--rtol trace=x", "--rtol trace=x: NAME=VALUE is needed, such as trace=0.05"),
+        ("--rtol trace=0.1 --rtol trace=0.2", "--rtol trace=0.2: trace is given twice"),
+        ("--rtol trace=0", "rtol: trace=0.0: a number above 0 and below 1 is needed, such as trace=0.05"),
         ("--exact-spectrum -1", "exact_spectrum=-1: at least 0 samples are needed; 0 is none"),
         ("--eigenpairs -1", "eigenpairs=-1: at least 0 is needed; 0, the default, is none"),
         ("--eigenpairs 1000001", "eigenpairs=1000001: at most 1000000 is possible"),
