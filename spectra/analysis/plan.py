@@ -185,11 +185,10 @@ def _float32_ratio(operator: CurvatureOperator) -> Time:
 
 
 def _product_time(operator: CurvatureOperator) -> Time:
-    block = torch.ones(1, operator.n, dtype=operator.torch_dtype, device=operator.device)
     with operator.function.evaluation():
         batch, _ = next(iter(operator.batches()))
         product = operator.linearise(batch)
-        return shortest(partial(product, block))
+        return shortest(partial(product, [torch.ones_like(p) for p in operator.function.theta]))
 
 
 def _notes(asked: RunSettings, records: Sequence[RecordCost]) -> list[str]:

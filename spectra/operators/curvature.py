@@ -73,7 +73,7 @@ class CurvatureOperator(SymmetricOperator):
 
     @abstractmethod
     def linearise(self, batch: Any) -> Product:
-        """Prepare a batch (placed on the device) and return its product: ``(k, n)`` block to ``(k, n)`` block.
+        """Prepare a batch (placed on the device) and return its product with a vector.
 
         The product is with the curvature of the criterion's value for the batch, without the weight of the batch.
         Called within the function's evaluation.
@@ -149,28 +149,36 @@ class CurvatureOperator(SymmetricOperator):
     def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, BatchForms | None]:
         if self.bn_mode == "recalibrated" and batch_norm_layers(self.task.model):
             return self.apply(block), None  # the statistics depend on all data, so the batches are not independent
-        batch_forms: list[tuple[torch.Tensor, float]] = []
+        batch_forms: list[tuple[np.ndarray, float]] = []
         product = self._pass(block, batch_forms)
         divisor = self.task.divisor(self.task.survey().total_weight)
-        forms = np.stack([forms.cpu().numpy() for forms, _ in batch_forms], axis=1) / divisor
+        forms = np.stack([forms for forms, _ in batch_forms], axis=1) / divisor
         return product, _grouped(BatchForms(forms, np.array([weight for _, weight in batch_forms])))
 
-    def _pass(self, block: torch.Tensor, batch_forms: list[tuple[torch.Tensor, float]] | None) -> torch.Tensor:
+    def _pass(self, block: torch.Tensor, batch_forms: list[tuple[np.ndarray, float]] | None) -> torch.Tensor:
         """The products; appends the quadratic forms of each batch, (k,), and its weight to ``batch_forms``."""
         _ = self.self_test  # runs the checks before the first product
-        survey = self.task.survey()
+        survey, theta, sizes = self.task.survey(), self.function.theta, self.function.sizes
         divisor = self.task.divisor(survey.total_weight)
         # Sums over many batches are in float64, so that the summation adds no error.
         alone = sum(weight > 0 for weight in survey.weights) == 1 and not self.task.l2
         dtype = self.torch_dtype if alone else torch.float64
-        total = torch.zeros(0 if alone else block.shape, dtype=dtype, device=self.device)
         with self.function.evaluation():
+            total = torch.zeros(block.shape, dtype=dtype, device=self.device)
+            totals = [[piece.view_as(p) for piece, p in zip(torch.split(row, sizes), theta)] for row in total]
+            vectors = [self.function.unflatten(row) for row in block]
             for index, (batch, weight) in enumerate(self.batches()):
-                product = self.kept.product(index, batch, self.linearise)(block)
+                product = self.kept.product(index, batch, self.linearise)
                 factor = self.task.total_factor(weight)
+                forms = []
+                for vector, sums in zip(vectors, totals):
+                    pieces = [(v, s, p) for v, s, p in zip(vector, sums, product(vector)) if p is not None]
+                    for _, s, p in pieces:
+                        s.add_(p, alpha=factor / divisor)
+                    if batch_forms is not None:
+                        forms.append(factor * sum(float((v.double() * p.double()).sum()) for v, _, p in pieces))
                 if batch_forms is not None:
-                    batch_forms.append((factor * (block.double() * product.double()).sum(1), weight))
-                total = product.mul_(factor / divisor) if alone else total.add_(product, alpha=factor / divisor)
+                    batch_forms.append((np.array(forms), weight))
             if self.task.l2:
                 total.add_(block, alpha=self.task.l2)
         if not bool(torch.isfinite(total.sum(dtype=torch.float64))) and not bool(torch.isfinite(total).all()):

@@ -101,8 +101,8 @@ class EmpiricalFisherOperator(CurvatureOperator):
         _, slopes = slope_of(function, output, target, create_graph=False)
         factors = self.row_factors(batch, target, output, slopes)
 
-        def product(block: torch.Tensor) -> torch.Tensor:
-            return torch.stack([jacobian.pull(self._bend(slopes, jacobian.push(row), factors)) for row in block])
+        def product(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+            return jacobian.pull(self._bend(slopes, jacobian.push(vector), factors))
 
         return product
 

@@ -61,11 +61,9 @@ class GGNOperator(CurvatureOperator):
         jacobian = Jacobian(function, output)
         points, slope = slope_of(function, output, self.task.target_of(batch), create_graph=True)
 
-        def product(block: torch.Tensor) -> torch.Tensor:
+        def product(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
             if not jacobian.reaches:
-                return torch.zeros_like(block)
-            return torch.stack(
-                [jacobian.pull(criterion_product(slope, points, jacobian.push(vector))) for vector in block]
-            )
+                return [None] * len(function.theta)
+            return jacobian.pull(criterion_product(slope, points, jacobian.push(vector)))
 
         return product

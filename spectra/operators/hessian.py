@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,20 +40,15 @@ class HessianOperator(CurvatureOperator):
         dependent = [index for index, piece in enumerate(gradient) if piece is not None and piece.requires_grad]
         live = [piece for piece in gradient if piece is not None and piece.requires_grad]
 
-        def product(block: torch.Tensor) -> torch.Tensor:
+        def product(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
             if not live:
-                return torch.zeros_like(block)
-            rows = []
-            for vector in block:
-                pieces = function.unflatten(vector)
-                derivative = torch.autograd.grad(
-                    live,
-                    function.theta,
-                    grad_outputs=[pieces[index] for index in dependent],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-                rows.append(function.flatten(derivative))
-            return torch.stack(rows)
+                return [None] * len(function.theta)
+            return torch.autograd.grad(
+                live,
+                function.theta,
+                grad_outputs=[vector[index] for index in dependent],
+                retain_graph=True,
+                allow_unused=True,
+            )
 
         return product

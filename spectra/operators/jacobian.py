@@ -48,23 +48,21 @@ class Jacobian:
         """Whether autograd finds any dependence of the outputs on the parameters; if not, ``J`` is zero."""
         return bool(self._met)
 
-    def push(self, vector: torch.Tensor) -> Sequence[torch.Tensor]:
-        """``J v``, shaped like the outputs."""
-        pieces = self.function.unflatten(vector)
+    def push(self, vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """``J v``, shaped like the outputs, with ``v`` shaped like the parameters."""
         return torch.autograd.grad(
             self._back,
             self._cotangents,
-            grad_outputs=[pieces[index] for index in self._met],
+            grad_outputs=[vector[index] for index in self._met],
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
         )
 
-    def pull(self, cotangents: Sequence[torch.Tensor]) -> torch.Tensor:
-        """``J' u``, ``(n,)``, with ``u`` shaped like the outputs."""
+    def pull(self, cotangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        """``J' u``, shaped like the parameters (None for zeros), with ``u`` shaped like the outputs."""
         theta = self.function.theta
-        pieces = torch.autograd.grad(self.outputs, theta, cotangents, retain_graph=True, allow_unused=True)
-        return self.function.flatten(pieces)
+        return torch.autograd.grad(self.outputs, theta, cotangents, retain_graph=True, allow_unused=True)
 
 
 def outputs_of(output: Any) -> list[torch.Tensor]:

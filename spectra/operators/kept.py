@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectra.task.batches import tensors_of
 
-Product = Callable[[torch.Tensor], torch.Tensor]
+# One vector to its product, both as tensors shaped like the parameters; None stands for zeros.
+Product = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor | None]]
 
 MARGIN = 1.2  # work memory of a product, relative to what its graph keeps
 

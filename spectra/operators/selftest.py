@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -12,6 +11,7 @@ import torch
 from spectra.errors import NumericsError, TaskError
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import dtype_name
+from spectra.operators.kept import Product
 from spectra.operators.modes import couples_samples
 from spectra.runtime.faults import is_limit, is_refusal
 from spectra.runtime.phases import phase
@@ -35,7 +35,7 @@ class Testable(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def linearise(self, batch: Any) -> Callable[[torch.Tensor], torch.Tensor]: ...
+    def linearise(self, batch: Any) -> Product: ...
 
     def at(self, dtype: torch.dtype) -> Self: ...
 
@@ -220,8 +220,9 @@ def _products(operator: Testable, batch: Any, vectors: torch.Tensor, seed: int) 
     with operator.function.evaluation():
         torch.manual_seed(seed)
         try:
-            product = operator.linearise(operator.function.place(batch))
-            block = product(vectors.to(operator.device, operator.torch_dtype))
+            product, function = operator.linearise(operator.function.place(batch)), operator.function
+            rows = [function.unflatten(row) for row in vectors.to(operator.device, operator.torch_dtype)]
+            block = torch.stack([function.flatten(product(row)) for row in rows])
         except (NotImplementedError, RuntimeError) as error:
             if "differentiat" in str(error) or "derivative" in str(error):
                 first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
