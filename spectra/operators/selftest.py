@@ -92,9 +92,9 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
     vectors /= vectors.norm(dim=1, keepdim=True)
     with operator.function.evaluation():  # one batch for all, since a loader may shuffle
         batch = next(batch for batch in operator.task.batches() if operator.task.weight_of(batch) > 0)
-    everything, batch = batch, batch if whole else _few_rows(operator, batch, vectors)
     phase("self-test", 0, 4)
-    first = _products(operator, batch, vectors, seed=3)
+    everything, few = batch, None if whole else _few_rows(operator, batch, vectors)
+    batch, first = (batch, _products(operator, batch, vectors, seed=3)) if few is None else few
     length = float(first[0].norm())
     if length == 0:
         return SelfTest(0.0, 0.0, None, _unit(operator), (note,) if note else ())
@@ -142,23 +142,28 @@ def self_test(operator: Testable, note: str | None = None, *, whole: bool = Fals
     return SelfTest(change / length, crossed / length, roundoff, noise, tuple(notes), on)
 
 
-def _few_rows(operator: Testable, batch: Any, vectors: torch.Tensor) -> Any:
-    """Evenly spaced rows of a batch; the whole batch if it is small or if the rows alone are not a valid test."""
+def _few_rows(operator: Testable, batch: Any, vectors: torch.Tensor) -> tuple[Any, torch.Tensor] | None:
+    """Evenly spaced rows of a batch, and the products on them.
+
+    None for a batch that is small enough to be used whole, and for rows that are not a valid test alone.
+    """
     task, rows, survey = operator.task, rows_of(batch), operator.task.survey()
     targets = task.weight_of(batch)
     if not rows or operator.n * targets <= _SMALL:
-        return batch
+        return None
     count = max(2, -(-(survey.num_samples or rows) // _PART), math.ceil(_TARGETS * rows / targets))
     if couples_samples(task.model, operator.bn_mode):
         count = max(count, rows // _COUPLED_PART)
     if 2 * count > rows:
-        return batch
+        return None
     try:
         few = choose_rows(batch, torch.linspace(0, rows - 1, count).round().to(torch.int64))
-        nonzero = bool(_products(operator, few, vectors[:1], seed=3).any()) if task.weight_of(few) > 0 else False
+        if task.weight_of(few) <= 0:
+            return None
+        products = _products(operator, few, vectors, seed=3)
     except Exception:  # the model does not accept these rows; errors of the batch itself are reported for the batch
-        return batch
-    return few if nonzero else batch
+        return None
+    return (few, products) if bool(products[0].any()) else None
 
 
 @dataclass(frozen=True)
