@@ -10,9 +10,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-#: What says when and where, not what: the one thing in which two files of the same run differ.
+#: What says when, where and with how much memory, not what: the one thing in which two files of the same run differ.
 TIMES = {"created", "checksum", "provenance"}
-PROVENANCE_TIMES = ("seconds", "date", "command")
+PROVENANCE_TIMES = ("seconds", "date", "command", "graphs")
 
 
 def contents(path: Path) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from cases import dense_hessian
 from torch import nn
 from torch.nn import functional as F
+from wrong_products import multiplied
 
 from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, analyze, exact_trace, iter_analyze, slq
 from spectra.analysis.validation import verify
@@ -44,7 +45,7 @@ class Wrong(HessianOperator):
 
     def linearise(self, batch):
         product = super().linearise(batch)
-        return lambda block: 1.5 * product(block)
+        return multiplied(1.5, product)
 
 
 @pytest.mark.parametrize("kind", [HessianOperator, GGNOperator])
@@ -178,7 +179,7 @@ def test_all_eigenvalues_are_kept_and_lanczos_is_held_against_them(tmp_path, sam
 
 def test_a_wrong_gauss_newton_run_is_found_by_its_eigenvalues(monkeypatch):
     right = GGNOperator.linearise
-    monkeypatch.setattr(GGNOperator, "linearise", lambda self, batch: lambda v: 3 * right(self, batch)(v))
+    monkeypatch.setattr(GGNOperator, "linearise", lambda self, batch: multiplied(3, right(self, batch)))
     options = {"lanczos_steps": 20, "num_probes": 8, "exact_spectrum": 100, "metrics": "none", "check": False}
     (record,) = analyze(make_task(), operators="ggn", **options)
     failed = {check.name.split()[0] for check in record.checks if check.failed}

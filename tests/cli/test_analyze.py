@@ -13,6 +13,7 @@ import torch
 from analyze_command import QUICK, analysed, content_of, direct, network, refused, spectra
 from rich.progress import Progress
 from torch import nn
+from wrong_products import multiplied
 
 from spectra import load_trajectory, save_checkpoint
 
@@ -99,11 +100,7 @@ def test_a_failed_check_is_loud_and_ends_in_an_error(here, monkeypatch):
 
     right = HessianOperator.linearise
 
-    def linearise(self, batch):
-        product = right(self, batch)
-        return lambda block: 3 * product(block)
-
-    monkeypatch.setattr(HessianOperator, "linearise", linearise)
+    monkeypatch.setattr(HessianOperator, "linearise", lambda self, batch: multiplied(3, right(self, batch)))
     result = spectra("analyze", "net_0.pt", "--task", "tasks.py:task", "-m", "2", "-k", "200")
     assert result.exit_code == 1
     assert "! CHECK FAILED: the trace of " in result.stdout

@@ -141,7 +141,8 @@ def test_an_output_that_cannot_be_written_is_found_before_a_checkpoint_is_read(h
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("spectra.results.storage.atomic_write.os.open", refuse)
-    monkeypatch.setattr("spectra_cli.analyze.find_checkpoints", lambda paths: pytest.fail("a checkpoint was read"))
+    read = "spectra_cli.checkpoint_choice.find_checkpoints"
+    monkeypatch.setattr(read, lambda *_, **__: pytest.fail("a checkpoint was read"))
     refused(here, ["net_0.pt", *QUICK], "run.h5: cannot be written: permission denied")
 
 
