@@ -119,7 +119,11 @@ def slq(
         if progress is not None:
             progress(products_done, num_probes * steps)
 
+    drawn: dict[int, np.ndarray] = {}  # the probes of the present group
+
     def start_of(index: int) -> np.ndarray:
+        if index in drawn:
+            return drawn[index]
         return draw_probe(n, seed=seed, index=index, distribution=distribution)
 
     def overlaps_with(basis: Basis, steps: int, count: int) -> np.ndarray:
@@ -131,7 +135,8 @@ def slq(
 
     with operator.prepared():
         for first in range(len(done), num_probes, sharing):
-            starts = [start_of(index) for index in range(first, min(first + sharing, num_probes))]
+            drawn = {index: start_of(index) for index in range(first, min(first + sharing, num_probes))}
+            starts = list(drawn.values())
             group = tridiagonalize(
                 operator,
                 starts,

@@ -91,6 +91,11 @@ class _Watched(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._seen: dict[int, tuple[Any, int]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: to exclude the calls from compilation, torch would import its compiler, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
         for tensor in returned if isinstance(returned, (list, tuple)) else (returned,):
