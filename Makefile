@@ -17,7 +17,7 @@ SEED ?= $(shell date +%s)
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
-	@echo "make test    run the tests (about three minutes on two cores)"
+	@echo "make test    run the tests (six to seven minutes on two cores)"
 	@echo "make slow    run those that take long: what is too much for every day"
 	@echo "make fuzz    mutate results files, checkpoints and options for SECONDS=300; what is found is in fuzz-findings/"
 	@echo "make peers   compare with other libraries for Hessians, which it installs beside the environment"
