@@ -47,7 +47,7 @@ def test_a_krylov_space_that_is_exhausted_needs_no_more_than_predicted(run, tmp_
     assert any("Krylov space" in note for note in plan.notes)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "several" else n for n in SETTINGS])
 def test_the_products_are_those_of_the_run(run, tmp_path, name):
     asked = RunSettings(SETTINGS[name], out=tmp_path / "run.h5")
     plan = plan_checkpoints(run, maker(), asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from choices import crossed
 from torch import nn
 from unfinished_runs import Notes, interrupt, make_task
 
@@ -64,7 +65,7 @@ def test_probes_are_for_the_other_numbers_where_the_trace_is_exact():
     ("activation", "options"),
     [
         (nn.Tanh(), {}),  # the exact trace is not the Hessian's
-        (nn.ReLU(), {"check": False}),
+        pytest.param(nn.ReLU(), {"check": False}, marks=pytest.mark.slow),
         (nn.ReLU(), {"operators": "empirical_fisher"}),
     ],
 )
@@ -102,8 +103,7 @@ def test_a_tracker_plans_each_record(tmp_path):
     assert relative_half_width(record.estimates["lambda_max"]) <= 0.01
 
 
-@pytest.mark.parametrize("width", [2, None])
-@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize(("after", "width"), crossed([2, 1, 3], [None, 2]))
 def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch, after, width):
     path = tmp_path / "net.pt"
     save_checkpoint(path, make_task(None).model, epoch=0)

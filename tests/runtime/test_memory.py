@@ -66,7 +66,12 @@ def test_the_limit_leaves_what_the_process_does_not_use():
 
 @pytest.mark.parametrize(
     ("operator", "mode"),
-    [("hessian", "eval"), ("hessian", "train"), ("ggn", "recalibrated"), ("empirical_fisher", "eval")],
+    [
+        ("hessian", "train"),
+        ("ggn", "recalibrated"),
+        pytest.param("hessian", "eval", marks=pytest.mark.slow),
+        pytest.param("empirical_fisher", "eval", marks=pytest.mark.slow),
+    ],
 )
 def test_a_limit_that_keeps_nothing_changes_no_number(operator, mode):
     asked = {"operators": operator, "bn_modes": mode, "metrics": "all", **QUICK}
