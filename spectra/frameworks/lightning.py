@@ -70,6 +70,9 @@ def _loss_of_step(model: Any, batch: Any) -> Any:
     parameters = inspect.signature(model.training_step).parameters.values()
     takes_index = len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
     returned = model.training_step(batch, 0) if takes_index else model.training_step(batch)
+    for part in model.modules():  # a metric of torchmetrics that keeps what it has seen would grow with every pass
+        if all(callable(getattr(part, name, None)) for name in ("update", "compute", "reset")):
+            part.reset()
     if isinstance(returned, Mapping):
         returned = returned.get("loss")
     if returned is None:
@@ -92,10 +95,15 @@ def _arguments(
             f"{checkpoint.path}: its {key} are no plain values, so {title} cannot be built from them: write a task "
             "function"
         )
+    if any(isinstance(value, Mapping) and "class_path" in value for value in (saved or {}).values()):
+        raise TaskError(
+            f"{checkpoint.path}: its {key} name classes to build (class_path, of Lightning's command line), which a "
+            "checkpoint may not choose: write a task function"
+        )
     parameters = inspect.signature(called).parameters
     named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    saved = dict(saved or {})
+    saved = {name: value for name, value in (saved or {}).items() if name not in ("_class_path", "_instantiator")}
     if isinstance(kind, str) and kind != "kwargs" and kind in named:  # save_hyperparameters(config), of one object
         saved = {kind: _Attributes(saved)}
     arguments = {str(name): value for name, value in saved.items() if takes_any or name in named}
