@@ -41,6 +41,7 @@ from spectra.frameworks.tokens import (
     tokens_of,
 )
 from spectra.task.task import Task
+from spectra.task.user_errors import words_of
 
 # The files that decide on network and data.
 _OF_TOKENIZERS = (*TOKENIZER_FILES, "special_tokens_map.json", "added_tokens.json", "merges.txt")
@@ -155,11 +156,14 @@ def image_classification(checkpoint: Checkpoint, data: str, batch_size: int = 32
         path = existing(file)
         images, labels = read_images(path)
         pixels = as_pixels(images, int(getattr(config, "num_channels", 3)), path)
-        wanted = getattr(config, "image_size", None)
-        sides = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted or pixels.shape[2:])
-        if pixels.shape[2:] != torch.Size(sides):
-            raise DataError(f"{path}: images of {pixels.shape[2]} x {pixels.shape[3]}: the model takes {sides}")
         pixels = pixels.float() if pixels.is_floating_point() else _processed(pixels, folder, path)
+        try:
+            with torch.no_grad():
+                model(pixels[:1])
+        except Exception as error:
+            raise DataError(
+                f"{path}: images {tuple(pixels.shape)} that the model refuses: {words_of(error)}"
+            ) from error
         return pairs(pixels, class_labels(labels, config.num_labels, path), size)
 
     test = None if test_data is None else batches(test_data)

@@ -37,6 +37,7 @@ def library() -> Any:
         ) from error
     if (constants := sys.modules.get("huggingface_hub.constants")) is not None:
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # where it was imported before
+    transformers.logging.set_verbosity_error()  # standard error may be read by a program
     return transformers
 
 
@@ -71,7 +72,7 @@ def _from_config(auto: Any, config: Any) -> nn.Module:
     chosen = {"dtype": torch.float32, "trust_remote_code": False}
     try:
         model: nn.Module = auto.from_config(config, attn_implementation="sdpa", **chosen)
-    except (ValueError, ImportError):
+    except (ValueError, ImportError):  # the class has no such form
         model = auto.from_config(config, attn_implementation="eager", **chosen)
     return model
 

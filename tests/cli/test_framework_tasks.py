@@ -1,4 +1,4 @@
-"""Tasks of other packages' checkpoints without these packages: what is missing, classes of the user, loaders in order."""
+"""Tasks of other packages' checkpoints without these packages: what is missing, classes of the user, loaders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
@@ -17,6 +18,7 @@ from spectra import HessianOperator
 from spectra.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from spectra.errors import DataError, MissingDependency, SpectraError, TaskError
 from spectra.frameworks.lightning import in_order
+from spectra_cli.main import main
 from spectra_cli.task_source import resolve
 
 pytestmark = pytest.mark.usefixtures("user_code_forgotten")
@@ -104,7 +106,9 @@ def product_by_hand(checkpoint, act, x, y, v):
 @pytest.mark.parametrize("other", [False, True])
 def test_a_training_step_has_the_products_of_its_loss_over_all_rows(folder, act, other):
     """The hyperparameters of the checkpoint make the network; weight= counts the tokens; a loader drops no row."""
-    checkpoint = saved(folder, width=5, act=act, datamodule_hyper_parameters={"rows": 5}, datamodule_hparams_name="kwargs")
+    checkpoint = saved(
+        folder, width=5, act=act, datamodule_hyper_parameters={"rows": 5}, datamodule_hparams_name="kwargs"
+    )
     given = ["weight=my_task_net:counted", *(["datamodule=my_task_net:Other"] if other else [])]
     operator = HessianOperator(task_of(checkpoint, *given), dtype="float64")
     from my_task_net import data
@@ -160,7 +164,10 @@ def test_a_checkpoint_or_a_function_of_such_a_name_is_no_framework(folder):
 
 def test_a_toml_may_name_such_a_task_and_what_runs_is_announced(folder):
     said = []
-    for spec, file, name in (("lightning:my_task_net:Net", "my_task_net", "Net"), ("hf:causal-lm", None, "hf:causal-lm")):
+    for spec, file, name in (
+        ("lightning:my_task_net:Net", "my_task_net", "Net"),
+        ("hf:causal-lm", None, "hf:causal-lm"),
+    ):
         options = "" if file else "[task-args]\ndata = 'x.txt'\n"
         (folder / "spectra.toml").write_text(f'task = "{spec}"\n{options}')
         resolve(None, [], None, folder, announce=lambda *words: said.append(words[1:]))
@@ -175,6 +182,10 @@ def test_a_missing_package_is_named_with_what_to_install(folder, monkeypatch, sp
     monkeypatch.setitem(sys.modules, module, None)
     words = refusal(MissingDependency, saved(folder), *args, spec=spec)
     assert f"pip install {module}" in words
+    ran = CliRunner().invoke(main, ["analyze", "a.ckpt", "--task", spec, "--task-arg", *args, "--out", "out.h5"])
+    assert ran.exit_code == 1
+    assert ran.stderr.splitlines()[-1] == f"spectra: error: {words}"
+    assert not (folder / "out.h5").exists()
 
 
 @pytest.mark.parametrize("spec", ["hf:masked-lm", "hf:", "hf:causal-lm:x"])
@@ -222,7 +233,7 @@ def test_loaders_are_read_in_order_where_only_the_order_changes():
 
 
 def test_the_configuration_of_a_folder_is_read_before_any_package_builds_from_it(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(logging=SimpleNamespace(set_verbosity_error=int)))
     checkpoint = saved(folder)
     assert "no config.json" in refusal(TaskError, checkpoint, "data=x.txt", spec="hf:causal-lm")
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4}}))

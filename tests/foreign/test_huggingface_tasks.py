@@ -13,7 +13,7 @@ from foreign_networks import BY_HAND, command, library, network
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator
+from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task
 from spectra.checkpoints.checkpoint import load_checkpoint
 from spectra.errors import DataError, SpectraError, TaskError
 from spectra_cli.task_source import resolve
@@ -224,6 +224,74 @@ def test_a_vit_is_read_under_the_names_that_transformers_writes_and_its_images_a
     with sdpa_kernel(SDPBackend.MATH):
         loss = F.cross_entropy(twice(x).logits, y)
     check_products(task, loss, list(twice.parameters()))
+
+
+def test_images_that_do_not_fit_are_refused():
+    network("vit").save_pretrained("vit")
+
+    def says(images, labels):
+        np.savez("images.npz", images=images, labels=labels)
+        return refusal("vit", "hf:image-classification", "data=images.npz", kind=DataError)
+
+    two = np.array([0, 1])
+    assert "(2, 1, 4, 4) that the model refuses" in says(np.ones((2, 4, 4), np.float32), two)
+    assert "takes 1 channels" in says(np.ones((2, 3, 8, 8), np.float32), two)
+    assert "classes 0 to 2" in says(np.ones((2, 8, 8), np.float32), two + 2)
+    assert "no preprocessor_config.json" in says(np.ones((2, 8, 8), np.uint8), two)
+    Path("vit/preprocessor_config.json").write_text('{"do_normalize": true}')
+    assert "no image_mean" in says(np.ones((2, 8, 8), np.uint8), two)
+
+
+def test_a_network_that_cannot_use_the_attention_of_torch_takes_its_own():
+    """Gemma 2 caps the scores of its attention."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12, "head_dim": 4}
+    config = Gemma2Config(
+        vocab_size=13, num_key_value_heads=1, initializer_range=0.9, attn_logit_softcapping=0.1, pad_token_id=0, **sizes
+    )
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    model.save_pretrained("model")
+    ids = torch.arange(12).view(2, 6)
+    np.save("ids.npy", ids.numpy())
+    task = task_at("model", "hf:causal-lm", "data=ids.npy")
+    assert task.loss_of(task.data[0]).item() == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_a_collator_that_pads_are_taken_as_they_are(workers):
+    """BatchEncoding of several lengths from a loader with workers, in a task of the user's own."""
+    from transformers import AutoTokenizer, BatchEncoding, DataCollatorWithPadding
+
+    model = trained("bert", "run")
+    texts, labels = ["the cat sat", "a dog", "the mat and it ran to", "to it", "on a mat"], [0, 2, 1, 1, 2]
+    tokenizer = AutoTokenizer.from_pretrained("run/checkpoint-4")
+    rows = [{**tokenizer(text), "labels": label} for text, label in zip(texts, labels)]
+    loader = torch.utils.data.DataLoader(
+        rows, batch_size=2, collate_fn=DataCollatorWithPadding(tokenizer), num_workers=workers
+    )
+    assert all(isinstance(batch, BatchEncoding) for batch in loader)
+    task = Task(
+        model,
+        torch.nn.CrossEntropyLoss(),
+        loader,
+        forward=lambda m, b: m(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits,
+        target=lambda b: b["labels"],
+    )
+    check_products(task, *bert_loss(model, [ids_of(text) for text in texts], labels))
+    chosen = task.subset(4)
+    assert chosen.survey().num_samples == 4
+    assert HessianOperator(chosen) @ np.ones(HessianOperator(chosen).n, np.float32) is not None
+
+
+def test_held_out_data_are_read_as_the_others_are():
+    trained("gpt2", "run")
+    np.save("ids.npy", np.arange(12))
+    np.save("test.npy", np.arange(11))
+    task = task_at("run/checkpoint-4", "hf:causal-lm", "data=ids.npy", "test_data=test.npy", "length=6")
+    assert (task.survey().total_weight, task.held_out().survey().total_weight) == (10, 9)
 
 
 def test_weights_of_the_base_model_and_what_the_class_ignores_are_fitted_as_transformers_does():

@@ -18,7 +18,7 @@ from spectra_cli.main import main
 pytestmark = pytest.mark.foreign
 QUICK = ["-m", "12", "-k", "16", "--metrics", "none", "--out", "out.h5", "--force"]
 MODULE = """
-import sys, torch
+import sys, torch, torchmetrics
 import pytorch_lightning as pl
 from torch import nn
 sys.path.insert(0, {here!r})
@@ -30,9 +30,13 @@ class Net(pl.LightningModule):
         self.save_hyperparameters()
         act = {{"relu": nn.ReLU, "tanh": nn.Tanh}}[activation]()
         self.net = nn.Sequential(nn.Linear(4, width), act, nn.Dropout(0.5), nn.Linear(width, 3))
+        self.areas = torchmetrics.AUROC(task="multiclass", num_classes=3)  # keeps all that it has seen
 
     def training_step(self, batch, batch_idx):
-        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        scores = self.net(batch[0])
+        loss = nn.functional.cross_entropy(scores, batch[1])
+        self.areas(scores.softmax(1), batch[1])
+        self.log("areas", self.areas, on_epoch=True)
         self.log("loss", loss, prog_bar=True)
         self.log_dict({{"again": loss}})
         return {{"loss": loss, "more": 1}}
@@ -69,6 +73,7 @@ class Configured(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(config)
         self.net = Net(config.width, config["activation"]).net
+        self.areas = torchmetrics.AUROC(task="multiclass", num_classes=3)
 
     training_step, train_dataloader = Net.training_step, Net.train_dataloader
 """

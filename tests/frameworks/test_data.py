@@ -132,7 +132,12 @@ def test_padding_is_no_label_unless_the_labels_are_given():
     assert token_columns({"input_ids": ids, "attention_mask": mask}, 8, HERE)["labels"].tolist() == [[5, 6, IGNORED]]
     given = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([[IGNORED, 6, IGNORED]])}
     assert token_columns(given, 8, HERE)["labels"].tolist() == [[IGNORED, 6, IGNORED]]
-    for arrays in ({"ids": ids}, {"input_ids": ids, "labels": mask[:, :2]}, {"input_ids": ids.float()}, {"": ids[:, :1]}):
+    for arrays in (
+        {"ids": ids},
+        {"input_ids": ids, "labels": mask[:, :2]},
+        {"input_ids": ids.float()},
+        {"": ids[:, :1]},
+    ):
         with pytest.raises(DataError):
             token_columns(arrays, 8, HERE)
 
