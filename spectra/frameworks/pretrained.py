@@ -17,9 +17,12 @@ import torch
 from torch import nn
 
 from spectra.checkpoints.checkpoint import Checkpoint
-from spectra.checkpoints.sidecars import read_json
+from spectra.checkpoints.sidecars import ADAPTER_CONFIG, read_json
 from spectra.errors import DataError, MissingDependency, TaskError
 from spectra.task.user_errors import words_of
+
+# Masks, positions and rotary frequencies, which older versions saved and which the configuration determines.
+_OLD_BUFFERS = r"(rotary_emb\.inv_freq|(^|\.)position_ids|\.attn(\.attention)?\.masked_bias)$"
 
 
 def library() -> Any:
@@ -54,7 +57,12 @@ def build(folder: Path, auto: str) -> nn.Module:
     """
     transformers = library()
     if not (folder / "config.json").is_file():
-        raise TaskError(f"{folder}: no config.json in it, which says what network it is: save_pretrained writes one")
+        adapter = (
+            "an adapter of peft, whose base a task function makes; " if (folder / ADAPTER_CONFIG).is_file() else ""
+        )
+        raise TaskError(
+            f"{folder}: {adapter}no config.json in it, which says what network it is: save_pretrained writes one"
+        )
     written = read_json(folder / "config.json")
     if written.get("quantization_config"):
         raise TaskError(f"{folder}: its weights are quantised (quantization_config), so the loss has no derivatives")
@@ -119,7 +127,7 @@ def _written_names(model: nn.Module, entries: Mapping[str, torch.Tensor]) -> dic
 
 def _is_ignored(name: str, model: nn.Module, prefix: str) -> bool:
     """Whether a tensor is one that the class ignores, or a buffer that the model has and does not save."""
-    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    patterns = {_OLD_BUFFERS, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())}
     buffers = {buffer for buffer, _ in model.named_buffers()}
     return any(re.search(p, name) for p in patterns) or name in buffers or prefix + name in buffers
 

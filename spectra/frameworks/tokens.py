@@ -16,6 +16,7 @@ from spectra.task.user_errors import words_of
 
 IGNORED = -100  # the label of a position that does not count
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 _RUN = re.compile(r"checkpoint-\d+")  # a folder of a trainer, whose tokenizer may be one level above
 
 
@@ -45,6 +46,8 @@ def tokens_of(path: Path, tokenizer: Any) -> torch.Tensor:
     Raises:
         DataError: the file cannot be read, or the tokenizer fails.
     """
+    if path.suffix.lower() in _TABLES:
+        raise DataError(f"{path}: a table, and a language model needs a text (.txt) or token ids (.npy, .npz, .pt)")
     text = read_text(path)
     try:
         return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)

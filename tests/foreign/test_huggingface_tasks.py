@@ -302,6 +302,7 @@ def test_weights_of_the_base_model_and_what_the_class_ignores_are_fitted_as_tran
         name.removeprefix("transformer."): t for name, t in model.state_dict().items() if name != "lm_head.weight"
     }
     weights["h.0.attn.bias"] = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
+    weights["h.0.attn.masked_bias"] = torch.tensor(-1e4)
     Path("model/model.safetensors").unlink()
     torch.save(weights, "model/pytorch_model.bin")
     np.save("ids.npy", np.arange(12))
@@ -312,6 +313,7 @@ def test_weights_of_the_base_model_and_what_the_class_ignores_are_fitted_as_tran
 
 def test_sharded_folders_and_weights_in_half_precision():
     network("gpt2", seed=3).to(torch.bfloat16).save_pretrained("model", max_shard_size="2KB")
+    assert len(list(Path("model").glob("model-*.safetensors"))) > 1
     np.save("ids.npy", np.arange(12))
     task = task_at("model", "hf:causal-lm", "data=ids.npy")
     assert {p.dtype for p in task.model.parameters()} == {torch.float32}
@@ -347,6 +349,25 @@ def test_what_is_missing_or_does_not_fit_is_named_in_one_line():
     assert "there are hf:causal-lm" in refusal("model", "hf:masked-lm", "data=ids.npy", kind=TaskError)
     torch.save(network("gpt2").state_dict(), "alone.pt")
     assert "no config.json" in refusal("alone.pt", lm, "data=ids.npy", kind=TaskError)
+    save_tokenizer("model")
+    Path("table.csv").write_text("text\nthe cat\n")
+    assert "a table" in refusal("model", lm, "data=table.csv", kind=DataError)
+
+
+def test_the_tokenizer_of_a_trainer_may_be_above_the_checkpoint_or_named():
+    trained("gpt2", "run")
+    Path("text.txt").write_text(TEXT)
+    whole = task_at("run/checkpoint-4", "hf:causal-lm", "data=text.txt").survey().fingerprint
+    save_tokenizer("run")
+    save_tokenizer("elsewhere")
+    for file in Path("run/checkpoint-4").glob("tokenizer*"):
+        file.unlink()
+    assert task_at("run/checkpoint-4", "hf:causal-lm", "data=text.txt").survey().fingerprint == whole
+    for file in Path("run").glob("tokenizer*"):
+        file.unlink()
+    named = task_at("run/checkpoint-4", "hf:causal-lm", "data=text.txt", "tokenizer=elsewhere")
+    assert named.survey().fingerprint == whole
+    assert "no tokenizer" in refusal("run/checkpoint-4", "hf:causal-lm", "data=text.txt", kind=DataError)
 
 
 def test_a_classifier_refuses_labels_and_texts_that_do_not_fit():
