@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 from click.core import ParameterSource
+from torch import nn
 
 from spectra.analysis.presets import PRESETS, departures, filled
 from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
@@ -94,11 +95,13 @@ MAX_SIZE: _Option = _setting(
 _GROUPS: dict[str, tuple[_Option, ...]] = {
     "The task and its weights": (
         _option(
-            "--task", "task_option", metavar="WHAT", help="Built-in name, package.module:function or file.py:function."
+            "--task",
+            "task_option",
+            metavar="WHAT",
+            help="Built-in name, package.module:function or file.py:function; for other packages' checkpoints "
+            "hf:causal-lm, hf:sequence-classification, hf:image-classification, lightning:module:Class, timm:NAME.",
         ),
-        _option(
-            "--task-arg", "task_args", multiple=True, metavar="KEY=VALUE", help="For the task function; repeatable."
-        ),
+        _option("--task-arg", "task_args", multiple=True, metavar="KEY=VALUE", help="For the task; repeatable."),
         _setting(
             "weights", "--weights", metavar="KEY", help="Which weights of a checkpoint that holds several, such as ema."
         ),
@@ -303,3 +306,7 @@ class TaskMaker:
             self.source = resolve(self.option, self.args, checkpoint, announce=self.display.chosen_code)
             self.display.say(f"spectra: {self.source.words}")
         return self.source.task(checkpoint, self.seed)
+
+    def renamed(self, checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
+        """The checkpoint with its tensors under the names of the task's model, where a package writes other ones."""
+        return checkpoint if self.source is None else self.source.renamed(checkpoint, model)

@@ -1,6 +1,7 @@
 """The choice of the task: by ``--task``, else by the entry of the checkpoint, else by ``spectra.toml``.
 
-1. ``--task``: a built-in name, ``package.module:function`` or ``path/to/file.py:function``.
+1. ``--task``: a built-in name, ``package.module:function`` or ``path/to/file.py:function``; or for checkpoints of other
+   packages ``hf:causal-lm`` and the like, ``lightning:package.module:Class`` or ``timm:NAME``.
 2. The checkpoint's own entry, written by ``spectra.save_checkpoint``. Only built-in names are honoured: a file that
    someone sends must not be able to name code to run.
 3. ``spectra.toml`` in the working directory, or above it up to the root of its repository (the folder with ``.git``).
@@ -23,6 +24,7 @@ import torch
 
 from spectra.errors import SpectraError, TaskError, escaped
 from spectra.zoo.tasks import BUILT_IN, all_names, build_task, list_tasks, task_options, tasks_by_data
+from spectra_cli.framework_tasks import FRAMEWORK_NAMES, framework_of, framework_task
 from spectra_cli.ownership import check_ownership
 from spectra_cli.user_code import Typed, bind, call, import_file, import_module, settle
 
@@ -50,34 +52,42 @@ class TaskSource:
     name: str  # for records: a built-in name, or file.py:function
     words: str  # what is used and why, to print
     args: dict[str, Any]
-    _make: Callable[..., Task] = field(repr=False)
-    per_checkpoint: bool = False  # the function has a parameter `checkpoint`
-    _made: list[Task] = field(default_factory=list, repr=False)
+    _make: Callable[[Checkpoint | None], Task] = field(repr=False)
+    #: Of a checkpoint: checkpoints of equal keys share one task. None: all do.
+    _key: Callable[[Checkpoint | None], Any] | None = field(default=None, repr=False)
+    #: A checkpoint with its tensors under the names of the model.
+    renamed: Callable[[Checkpoint, torch.nn.Module], Checkpoint] = field(default=lambda read, _: read, repr=False)
+    _made: list[tuple[Any, Task]] = field(default_factory=list, repr=False)
+
+    @property
+    def per_checkpoint(self) -> bool:
+        """Whether another checkpoint may have another task."""
+        return self._key is not None
 
     def task(self, checkpoint: Checkpoint | None = None, seed: int = 0) -> Task:
-        """The task, made once per process, or once per checkpoint by a function with a parameter ``checkpoint``.
+        """The task, made once per process, or for each checkpoint if it depends on the checkpoint.
 
         The generators of Python, NumPy and torch are seeded first. The weights of the checkpoint are not loaded.
 
         Args:
-            checkpoint: its metadata, a dictionary of plain values, is what the parameter ``checkpoint`` receives.
+            checkpoint: its metadata, a dictionary of plain values, is what a parameter ``checkpoint`` of a task
+                function receives.
             seed: for the generators.
 
         Raises:
             TaskError: the function raises, or does not return a Task.
         """
-        if self._made and not self.per_checkpoint:
-            return self._made[0]
+        key = None if self._key is None else self._key(checkpoint)
+        if self._made and self._made[0][0] == key:
+            return self._made[0][1]
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (the generator that the user's code may draw from)
         torch.manual_seed(seed)
-        if self.per_checkpoint:
-            made = self._make(checkpoint=dict(checkpoint.metadata) if checkpoint is not None else {}, **self.args)
-        else:
-            made = self._make(**self.args)
+        made = self._make(checkpoint)
         # Records name the task as it was asked for, so that a run is not continued with other arguments.
-        self._made[:] = [replace(made, name=_with_args(made.name or self.name, self.args))]
-        return self._made[0]
+        named = replace(made, name=_with_args(made.name or self.name, self.args))
+        self._made[:] = [(key, named)]
+        return named
 
 
 def resolve(
@@ -184,7 +194,10 @@ def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _code(spec: str, folder: Path) -> tuple[str | None, str]:
     """The file or module of a task, and its function; without a file or module it is a built-in task."""
-    where, _, name = spec.rpartition(":")
+    framework = framework_of(spec)
+    if framework in ("hf", "timm"):
+        return None, spec
+    where, _, name = spec.removeprefix(f"{framework}:").rpartition(":")
     if where.endswith(".py"):
         return str((folder / Path(where).expanduser()).resolve()), name
     return where or None, name
@@ -192,6 +205,9 @@ def _code(spec: str, folder: Path) -> tuple[str | None, str]:
 
 def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSource:
     """The task that a name or ``where:function`` stands for; relative files start at ``folder``."""
+    if (maker := framework_task(spec, args, folder)) is not None:
+        words = f"task {_with_args(spec, maker.args)}, {why}"
+        return TaskSource(spec, words, maker.args, maker.make, maker.key, maker.renamed)
     where, colon, function_name = spec.rpartition(":")
     if not colon:
         if spec not in list_tasks():
@@ -199,12 +215,13 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
                 raise TaskError(f"task {spec!r}: which function? write {spec}:FUNCTION")
             raise TaskError(
                 f"no built-in task is called {spec!r}: there are {all_names()}; "
-                "or name a function, as file.py:function or package.module:function"
+                "or name a function, as file.py:function or package.module:function; or, for checkpoints of other "
+                f"packages, {FRAMEWORK_NAMES}"
             )
         texts = {key for key, default in BUILT_IN[spec].defaults.items() if not isinstance(default, int)}
         options = task_options(spec, **{key: settle(value, as_text=key in texts) for key, value in args.items()})
         words = f"task {_with_args(spec, options)}, {why}"
-        return TaskSource(spec, words, options, lambda **given: build_task(spec, **given))
+        return TaskSource(spec, words, options, lambda _: build_task(spec, **options))
     if not where or not function_name:
         raise TaskError(f"task {spec!r}: file.py:function, package.module:function or a built-in name is needed")
     if where.endswith(".py"):
@@ -214,10 +231,12 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
         function, home = import_module(where, function_name, spec, folder), folder.resolve()
     args, per_checkpoint = bind(function, args, spec)
 
-    def make(**given: Any) -> Task:
-        return call(function, given, spec, home)
+    def make(checkpoint: Checkpoint | None) -> Task:
+        plain = {"checkpoint": dict(checkpoint.metadata) if checkpoint is not None else {}} if per_checkpoint else {}
+        return call(function, {**args, **plain}, spec, home)
 
-    return TaskSource(spec, f"task {_with_args(spec, args)}, {why}", args, make, per_checkpoint)
+    new_each_time = (lambda _: object()) if per_checkpoint else None
+    return TaskSource(spec, f"task {_with_args(spec, args)}, {why}", args, make, new_each_time)
 
 
 def _with_args(name: str, args: Mapping[str, Any]) -> str:
@@ -241,5 +260,6 @@ def _no_task(refused: str) -> str:
 {built_in}
      or --task task.py:task, or --task package.module:function, where the function returns a spectra.Task:
 {example}
+     or {FRAMEWORK_NAMES}
   2. save the checkpoint of a built-in task with spectra.save_checkpoint(path, model, task=NAME)
   3. spectra.toml in the working directory or above it in the repository, with the line: task = "task.py:task\""""

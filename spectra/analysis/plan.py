@@ -22,7 +22,7 @@ from spectra.analysis.analyze import choose_probes_per_pass, place_of
 from spectra.analysis.predicted import Plan, RecordCost
 from spectra.analysis.provenance import provenance_of
 from spectra.analysis.resume import weights_sha256
-from spectra.analysis.run import TaskMaker
+from spectra.analysis.run import TaskMaker, under_names_of
 from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
 from spectra.analysis.trials import Time, Trial, lanczos_times, no_time, shortest, stand_in, timed, trial_on_all
 from spectra.checkpoints.bounds import parse_size
@@ -59,7 +59,7 @@ def plan_checkpoints(paths: Sequence[Path], make_task: TaskMaker, asked: RunSett
         read, checkpoint = timed(partial(_read, paths[0], asked))
         making, made = timed(lambda: make_task(checkpoint))
         choosing, task = timed(lambda: ChosenData(asked.data, with_test=settings.test_data).task(made))
-        Recipient(asked.partial).load(checkpoint, task.model)
+        Recipient(asked.partial).load(under_names_of(make_task, checkpoint, task.model), task.model)
         device = device_of(asked.device)
         if device is not None:
             task.model.to(device)

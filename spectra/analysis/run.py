@@ -108,7 +108,7 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
             task = run.data.task(made)
             store.twins = not (run.data.varies or getattr(make_task, "per_checkpoint", False))
             with _of_checkpoint(path):
-                found = recipient.load(checkpoint, task.model)
+                found = recipient.load(under_names_of(make_task, checkpoint, task.model), task.model)
             if found.own and found.shares != shares:
                 shares = found.shares
                 listener.note(f"{path}: {shares}")
@@ -130,6 +130,12 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
             record_failure(run, place, error)
         finally:
             one_at_a_time.release()
+
+
+def under_names_of(make_task: TaskMaker, checkpoint: Checkpoint, model: torch.nn.Module) -> Checkpoint:
+    """The checkpoint with its tensors under the names of the model, if the maker of the task has a method for it."""
+    rename = getattr(make_task, "renamed", None)
+    return checkpoint if rename is None else rename(checkpoint, model)
 
 
 @contextmanager

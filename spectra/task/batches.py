@@ -65,15 +65,29 @@ def choose_rows(batch: Any, rows: torch.Tensor) -> Any:
 
 
 def join(parts: Sequence[Any]) -> Any:
-    """Batches of the same structure, joined along their rows."""
+    """Batches of the same structure, joined along their rows.
+
+    Raises:
+        DataError: their tensors differ in more than the number of rows.
+    """
     if len(parts) == 1:
         return parts[0]
+    if not _fit_together(parts):
+        raise DataError(
+            "batches whose tensors have other lengths cannot be joined (padding per batch?): pad all data to one "
+            "length, or choose the batch size where the data are made"
+        )
     columns = [iter(tensors_of(part)) for part in parts]
 
     def cat(_: torch.Tensor) -> torch.Tensor:
         return torch.cat([next(column) for column in columns])
 
     return map_tensors(parts[0], cat)
+
+
+def _fit_together(parts: Sequence[Any]) -> bool:
+    """Whether the tensors of all batches have the same shape, but for the number of rows."""
+    return len({tuple(tensor.shape[1:] for tensor in tensors_of(part)) for part in parts}) <= 1
 
 
 def _rows_needed(batch: Any, index: int) -> int:
@@ -95,7 +109,7 @@ def _has_other_leaves(batch: Any) -> bool:
         return any(_has_other_leaves(value) for value in batch)
     if is_dataclass(batch) and not isinstance(batch, type):
         return any(_has_other_leaves(getattr(batch, part.name)) for part in fields(batch))
-    return True
+    return batch is not None
 
 
 class Rebatched:
@@ -128,7 +142,8 @@ class Rebatched:
 def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
     """A fixed random subset of ``samples`` rows, without replacement, in the order and the batches of the data.
 
-    The choice depends only on the seed and the number of rows. The subset is held in memory.
+    The choice depends only on the seed and the number of rows. The subset is held in memory. Batches that are padded to
+    other lengths stay apart, so that they may be smaller.
 
     Raises:
         DataError: there are fewer rows than asked for, or the batches have no rows.
@@ -149,7 +164,7 @@ def choose_samples(data: Iterable[Any], samples: int, seed: int) -> list[Any]:
         if len(rows_here):
             parts.append(choose_rows(batch, rows_here))
         start += rows
-    return list(Rebatched(parts, min(max(sizes), samples)))
+    return list(Rebatched(parts, min(max(sizes), samples))) if _fit_together(parts) else parts
 
 
 def batch_digest(batch: Any) -> bytes:

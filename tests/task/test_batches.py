@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import UserDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,19 @@ from spectra.task.batches import (
 Pair = namedtuple("Pair", ["x", "y"])
 
 
+@dataclass
+class Batch:
+    x: Any
+    y: Any
+    extra: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    x: Any
+    rest: Any
+
+
 def trees():
     x, y = torch.arange(12.0).view(4, 3), torch.arange(4)
     yield (x, y)
@@ -30,6 +45,9 @@ def trees():
     yield Pair(x, y)
     yield {"x": x, "y": y}
     yield UserDict(x=x, y=y)
+    yield Batch(x, y)
+    yield Frozen(x, {"y": [Pair(y, None)]})
+    yield x
     yield {"inputs": {"x": x, "mask": y > 1}, "labels": (y,)}
 
 
@@ -43,6 +61,31 @@ def test_a_tree_keeps_its_form(tree):
     two = [choose_rows(tree, torch.tensor([0])), choose_rows(tree, torch.tensor([1, 2, 3]))]
     assert type(two[0]) is type(tree)
     assert all(torch.equal(a, b) for a, b in zip(tensors_of(tree), tensors_of(join(two))))
+
+
+@pytest.mark.parametrize("tree", list(trees()), ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_every_form_from_a_loader_are_counted_chosen_and_rebatched(tree, workers):
+    """A loader with workers sends batches from other processes; None in a tree is no data."""
+    rows = [choose_rows(tree, torch.tensor([row])) for row in range(4)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=3, collate_fn=join, num_workers=workers)
+    assert [rows_of(batch) for batch in loader] == [3, 1]
+    again = list(Rebatched(loader, 2))
+    assert {type(batch) for batch in again} == {type(tree)}
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(tree), tensors_of(join(again))))
+    (chosen,) = choose_samples(loader, 3, seed=0)
+    assert rows_of(chosen) == 3
+    assert type(chosen) is type(tree)
+
+
+def test_batches_padded_to_several_lengths_are_chosen_from_and_not_joined():
+    data = [{"x": torch.ones(4, 3), "y": torch.arange(4)}, {"x": torch.ones(4, 5), "y": torch.arange(4, 8)}]
+    chosen = choose_samples(data, 5, seed=0)
+    assert [batch["x"].shape[1] for batch in chosen] == [3, 5]
+    alike = choose_samples([{**batch, "x": torch.ones(4, 3)} for batch in data], 5, seed=0)
+    assert torch.equal(torch.cat([b["y"] for b in chosen]), torch.cat([b["y"] for b in alike]))
+    with pytest.raises(DataError, match="pad all data to one length"):
+        list(Rebatched(data, 5))
 
 
 def test_what_has_no_common_rows_says_so():
