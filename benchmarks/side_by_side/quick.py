@@ -13,14 +13,14 @@ STATED = {
     ("mlp", 1, "product", "ggn"): 1.1,
     ("mlp", 4, "product", "hessian"): 1.1,
     ("mlp", 4, "product", "ggn"): 1.1,
-    ("mlp", 1, "slq", "hessian"): 1.05,
-    ("mlp", 1, "lambda_max", "hessian"): 2.9,
+    ("mlp", 1, "slq", "hessian"): 0.9,
+    ("mlp", 1, "lambda_max", "hessian"): 1.9,
     ("lenet", 1, "product", "hessian"): 0.5,
     ("lenet", 1, "product", "ggn"): 0.42,
     ("lenet", 4, "product", "hessian"): 0.5,
     ("lenet", 4, "product", "ggn"): 0.42,
-    ("lenet", 1, "slq", "hessian"): 0.6,
-    ("lenet", 1, "lambda_max", "hessian"): 1.4,
+    ("lenet", 1, "slq", "hessian"): 0.5,
+    ("lenet", 1, "lambda_max", "hessian"): 1.0,
 }
 MARGIN = 1.25
 
