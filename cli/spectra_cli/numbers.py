@@ -9,6 +9,8 @@ from spectra.spectrum.estimates import Estimate
 
 #: Numbers from this on, and below its inverse, are written with a power of ten.
 _LARGE = 1e6
+#: Half of an interval is at most 13 standard errors where these are its only source; from here on others dominate it.
+_WIDER = 30
 
 
 def plain(value: float | None, digits: int = 5) -> str:
@@ -69,7 +71,8 @@ def interval(lower: float | None, upper: float | None) -> str:
 def number(estimate: Estimate) -> tuple[str, str]:
     """The value of an estimate and its error, or `exact` in its place.
 
-    Without an error the value has the digits of the interval; one that could not be computed is `-`.
+    Without an error, or with one that is small against the interval, the value has the digits of the interval; a value
+    that could not be computed is `-`.
     """
     if math.isnan(estimate.value):
         return "-", ""
@@ -77,12 +80,20 @@ def number(estimate: Estimate) -> tuple[str, str]:
         return plain(estimate.value), EXACT
     if estimate.stderr is None and (estimate.lower is not None or estimate.upper is not None):
         return plain(estimate.value, _digits(estimate.lower, estimate.upper)), ""
+    if _is_wider(estimate):
+        return plain(estimate.value, _digits(estimate.lower, estimate.upper)), plain(estimate.stderr, 2)
     return rounded(estimate.value, estimate.stderr)
 
 
 def bounds(estimate: Estimate) -> str:
     """The interval of an estimate; of an exact number, which is its own interval, nothing."""
     return "" if is_exact(estimate) else interval(estimate.lower, estimate.upper)
+
+
+def _is_wider(estimate: Estimate) -> bool:
+    """Whether the interval has another source than the probes: rounding of the products, or the steps."""
+    stderr, lower, upper = estimate.stderr, estimate.lower, estimate.upper
+    return stderr is not None and lower is not None and upper is not None and upper - lower > 2 * _WIDER * stderr
 
 
 def as_range(estimate: Estimate | None) -> str:
@@ -112,8 +123,8 @@ def in_short(estimate: Estimate | None) -> str:
         return " ".join(number(estimate))
     if estimate.resolved is False:
         return unresolved(estimate)
-    if estimate.resolved and estimate.stderr == 0 and estimate.lower != estimate.upper:
-        words = as_range(estimate)  # no scatter over the probes, but a bracket all the same: `0 +- 0` would be false
+    if _is_wider(estimate):  # no scatter over the probes to speak of, but an interval: `0 +- 0` would be false
+        words = as_range(estimate)
     else:
         words = with_error(estimate.value, estimate.stderr)
     return words if estimate.tau is None else f"{words} (tau {estimate.tau:.2g})"
