@@ -123,10 +123,8 @@ def in_short(estimate: Estimate | None) -> str:
         return " ".join(number(estimate))
     if estimate.resolved is False:
         return unresolved(estimate)
-    if _is_wider(estimate):  # no scatter over the probes to speak of, but an interval: `0 +- 0` would be false
-        words = as_range(estimate)
-    else:
-        words = with_error(estimate.value, estimate.stderr)
+    # Without scatter over the probes to speak of, but with an interval, `0 +- 0` would be false.
+    words = as_range(estimate) if _is_wider(estimate) else with_error(estimate.value, estimate.stderr)
     return words if estimate.tau is None else f"{words} (tau {estimate.tau:.2g})"
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from spectra_cli.numbers import in_short, number
 
 from spectra.spectrum.estimates import Estimate
+from spectra_cli.numbers import in_short, number
 
 
 def estimate(value, stderr, lower, upper):
