@@ -47,6 +47,13 @@ def leaves_of(tensor: torch.Tensor, before: Iterable[torch.Tensor] = ()) -> list
     return [node.variable for node in nodes_of([tensor], before) if hasattr(node, "variable")]
 
 
+def custom_functions(tensor: torch.Tensor, before: Iterable[torch.Tensor] = ()) -> list[str]:
+    """The names of the user's own autograd functions (in Python) in the graph of a tensor, as of :func:`nodes_of`."""
+    forward = (getattr(type(node), "_forward_cls", None) for node in nodes_of([tensor], before))
+    names = {cls.__name__: cls.__module__ for cls in forward if cls is not None}
+    return sorted(name for name, module in names.items() if module.split(".")[0] not in ("torch", "spectra"))
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``"float32"`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
