@@ -21,7 +21,7 @@ from spectra.task.batches import choose_rows, map_tensors, rows_of, tensors_of
 _CLOSE = 1e-5  # an error of this size counts
 # The points: their distances in units of the size of each tensor. A unit exactly at its kink (with a zero input, say)
 # crosses it with every step, and a unit at a distance with few; a criterion of probabilities allows small moves only.
-_MOVES = (1e-3, 3e-2, 1.0)
+MOVES = (1e-3, 3e-2, 1.0)
 _STEPS = (*STEPS, 1e-8)
 _ROWS = 2
 
@@ -56,11 +56,11 @@ def check_custom_functions(function: LossFunction, batch: Any, loss: torch.Tenso
     if names and _criterion_misses_a_part(function, output, task.target_of(batch)):
         raise TaskError(words("the criterion", names))
     names = custom_functions(loss)
-    if names and _hessian_misses_a_part(function, batch):
+    if names and hessian_misses_a_part(function, batch):
         function.no_hessian = words("the loss", names)
 
 
-def _hessian_misses_a_part(function: LossFunction, batch: Any) -> bool:
+def hessian_misses_a_part(function: LossFunction, batch: Any, moves: Sequence[float] = MOVES) -> bool:
     """Whether the Hessian of the loss of a few rows, by autograd, is not the derivative of the gradient in float64.
 
     Three points are tested, along a random direction each, with steps down to 1e-8 of the size of a tensor. A kink of a
@@ -70,6 +70,7 @@ def _hessian_misses_a_part(function: LossFunction, batch: Any) -> bool:
     Args:
         function: the loss; not modified. Called within its evaluation.
         batch: on its device.
+        moves: the distances of the points from the parameters, in units of the size of each tensor.
 
     Returns:
         False if no difference was found, or if there was no point at which both could be computed.
@@ -84,11 +85,11 @@ def _hessian_misses_a_part(function: LossFunction, batch: Any) -> bool:
         copy.theta = list(theta)
         return copy.loss(batch)
 
-    return _misses_a_part(value, copy.theta)
+    return _misses_a_part(value, copy.theta, moves)
 
 
 def _criterion_misses_a_part(function: LossFunction, output: Any, target: Any) -> bool:
-    """As :func:`_hessian_misses_a_part`, for the criterion as a function of the model's output."""
+    """As :func:`hessian_misses_a_part`, for the criterion as a function of the model's output."""
     rows = rows_of([output, target]) or 0
     if rows > _ROWS:
         output, target = choose_rows([output, target], torch.arange(_ROWS))
@@ -104,7 +105,11 @@ def _criterion_misses_a_part(function: LossFunction, output: Any, target: Any) -
     return _misses_a_part(value, entries)
 
 
-def _misses_a_part(value: Callable[[Sequence[torch.Tensor]], torch.Tensor], centre: Sequence[torch.Tensor]) -> bool:
+def _misses_a_part(
+    value: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    centre: Sequence[torch.Tensor],
+    moves: Sequence[float] = MOVES,
+) -> bool:
     """Whether the second derivative of a function of float64 tensors is wrong at every point near ``centre``."""
     generator = torch.Generator().manual_seed(9)
     sizes = [float(tensor.detach().square().mean().sqrt()) for tensor in centre]
@@ -124,7 +129,7 @@ def _misses_a_part(value: Callable[[Sequence[torch.Tensor]], torch.Tensor], cent
         return torch.cat([piece.reshape(-1) for piece in whole])
 
     disagree = False
-    for move in _MOVES:
+    for move in moves:
         point, direction = [c.detach() + move * m for c, m in zip(centre, random())], random()
         try:
             leaves, result, slope = gradient(point)
