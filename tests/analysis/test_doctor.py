@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from spectra import Task, analyze
 from spectra.analysis import doctor
+from spectra.analysis.diagnoses import of_plan
 from spectra.analysis.doctor import examine_checkpoints
 from spectra.analysis.settings import DataChoice, RunSettings, Settings
 from spectra.errors import SpectraError
@@ -326,13 +327,9 @@ def test_numbers_that_float32_does_not_hold(examine):
 
 
 def test_float64_is_advised_where_products_are_noisy(examine):
-    model = network(nn.Tanh())
-    with torch.no_grad():
-        model[2].weight *= 3e4
-    # the rounding of large outputs is large relative to the curvature of their small differences
-    made = Task(model, lambda out, t: (out - out.mean(1, keepdim=True).round()).square().sin().mean(), data())
-    found = examine(made)
-    assert any("float64" in words and level == "warning" for _, level, words in found)
+    made = Task(network(), lambda out, t: F.mse_loss((out + 3e4) - 3e4, t), [(torch.randn(9, 4), torch.randn(9, 3))])
+    only(examine(made), "hessian, eval", "warning", "noise", "--dtype float64")
+    assert examine(made, dtype="float64") == []
 
 
 def test_too_little_memory_and_a_trace_that_is_not_exact(examine):
@@ -341,6 +338,20 @@ def test_too_little_memory_and_a_trace_that_is_not_exact(examine):
     assert len(reasons) == 1
     assert "Gauss-Newton matrix alone" in reasons[0]
     assert "not affine" in reasons[0]
+
+
+def test_memory_that_will_not_be_there():
+    class Predicted:
+        checkpoints, memory = 3, 2.0**31
+
+        @staticmethod
+        def time():
+            return (100.0, 90.0)
+
+    found = of_plan(Predicted, 2**30)
+    assert (found.check, found.level) == ("cost", "warning")
+    assert "2.0 GiB" in found.reason
+    assert of_plan(Predicted, 2**32).level == "ok"
 
 
 def test_an_unexpected_error_is_a_problem_and_the_others_go_on(examine, monkeypatch):
