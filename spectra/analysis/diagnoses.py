@@ -76,9 +76,9 @@ def of_data(task: Task, name: str) -> Iterator[Diagnosis]:
     yield Diagnosis(name, OK, f"loss: {task.describe()}")
 
 
-def of_products(operator: CurvatureOperator) -> Iterator[Diagnosis]:
-    """The self-test: its notes, and whether float64 is advisable."""
-    test, name = operator.self_test, _name(operator)
+def of_products(operator: CurvatureOperator, name: str) -> Iterator[Diagnosis]:
+    """The self-test: its notes, and whether float64 is advisable. ``name`` is that of the check."""
+    test = operator.self_test
     for note in test.notes:
         yield Diagnosis(name, WARNING, note, "--snapshot-data fixes the order" if "shuffled" in note else "")
     words = f"{dtype_name(operator.torch_dtype)} products repeat; noise {test.noise:.1e} of the spectral norm"
@@ -86,10 +86,6 @@ def of_products(operator: CurvatureOperator) -> Iterator[Diagnosis]:
         yield Diagnosis(name, WARNING, words, "--dtype float64 resolves smaller eigenvalues")
     else:
         yield Diagnosis(name, OK, words)
-
-
-def _name(operator: CurvatureOperator) -> str:
-    return f"{operator.kind}, {operator.bn_mode}"
 
 
 def of_observed(seen: Observed) -> Iterator[Diagnosis]:

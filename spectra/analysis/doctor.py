@@ -171,14 +171,14 @@ class _Doctor:
             self.add([found])
 
     def _operator(self, name: str, mode: str, task: Task, *, held_out: bool) -> None:
-        check = f"{name}, {mode}"
+        check = f"{'test data, ' if held_out else ''}{name}, {mode}"
         with self.refusals(check), errors_name_test_data(held_out):
             settings = self.asked.analysis
             operator = OPERATORS[name](task, mode, dtype=settings.dtype, params=settings.params)
             phase("checking")
             if self._sound(operator, check, held_out=held_out):
-                self.add(diagnoses.of_products(operator))
-                self._range(operator)
+                self.add(diagnoses.of_products(operator, check))
+                self._range(operator, "test data, " if held_out else "")
             if not held_out:
                 self._network(operator)
 
@@ -212,14 +212,14 @@ class _Doctor:
                 pass
         return "an earlier checkpoint: this one has diverged, or its data hold numbers that are not finite"
 
-    def _range(self, operator: CurvatureOperator) -> None:
+    def _range(self, operator: CurvatureOperator, of: str) -> None:
         """Loss and gradient over all data, in the range of the dtype."""
         try:
             facts = measure_point(operator)
         except NumericsError as error:
             self.refuse("range", error, self._wider(operator, error))
             return
-        words = f"{operator.bn_mode}: loss {facts['loss']:.4g}, norm of the gradient {facts['gradient_norm']:.3g}"
+        words = f"{of}{operator.bn_mode}: loss {facts['loss']:.4g}, norm of the gradient {facts['gradient_norm']:.3g}"
         self.add([Diagnosis("range", OK, words)])
 
     def _network(self, operator: CurvatureOperator) -> None:

@@ -18,11 +18,11 @@ from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype, custom_functions
 from spectra.task.batches import choose_rows, map_tensors, rows_of, tensors_of
 
-_CLOSE = 1e-5  # an error of this size counts
+_CLOSE, _COARSE_CLOSE = 1e-5, 1e-2  # an error of this size counts; where the loss casts to a lower precision
 # The points: their distances in units of the size of each tensor. A unit exactly at its kink (with a zero input, say)
 # crosses it with every step, and a unit at a distance with few; a criterion of probabilities allows small moves only.
 MOVES = (1e-3, 3e-2, 1.0)
-_STEPS = (*STEPS, 1e-8)
+_STEPS, _COARSE_STEPS = (*STEPS, 1e-8), (*COARSE_STEPS, 1e-3)
 _ROWS = 2
 
 
@@ -134,14 +134,17 @@ def _misses_a_part(
         try:
             leaves, result, slope = gradient(point)
             product = flat(derivative(slope, leaves, direction))
-            eps = torch.finfo(carried_dtype(result)).eps
-            errors = []
-            for step in _STEPS if eps <= torch.finfo(torch.float64).eps else COARSE_STEPS:
+            dtype = carried_dtype(result)
+            eps, errors = torch.finfo(dtype).eps, []
+            fine = dtype == torch.float64
+            for step in _STEPS if fine else _COARSE_STEPS:
                 above, below = (
                     flat(gradient([p + sign * step * v for p, v in zip(point, direction)])[2]) for sign in (1, -1)
                 )
                 allowed = ROUNDINGS * eps / step * flat(slope).norm()
-                errors.append(apart((above - below) / (2 * step), product, allowed, close=_CLOSE))
+                errors.append(
+                    apart((above - below) / (2 * step), product, allowed, close=_CLOSE if fine else _COARSE_CLOSE)
+                )
         except Exception:  # the function does not exist here: a logarithm of an output below 0, say
             continue
         if not math.isfinite(max(errors)):

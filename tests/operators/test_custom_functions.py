@@ -108,6 +108,13 @@ def test_kinks_are_not_mistaken_for_a_missing_part(width, zeros):
             assert not refused(task(criterion, between, width, zeros), HessianOperator, "float32")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_network_that_casts_is_tested_as_exactly_as_it_computes(dtype):
+    for function in (Detached, Cube, Kink):
+        made = task(between=lambda h, f=function: torch.tanh(f.apply(h.float()).to(h.dtype)), width=300)
+        assert refused(made, HessianOperator, dtype) == (function is Detached)
+
+
 def test_a_criterion_of_probabilities_with_a_custom_function_is_not_refused_for_its_domain():
     def of_probabilities(out, target):
         return F.binary_cross_entropy(out, target) + 0.1 * Cube.apply(out).mean()
