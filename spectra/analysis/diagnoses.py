@@ -198,7 +198,9 @@ def of_kinks(seen: Observed, missing: bool, jumps: bool) -> Diagnosis:
     """
     if missing:
         words = "the Hessian by autograd is not the change of the gradient between two points (finite differences)"
-        remedy = "no derivative flows through a part of the loss (detach, no_grad, rounding): check that this is meant"
+        remedy = (
+            "no derivative flows through a part of the loss (detach, rounding, a padding_idx): check that it is meant"
+        )
         return Diagnosis("derivatives", WARNING, words, remedy)
     kinked = [name for name, units in seen.units.items() if units.at_kink]
     if jumps:

@@ -211,7 +211,7 @@ def _check_derivatives(function: LossFunction, batch: Any, first: _Look, per_sam
     if task.splits and not function.inseparable:
         _check_second_derivative(function, first.output, task.target_of(batch))
     _check_gradient_graph(first.gradient)
-    check_custom_functions(function, batch, first.loss, first.output)
+    check_custom_functions(function, batch, first.loss)
 
 
 def _check_gradient_graph(gradient: list[torch.Tensor]) -> None:

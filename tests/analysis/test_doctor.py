@@ -215,10 +215,12 @@ def test_a_criterion_without_a_whole_second_derivative(examine, function):
     made = Task(network(), lambda out, t: F.cross_entropy(out, t) + 0.1 * function.apply(out).mean(), data())
     found = examine(made)
     assert found[0][:2] == ("loss", "problem")
-    assert "partly computed without a graph" in found[0][2]
+    assert "part of its backward without a graph" in found[0][2]
 
 
-@pytest.mark.parametrize(("function", "words"), [(Once, "once_differentiable"), (Detached, "partly computed")])
+@pytest.mark.parametrize(
+    ("function", "words"), [(Once, "once_differentiable"), (Detached, "part of its backward without")]
+)
 def test_a_network_without_a_whole_second_derivative(examine, function, words):
     made = Task(network(), nn.CrossEntropyLoss(), data(), forward=lambda m, b: function.apply(m(b[0])))
     found = examine(made)
@@ -239,6 +241,14 @@ def test_a_part_without_derivatives(examine):
     assert analyze(
         Task(network(), loss, data()), lanczos_steps=3, num_probes=2, metrics="none"
     )  # as the exit code says
+
+
+def test_the_padding_row_of_an_embedding_that_is_no_padding(examine):
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Flatten(), nn.Linear(8, 3))
+    nn.init.normal_(model[0].weight)
+    tokens, y = torch.randint(5, (30, 2)), torch.randint(3, (30,))
+    tokens[0] = 0
+    only(examine(Task(model, nn.CrossEntropyLoss(), [(tokens, y)])), "derivatives", "warning", "padding_idx")
 
 
 def test_weights_at_a_kink(examine):

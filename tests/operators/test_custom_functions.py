@@ -122,3 +122,45 @@ def test_a_criterion_of_probabilities_with_a_custom_function_is_not_refused_for_
     made = task(of_probabilities, between=lambda h: 50 * h)
     made = Task(nn.Sequential(made.model, nn.Sigmoid()), of_probabilities, made.data)
     assert not refused(made, HessianOperator, "float64")
+
+
+def test_what_is_detached_elsewhere_is_not_the_fault_of_a_custom_function():
+    def with_weights(out, target):
+        return (F.mse_loss(out, target, reduction="none") * out.detach().square()).mean() + Cube.apply(out).mean()
+
+    assert not refused(task(with_weights), HessianOperator, "float64")
+    assert not refused(task(between=lambda h: Cube.apply(h) * h.detach()), HessianOperator, "float64")
+
+
+class Scaled(torch.autograd.Function):
+    """A product with a number, a constant tensor and a context that is set up apart."""
+
+    @staticmethod
+    def forward(x, factor, constant):
+        return factor * x**2 * constant
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.factor, constant = inputs
+        ctx.save_for_backward(x, constant)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, constant = ctx.saved_tensors
+        return 2 * ctx.factor * x * constant * grad, None, None
+
+
+class HalfScaled(Scaled):
+    @staticmethod
+    def backward(ctx, grad):
+        x, constant = ctx.saved_tensors
+        return 2 * ctx.factor * x.detach() * constant * grad, None, None
+
+
+def test_functions_with_other_arguments_and_inherited_forwards():
+    constant = torch.rand(6) + 0.5
+    for function, wrong in ((Scaled, False), (HalfScaled, True)):
+        apply = function.apply  # taken before the check
+        made = task(between=lambda h, f=apply: f(h, 0.3, constant.to(h.dtype)))
+        assert refused(made, HessianOperator, "float64") == wrong
+        assert ("forward" in vars(function)) == (function is Scaled)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from spectra import GGNOperator, HessianOperator, Task
 from spectra.errors import ArgumentError, DataError, NumericsError, TaskError
-from spectra.operators.selftest import self_test
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -139,7 +138,7 @@ def test_a_backward_without_a_graph():
     refused(task, TaskError, "without a graph")
 
 
-def test_a_wrong_second_derivative_is_found_by_differences_and_by_the_asymmetry():
+def test_a_wrong_second_derivative_is_found_by_the_asymmetry():
     class Wrong(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -154,9 +153,7 @@ def test_a_wrong_second_derivative_is_found_by_differences_and_by_the_asymmetry(
     model = nn.Sequential(nn.Linear(4, 3))
     x, y = torch.randn(6, 4), torch.randint(3, (6,))
     task = Task(model, nn.CrossEntropyLoss(), [(x, y)], forward=lambda m, b: Wrong.apply(m(b[0])))
-    refused(task, TaskError, r"\(Wrong\) has a backward that is wrong")
-    with pytest.raises(TaskError, match="not symmetric"):
-        self_test(HessianOperator(task))
+    refused(task, TaskError, "not symmetric")
 
 
 def test_a_loss_that_does_not_depend_on_the_parameters():

@@ -170,8 +170,6 @@ class Squared(nn.Module):
 def test_a_product_that_is_not_symmetric_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), Squared())
     with pytest.raises(TaskError, match="the product is not symmetric"):
-        spectra.operators.selftest.self_test(HessianOperator(task_of(model)))
-    with pytest.raises(TaskError, match="custom autograd function in it"):
         _ = HessianOperator(task_of(model)).self_test
 
 
