@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": ("spectra_cli.demo", "Train a small network, analyse its checkpoints, draw the figures."),
     "analyze": ("spectra_cli.analyze", "Compute Hessian spectra of checkpoints, and save them in a file."),
     "plan": ("spectra_cli.plan", "Predict what an analysis will cost, and what would make it cheaper."),
+    "doctor": ("spectra_cli.doctor", "Find out what would prevent or spoil an analysis, before it is run."),
     "watch": ("spectra_cli.watch", "Analyse checkpoints as training writes them."),
     "merge": ("spectra_cli.merge", "Join the files of several jobs into one."),
     "show": ("spectra_cli.show", "Print the numbers in a results file, each with its error."),

@@ -28,7 +28,7 @@ def check_additive(function: LossFunction, batch: Any, weight: float, index: int
         broadcast: the shapes of output and target in words, where they would broadcast to pairs; else empty.
 
     Raises:
-        TaskError: the two parts do not add up to the whole.
+        TaskError: the two parts do not add up to the whole, or the loss is random.
     """
     halves = _split(function, batch)
     if halves is None:
@@ -36,8 +36,16 @@ def check_additive(function: LossFunction, batch: Any, weight: float, index: int
     task = function.task
     parts = [task.total_factor(part) * float(loss().detach()) if part else 0.0 for loss, part in halves]
     whole = task.total_factor(weight) * function.value(batch)
-    if abs(whole - sum(parts)) <= _ADDITIVE.get(function.carried, 1e-2) * (abs(whole) + sum(map(abs, parts))):
+    allowed = _ADDITIVE.get(function.carried, 1e-2) * (abs(whole) + sum(map(abs, parts)))
+    if abs(whole - sum(parts)) <= allowed:
         return True
+    again = task.total_factor(weight) * function.value(batch)
+    if abs(whole - again) > allowed:
+        raise TaskError(
+            f"the loss of batch {index} is {_told_apart(whole, again)[0]} once and {_told_apart(whole, again)[1]} when "
+            "computed again: something in the model is random in eval mode (a functional dropout, say); make it depend "
+            "on model.training"
+        )
     averaging = task.averaging
     cast = f" (rounding to {dtype_name(function.carried)} within the loss is allowed for)" if function.casts else ""
     in_all, in_parts = _told_apart(whole, sum(parts))

@@ -11,6 +11,7 @@ import torch
 
 from spectra.errors import DataError, NumericsError, TaskError
 from spectra.operators.additivity import check_additive
+from spectra.operators.custom_functions import check_custom_functions
 from spectra.operators.finite_differences import check_by_differences
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import carried_dtype, leaves_of, nodes_of
@@ -125,6 +126,7 @@ class _Look:
     output: Any  # None for a task from a loss_fn
     gradient: list[torch.Tensor]  # in the parameters that the loss depends on, with a graph
     broadcast: str  # the shapes of output and target in words, where they would broadcast to pairs; else empty
+    loss: torch.Tensor  # with its graph
 
 
 def check_loss_once(function: LossFunction, survey: Survey, *, split: bool = False, **what: bool) -> None:
@@ -145,6 +147,8 @@ def check_loss_once(function: LossFunction, survey: Survey, *, split: bool = Fal
     vars(function).update(remembered("loss check", objects, settings, checked))
     if split:
         _refuse_inseparable(function)
+    elif function.no_hessian:
+        raise TaskError(function.no_hessian)
 
 
 def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twice: bool) -> _Look:
@@ -172,7 +176,7 @@ def _look_at(function: LossFunction, batch: Any, survey: Survey, index: int, twi
     if not gradient:
         raise TaskError("the loss does not depend on the parameters: nothing in it can be differentiated")
     function.inseparable = why_inseparable(function, loss, output, target) if task.splits else None
-    return _Look(output, gradient, broadcast)
+    return _Look(output, gradient, broadcast, loss)
 
 
 def _check_labels(output: Any, survey: Survey) -> None:
@@ -207,6 +211,7 @@ def _check_derivatives(function: LossFunction, batch: Any, first: _Look, per_sam
     if task.splits and not function.inseparable:
         _check_second_derivative(function, first.output, task.target_of(batch))
     _check_gradient_graph(first.gradient)
+    check_custom_functions(function, batch, first.loss)
 
 
 def _check_gradient_graph(gradient: list[torch.Tensor]) -> None:

@@ -8,7 +8,7 @@ and the graphs of their gradients, within a memory budget.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -101,16 +101,26 @@ class CurvatureOperator(SymmetricOperator):
     def _tested(self) -> SelfTest:
         """Run the checks under the global lock: they change parameters and statistics of the function temporarily."""
         if self._test is None:
-            self.function.check_finite()
-            survey = self.task.survey()
-            note = check_partition(self.task, self.bn_mode, survey)
-            if self.bn_mode == "recalibrated":
-                if (source := self.task.calibration) is not None:
-                    check_partition(source, self.bn_mode, source.survey())
-                recalibrate(self.function)
-            check_loss_once(self.function, survey, per_sample=self.per_sample, split=self.split)
-            return self_test(self, note)
+            notes = [check() for check in self.checks().values()]
+            return self_test(self, next(filter(None, notes), None))
         return self._test
+
+    def checks(self) -> dict[str, Callable[[], str | None]]:
+        """What is checked before the self-test, by name and in order. A check returns a note, or raises the reason."""
+        return {
+            "weights": self.function.check_finite,
+            "batches": lambda: check_partition(self.task, self.bn_mode, self.task.survey()),
+            "batch norm": self._recalibrate,
+            "loss": lambda: check_loss_once(
+                self.function, self.task.survey(), per_sample=self.per_sample, split=self.split
+            ),
+        }
+
+    def _recalibrate(self) -> None:
+        if self.bn_mode == "recalibrated":
+            if (source := self.task.calibration) is not None:
+                check_partition(source, self.bn_mode, source.survey())
+            recalibrate(self.function)
 
     @property
     def noise(self) -> float:

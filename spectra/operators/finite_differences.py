@@ -6,6 +6,8 @@ test these.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from spectra.errors import TaskError
@@ -14,10 +16,10 @@ from spectra.runtime.faults import is_limit, is_refusal
 from spectra.task.batches import choose_rows, rows_of
 
 _CLOSE = 1e-3  # relative; truncation of the difference included
-_ROUNDINGS = 10  # rounding errors of the loss or its gradient allowed in a difference
+ROUNDINGS = 10  # rounding errors of the loss or its gradient allowed in a difference
 # Steps relative to the size of each tensor. One step that agrees is enough: longer ones may cross a kink, and shorter
 # ones suffer from rounding.
-_STEPS, _COARSE_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), (1e-1, 1e-2)
+STEPS, COARSE_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), (1e-1, 1e-2)
 _ROWS = 16  # a few rows are enough to test a layer, and every further row adds kinks
 
 
@@ -52,20 +54,24 @@ def check_by_differences(function: LossFunction, twice: bool) -> None:
         )
         slope = float64_copy.flatten(gradient)
         along = slope.detach() @ direction
-        hessian_product = float64_copy.flatten(_derivative(float64_copy, gradient, direction)) if twice else None
+        hessian_product = (
+            float64_copy.flatten(derivative(gradient, float64_copy.theta, float64_copy.unflatten(direction)))
+            if twice
+            else None
+        )
         first, second = [], []  # (difference, how far it is from autograd's in units of what is allowed)
         coarse = torch.finfo(function.carried).eps > torch.finfo(torch.float64).eps
-        for step in _COARSE_STEPS if coarse else _STEPS:
+        for step in COARSE_STEPS if coarse else STEPS:
             above, below = (
                 _loss_and_gradient_at(float64_copy, batch, centre + sign * step * direction) for sign in (1, -1)
             )
             float64_copy.move_to(centre)
-            rounding = _ROUNDINGS * torch.finfo(function.carried).eps / step
+            rounding = ROUNDINGS * torch.finfo(function.carried).eps / step
             size = torch.stack([loss.detach(), above[0], below[0]]).abs().max()
-            first.append(_apart((above[0] - below[0]) / (2 * step), along, rounding * size))
+            first.append(apart((above[0] - below[0]) / (2 * step), along, rounding * size))
             if hessian_product is not None:
                 change = (above[1] - below[1]) / (2 * step)
-                second.append(_apart(change, hessian_product, rounding * slope.detach().norm()))
+                second.append(apart(change, hessian_product, rounding * slope.detach().norm()))
     for errors, what, of in ((first, "gradient", "loss"), (second, "product with the Hessian", "gradient")):
         if errors and not min(errors) <= 1:
             raise TaskError(
@@ -83,18 +89,18 @@ def _loss_and_gradient_at(
     return loss.detach(), float64_copy.flatten(gradient).detach()
 
 
-def _derivative(
-    float64_copy: LossFunction, gradient: list[torch.Tensor | None], direction: torch.Tensor
+def derivative(
+    gradient: Sequence[torch.Tensor | None], theta: Sequence[torch.Tensor], direction: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    pairs = [(g, v) for g, v in zip(gradient, float64_copy.unflatten(direction)) if g is not None and g.requires_grad]
+    """The product of the Hessian with a direction from a gradient with a graph; None for zeros."""
+    pairs = [(g, v) for g, v in zip(gradient, direction) if g is not None and g.requires_grad]
     if not pairs:
-        return [None] * len(float64_copy.theta)
-    products = torch.autograd.grad([g for g, _ in pairs], float64_copy.theta, [v for _, v in pairs], allow_unused=True)
-    return list(products)
+        return [None] * len(theta)
+    return list(torch.autograd.grad([g for g, _ in pairs], theta, [v for _, v in pairs], allow_unused=True))
 
 
-def _apart(difference: torch.Tensor, expected: torch.Tensor, rounding: torch.Tensor) -> float:
+def apart(difference: torch.Tensor, expected: torch.Tensor, rounding: torch.Tensor, close: float = _CLOSE) -> float:
     """The distance of two vectors or numbers in units of the allowed error; infinite for NaN."""
-    allowed = _CLOSE * (difference.norm() + expected.norm()) + rounding
+    allowed = close * (difference.norm() + expected.norm()) + rounding
     ratio = float((difference - expected).norm()) / max(float(allowed), torch.finfo(torch.float64).tiny)
     return ratio if ratio == ratio else float("inf")

@@ -70,6 +70,9 @@ class LossFunction:
         self.written_out = False
         self.checked = False  # whether `check_loss` has looked for derivatives within the loss
         self.inseparable: str | None = None  # why the loss depends on more than the output
+        self.no_hessian: str | None = (
+            None  # why second derivatives of the network by autograd are not those of the loss
+        )
         self.device = next(iter(chosen.values())).device
         with torch.inference_mode(False):
             self.theta = [self._cast(p.detach()).clone().requires_grad_() for p in chosen.values()]

@@ -47,6 +47,18 @@ def leaves_of(tensor: torch.Tensor, before: Iterable[torch.Tensor] = ()) -> list
     return [node.variable for node in nodes_of([tensor], before) if hasattr(node, "variable")]
 
 
+def custom_functions(tensor: torch.Tensor) -> list[type[torch.autograd.Function]]:
+    """The user's own autograd functions (in Python) in the graph of a tensor."""
+    found = (getattr(type(node), "_forward_cls", None) for node in nodes_of([tensor]))
+    own = {cls for cls in found if cls is not None and cls.__module__.split(".")[0] not in ("torch", "spectra")}
+    return sorted(own, key=lambda cls: cls.__name__)
+
+
+def least_precise(tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    """The least precise of the dtypes of :func:`carried_dtype`."""
+    return max(map(carried_dtype, tensors), key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``"float32"`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

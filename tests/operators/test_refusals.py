@@ -99,6 +99,13 @@ def test_a_saturated_cross_entropy_is_not_mistaken_for_one():
     assert not (operator @ torch.ones(2)).any()
 
 
+def test_dropout_left_on_is_not_mistaken_for_another_averaging():
+    model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3))
+    x, y = torch.randn(12, 4), torch.randint(3, (12,))
+    for data in (batches_of(x, y, 7, 5), [(x, y)]):
+        refused(Task(model, F.cross_entropy, data, forward=lambda m, b: F.dropout(m(b[0]))), TaskError, "is random")
+
+
 def test_functions_that_can_be_differentiated_only_once():
     class Once(torch.autograd.Function):
         @staticmethod

@@ -1,0 +1,62 @@
+"""``spectra doctor``: what will go wrong in an analysis, before it is run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from spectra.analysis.diagnoses import OK, PROBLEM, WARNING
+from spectra.analysis.doctor import examine_checkpoints
+from spectra.runtime.phases import reported
+from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
+from spectra_cli.checkpoint_choice import Choice, checkpoint_choice
+from spectra_cli.grouped_help import GroupedCommand, grouped_option
+from spectra_cli.layout import make_console, print_line
+from spectra_cli.progress import display_of
+
+_MARKS = {OK: "ok", WARNING: "! warning", PROBLEM: "! PROBLEM"}
+
+
+@click.command(cls=GroupedCommand)
+@checkpoint_choice
+@analysis_options
+@grouped_option("Results file and display", "--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(as_json: bool, **options: Any) -> None:
+    """Find out what would prevent or spoil `spectra analyze` with the same options. Nothing is written.
+
+    The checks of an analysis are made on the first checkpoint, each whether or not another one fails. Further checks
+    look for dead parameters and units, statistics of batch norm that are not those of the data, kinks, and missing
+    derivatives. Every finding has its remedy.
+
+    The exit code is 0 if nothing prevents the analysis (there may be warnings), and 1 if something does.
+
+    \b
+    Examples:
+      spectra doctor ckpt.pt --task task.py:task
+      spectra doctor ckpt.pt --task task.py:task --operator ggn --bn both --json
+    """
+    choice = Choice.taken_from(options)
+    asked = settings_in(options)
+    with display_of(options["progress"], None, quiet=options["quiet"]) as display, reported(display.phase):
+        paths, _ = choice.paths(asked.max_size, display.note)
+        make_task = TaskMaker(options["task_option"], options["task_args"], asked.analysis.seed, display)
+        found = examine_checkpoints(paths, make_task, asked)
+    levels = Counter(one.level for one in found)
+    if as_json:
+        content = {"passed": not levels[PROBLEM], "findings": [asdict(one) for one in found]}
+        click.echo(json.dumps(content, indent=2, allow_nan=False))
+    else:
+        console = make_console()
+        for level in (PROBLEM, WARNING, OK):
+            for one in found:
+                if one.level == level:
+                    remedy = f" -> {one.remedy}" if one.remedy else ""
+                    print_line(console, f"{_MARKS[level]:9}  {one.check}: {one.reason}{remedy}")
+        console.print()
+        print_line(console, f"{levels[PROBLEM]} problems, {levels[WARNING]} warnings, {levels[OK]} ok")
+    sys.exit(1 if levels[PROBLEM] else 0)
