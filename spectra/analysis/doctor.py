@@ -162,7 +162,9 @@ class _Doctor:
         with self.refusals("exact trace"):
             try:
                 found = diagnoses.of_exact_trace(
-                    exact_trace(_on_few_rows(task), mode, params=self.asked.analysis.params)
+                    exact_trace(
+                        _on_few_rows(task), mode, params=self.asked.analysis.params, dtype=self.asked.analysis.dtype
+                    )
                 )
             except SpectraError as error:
                 found = Diagnosis(

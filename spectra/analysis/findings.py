@@ -88,7 +88,7 @@ def exact_answer(operator: CurvatureOperator, asked: Settings) -> ExactTrace | N
         return None
     try:
         with operator.prepared(), shared_results(), limited(None if asked.check else allowance_of(operator, asked)):
-            exact = exact_trace(task_of(operator), operator.bn_mode, params=operator.params)
+            exact = exact_trace(task_of(operator), operator.bn_mode, params=operator.params, dtype=operator.torch_dtype)
     except SpectraError:  # the check of the traces meets it again, and says so
         return None
     own = exact.total is not None and (operator.kind == "ggn" or exact.applies)

@@ -130,7 +130,7 @@ def _verify(
     kept_for_pairs = affordable(1.0) >= paired_cost
     if kept_for_pairs:
         spend(paired_cost)
-    exact = exact or exact_trace(task, operator.bn_mode, params=operator.params)
+    exact = exact or exact_trace(task, operator.bn_mode, params=operator.params, dtype=operator.torch_dtype)
     if exact.total is None:
         return Verification(exact)
     scale = spectrum.quadrature.scale
