@@ -35,9 +35,9 @@ def measure_blocks(planned: Planned) -> tuple[BlockSpectra | None, list[str]]:
     found = partition_of(operator, asked.blocks)
     notes = []
     if found.left_out:
-        count, some = len(found.left_out), ", ".join(found.left_out[:_MOST_NAMED])
-        more = ", ..." if count > _MOST_NAMED else ""
-        notes.append(f"blocks {asked.blocks!r}: {count} parameter tensors match nothing and are in no block: {some}{more}")
+        more = ", ..." if len(found.left_out) > _MOST_NAMED else ""
+        some = ", ".join(found.left_out[:_MOST_NAMED]) + more
+        notes.append(f"blocks {asked.blocks!r}: parameter tensors in no block: {len(found.left_out)} ({some})")
     if len(found.blocks) == 1:
         notes.append(f"blocks {asked.blocks!r}: all parameters are in one block, so there are no distances")
     try:

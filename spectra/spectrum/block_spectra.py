@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ class BlockSpectra(Mapping[str, Spectrum]):
     how: str  # "layer", "module" or the regular expression
     spectra: Mapping[str, Spectrum]  # in the order of the model
     left_out: tuple[str, ...] = ()  # analysed parameters that the expression does not match
+    cached_estimates: Mapping[str, Mapping[str, Estimate]] | None = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> Spectrum:
         return self.spectra[name]
@@ -39,6 +40,8 @@ class BlockSpectra(Mapping[str, Spectrum]):
     @cached_property
     def estimates(self) -> Mapping[str, Mapping[str, Estimate]]:
         """Block -> name -> estimate, of `NAMES`, as in the record of the block alone."""
+        if self.cached_estimates is not None:
+            return self.cached_estimates
         found = {}
         for block, spectrum in self.spectra.items():
             every = spectrum.estimates()

@@ -80,6 +80,21 @@ def test_damage_is_noticed(edit):
         damaged(edit)
 
 
+def test_stored_estimates_that_are_damaged_or_of_another_edition_are_computed_again():
+    def spoilt(group):
+        group["00001/estimates/value"][0] = 7.0
+
+    def older(group):
+        group["00000/estimates"].attrs["edition"] = 0
+
+    put = some_blocks()
+    assert damaged(lambda group: None).cached_estimates is not None
+    for edit in (spoilt, older, lambda group: group["00002"].pop("estimates")):
+        found = damaged(edit)
+        assert found.cached_estimates is None
+        assert found.to_json() == put.to_json()
+
+
 def test_names_that_do_not_fit_are_refused():
     from spectra.results.storage.attributes import seal, write_texts
 
