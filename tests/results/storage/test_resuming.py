@@ -396,9 +396,7 @@ def test_a_run_that_is_interrupted_in_the_blocks_takes_up_the_probes_and_compute
     analyze_run(paths[:1], make_task, settings, out=out)
     assert sum(computed) == total  # none of the probes twice
     resumed, uninterrupted = contents(out), contents(whole)
-    for name in resumed.keys() - {
-        "root"
-    }:  # the process that goes on computes no probes, so it keeps no graphs for them
+    for name in resumed.keys() - {"root"}:  # the second process computes no probes, and keeps no graphs
         assert uninterrupted[name]["provenance"].pop("graphs")
     assert resumed == uninterrupted
     (record,) = load_trajectory(out)
