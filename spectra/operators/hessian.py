@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spectra.operators.convolutions import derivatives_within
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.kept import Product
 
@@ -45,12 +46,14 @@ class HessianOperator(CurvatureOperator):
             pairs = [(p, v) for i, v in zip(chosen, vector) if (p := gradient[i]) is not None and p.requires_grad]
             if not pairs:
                 return [None] * len(chosen)
-            return torch.autograd.grad(
-                [piece for piece, _ in pairs],
-                [function.theta[index] for index in chosen],
-                grad_outputs=[v for _, v in pairs],
-                retain_graph=True,
-                allow_unused=True,
-            )
+            wanted = [function.theta[index] for index in chosen]
+            with derivatives_within(function.theta, within):
+                return torch.autograd.grad(
+                    [piece for piece, _ in pairs],
+                    wanted,
+                    grad_outputs=[v for _, v in pairs],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
 
         return product

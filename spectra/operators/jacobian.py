@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from spectra.errors import TaskError
-from spectra.operators.convolutions import constant_factors
+from spectra.operators.convolutions import constant_factors, derivatives_within
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import leaves_of
 from spectra.task.batches import map_tensors, tensors_of
@@ -75,7 +75,8 @@ class Jacobian:
         """``J' u`` for the parameters (or those ``within``), None for zeros, with ``u`` shaped like the outputs."""
         theta = self.function.theta
         wanted = theta if within is None else [theta[index] for index in within]
-        return torch.autograd.grad(self.outputs, wanted, cotangents, retain_graph=True, allow_unused=True)
+        with derivatives_within(theta, within):
+            return torch.autograd.grad(self.outputs, wanted, cotangents, retain_graph=True, allow_unused=True)
 
 
 def outputs_of(output: Any) -> list[torch.Tensor]:

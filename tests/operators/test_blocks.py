@@ -6,8 +6,9 @@ import pytest
 import torch
 from cases import conv_batch_norm, dense_hessian, mlp_ragged, parameters, with_weight_decay
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator
+from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task
 from spectra.errors import ArgumentError
 from spectra.operators.blocks import ROOT, check_blocks, partition
 
@@ -157,3 +158,32 @@ def test_bad_expressions_are_refused():
         partition(Tied(), names_of(Tied()), "conv")
     with pytest.raises(ArgumentError, match=r"blocks='\(': neither 'layer' nor 'module'"):
         check_blocks("(")
+
+
+@pytest.mark.parametrize("kind", [HessianOperator, GGNOperator])
+def test_a_product_with_a_block_computes_no_derivatives_in_the_kernels_of_other_layers(kind):
+    """Convolutions are custom functions, which autograd does not tell what is asked for."""
+
+    class Kernels(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution_backward.default:
+                self.count += args[-1][1]
+            return func(*args, **(kwargs or {}))
+
+    model = nn.Sequential(*(nn.Conv2d(2, 2, 3, padding=1) if i % 2 == 0 else nn.Tanh() for i in range(9)), nn.Flatten())
+    task = Task(model, nn.MSELoss(), [(torch.randn(3, 2, 4, 4), torch.randn(3, 32))])
+    whole = kind(task)
+    names = [name for name in whole.tensor_sizes if name.endswith("weight")]
+    counts = {}
+    with whole.prepared():
+        for name in (None, *names):
+            part = whole if name is None else whole.block([name])
+            jobs = [(part, torch.randn(1, part.n))]
+            whole.apply_to_blocks(jobs)  # makes the graph
+            with Kernels() as kernels:
+                whole.apply_to_blocks(jobs)
+            counts[name] = kernels.count
+    assert counts.pop(None) >= len(names)
+    assert max(counts.values()) <= 2  # in its own kernel, of the first derivative and of the second
