@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from rich.console import Console
 
 from spectra.results.record import Record
 from spectra.spectrum.block_spectra import BlockSpectra
+from spectra.spectrum.estimates import Estimate
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import as_range, in_short, interval, number, plain
 
@@ -23,17 +26,23 @@ def print_blocks(record: Record, console: Console, *, of: str = "") -> None:
     if blocks is None:
         return
     print_heading(console, f"spectra of the {counted(blocks)}{f', of {of}' if of else ''}")
-    table = new_table(
-        *("block", "n", "trace", "+-", "|H|_F", "+-", "largest eigenvalue", "smallest eigenvalue", "rank degeneracy"),
-        *(["distance"] if len(blocks) > 1 else []),
+    several = ["distance"] if len(blocks) > 1 else []
+    sums = new_table("block", "n", "trace", "+-", "|H|_F", "+-", *several, left=(0,))
+    ends = new_table(
+        *("block", "lambda_max from", "to", "lambda_min from", "to", "within tau", "tau"),
+        title="ends of the spectra, and rank degeneracy",
         left=(0,),
     )
     between = blocks.distances.value.sum(axis=1) / max(1, len(blocks) - 1)
     for (name, found), distance in zip(blocks.estimates.items(), between):
-        ends = [as_range(found[end]) for end in ("lambda_max", "lambda_min")]
-        cells = [*number(found["trace"]), *number(found["frobenius_norm"]), *ends, in_short(found["rank_degeneracy"])]
-        table.add_row(name, plain(blocks[name].n), *cells, *([f"{distance:.2f}"] if len(blocks) > 1 else []))
-    console.print(table)
+        cells = [*number(found["trace"]), *number(found["frobenius_norm"]), *(f"{distance:.2f}" for _ in several)]
+        sums.add_row(name, plain(blocks[name].n), *cells)
+        limits = [as_range(found[end]).partition(" to ")[::2] for end in ("lambda_max", "lambda_min")]
+        ends.add_row(name, *limits[0], *limits[1], *_fraction(found["rank_degeneracy"]))
+    console.print(sums)
+    console.print()
+    console.print(ends)
+    print_line(console, "within tau: fraction of the eigenvalues; in brackets where it is not resolved", style="dim")
     if (mean := blocks.heterogeneity) is not None:
         farthest = np.unravel_index(blocks.distances.value.argmax(), blocks.distances.value.shape)
         first, second = (list(blocks)[index] for index in sorted(farthest))
@@ -43,6 +52,14 @@ def print_blocks(record: Record, console: Console, *, of: str = "") -> None:
         print_line(console, f"{words}; in a row, the mean distance from the other blocks", style="dim")
         if mean.lower is None:
             print_line(console, "with a single probe the distances have no error", style="dim")
+
+
+def _fraction(found: Estimate) -> tuple[str, str]:
+    """A fraction with its error, or its bracket where it is not resolved; and its tolerance."""
+    tau = "" if found.tau is None else f"{found.tau:.2g}"
+    if found.resolved is False:
+        return interval(found.lower, found.upper), tau
+    return in_short(replace(found, tau=None)), tau
 
 
 def counted(blocks: BlockSpectra) -> str:
