@@ -78,7 +78,8 @@ class CurvatureOperator(SymmetricOperator):
     def linearise(self, batch: Any) -> Product:
         """Prepare a batch (placed on the device) and return its product with a vector.
 
-        The product is with the curvature of the criterion's value for the batch, without the weight of the batch.
+        The product is with the curvature of the criterion's value for the batch, without the weight of the batch. Given
+        the numbers of some parameters as a second argument, it is the product with their diagonal block.
         Called within the function's evaluation.
         """
 
