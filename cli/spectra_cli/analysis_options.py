@@ -171,6 +171,14 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Only parameters of such names; repeatable.",
         ),
         _setting(
+            "blocks",
+            "--blocks",
+            metavar="layer|module|REGEX",
+            help="Also the spectrum of each diagonal block, and how much these differ. layer: a block per module that "
+            "owns parameters. module: per child of the model, or element of a list of modules. REGEX: the match in a "
+            "parameter's name, or its first group, names the block.",
+        ),
+        _setting(
             "dtype", "--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters."
         ),
         _setting(

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from spectra.results.record import Record
 from spectra.spectrum.estimates import Estimate
+from spectra_cli.block_table import print_blocks
 from spectra_cli.budget_table import limited_by, print_advice, print_budgets
 from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_notes, print_pairs
@@ -65,6 +66,7 @@ def print_record(record: Record, console: Console, *, budget: bool = False) -> N
         if table is not None:
             console.print()
             console.print(table)
+    print_blocks(record, console)
     print_cross_check(record, console)
     print_exact_spectrum(record, console)
     print_sharpness(record, console)
@@ -86,6 +88,7 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
     sha = record.checkpoint_sha256
     effort = [
         f"{known['products']:,} products" if isinstance(known.get("products"), int) else "",
+        f"{known['block_products']:,} of blocks" if isinstance(known.get("block_products"), int) else "",
         f"{known['test_products']:,} on the test data" if isinstance(known.get("test_products"), int) else "",
         f"{known['seconds']:.1f} s" if isinstance(known.get("seconds"), float) else "",
         f"on {known['device']}" if "device" in known else "",

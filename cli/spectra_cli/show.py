@@ -16,6 +16,7 @@ from spectra.jsonable import to_jsonable
 from spectra.results.record import Record
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.trajectory import Trajectory
+from spectra_cli.block_table import print_blocks
 from spectra_cli.budget_table import print_budgets
 from spectra_cli.layout import make_console, print_heading
 from spectra_cli.on_request import HELP, parse_asks, quantities_at
@@ -58,6 +59,7 @@ COLUMNS = (  # one row per record x estimate; an empty cell is a number that is 
 @click.option("--bn", "bn_modes", multiple=True, metavar="MODE", help="Only this batch-norm mode; repeatable.")
 @click.option("--all", "everything", is_flag=True, help="A single record in full, and every note.")
 @click.option("--budget", is_flag=True, help="The parts of every error: probes, Lanczos steps, arithmetic and data.")
+@click.option("--blocks", is_flag=True, help="The diagonal blocks of every record, as --all prints them for one.")
 @click.option("--at", "asks", multiple=True, metavar="KEY=NUMBER", help=f"More quantities; repeatable. {HELP}.")
 @click.option("--epoch", "epochs", multiple=True, type=float, metavar="E", help="Only this epoch; repeatable.")
 def command(
@@ -67,6 +69,7 @@ def command(
     bn_modes: tuple[str, ...],
     everything: bool,
     budget: bool,
+    blocks: bool,
     asks: tuple[str, ...],
     epochs: tuple[float, ...],
 ) -> None:
@@ -96,7 +99,7 @@ def command(
     else:
         options = {"--operator": operators, "--bn": bn_modes, "--epoch": [f"{epoch:g}" for epoch in epochs]}
         choice = [word for name, values in options.items() for value in values for word in (name, value)]
-        print_report(chosen, choice=choice, everything=everything, budget=budget, asks=asked)
+        print_report(chosen, choice=choice, everything=everything, budget=budget, blocks=blocks, asks=asked)
 
 
 def select(
@@ -140,9 +143,16 @@ def print_report(
     choice: Sequence[str] = (),
     everything: bool = False,
     budget: bool = False,
+    blocks: bool = False,
     asks: Asks = (),
 ) -> None:
-    """Print the tables of each file; `choice` is the selection of the records, as command-line options."""
+    """Print the tables of each file; `choice` is the selection of the records, as command-line options.
+
+    Raises:
+        ArgumentError: blocks are asked for, and no record has any.
+    """
+    if blocks and not any(record.blocks for _, trajectory in chosen for record in trajectory):
+        raise ArgumentError("--blocks: no record has spectra of blocks: spectra analyze --blocks layer computes them")
     console = make_console()
     for index, (file, trajectory) in enumerate(chosen):
         if index:
@@ -155,6 +165,8 @@ def print_report(
             if budget and count > 1:
                 print_heading(console, record.label)
                 print_budgets(record, console)
+            if blocks and not (everything and count == 1):  # which has printed them
+                print_blocks(record, console, of=record.label)
             if asks:
                 print_requested(quantities_at(record, asks), console, of=record.label)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
+from spectra.analysis.block_analysis import measure_blocks, partition_of
 from spectra.analysis.eigenspaces import Eigenspaces
 from spectra.analysis.findings import exact_answer, find
 from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
@@ -88,9 +89,8 @@ def iter_analyze(
         eigenspaces: provides the eigenvectors of the previous record, with which those of this one are compared.
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
-            ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``; and
-            ``preset``,
-            the name of a preset whose options hold where none is given.
+            ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``,
+            ``blocks``; and ``preset``, the name of a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -125,6 +125,9 @@ def records_of(
     operators = [
         [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
     ]
+    if asked.blocks is not None:
+        for of_record in operators:
+            partition_of(of_record[0], asked.blocks)  # is checked
     # The first record of each mode has the measures; if it is skipped, they are computed already.
     measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
     return _records(run, operators, measured, place, notes)
@@ -205,7 +208,6 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         d_y, units, d_x = widths
         facts |= {"rank_bound_ff": rank_bound_ff(d_y, units, d_x), "d_y": d_y, "d_x": d_x, "sum_of_widths": units}
     notes = [
-        *faults.notes,
         *found.warnings,
         *notes_of(operator),
         *notes_of_rank(operator, facts),
@@ -215,14 +217,20 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         k, m = spectrum.num_probes, spectrum.lanczos_steps
         planned = replace(planned, settings=replace(asked, num_probes=k, lanczos_steps=m), aims=None)
         settings = settings | {"num_probes": k, "lanczos_steps": m}  # the key of the unfinished probes has the other
-    tested: Measured | None = None
+    blocks = None
+    with faults.kept("the blocks"):
+        blocks, remarks = measure_blocks(planned)
+        notes += remarks
     cost: dict[str, int] = {}
+    if blocks is not None:
+        cost["block_products"] = sum(t.steps for spectrum in blocks.values() for t in spectrum.tridiagonals)
+    tested: Measured | None = None
     kept = {"graphs": dict(training.graphs)} if training.graphs["batches"] else {}  # else nothing was computed here
     for test_operator, test_progress in zip(held_out, others):
         with part("held-out", 0, 1):
             tested = measure(planned, 1, unfinished, test_progress)
         facts |= held_out_facts(facts, tested.facts, test_operator.task.reduces_to)
-        cost = {"test_products": sum(t.steps for t in tested.spectrum.tridiagonals)}
+        cost["test_products"] = sum(t.steps for t in tested.spectrum.tridiagonals)
         notes += held_out_notes(test_operator, operator.self_test.notes)
     seconds = time.perf_counter() - start + (0.0 if unfinished is None else unfinished.seconds)
     made = Record(
@@ -240,9 +248,10 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,
         overlap=overlap,
+        blocks=blocks,
         remainder=found.traces.remainder,
         sharpness=found.sharpness,
-        notes=(*notes, *place.notes, *planned.notes),
+        notes=(*faults.notes, *notes, *place.notes, *planned.notes),
     )
     if not asked.aims:
         return made

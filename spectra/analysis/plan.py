@@ -201,6 +201,8 @@ def _notes(asked: RunSettings, records: Sequence[RecordCost]) -> list[str]:
         notes.append("the search for eigenpairs ends when they have converged: its products and its time are at most")
     if asked.analysis.exact_spectrum:
         notes.append("the time of --exact-spectrum is not predicted")
+    if asked.analysis.blocks is not None:
+        notes.append("the time and the size of --blocks are not predicted: each block has as many products")
     if asked.out.exists():
         notes.append(f"{asked.out} exists: records that it has already are counted as well")
     return notes

@@ -11,6 +11,7 @@ from spectra.analysis.held_out import held_out_settings, run_lengths
 from spectra.checkpoints.bounds import parse_size
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
+from spectra.operators.blocks import check_blocks
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.function import choose_parameters
@@ -98,6 +99,8 @@ class Settings:
     eigenpairs: int = bounded(0, least=0, most=10**6, remark="0, the default, is none")
     warm_start: bool = False  # start the search for eigenpairs from the vectors of the previous checkpoint
     save_eigenvectors: bool = False  # store the eigenvectors in the record
+    # Also the spectra of diagonal blocks: "layer", "module", or a regular expression whose match names the block.
+    blocks: str | None = None
     # Estimate -> the relative error that it is to have. The steps and the number of probes are then the upper limits.
     rtol: Mapping[str, float] | Aims = ()
 
@@ -121,6 +124,7 @@ class Settings:
         if self.save_eigenvectors and not self.eigenpairs:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
         parse_size(self.memory, "memory")  # is checked
+        check_blocks(self.blocks)
         object.__setattr__(self, "rtol", checked_aims(self.rtol))
         torch_dtype_of(self.dtype)
         chosen_measures(self.metrics)  # the names are checked
@@ -210,6 +214,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         **({"warm_start": True} if asked.warm_start else {}),
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
         **({"preset": asked.preset} if asked.preset else {}),
+        **({"blocks": asked.blocks} if asked.blocks is not None else {}),
         **({"rtol": dict(asked.aims)} if asked.rtol else {}),
         **(held_out_settings(task) if asked.test_data else {}),
     }

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.figures import curve_sheets, findings, over_training, sheets
+from spectra.figures import blocks, curve_sheets, findings, over_training, sheets
 from spectra.figures.moments import Moment, check_epochs, chosen_moments, moments_of
 from spectra.figures.style import style
 from spectra.results.storage.atomic_write import replace_file
@@ -22,7 +23,7 @@ from spectra.results.trajectory import Trajectory
 
 KINDS = (
     *("density", "stems", "cumulative", "degeneracy", "negative", "dimension"),
-    *("layers", "checks", "modes", "trajectory", "sharpness"),
+    *("layers", "blocks", "block-distances", "checks", "modes", "trajectory", "sharpness"),
     *("density-training", "degeneracy-training", "layers-training", "modes-training"),
 )
 FORMATS = ("png", "pdf", "svg")
@@ -32,6 +33,8 @@ _NEEDS = {  # what some kinds need beyond one complete record
     "checks": "comparisons of traces with exact ones that are not all inconclusive, which these records do not have",
     "sharpness": "a sharpness measure at no less than 2 complete checkpoints",
     "layers": "the traces of the tensors, which these records do not have",
+    "blocks": "spectra of blocks: analyze it with --blocks layer",
+    "block-distances": "spectra of at least 2 blocks: analyze it with --blocks layer",
     "modes": "batch norm in eval and in train mode at one checkpoint: analyze it with --bn both",
     "trajectory": "at least 2 complete checkpoints",
     "density-training": "at least 2 complete checkpoints of one batch-norm mode",
@@ -170,6 +173,12 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
             add("dimension", moment.slug, curve_sheets.dimension_figure, moment)
         if any(record.spectrum and record.spectrum.tensor_forms is not None for record in moment.complete.values()):
             add("layers", moment.slug, sheets.layer_figure, moment)
+        with_blocks = blocks.modes_with_blocks(moment)
+        for mode in with_blocks:
+            slug = f"{moment.slug}-{mode}" if len(with_blocks) > 1 else moment.slug
+            add("blocks", slug, partial(blocks.density_rows, mode=mode), moment)
+            if len(moment.complete[mode].blocks or ()) > 1:
+                add("block-distances", slug, partial(blocks.distance_map, mode=mode), moment)
         if any(can_tell(record.checks) for record in moment.complete.values()):
             add("checks", moment.slug, findings.check_figure, moment)
         if len(moment.complete) > 1:

@@ -15,6 +15,7 @@ import torch
 
 from spectra.errors import NumericsError
 from spectra.operators.base import BatchForms, SymmetricOperator
+from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.krylov_basis import Basis
 from spectra.runtime.exclusive import exclusively, one_at_a_time
 from spectra.spectrum.tridiagonal import Tridiagonal
@@ -124,6 +125,54 @@ def tridiagonalize(
         if step_done is not None:
             step_done(lambda: [run.halfway() for run in runs])
     return [run.result(keep_basis) for run in runs]
+
+
+@dataclass(frozen=True)
+class BlockStarts:
+    """A diagonal block, the starts of its recurrences, and their tolerances, as of :func:`tridiagonalize`."""
+
+    operator: CurvatureOperator  # of `CurvatureOperator.block`
+    starts: Sequence[np.ndarray]
+    tolerance: float
+    semiorthogonal: float
+
+
+def tridiagonalize_blocks(
+    whole: CurvatureOperator,
+    blocks: Sequence[BlockStarts],
+    lanczos_steps: int,
+    *,
+    keep_basis: bool = False,
+    tick: Callable[[int], None] | None = None,
+) -> list[list[Recurrence]]:
+    """Lanczos for several diagonal blocks of one operator, all recurrences in lockstep: one pass per step serves all.
+
+    Args:
+        whole: the operator.
+        blocks: its blocks, with their starts.
+        lanczos_steps: at most the rows of a block are taken.
+        keep_basis: return the Krylov basis of the first recurrence of each block.
+        tick: called with the number of products after each shared step.
+
+    Returns:
+        For each block, a recurrence per start, without forms of the batches.
+    """
+    runs = [
+        [_Run(b.operator, start, min(lanczos_steps, b.operator.n), None, b.semiorthogonal) for start in b.starts]
+        for b in blocks
+    ]
+    while True:
+        live = [(b, on) for b, group in zip(blocks, runs) if (on := [run for run in group if not run.done])]
+        if not live:
+            break
+        with one_at_a_time:
+            jobs = [(b.operator, torch.stack([run.basis.last for run in group])) for b, group in live]
+            for (b, group), products in zip(live, whole.apply_to_blocks(jobs)):
+                for run, product in zip(group, products):
+                    run.advance(product.to(torch.float64, copy=True), b.tolerance)
+        if tick is not None:
+            tick(sum(len(group) for _, group in live))
+    return [[run.result(keep_basis and run is group[0]) for run in group] for group in runs]
 
 
 class _Run:

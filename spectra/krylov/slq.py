@@ -103,8 +103,7 @@ def slq(
     if eigenpairs is not None and (eigenpairs.vectors is None or len(eigenpairs.vectors) != n):
         raise ArgumentError(f"eigenpairs without vectors of {n} numbers: eigsh on this operator gives them")
     noise = operator.noise
-    # A beta below the noise of the products is itself noise; continuing from it would add spurious Ritz values.
-    tolerance = max(1e-10, 10 * noise)
+    tolerance, semiorthogonal = tolerances(noise)
     sharing = lockstep_width(operator, steps, num_probes) if width is None else min(width, num_probes)
     recurrences = list(done)
     overlaps = []
@@ -127,7 +126,7 @@ def slq(
         return draw_probe(n, seed=seed, index=index, distribution=distribution)
 
     def overlaps_with(basis: Basis, steps: int, count: int) -> np.ndarray:
-        return _start_overlaps(basis, steps, operator, start_of, count)
+        return start_overlaps(basis, steps, operator, start_of, count)
 
     def settled(so_far: Sequence[Tridiagonal], basis: Basis) -> bool:
         assert planner is not None
@@ -144,7 +143,7 @@ def slq(
                 tolerance=tolerance,
                 tick=tick,
                 keep_basis=first == 0,
-                semiorthogonal=sqrt(min(_SHARE_OF_NOISE * noise, _LARGEST_CHANGE)),
+                semiorthogonal=semiorthogonal,
                 under_way=under_way if first == len(done) else (),
                 step_done=step_done,
                 stop_all=None if planner is None or len(starts) < num_probes else settled,
@@ -164,7 +163,7 @@ def slq(
                 group_done(recurrences)
         if eigenpairs is not None:
             overlaps = [_overlaps(operator, start_of(index), eigenpairs) for index in range(num_probes)]
-    _check_size([r.tridiagonal for r in recurrences], n)
+    check_size([r.tridiagonal for r in recurrences], n)
     forms, deflated = np.stack([r.forms for r in recurrences]), None
     if eigenpairs is not None:
         deflated = _deflated_forms(operator, eigenpairs, forms, np.stack(overlaps))
@@ -187,7 +186,13 @@ def slq(
     )
 
 
-def _check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
+def tolerances(noise: float) -> tuple[float, float]:
+    """``tolerance`` and ``semiorthogonal`` of :func:`tridiagonalize` for products of this noise."""
+    # A beta below the noise of the products is itself noise; continuing from it would add spurious Ritz values.
+    return max(1e-10, 10 * noise), sqrt(min(_SHARE_OF_NOISE * noise, _LARGEST_CHANGE))
+
+
+def check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
     """Refuse norms so large that the sum of squared eigenvalues, with its intervals, overflows float64."""
     norm = max(max(t.scale, float(t.betas.max())) for t in tridiagonals)
     if norm > _LARGEST / sqrt(n):
@@ -198,7 +203,7 @@ def _check_size(tridiagonals: Sequence[Tridiagonal], n: int) -> None:
 
 
 @exclusively
-def _start_overlaps(
+def start_overlaps(
     basis: Basis, steps: int, operator: SymmetricOperator, start_of: Callable[[int], np.ndarray], num_probes: int
 ) -> np.ndarray:
     """The scalar products of every probe (rounded to the operator's dtype) with the first Krylov basis, (k, m)."""

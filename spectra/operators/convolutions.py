@@ -8,7 +8,7 @@ Hessian product of a LeNet takes less than half of the time. Numbers differ by r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -74,12 +74,32 @@ def constant_factors() -> Iterator[None]:
         _Convolution.constant = before
 
 
+@contextmanager
+def derivatives_within(theta: Sequence[torch.Tensor], within: Sequence[int] | None) -> Iterator[None]:
+    """While active, a backward pass computes no derivatives in the kernels among ``theta`` that are not ``within``.
+
+    Autograd tells a custom function only which arguments have a derivative, and not which ones are asked for.
+
+    Args:
+        theta: the parameters.
+        within: the numbers of those that derivatives are asked for; None: all.
+    """
+    before = _Convolution.left_out
+    wanted = range(len(theta)) if within is None else set(within)
+    _Convolution.left_out = frozenset(id(tensor) for index, tensor in enumerate(theta) if index not in wanted)
+    try:
+        yield
+    finally:
+        _Convolution.left_out = before
+
+
 class _Convolution(torch.autograd.Function):
     """``y = conv(x, W) + b``."""
 
     # A plain attribute, because the threads in which autograd runs a device's backward pass see no context variable.
     # Operators compute one at a time, under the global lock.
     constant: ClassVar[bool] = False
+    left_out: ClassVar[frozenset[int]] = frozenset()  # the identities of leaves that no derivative is asked for
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, geometry: Geometry) -> Any:
@@ -93,6 +113,7 @@ class _Convolution(torch.autograd.Function):
         if _Convolution.constant:
             x, weight = x.detach(), weight.detach()
         wanted = list(ctx.needs_input_grad[:3])
+        wanted[1] = wanted[1] and _is_wanted(ctx.next_functions[1][0])
         arguments = (gradients[0], x, weight, ctx.geometry, ctx.bias_sizes, wanted)
         return *_Gradients.apply(*arguments), None  # type: ignore[no-untyped-call]
 
@@ -131,9 +152,14 @@ class _Gradients(torch.autograd.Function):
             of_g = sum(terms[1:], terms[0]) if terms else None
         if in_x and along_weight is not None:
             of_x = _aten.convolution_backward(g, x, along_weight, None, *geometry, [True, False, False])[0]
-        if in_weight and along_x is not None:
+        if in_weight and along_x is not None and _is_wanted(ctx.next_functions[2][0]):
             of_weight = _aten.convolution_backward(g, along_x, weight, None, *geometry, [False, True, False])[1]
         return of_g, of_x, of_weight, None, None, None
+
+
+def _is_wanted(node: Any) -> bool:
+    """Whether the derivative that flows into a node of the graph may be asked for; it is not for some leaves."""
+    return id(getattr(node, "variable", None)) not in _Convolution.left_out
 
 
 def _per_dimension(value: Any, space: int) -> list[int]:

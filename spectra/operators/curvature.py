@@ -7,8 +7,10 @@ and the graphs of their gradients, within a memory budget.
 
 from __future__ import annotations
 
+import copy
+import glob
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -67,6 +69,7 @@ class CurvatureOperator(SymmetricOperator):
         self.task = task
         self.bn_mode = bn_mode
         self.params = params
+        self.within: Sequence[int] | None = None  # of a diagonal block: the numbers of its parameters in the whole
         self._test: SelfTest | None = None
         self.passes = Passes(self.function)
         self.kept = KeptProducts()
@@ -75,7 +78,8 @@ class CurvatureOperator(SymmetricOperator):
     def linearise(self, batch: Any) -> Product:
         """Prepare a batch (placed on the device) and return its product with a vector.
 
-        The product is with the curvature of the criterion's value for the batch, without the weight of the batch.
+        The product is with the curvature of the criterion's value for the batch, without the weight of the batch. Given
+        the numbers of some parameters as a second argument, it is the product with their diagonal block.
         Called within the function's evaluation.
         """
 
@@ -101,7 +105,8 @@ class CurvatureOperator(SymmetricOperator):
     def _tested(self) -> SelfTest:
         """Run the checks under the global lock: they change parameters and statistics of the function temporarily."""
         if self._test is None:
-            notes = [check() for check in self.checks().values()]
+            # For a block, the loss of the whole has been checked.
+            notes = [check() for check in self.checks().values()] if self.within is None else []
             return self_test(self, next(filter(None, notes), None))
         return self._test
 
@@ -132,6 +137,26 @@ class CurvatureOperator(SymmetricOperator):
         other.function.adopt(self.function)
         return other
 
+    def block(self, names: Collection[str]) -> Self:
+        """The diagonal block of these parameters: the same operator with ``params=`` these names, on shared tensors.
+
+        Its noise is measured for the block, with products of its own. :meth:`apply_to_blocks` multiplies several blocks
+        in one pass over the data.
+
+        Raises:
+            ArgumentError: a name that is not among the parameters of this operator, or none.
+        """
+        wanted, known = set(names), self.function.names
+        if not wanted or not wanted <= set(known):
+            raise ArgumentError(f"block {sorted(wanted - set(known))}: names of parameters of the operator are needed")
+        _ = self.self_test  # the checks, and recalibrated statistics, are for all blocks
+        part = copy.copy(self)
+        part.within = [index for index, name in enumerate(known) if name in wanted]
+        part.function = self.function.restricted(part.within)
+        part.n, part.params = part.function.n, [glob.escape(name) for name in part.function.names]
+        part.passes, part.kept, part._test = Passes(part.function), KeptProducts(), None
+        return part
+
     def batches(self) -> Iterator[tuple[Any, float]]:
         """The batches of positive weight, on the device, with their weights; checked against the survey at the end."""
         return self.passes.batches()
@@ -154,46 +179,81 @@ class CurvatureOperator(SymmetricOperator):
                 self.kept.stop()
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
-        return self._pass(block, None)
+        return self.apply_to_blocks([(self, block)])[0]
 
     def apply_in_parts(self, block: torch.Tensor) -> tuple[torch.Tensor, BatchForms | None]:
         if self.bn_mode == "recalibrated" and batch_norm_layers(self.task.model):
             return self.apply(block), None  # the statistics depend on all data, so the batches are not independent
         batch_forms: list[tuple[np.ndarray, float]] = []
-        product = self._pass(block, batch_forms)
+        product = self.apply_to_blocks([(self, block)], batch_forms)[0]
         divisor = self.task.divisor(self.task.survey().total_weight)
         forms = np.stack([forms for forms, _ in batch_forms], axis=1) / divisor
         return product, _grouped(BatchForms(forms, np.array([weight for _, weight in batch_forms])))
 
-    def _pass(self, block: torch.Tensor, batch_forms: list[tuple[np.ndarray, float]] | None) -> torch.Tensor:
-        """The products; appends the quadratic forms of each batch, (k,), and its weight to ``batch_forms``."""
+    def apply_to_blocks(
+        self, jobs: Sequence[tuple[Self, torch.Tensor]], batch_forms: list[tuple[np.ndarray, float]] | None = None
+    ) -> list[torch.Tensor]:
+        """The products of diagonal blocks with vectors, in one pass over the data.
+
+        A product with a block differentiates in its own parameters only. All blocks share the graph of a batch.
+
+        Args:
+            jobs: blocks of this operator (or itself), each with its vectors as rows, ``(k, n)`` of the block.
+            batch_forms: if given, the quadratic forms ``(k,)`` of each batch, for the first job, and its weight are
+                appended to it.
+        """
         _ = self.self_test  # runs the checks before the first product
-        survey, theta, sizes = self.task.survey(), self.function.theta, self.function.sizes
+        survey = self.task.survey()
         divisor = self.task.divisor(survey.total_weight)
         # Sums over many batches are in float64, so that the summation adds no error.
         alone = sum(weight > 0 for weight in survey.weights) == 1 and not self.task.l2
         dtype = self.torch_dtype if alone else torch.float64
         with self.function.evaluation():
-            total = torch.zeros(block.shape, dtype=dtype, device=self.device)
-            totals = [[piece.view_as(p) for piece, p in zip(torch.split(row, sizes), theta)] for row in total]
-            vectors = [self.function.unflatten(row) for row in block]
+            running = [
+                _Running(operator.function, None if operator is self else operator.within, block, dtype)
+                for operator, block in jobs
+            ]
             for index, (batch, weight) in enumerate(self.batches()):
                 product = self.kept.product(index, batch, self.linearise)
                 factor = self.task.total_factor(weight)
-                forms = []
-                for vector, sums in zip(vectors, totals):
-                    pieces = [(v, s, p) for v, s, p in zip(vector, sums, product(vector)) if p is not None]
-                    for _, s, p in pieces:
-                        s.add_(p, alpha=factor / divisor)
-                    if batch_forms is not None:
-                        forms.append(factor * sum(float((v.double() * p.double()).sum()) for v, _, p in pieces))
-                if batch_forms is not None:
-                    batch_forms.append((np.array(forms), weight))
+                for job in running:
+                    forms = job.add(product, factor, divisor, with_forms=batch_forms is not None and job is running[0])
+                    if batch_forms is not None and job is running[0]:
+                        batch_forms.append((forms, weight))
+            totals = [job.total for job in running]
             if self.task.l2:
-                total.add_(block, alpha=self.task.l2)
-        if not bool(torch.isfinite(total.sum(dtype=torch.float64))) and not bool(torch.isfinite(total).all()):
-            raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")
-        return total.to(self.torch_dtype)
+                for total, (_, block) in zip(totals, jobs):
+                    total.add_(block, alpha=self.task.l2)
+        for total in totals:
+            if not bool(torch.isfinite(total.sum(dtype=torch.float64))) and not bool(torch.isfinite(total).all()):
+                raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")
+        return [total.to(self.torch_dtype) for total in totals]
+
+
+class _Running:
+    """The sums over batches of the products of one operator, or of a diagonal block, with the rows of a block."""
+
+    def __init__(
+        self, function: LossFunction, within: Sequence[int] | None, block: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        self.within = () if within is None else (within,)
+        self.total = torch.zeros(block.shape, dtype=dtype, device=function.device)
+        self.vectors = [function.unflatten(row) for row in block]
+        self.sums = [
+            [piece.view_as(p) for piece, p in zip(torch.split(row, function.sizes), function.theta)]
+            for row in self.total
+        ]
+
+    def add(self, product: Product, factor: float, divisor: float, *, with_forms: bool) -> np.ndarray:
+        """Add the products of one batch; returns its quadratic forms, ``(k,)``, if asked for."""
+        forms = []
+        for vector, sums in zip(self.vectors, self.sums):
+            pieces = [(v, s, p) for v, s, p in zip(vector, sums, product(vector, *self.within)) if p is not None]
+            for _, s, p in pieces:
+                s.add_(p, alpha=factor / divisor)
+            if with_forms:
+                forms.append(factor * sum(float((v.double() * p.double()).sum()) for v, _, p in pieces))
+        return np.array(forms)
 
 
 def _grouped(batch_forms: BatchForms) -> BatchForms:

@@ -101,8 +101,13 @@ class EmpiricalFisherOperator(CurvatureOperator):
         _, slopes = slope_of(function, output, target, create_graph=False)
         factors = self.row_factors(batch, target, output, slopes)
 
-        def product(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-            return jacobian.pull(self._bend(slopes, jacobian.push(vector), factors))
+        def product(
+            vector: Sequence[torch.Tensor], within: Sequence[int] | None = None
+        ) -> Sequence[torch.Tensor | None]:
+            pushed = jacobian.push(vector, within)
+            if pushed is None:
+                return [None] * len(vector)
+            return jacobian.pull(self._bend(slopes, pushed, factors), within)
 
         return product
 

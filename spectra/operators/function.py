@@ -6,6 +6,7 @@ tensors are never written to, hooks on its parameters do not run, and another dt
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,19 @@ class LossFunction:
             for mine, theirs in zip(self.theta, other.theta):
                 mine.copy_(theirs)
         self.written_out, self.checked = other.written_out, other.checked
+        self._fixed = {name: self._cast(tensor) for name, tensor in other._fixed.items()}
         self._buffers = {name: self._cast(tensor) for name, tensor in other._buffers.items()}
+
+    def restricted(self, chosen: Sequence[int]) -> LossFunction:
+        """The same function of the parameters of these numbers; the others are constants. Tensors are shared."""
+        other, wanted = copy.copy(self), set(chosen)
+        other.theta = [self.theta[index] for index in chosen]
+        other.names = [self.names[index] for index in chosen]
+        other.sizes = [self.sizes[index] for index in chosen]
+        other.n = sum(other.sizes)
+        rest = {f"model.{n}": p.detach() for i, (n, p) in enumerate(zip(self.names, self.theta)) if i not in wanted}
+        other._fixed = self._fixed | rest
+        return other
 
     def update_statistics(self, batch: Any, names: Sequence[str]) -> None:
         """Call the model and keep the values that it writes to the named buffers (names within ``model.``)."""

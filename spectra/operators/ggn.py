@@ -61,9 +61,12 @@ class GGNOperator(CurvatureOperator):
         jacobian = Jacobian(function, output)
         points, slope = slope_of(function, output, self.task.target_of(batch), create_graph=True)
 
-        def product(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-            if not jacobian.reaches:
-                return [None] * len(function.theta)
-            return jacobian.pull(criterion_product(slope, points, jacobian.push(vector)))
+        def product(
+            vector: Sequence[torch.Tensor], within: Sequence[int] | None = None
+        ) -> Sequence[torch.Tensor | None]:
+            pushed = jacobian.push(vector, within)
+            if pushed is None:
+                return [None] * len(vector)
+            return jacobian.pull(criterion_product(slope, points, pushed), within)
 
         return product

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spectra.operators.convolutions import derivatives_within
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.kept import Product
 
@@ -36,19 +37,23 @@ class HessianOperator(CurvatureOperator):
     def linearise(self, batch: Any) -> Product:
         function = self.function
         _, gradient = function.gradient(batch, create_graph=True)
-        # A gradient that is constant in the parameters has no graph, and its derivative is zero.
-        dependent = [index for index, piece in enumerate(gradient) if piece is not None and piece.requires_grad]
-        live = [piece for piece in gradient if piece is not None and piece.requires_grad]
 
-        def product(vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-            if not live:
-                return [None] * len(function.theta)
-            return torch.autograd.grad(
-                live,
-                function.theta,
-                grad_outputs=[vector[index] for index in dependent],
-                retain_graph=True,
-                allow_unused=True,
-            )
+        def product(
+            vector: Sequence[torch.Tensor], within: Sequence[int] | None = None
+        ) -> Sequence[torch.Tensor | None]:
+            chosen = range(len(function.theta)) if within is None else within
+            # A gradient that is constant in the parameters has no graph, and its derivative is zero.
+            pairs = [(p, v) for i, v in zip(chosen, vector) if (p := gradient[i]) is not None and p.requires_grad]
+            if not pairs:
+                return [None] * len(chosen)
+            wanted = [function.theta[index] for index in chosen]
+            with derivatives_within(function.theta, within):
+                return torch.autograd.grad(
+                    [piece for piece, _ in pairs],
+                    wanted,
+                    grad_outputs=[v for _, v in pairs],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
 
         return product

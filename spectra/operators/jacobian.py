@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from spectra.errors import TaskError
-from spectra.operators.convolutions import constant_factors
+from spectra.operators.convolutions import constant_factors, derivatives_within
 from spectra.operators.function import LossFunction
 from spectra.operators.graph import leaves_of
 from spectra.task.batches import map_tensors, tensors_of
@@ -40,29 +40,43 @@ class Jacobian:
             pulled = torch.autograd.grad(
                 self.outputs, function.theta, self._cotangents, create_graph=True, allow_unused=True
             )
-        self._met = [index for index, piece in enumerate(pulled) if piece is not None and piece.requires_grad]
-        self._back = [piece for piece in pulled if piece is not None and piece.requires_grad]
+        self._back = [piece if piece is not None and piece.requires_grad else None for piece in pulled]
 
     @property
     def reaches(self) -> bool:
         """Whether autograd finds any dependence of the outputs on the parameters; if not, ``J`` is zero."""
-        return bool(self._met)
+        return any(piece is not None for piece in self._back)
 
-    def push(self, vector: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """``J v``, shaped like the outputs, with ``v`` shaped like the parameters."""
+    def push(
+        self, vector: Sequence[torch.Tensor], within: Sequence[int] | None = None
+    ) -> Sequence[torch.Tensor] | None:
+        """``J v``, shaped like the outputs; None if it is zero for every ``v``.
+
+        Args:
+            vector: ``v``, shaped like the parameters; or its parts for the parameters ``within``: the others are zero.
+            within: numbers of parameters; None: all.
+        """
+        chosen = range(len(self._back)) if within is None else within
+        pairs = [(piece, v) for index, v in zip(chosen, vector) if (piece := self._back[index]) is not None]
+        if not pairs:
+            return None
         return torch.autograd.grad(
-            self._back,
+            [piece for piece, _ in pairs],
             self._cotangents,
-            grad_outputs=[vector[index] for index in self._met],
+            grad_outputs=[v for _, v in pairs],
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
         )
 
-    def pull(self, cotangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-        """``J' u``, shaped like the parameters (None for zeros), with ``u`` shaped like the outputs."""
+    def pull(
+        self, cotangents: Sequence[torch.Tensor], within: Sequence[int] | None = None
+    ) -> Sequence[torch.Tensor | None]:
+        """``J' u`` for the parameters (or those ``within``), None for zeros, with ``u`` shaped like the outputs."""
         theta = self.function.theta
-        return torch.autograd.grad(self.outputs, theta, cotangents, retain_graph=True, allow_unused=True)
+        wanted = theta if within is None else [theta[index] for index in within]
+        with derivatives_within(theta, within):
+            return torch.autograd.grad(self.outputs, wanted, cotangents, retain_graph=True, allow_unused=True)
 
 
 def outputs_of(output: Any) -> list[torch.Tensor]:

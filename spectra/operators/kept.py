@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectra.task.batches import tensors_of
 
-# One vector to its product, both as tensors shaped like the parameters; None stands for zeros.
-Product = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor | None]]
+# One vector to its product, both as tensors shaped like the parameters; None stands for zeros. With the numbers of some
+# parameters as a second argument, both are of these alone: the product with a diagonal block.
+Product = Callable[..., Sequence[torch.Tensor | None]]
 
 MARGIN = 1.2  # work memory of a product, relative to what its graph keeps
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spectra.results.exact_trace import ExactTrace
     from spectra.results.measure import Measure
     from spectra.results.trace_checks import Check
+    from spectra.spectrum.block_spectra import BlockSpectra
     from spectra.spectrum.error_budget import Budget
     from spectra.spectrum.exact_spectrum import GGNSpectrum
     from spectra.spectrum.overlap import Overlap
@@ -56,6 +57,7 @@ class Record:
     overlap: Overlap | None = (
         None  # of the eigenvectors with those of the record before, where eigenpairs are asked for
     )
+    blocks: BlockSpectra | None = None  # of the diagonal blocks, where they are asked for
     remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
     sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
     cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
@@ -183,7 +185,8 @@ class Record:
             number to quote, and its source, "exact" or "probes"}, tensor_traces {tensor: the estimate}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
             ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
-            sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}; and weights_sha256 and
+            sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}, blocks {how, spectra {name:
+            {n, parameters, estimates}}, distances, heterogeneity, left_out}; and weights_sha256 and
             own_tensors, where the task provides some of the weights.
         """
         facts = to_jsonable(self.facts)
@@ -199,6 +202,8 @@ class Record:
             found["check"] = [check.to_json() for check in self.checks]
         if self.overlap is not None:
             found["overlap"] = self.overlap.to_json()
+        if self.blocks is not None:
+            found["blocks"] = self.blocks.to_json()
         if self.sharpness:
             found["sharpness"] = {name: measure.to_json() for name, measure in self.sharpness.items()}
         return {

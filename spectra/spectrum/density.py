@@ -17,7 +17,7 @@ VIEWS = ("linear", "asinh")
 
 # The width of the kernel in the asinh view: a tenth of a decade where asinh(x) is close to log(2x).
 _DECADE = log(10.0)
-_WIDTH_PER_DECADE = 0.1
+WIDTH_PER_DECADE = 0.1
 
 # The default grid: this many widths beyond both ends, this many points to a width, within these numbers of points.
 _BEYOND = 6.0
@@ -102,10 +102,10 @@ def smooth(
     if sigma is not None:
         width = _positive("sigma", sigma)
     else:
-        width = _resolution(q) if view == "linear" else _WIDTH_PER_DECADE * _DECADE
+        width = _resolution(q) if view == "linear" else WIDTH_PER_DECADE * _DECADE
     coordinate = _own_grid(grid, scale) if grid is not None else _default_grid(nodes, width, points)
     weights = [w for _, w in q.rules]
-    curves = np.stack([_kernel_sum(coordinate, x, w, width) for x, w in zip(nodes, weights)])
+    curves = np.stack([kernel_sum(coordinate, x, w, width) for x, w in zip(nodes, weights)])
     mass = np.mean(
         [w @ (ndtr((coordinate[-1] - x) / width) - ndtr((coordinate[0] - x) / width)) for x, w in zip(nodes, weights)]
     )
@@ -123,7 +123,7 @@ def smooth(
 def span(q: Quadrature, linear_threshold: float) -> tuple[float, float]:
     """The ends of the default grid of the asinh view, as eigenvalues; nothing is smoothed."""
     nodes = [np.arcsinh(x / linear_threshold) for x, _ in q.rules]
-    ends = _default_grid(nodes, _WIDTH_PER_DECADE * _DECADE, 2)
+    ends = _default_grid(nodes, WIDTH_PER_DECADE * _DECADE, 2)
     low, high = linear_threshold * np.sinh(ends)
     return float(low), float(high)
 
@@ -183,7 +183,7 @@ def kernel_density(like: Density, eigenvalues: np.ndarray, weights: np.ndarray) 
     """
     s = like.linear_threshold
     nodes = eigenvalues if s is None else np.arcsinh(eigenvalues / s)
-    return _kernel_sum(like.coordinate, nodes, weights, like.sigma)
+    return kernel_sum(like.coordinate, nodes, weights, like.sigma)
 
 
 def _own_grid(grid: np.ndarray, scale: float | None) -> np.ndarray:
@@ -193,7 +193,7 @@ def _own_grid(grid: np.ndarray, scale: float | None) -> np.ndarray:
     return own if scale is None else np.asarray(np.arcsinh(own / scale))
 
 
-def _kernel_sum(at: np.ndarray, nodes: np.ndarray, weights: np.ndarray, width: float) -> np.ndarray:
+def kernel_sum(at: np.ndarray, nodes: np.ndarray, weights: np.ndarray, width: float) -> np.ndarray:
     """``sum_k weights_k N(at; nodes_k, width^2)``, (G,)."""
     total = np.zeros(at.size)
     some = max(1, _TABLE // at.size)  # nodes at once: a table of all points and nodes could be large

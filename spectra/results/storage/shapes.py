@@ -48,6 +48,7 @@ _SHAPES = {
     "checks": dict.fromkeys(("name", "verdict", "of", "estimate", "exact", "error", "z", "detectable", "dof"), "c"),
     "sharpness": dict.fromkeys(_MEASURE, "s"),
     "overlap": {"matrix": "ab"},
+    "blocks": {"names": "b"},
 }
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import h5py
 
 from spectra.results.record import Record
+from spectra.results.storage.blocks_codec import read_blocks
 from spectra.results.storage.contents import Contents
-from spectra.results.storage.record_codec import PLACE, SPECTRA, place_in, read_fields, read_spectrum
+from spectra.results.storage.record_codec import LARGE, PLACE, place_in, read_fields
+from spectra.results.storage.spectrum_codec import read_spectrum
 from spectra.results.storage.texts import check_attributes, settings_in
 
 #: The fields by which a run is ordered, listed and continued: they are read at once.
@@ -59,14 +61,14 @@ class StoredRecord(Record):
         check_attributes(known)
 
         def fields() -> Mapping[str, Any]:
-            found = contents.read(group, without=tuple(SPECTRA.values()))
-            later = {field: found[path] for field, path in SPECTRA.items() if path in found}
+            found = contents.read(group, without=tuple(LARGE.values()))
+            later = {field: found[path] for field, path in LARGE.items() if path in found}
             checked = Record(**read_fields(found), **later)  # checks that there is a spectrum, without reading it
             return {name: value for name, value in vars(checked).items() if name not in later}
 
         def spectrum(field: str) -> Any:
-            within = functools.reduce(contents.group, SPECTRA[field].split("/"), group)
-            return read_spectrum(contents.read(within), SPECTRA[field])
+            within = contents.read(functools.reduce(contents.group, LARGE[field].split("/"), group))
+            return read_blocks(within) if field == "blocks" else read_spectrum(within, LARGE[field])
 
         at_once = {name: known.get(name) for name in _FIELDS}
         record.__dict__.update(at_once, place=place_in(known), settings=settings_in(known.get("settings")))

@@ -376,3 +376,28 @@ def test_probes_of_a_record_that_is_not_asked_for_any_more_are_removed_at_the_en
     interrupt(monkeypatch, 3, lambda: analyze_run(paths, make_task, asked(), out=out))
     analyze_run(paths[:1], make_task, asked(), out=out)
     assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
+
+
+def test_a_run_that_is_interrupted_in_the_blocks_takes_up_the_probes_and_computes_the_blocks_again(
+    paths, out, monkeypatch, computed
+):
+    settings, whole = asked(blocks="layer"), out.parents[1] / "whole.h5"
+    analyze_run(paths[:1], make_task, settings, out=whole)
+    total = sum(computed)
+    computed.clear()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("spectra.analysis.block_analysis.block_slq", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            analyze_run(paths[:1], make_task, settings, out=out)
+    analyze_run(paths[:1], make_task, settings, out=out)
+    assert sum(computed) == total  # none of the probes twice
+    resumed, uninterrupted = contents(out), contents(whole)
+    for name in resumed.keys() - {"root"}:  # the second process computes no probes, and keeps no graphs
+        assert uninterrupted[name]["provenance"].pop("graphs")
+    assert resumed == uninterrupted
+    (record,) = load_trajectory(out)
+    assert len(record.blocks) > 1
