@@ -59,14 +59,14 @@ class KeptProducts:
         if self._left is None:
             return linearise(batch)
         self._seen.add(index)
-        if index in self._products:
-            return self._products[index]
+        if (kept := self._products.get(index)) is not None:
+            return kept
         entries = sum(tensor.numel() for tensor in tensors_of(batch))
         if self._bytes_per_entry is None:
             self._bytes_per_entry = _graph_bytes(lambda: linearise(batch)) / max(1, entries)
         size = self._bytes_per_entry * entries
         product = linearise(batch)
-        if MARGIN * size <= self._left:
+        if self._left is not None and MARGIN * size <= self._left:  # another thread may have ended the keeping
             self._left -= MARGIN * size
             self._bytes += size
             self._products[index] = product

@@ -84,15 +84,15 @@ def test_a_loss_that_is_not_finite_is_a_failure_of_its_checkpoint(run, out):
 
 
 def test_a_failure_after_the_first_operator_keeps_what_was_finished_and_is_tried_again(run, out, monkeypatch):
-    whole = GGNOperator._pass
+    whole = GGNOperator.apply_to_blocks
     poison = torch.load(run[1])["model"]["0.weight"].flatten()
 
-    def broken(self, block, seen):
+    def broken(self, jobs, seen=None):
         if torch.equal(self.function.theta[0].flatten(), poison):
             raise NumericsError("a product with the ggn holds NaN or infinity")
-        return whole(self, block, seen)
+        return whole(self, jobs, seen)
 
-    monkeypatch.setattr(GGNOperator, "_pass", broken)
+    monkeypatch.setattr(GGNOperator, "apply_to_blocks", broken)
     outcome = analyze_run(run, maker(), BOTH, out=out)
     assert [(record.operator, record.epoch) for record in outcome.failed] == [("ggn", 1)]
     assert len(load_trajectory(out)) == 6

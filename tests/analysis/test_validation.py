@@ -218,10 +218,10 @@ def test_what_was_not_asked_for_is_absent():
 
 
 def test_a_check_that_cannot_be_made_leaves_the_run_its_numbers_and_says_so(monkeypatch):
-    def broken(self, block, seen):
+    def broken(self, jobs, seen=None):
         raise NumericsError("a product with the ggn holds NaN or infinity")
 
-    monkeypatch.setattr(GGNOperator, "_pass", broken)
+    monkeypatch.setattr(GGNOperator, "apply_to_blocks", broken)
     (record,) = analyze(make_task(nn.Tanh()), lanczos_steps=2, num_probes=2)
     assert record.status == "complete"
     words = "the traces of this record could not be checked: a product with the ggn holds NaN or infinity"

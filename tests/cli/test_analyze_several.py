@@ -62,7 +62,7 @@ def test_when_all_of_several_fail_there_is_no_file(here):
     refused(here, ["nan.pt", "inf.pt", "empty.pt", *QUICK], "none of the checkpoints could be analysed")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_leaves_a_readable_file_and_the_same_command_goes_on(here, stop):
     """By a real signal, in a process of its own: each pass over its data takes 0.3 s, a record some seconds."""
     arguments = ["analyze", *(f"net_{i}.pt" for i in range(3)), "--task", "tasks.py:slow", "-m", "3", "-k", "1"]

@@ -104,6 +104,7 @@ def holds(estimate, truth):
     return estimate.lower <= truth + 1e-9 * abs(truth) and truth - 1e-9 * abs(truth) <= estimate.upper
 
 
+@pytest.mark.slow
 def test_the_negative_trace_and_least_eigenvalue_are_those_of_the_dense_hessian():
     task, reference = problem(0, 8, 1, 8, (9, 5))
     operator, dense = HessianOperator(task, bn_mode="train"), reference.dense()

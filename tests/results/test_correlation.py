@@ -43,6 +43,7 @@ def test_what_a_confounder_does_to_both_is_not_counted():
     assert within[0].levels == 3
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_correlation_of_normal_columns():
     """Pearson's coefficient of 0.6 over 60 runs: near 95 % of intervals hold it."""
     random = np.random.default_rng(1)

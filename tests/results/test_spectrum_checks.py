@@ -40,6 +40,7 @@ def test_simulated_runs_are_as_far_away_as_real_ones(steps):
     assert real.std() == pytest.approx(simulated.std(), rel=0.5)
 
 
+@pytest.mark.slow
 def test_right_runs_agree_and_false_alarms_are_rare():
     alarms = sum(any(check.failed for check in check_spectrum(run(seed), exact())) for seed in range(16))
     assert alarms <= 1

@@ -44,6 +44,7 @@ def test_of_a_quadratic_loss_it_is_half_the_normalized_sharpness_at_any_size_of_
     assert found.details["scaled"] == pytest.approx(found.value * math.sqrt(lam), rel=1e-14)
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_scales_of_the_closed_form_from_a_start_that_is_far(monkeypatch):
     task = least_squares()
     exact = spectra.normalized_sharpness(task, "pacbayes").value

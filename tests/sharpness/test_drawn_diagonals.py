@@ -104,6 +104,7 @@ def test_weight_decay_has_no_part_and_the_seed_decides():
         assert not torch.equal(a, flat(drawn_diagonal(task, method, draws=3, seed=6).values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_normalized_sharpness_from_draws_says_so_and_comes_near_the_exact_one_with_many(method):
     torch.manual_seed(0)

@@ -159,6 +159,7 @@ def test_the_traces_of_tensors_have_the_eigenpairs_taken_out_of_their_variance()
     assert abs(np.mean(values) - exact["bias"]) < 4 * np.std(values) / np.sqrt(200)
 
 
+@pytest.mark.slow
 def test_the_intervals_hold_the_truth(monkeypatch):
     """The table of docs/coverage.md in small: 400 runs (standard error 1.1 %) of the hardest spectra at k = 8."""
     where = Path(__file__).parents[2] / "benchmarks" / "coverage.py"

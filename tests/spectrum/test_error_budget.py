@@ -43,6 +43,7 @@ def test_the_parts_of_the_batches_are_the_quadratic_form_and_leave_every_bit_of_
     np.testing.assert_array_equal(parts.weights, [BATCH] * (N // BATCH))
 
 
+@pytest.mark.slow
 def test_the_error_from_the_data_is_that_of_the_trace_over_data_sets():
     """120 data sets and a run on each: the reported error against the scatter of the exact traces."""
     values, reported = [], []

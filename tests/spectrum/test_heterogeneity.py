@@ -105,6 +105,7 @@ def test_the_interval_of_the_mean_holds_the_distance_of_the_exact_eigenvalues():
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_scatter_between_runs():
     scatter, stated, _ = errors(steps=60)
     np.testing.assert_allclose(stated, scatter, rtol=0.4)

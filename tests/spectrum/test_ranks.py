@@ -88,7 +88,9 @@ SPECTRA = {
 }
 
 
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize(
+    "name", [n if n == "bulk with outliers" else pytest.param(n, marks=pytest.mark.slow) for n in SPECTRA]
+)
 def test_the_intervals_cover_95_percent_where_no_eigenvalue_dominates(name):
     """Eight probes, 20 steps. Measured in 1000 runs of stable, participation and entropy rank, in percent: 98.6, 99.8,
     100 (bulk); 96.5, 95.1, 96.8 (bulk with outliers); 97.4, 99.9, 100 (decades). Above 95 where the error of the
@@ -112,6 +114,7 @@ def test_one_dominant_eigenvalue_is_said_to_narrow_the_intervals_of_rademacher_p
         assert e.value == pytest.approx(truth, rel=1e-9)  # both eigenvalues are found, one apart
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_scatter_over_runs():
     runs = [all_ranks(probes_of(SPECTRA["bulk"], 60, 8, seed), 300) for seed in range(150)]
     for estimates, truth in zip(zip(*runs), truths(SPECTRA["bulk"])):

@@ -52,6 +52,7 @@ def test_over_data_sets_the_error_is_that_of_the_trace_and_with_fixed_probes_tha
     assert np.var(trace) == pytest.approx(8 * float((variances**2).sum()) / total / d**2, rel=0.08)
 
 
+@pytest.mark.slow
 def test_over_probes_too_its_square_is_the_variance_of_the_trace_where_the_fixed_probes_overstate_it():
     """30 directions, 4 probes: with them the variance is (d + k - 1) / k = 8.25 times that of the trace."""
     d, k, trials, sizes = 30, 4, 10000, [20] * 20
