@@ -58,5 +58,5 @@ def command(as_json: bool, **options: Any) -> None:
                     remedy = f" -> {one.remedy}" if one.remedy else ""
                     print_line(console, f"{_MARKS[level]:9}  {one.check}: {one.reason}{remedy}")
         console.print()
-        print_line(console, f"{levels[PROBLEM]} problems, {levels[WARNING]} warnings, {levels[OK]} ok")
+        print_line(console, f"problems: {levels[PROBLEM]}, warnings: {levels[WARNING]}, ok: {levels[OK]}")
     sys.exit(1 if levels[PROBLEM] else 0)

@@ -181,7 +181,8 @@ def of_plan(plan: Plan, available: int) -> Diagnosis:
         if seconds < 7200
         else f"{seconds / 3600:.1f} h"
     )
-    words = f"about {time} and {in_words(plan.memory)} of memory ({plan.checkpoints} checkpoints)"
+    count = "1 checkpoint" if plan.checkpoints == 1 else f"{plan.checkpoints} checkpoints"
+    words = f"about {time} and {in_words(plan.memory)} of memory ({count})"
     if plan.memory > available:
         remedy = "spectra plan with the same options prints what costs less"
         return Diagnosis("cost", WARNING, f"{words}, of which {in_words(available)} are there", remedy)

@@ -46,7 +46,7 @@ def call(command, kind, *options):
 @pytest.mark.parametrize(
     ("kind", "code", "words"),
     [
-        ("healthy", 0, "0 problems, 0 warnings"),
+        ("healthy", 0, "problems: 0, warnings: 0"),
         ("unused", 0, "! warning  parameters: the loss does not use 1 tensors: extra -> "),
         ("labels", 1, "! PROBLEM  loss: labels reach from 0 to 8"),
         ("broken", 1, "no such thing"),
