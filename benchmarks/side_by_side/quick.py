@@ -7,7 +7,7 @@ from typing import Any
 from side_by_side.networks import NETWORKS
 from side_by_side.report import is_exact, key_of, ratio, title
 
-# Times of spectra in those of the reference, as measured on a quiet machine, and what noise may add.
+# Times of spectra in those of the reference, as a full run measured them, rounded up, and what noise may add.
 STATED = {
     ("mlp", 1, "product", "hessian"): 1.0,
     ("mlp", 1, "product", "ggn"): 1.1,
