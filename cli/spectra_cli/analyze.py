@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
 from spectra.analysis.run import analyze_checkpoints, check_output
+from spectra.report.page import check_report_path, write_report
+from spectra.report.runs import Run
 from spectra.results.storage.merge import part_path
+from spectra.results.storage.runfile import load_trajectory
 from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
 from spectra_cli.checkpoint_choice import Choice, checkpoint_choice
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
@@ -26,7 +30,15 @@ from spectra_cli.progress import display_of
     is_flag=True,
     help="Print the records as JSON in place of the table.",
 )
-def command(as_json: bool, **options: Any) -> None:
+@grouped_option(
+    "Results file and display",
+    "--report",
+    "page",
+    metavar="PAGE",
+    type=click.Path(path_type=Path),
+    help="Write the page of `spectra report` too, at the end of the run; its name ends in .html.",
+)
+def command(as_json: bool, page: Path | None, **options: Any) -> None:
     """Compute the Hessian spectrum of checkpoints, every number with its error, and save it.
 
     The task says which model, loss and data: --task, else what the checkpoint says of itself (built-in tasks only),
@@ -51,6 +63,8 @@ def command(as_json: bool, **options: Any) -> None:
     """
     choice = Choice.taken_from(options)
     asked = settings_in(options)
+    if page is not None:
+        check_report_path(page)
     out = asked.out
     if choice.shard_text is None:
         check_output(out)  # before the checkpoints are read
@@ -70,4 +84,6 @@ def command(as_json: bool, **options: Any) -> None:
     except KeyboardInterrupt:
         interrupted(out)
         raise
+    if page is not None:
+        write_report([Run(str(out), load_trajectory(out))], page)
     report(outcome, as_json=as_json, quiet=options["quiet"], everything=options["everything"])

@@ -1,0 +1,167 @@
+"""What the page shows of a record in addition to its JSON: words, which are those of `spectra show`, and curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from spectra.errors import escaped
+from spectra.jsonable import to_jsonable
+from spectra.report.curves import curves_of
+from spectra.report.packing import curve
+from spectra.results.finding_text import checks_in_words, conditions, kind_of, measure_in_short
+from spectra.results.headline import is_exact
+from spectra.results.headline_budgets import SHORT, budgets_of
+from spectra.results.number_text import as_range, in_short, number, plain, rounded
+from spectra.results.record import Record
+from spectra.results.record_text import estimate_cells, facts_of, origin_of
+from spectra.spectrum.error_budget import ADVICE
+from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimators import ENDS
+
+
+def view_of(record: Record) -> dict[str, Any]:
+    """The words and curves of a record; of a failed one only its reason."""
+    view: dict[str, Any] = {
+        "where": escaped(record.label),
+        "operator": escaped(record.operator),
+        "mode": escaped(record.bn_mode),
+        "status": record.status,
+        "reason": escaped(record.reason or ""),
+        "notes": [escaped(note) for note in record.notes],
+        "origin": _escaped_pairs(origin_of(record)),
+        "sha256": record.checkpoint_sha256,
+    }
+    if record.spectrum is None:
+        return view
+    return view | {
+        "numbers": numbers_of(record),
+        "facts": _escaped_pairs(facts_of(record)),
+        "tensors": tensors_of(record),
+        "checks": checks_of(record),
+        "sharpness": sharpness_of(record),
+        "edge": stability_edge_of(record),
+        "n": record.spectrum.n,
+        "probes": record.spectrum.num_probes,
+        "steps": record.spectrum.lanczos_steps,
+        **curves_of(record),
+    }
+
+
+def numbers_of(record: Record) -> dict[str, dict[str, Any]]:
+    """Name -> the words for a headline number: in short, value, error, interval, marks, budget, and on test data."""
+    found: dict[str, dict[str, Any]] = {}
+    budgets = budgets_of(record)
+    for name, estimate in record.headlines.items():
+        value, error, bounds, marks = estimate_cells(name, estimate, {})
+        entry: dict[str, Any] = {
+            "short": short_words(name, estimate),
+            "value": value,
+            "error": error,
+            "interval": bounds,
+            "marks": escaped(marks.removesuffix("*").strip("; ")),
+            "note": escaped(estimate.note or ""),
+            "exact": is_exact(estimate),
+        }
+        if (budget := budgets.get(name)) is not None:
+            entry["budget"] = {SHORT[part]: plain(getattr(budget, part), 2) for part in SHORT}
+            entry["unknown"] = {SHORT[part]: escaped(why) for part, why in budget.unknown.items()}
+            if budget.largest is not None:
+                entry["limited"] = SHORT[budget.largest]
+                entry["advice"] = ADVICE[budget.largest]
+        if name in record.test_estimates:
+            entry["test"] = short_words(name, record.test_estimates[name])
+        found[name] = entry
+    return found
+
+
+def short_words(name: str, estimate: Estimate | None) -> str:
+    """A number with its error as in the tables of `spectra show`, with a star if it has a note."""
+    words = as_range(estimate) if name in ENDS else in_short(estimate)
+    starred = estimate is not None and estimate.note is not None and estimate.resolved is not False
+    return words + " *" * starred
+
+
+def tensors_of(record: Record) -> list[dict[str, Any]]:
+    """A row per tensor: its name and size, the trace of its block by probes and, where it is known, exactly."""
+    if record.spectrum is None:
+        return []
+    traces, sizes = record.spectrum.tensor_traces(), record.spectrum.tensor_sizes or {}
+    verdicts = {check.name: check.verdict for check in record.checks if check.of == record.operator}
+    rows = []
+    for name, quoted in record.headline_tensor_traces().items():
+        estimate = traces.get(name)
+        words = "" if estimate is None else " ± ".join(filter(None, number(estimate)))
+        ends = [] if estimate is None else [estimate.value, estimate.lower, estimate.upper]
+        rows.append(
+            {
+                "name": escaped(name),
+                "size": sizes.get(name),
+                "words": words,
+                "ends": curve([math.nan if end is None else end for end in ends]),
+                "exact": quoted.value if quoted.exact else None,
+                "exact_words": plain(quoted.value) if quoted.exact else "",
+                "verdict": verdicts.get(f"trace of {name}", ""),
+            }
+        )
+    return rows
+
+
+def checks_of(record: Record) -> dict[str, Any]:
+    """The comparisons of estimated with exact traces, in words."""
+    exact = record.exact
+    rows = []
+    for check in record.checks:
+        value, error = rounded(check.estimate, check.error)
+        name = check.name if check.of == record.operator else f"{check.name} (of the {check.of})"
+        z, seen = f"{check.z:+.2f}", plain(check.detectable, 2)
+        rows.append([escaped(name), f"{value} ± {error}", plain(check.exact), z, seen, check.verdict])
+    return {
+        "kind": kind_of(exact),
+        "words": checks_in_words(record),
+        "rows": rows,
+        "reasons": [] if exact is None else [escaped(reason) for reason in exact.reasons],
+    }
+
+
+def sharpness_of(record: Record) -> list[dict[str, Any]]:
+    """A row per sharpness measure, in words."""
+    return [
+        {
+            "name": escaped(name),
+            "words": measure_in_short(measure).replace("+-", "±"),
+            "form": escaped(measure.form),
+            "conditions": escaped("; ".join(conditions(measure, record.bn_mode))),
+            "reason": escaped(measure.reason or ""),
+            "ends": curve([measure.value, *_band(measure.value, measure.stderr)]),
+        }
+        for name, measure in record.sharpness.items()
+    ]
+
+
+def stability_edge_of(record: Record) -> float | None:
+    """The largest eigenvalue at which the optimizer is stable, where the settings of the optimizer have it.
+
+    It is the entry ``stability_edge`` of the mapping ``optimizer`` in the settings or the provenance of a record.
+    """
+    for known in (record.settings, record.provenance):
+        optimizer = known.get("optimizer")
+        edge = optimizer.get("stability_edge") if isinstance(optimizer, Mapping) else None
+        if isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge):
+            return float(edge)
+    return None
+
+
+def record_json(record: Record, file: str) -> dict[str, Any]:
+    """The entry of a record in `spectra show --json`."""
+    entry: dict[str, Any] = to_jsonable({"file": file, **record.to_json()})
+    return entry
+
+
+def _band(value: float, stderr: float | None) -> tuple[float, float]:
+    return (math.nan, math.nan) if stderr is None else (value - stderr, value + stderr)
+
+
+def _escaped_pairs(pairs: list[tuple[str, str]]) -> list[list[str]]:
+    return [[escaped(name), escaped(words)] for name, words in pairs]
