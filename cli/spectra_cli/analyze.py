@@ -9,8 +9,6 @@ from typing import Any
 import click
 
 from spectra.analysis.run import analyze_checkpoints, check_output
-from spectra.report.page import check_report_path, write_report
-from spectra.report.runs import Run
 from spectra.results.storage.merge import part_path
 from spectra.results.storage.runfile import load_trajectory
 from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
@@ -64,6 +62,8 @@ def command(as_json: bool, page: Path | None, **options: Any) -> None:
     choice = Choice.taken_from(options)
     asked = settings_in(options)
     if page is not None:
+        from spectra.report.page import check_report_path  # with matplotlib, which no other option needs
+
         check_report_path(page)
     out = asked.out
     if choice.shard_text is None:
@@ -85,5 +85,8 @@ def command(as_json: bool, page: Path | None, **options: Any) -> None:
         interrupted(out)
         raise
     if page is not None:
+        from spectra.report.page import write_report
+        from spectra.report.runs import Run
+
         write_report([Run(str(out), load_trajectory(out))], page)
     report(outcome, as_json=as_json, quiet=options["quiet"], everything=options["everything"])

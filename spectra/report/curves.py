@@ -40,7 +40,7 @@ def _density(spectrum: Spectrum, view: str, threshold: float) -> dict[str, Any]:
     whole = spectrum.density(view=view, linear_threshold=s, points=2)  # for its ends and the width of its kernel
     points = min(int(np.ptp(whole.coordinate) / whole.sigma * _PER_WIDTH) + 2, _MOST)
     density = spectrum.density(view=view, linear_threshold=s, points=points)
-    x, floor = density.coordinate, lowest_height(density.values, spectrum.n)
+    x, floor = density.coordinate, float(f"{lowest_height(density.values, spectrum.n):.3g}")
     heights = levels(density.values, floor)
     upper = heights if density.upper is None else levels(density.upper, floor)
     seen = np.flatnonzero(upper > upper.min())
@@ -52,7 +52,7 @@ def _density(spectrum: Spectrum, view: str, threshold: float) -> dict[str, Any]:
         "level": differences(heights[part]),
         "above": None if density.upper is None else (upper - heights)[part].tolist(),
         "sigma": float(f"{density.sigma:.3g}"),
-        "floor": float(f"{floor:.3g}"),
+        "floor": floor,
         "s": s,
     }
 

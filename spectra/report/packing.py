@@ -44,14 +44,14 @@ def packed(value: Any) -> dict[str, Any]:
 
 
 def script_json(value: Any) -> str:
-    """JSON that is safe within a ``<script>`` element: no text in it can end the element or begin another one.
+    """JSON in ASCII that is safe within a ``<script>`` element: no text can end the element or begin another one.
 
     Example:
         >>> print(script_json("</script>&"))
         "\\u003c/script\\u003e\\u0026"
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 

@@ -232,7 +232,7 @@ function drawDegeneracy(chosen, pins) {
     },
   });
   const open = own.resolved.filter((/** @type {number} */ one) => !one).length;
-  caption(id, `Rank degeneracy: ${wordsOf(index, "rank_degeneracy")} (star: the smallest resolved tolerance). Points: resolved, with the bracket and 95 % over the probes. Hatched: not resolved, the bracket alone (${open} of ${own.tau.length} tolerances). ‖H‖₂ = ${rounded(own.scale)}.`);
+  caption(id, `Rank degeneracy: ${wordsOf(index, "rank_degeneracy")}${headline?.resolved ? " (star: the smallest resolved tolerance)" : ""}. Points: resolved, with the bracket and 95 % over the probes. Hatched: not resolved, the bracket alone (${open} of ${own.tau.length} tolerances). ‖H‖₂ = ${rounded(own.scale)}.`);
 }
 
 /** Hatch the bracket where it is too wide for a number. @param {any} u @param {any} curve */

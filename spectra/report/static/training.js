@@ -34,12 +34,14 @@ function drawTraining(chosen, choose) {
   host.replaceChildren();
   byId("sharpness-panels").replaceChildren();
   byId("training-legend").replaceChildren();
+  byId("measures-over").hidden = true;
   if (placed(operator).length < 2) return host.append(element("p", { class: "gap" }, "One checkpoint: there is nothing to draw over training."));
   for (const mode of modes) byId("training-legend").append(legendOf(mode));
   const measures = new Set(modes.flatMap((mode) => operator.modes[mode].flatMap((/** @type {number | null} */ r) => (r === null ? [] : (DATA.views[r].sharpness ?? []).map((/** @type {any} */ m) => m.name)))));
   for (const [name, title] of Object.entries(DATA.titles)) {
     panel(host, `panel-${name}`, title, DATA.units[name] ?? "", chosen, choose, (record) => numberOf(record, name), (record) => wordsOf(record, name));
   }
+  byId("measures-over").hidden = !measures.size;
   for (const [i, name] of [...measures].entries()) {
     const measure = (/** @type {number} */ record) => (DATA.views[record].sharpness ?? []).find((/** @type {any} */ m) => m.name === name);
     const read = (/** @type {number} */ record) => {
@@ -95,7 +97,7 @@ function panel(host, id, title, unit, chosen, choose, read, words) {
     describe: `${title} over ${operator.time}; at the chosen checkpoint ${Object.keys(operator.modes).map((mode) => said(operator, mode, chosen.moment, words)).join("; ")}`,
     under: (u) => marker(u, operator.at[CHOSEN.moment]),
     over: (u) => {
-      for (const c of drawn) paintIntervals(u, x, c, range);
+      for (const [i, c] of drawn.entries()) paintIntervals(u, x, c, range, 5 * (i - (drawn.length - 1) / 2));
       if (edgeValues.length) paintEdge(u, x, edges[0], scale, shown);
     },
     cursor: (u) => {
@@ -117,8 +119,9 @@ function said(operator, mode, moment, words) {
 }
 
 /** Bars of intervals: dotted where only the bracket is known; a triangle where one goes on beyond the axis.
- * @param {any} u @param {number[]} x @param {any} c @param {[number, number]} range */
-function paintIntervals(u, x, c, range) {
+ * @param {any} u @param {number[]} x @param {any} c @param {[number, number]} range
+ * @param {number} aside pixels by which open brackets of several modes are apart */
+function paintIntervals(u, x, c, range, aside) {
   const ctx = u.ctx;
   const unit = devicePixelRatio;
   ctx.strokeStyle = ctx.fillStyle = tint(c.colour);
@@ -129,7 +132,7 @@ function paintIntervals(u, x, c, range) {
     const from = low ?? c.value[i];
     const to = high ?? c.value[i];
     if (from === null || to === null || !(to > from)) continue;
-    const column = u.valToPos(at, "x", true);
+    const column = u.valToPos(at, "x", true) + (open ? aside * unit : 0);
     const place = (/** @type {number} */ v) => u.valToPos(Math.min(Math.max(v, range[0]), range[1]), "y", true);
     ctx.lineWidth = (open ? 1.6 : 1.1) * unit;
     ctx.setLineDash(open ? [2 * unit, 3 * unit] : []);
