@@ -107,7 +107,7 @@ function showBudget(cell, index) {
     const parts = Object.entries(words.budget).map(([part, size]) => pairRow(part, size === "-" && words.unknown[part] ? `not known: ${words.unknown[part]}` : String(size)));
     tip.append(element("table", { class: "budget" }, ...parts));
   }
-  if (words?.limited) tip.append(element("p", {}, `Limited by ${words.limited}. ${words.advice}.`));
+  if (words?.limited) tip.append(element("p", {}, `Limited by ${words.limited}. ${words.advice[0].toUpperCase()}${words.advice.slice(1)}.`));
   if (words?.test) tip.append(element("p", {}, `On the test data: ${words.test.replaceAll("+-", "±")}`));
   if (words?.note) tip.append(element("p", {}, `Note: ${words.note}`));
   cell.setAttribute("aria-describedby", "tip");
@@ -158,7 +158,7 @@ function drawTables(index) {
   const view = index === null ? {} : DATA.views[index];
   const numbers = Object.entries(view.numbers ?? {});
   const tested = numbers.some(([, n]) => n.test !== undefined);
-  const heads = ["quantity", "value", "±", "interval", "<limited by", ...(tested ? ["<test data"] : []), "<"];
+  const heads = ["quantity", "value", "±", "interval", "<limited by", ...(tested ? ["<test data"] : []), "<remarks"];
   fill("estimates", heads, numbers.map(([name, n]) => [name, n.value, n.error, n.interval, n.limited ?? "", ...(tested ? [(n.test ?? "").replaceAll("+-", "±")] : []), [n.marks, n.marks === n.note ? "" : n.note].filter(Boolean).join("; ")]));
   fillPairs("facts", view.facts ?? []);
   fillPairs("origin", view.origin ?? []);
@@ -168,7 +168,7 @@ function drawTables(index) {
   byId("checks").querySelector("details").hidden = !checks.rows.length;
   fill("checks-table", ["comparison", "estimate", checks.kind, "z", "would notice", "<verdict"], checks.rows);
   const measures = view.sharpness ?? [];
-  fill("sharpness-table", ["measure", "value", "<form", "<"], measures.map((/** @type {any} */ m) => [m.name.replaceAll("_", " "), m.words, m.form, [m.conditions, m.reason].filter(Boolean).join("; ")]));
+  fill("sharpness-table", ["measure", "value", "<form", "<remarks"], measures.map((/** @type {any} */ m) => [m.name.replaceAll("_", " "), m.words, m.form, [m.conditions, m.reason].filter(Boolean).join("; ")]));
   byId("sharpness-table").hidden = !measures.length;
   sectionGap("sharpness", measures.length ? "" : "This record has no sharpness measures: spectra analyze --sharpness computes them.");
 }
