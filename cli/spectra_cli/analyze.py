@@ -16,6 +16,7 @@ from spectra_cli.checkpoint_choice import Choice, checkpoint_choice
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
+from spectra_cli.terminal import say
 
 
 @click.command(cls=GroupedCommand)
@@ -89,4 +90,6 @@ def command(as_json: bool, page: Path | None, **options: Any) -> None:
         from spectra.report.runs import Run
 
         write_report([Run(str(out), load_trajectory(out))], page)
+        if not options["quiet"]:
+            say(f"spectra: page in {page}; open it in a browser")
     report(outcome, as_json=as_json, quiet=options["quiet"], everything=options["everything"])

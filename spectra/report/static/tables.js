@@ -97,11 +97,12 @@ function showBudget(cell, index) {
   const number = numberOf(index, name);
   if (!number) return hideTip();
   const tip = byId("tip");
+  /** @type {[string, number | null | undefined][]} */
   const rows = [["value", number.value]];
   if (words) rows.push(["standard error", number.stderr], ["lower", number.lower], ["upper", number.upper], ["tolerance τ", number.tau]);
   const known = rows.filter(([, value]) => value !== null && value !== undefined);
   tip.replaceChildren(element("b", {}, `${name}: ${wordsOf(index, name)}`));
-  tip.append(element("table", { class: "full" }, ...known.map(([title, value]) => pairRow(String(title), String(value)))));
+  tip.append(element("table", { class: "full" }, ...known.map(([title, value]) => pairRow(title, String(value)))));
   if (words?.budget) {
     tip.append(element("p", {}, "Parts of the error (half-widths of 95 % intervals):"));
     const parts = Object.entries(words.budget).map(([part, size]) => pairRow(part, size === "-" && words.unknown[part] ? `not known: ${words.unknown[part]}` : String(size)));
@@ -135,7 +136,9 @@ function pairRow(title, words) {
 /** Fill a table: heads (left-aligned ones begin with "<"), and rows whose first cell is their head.
  * @param {string} id @param {string[]} heads @param {(string | Node)[][]} rows */
 function fill(id, heads, rows) {
-  const kinds = heads.map((head) => (head.startsWith("<") ? { class: "words" } : {}));
+  /** @param {string} head @returns {Record<string, string>} */
+  const kind = (head) => (head.startsWith("<") ? { class: "words" } : {});
+  const kinds = heads.map(kind);
   const top = heads.map((head, i) => element("th", { scope: "col", ...kinds[i] }, head.replace("<", "")));
   const body = rows.map((row) => element("tr", {}, ...row.map((cell, i) => (i ? element("td", kinds[i], cell) : element("th", { scope: "row" }, cell)))));
   byId(id).replaceChildren(element("thead", {}, element("tr", {}, ...top)), element("tbody", {}, ...body));

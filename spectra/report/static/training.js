@@ -82,7 +82,8 @@ function panel(host, id, title, unit, chosen, choose, read, words) {
   const numbers = drawn.flatMap((c) => c.value.map((value, i) => ({ value, lower: c.lower[i], upper: c.upper[i] })));
   const range = limitsOf([...numbers, ...edgeValues.map((/** @type {number} */ v) => ({ value: scale.forward(v), lower: null, upper: null }))]);
   const fit = (/** @type {number | null} */ v) => (v === null ? null : Math.min(Math.max(v, range[0] - (range[1] - range[0])), range[1] + (range[1] - range[0])));
-  const box = element("div", { class: "panel" }, element("h3", {}, `${title} `, element("small", {}, unit)), element("div", { class: "chart", id }), element("p", { class: "readout", "aria-hidden": "true" }));
+  const readout = element("p", { class: "readout", "aria-hidden": "true" });
+  const box = element("div", { class: "panel" }, element("h3", {}, `${title} `, element("small", {}, unit)), element("div", { class: "chart", id }), readout);
   host.append(box);
   const data = [x, ...drawn.flatMap((c) => [c.value, c.lower.map((v, i) => (c.value[i] === null ? null : fit(v))), c.upper.map((v, i) => (c.value[i] === null ? null : fit(v)))])];
   const spare = (x[x.length - 1] - x[0]) * 0.04 || 1;
@@ -104,7 +105,7 @@ function panel(host, id, title, unit, chosen, choose, read, words) {
       const i = u.cursor.idx;
       const at = i === null || i === undefined ? -1 : shown[i];
       const all = at < 0 ? [] : Object.keys(operator.modes).map((mode) => said(operator, mode, at, words));
-      box.querySelector(".readout").textContent = at < 0 ? "" : `${operator.labels[at]}: ${all.join("; ")}`;
+      readout.textContent = at < 0 ? "" : `${operator.labels[at]}: ${all.join("; ")}`;
     },
   });
   made.over.addEventListener("click", () => {
