@@ -83,29 +83,24 @@ def short_words(name: str, estimate: Estimate | None) -> str:
     return words + " *" * starred
 
 
-def tensors_of(record: Record) -> list[dict[str, Any]]:
-    """A row per tensor: its name and size, the trace of its block by probes and, where it is known, exactly."""
+def tensors_of(record: Record) -> dict[str, dict[str, Any]]:
+    """Of every tensor its size, the words for the trace of its block by probes and exactly, and the verdict.
+
+    Returns:
+        ``size``, ``words``, ``exact`` and ``verdict``, each by the name of the tensor as it is in the record; the
+        numbers themselves are in ``tensor_traces`` and ``exact`` of the record's JSON.
+    """
     if record.spectrum is None:
-        return []
+        return {}
     traces, sizes = record.spectrum.tensor_traces(), record.spectrum.tensor_sizes or {}
-    verdicts = {check.name: check.verdict for check in record.checks if check.of == record.operator}
-    rows = []
-    for name, quoted in record.headline_tensor_traces().items():
-        estimate = traces.get(name)
-        words = "" if estimate is None else " ± ".join(filter(None, number(estimate)))
-        ends = [] if estimate is None else [estimate.value, estimate.lower, estimate.upper]
-        rows.append(
-            {
-                "name": escaped(name),
-                "size": sizes.get(name),
-                "words": words,
-                "ends": curve([math.nan if end is None else end for end in ends]),
-                "exact": quoted.value if quoted.exact else None,
-                "exact_words": plain(quoted.value) if quoted.exact else "",
-                "verdict": verdicts.get(f"trace of {name}", ""),
-            }
-        )
-    return rows
+    quoted = record.headline_tensor_traces()
+    verdicts = {check.name.removeprefix("trace of "): check.verdict for check in record.checks}
+    return {
+        "size": {name: sizes.get(name) for name in quoted},
+        "words": {name: " +- ".join(filter(None, number(traces[name]))) for name in quoted if name in traces},
+        "exact": {name: plain(headline.value) for name, headline in quoted.items() if headline.exact},
+        "verdict": {name: verdicts[name] for name, headline in quoted.items() if headline.exact and name in verdicts},
+    }
 
 
 def checks_of(record: Record) -> dict[str, Any]:

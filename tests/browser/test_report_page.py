@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from report_pages import HOSTILE, data_in
 
 from spectra.results.headline_budgets import SHORT
-from spectra.results.number_text import plain
+from spectra.results.number_text import plain, rounded
 from spectra_cli.main import main
 
 DATA = Path(__file__).parents[1] / "data"
@@ -317,3 +317,20 @@ def test_what_is_printed_has_no_controls(opened):
     state.page.emulate_media(media="print")
     assert not state.page.locator("#controls").is_visible()
     assert state.page.locator("#density-chart canvas").is_visible()
+
+
+def test_the_tensors_are_those_of_the_record_the_largest_trace_first(opened):
+    state = opened("training")
+    record = state.run("DATA.records[recordOf(CHOSEN)]")
+    exact = record["exact"]["by_layer"]
+    rows = state.page.locator("#tensor-table tbody tr")
+    names = rows.locator("th").all_inner_texts()
+    assert names == sorted(exact, key=lambda name: -abs(exact[name]))
+    for index, name in enumerate(names):
+        cells = rows.nth(index).locator("td").all_inner_texts()
+        estimate = record["tensor_traces"][name]
+        value, error = rounded(estimate["value"], estimate["stderr"])
+        verdict = next(check["verdict"] for check in record["check"] if check["name"] == f"trace of {name}")
+        assert cells[2:] == [f"{value} ± {error}", plain(exact[name]), verdict]
+    state.page.select_option("#tensor-order", "network")
+    assert rows.locator("th").all_inner_texts() == list(record["tensor_traces"])

@@ -130,13 +130,19 @@ function csvRows() {
   return rows;
 }
 
+/** A text with control characters and marks of direction written out.
+ * @param {string} text @returns {string} */
+function shown(text) {
+  const unshown = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+  return text.replace(unshown, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 /** A cell of CSV; control characters are shown as escapes.
  * @param {any} cell @returns {string} */
 function csvCell(cell) {
   if (cell === null || cell === undefined) return "";
   if (typeof cell === "boolean") return cell ? "True" : "False";
-  const unshown = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
-  const text = String(cell).replace(unshown, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  const text = shown(String(cell));
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 

@@ -181,9 +181,26 @@ function drawTables(index) {
 const FEW_TENSORS = 20;
 let everyTensor = false;
 
+/** The tensors of a record, in the order of the network. @param {number} index @returns {any[]} */
+function tensorsOf(index) {
+  const { size, words, exact, verdict } = DATA.views[index].tensors ?? {};
+  return Object.keys(size ?? {}).map((name) => {
+    const { value, lower, upper } = DATA.records[index].tensor_traces[name] ?? {};
+    return {
+      name: shown(name),
+      size: size[name],
+      words: words[name]?.replaceAll("+-", "±") ?? "-",
+      ends: [value, lower, upper],
+      exact: Object.hasOwn(exact, name) ? DATA.records[index].exact.by_layer[name] : null,
+      exactWords: Object.hasOwn(exact, name) ? exact[name] : "-",
+      verdict: Object.hasOwn(verdict, name) ? verdict[name] : "",
+    };
+  });
+}
+
 /** The traces of the tensors: bars with intervals, and exact traces as diamonds. @param {number | null} index */
 function drawTensors(index) {
-  const rows = index === null ? [] : [...(DATA.views[index].tensors ?? [])];
+  const rows = index === null ? [] : tensorsOf(index);
   byId("tensor-table").hidden = !rows.length;
   byId("more-tensors").hidden = rows.length <= FEW_TENSORS;
   sectionGap("tensors", rows.length ? "" : "The traces of the tensors are not in this record: they are kept by newer versions, for models whose parameters have names.");
@@ -198,7 +215,7 @@ function drawTensors(index) {
   const ends = shown.flatMap((row) => [row.ends[1], row.ends[2]].filter((v) => v !== null && v !== undefined).map(reach));
   const limits = [Math.min(...values, ...ends), Math.max(...values, ...ends)];
   const colour = tint(lookOf(index === null ? "eval" : DATA.records[index].bn_mode).colour);
-  fill("tensor-table", ["tensor", "size", "<trace of its block (bar: probes, line: 95 %, ◇: exact)", "by probes", "exact", "<check"], shown.map((row) => [row.name, row.size === null ? "-" : row.size.toLocaleString("en"), barOf(row, limits, colour), row.words || "-", row.exact_words || "-", row.verdict || ""]));
+  fill("tensor-table", ["tensor", "size", "<trace of its block (bar: probes, line: 95 %, ◇: exact)", "by probes", "exact", "<check"], shown.map((row) => [row.name, row.size === null ? "-" : row.size.toLocaleString("en"), barOf(row, limits, colour), row.words, row.exactWords, row.verdict]));
 }
 
 /** @param {any} row @param {number[]} limits @param {string} colour @returns {Node} */
@@ -207,8 +224,8 @@ function barOf(row, limits, colour) {
   const x = (/** @type {number} */ v) => 6 + ((v - limits[0]) / (limits[1] - limits[0] || 1)) * (width - 12);
   const inside = (/** @type {number} */ v) => Math.min(Math.max(x(v), 1), width - 1);
   const svg = drawing("svg", { width, height, "aria-hidden": "true" });
-  const [value, lower, upper] = row.ends;
-  if (value !== null && value !== undefined) {
+  const [value, lower, upper] = row.ends.map((/** @type {any} */ v) => v ?? null);
+  if (value !== null) {
     svg.append(drawing("rect", { class: "bar", x: Math.min(x(0), x(value)), y: 4, width: Math.max(Math.abs(x(value) - x(0)), 1), height: 10, fill: colour }));
     if (lower !== null && upper !== null) svg.append(drawing("line", { class: "whisker", x1: inside(lower), x2: inside(upper), y1: 9, y2: 9 }));
   }
