@@ -29,7 +29,6 @@ def view_of(record: Record) -> dict[str, Any]:
         "mode": escaped(record.bn_mode),
         "status": record.status,
         "reason": escaped(record.reason or ""),
-        "notes": [escaped(note) for note in record.notes],
         "origin": _escaped_pairs(origin_of(record)),
         "sha256": record.checkpoint_sha256,
     }

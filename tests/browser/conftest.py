@@ -75,7 +75,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     optimizer = {"optimizer": {"stability_edge": 40.0}}
     edge = [make_record(float(epoch), settings={"task": "digits", **optimizer}) for epoch in range(3)]
     hostile = make_record(
-        0.0, notes=(HOSTILE,), settings={"task": HOSTILE}, sharpness={HOSTILE: measures["minimum_sharpness"]}
+        0.0, notes=(HOSTILE, "a\u202eb"), settings={"task": HOSTILE}, sharpness={HOSTILE: measures["minimum_sharpness"]}
     )
     runs = {
         "whole": [Run("run.h5", Trajectory(records, path="run.h5"))],

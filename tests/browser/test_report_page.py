@@ -295,6 +295,8 @@ def test_hostile_names_are_text(opened):
     assert state.page.locator("script").count() == 3
     assert state.run("document.querySelectorAll('main script, main img').length") == 0
     assert HOSTILE in state.page.locator("#sharpness-table").inner_text()
+    state.page.click("#all summary")
+    assert state.page.locator("#notes li").all_inner_texts() == [HOSTILE, r"a\u202eb"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -163,6 +163,9 @@ function drawTables(index) {
   const tested = numbers.some(([, n]) => n.test !== undefined);
   const heads = ["quantity", "value", "±", "interval", "<limited by", ...(tested ? ["<test data"] : []), "<remarks"];
   fill("estimates", heads, numbers.map(([name, n]) => [name, n.value, n.error, n.interval, n.limited ?? "", ...(tested ? [(n.test ?? "").replaceAll("+-", "±")] : []), [n.marks, n.marks === n.note ? "" : n.note].filter(Boolean).join("; ")]));
+  const notes = index === null ? [] : DATA.records[index].notes;
+  byId("notes").replaceChildren(...notes.map((/** @type {string} */ note) => element("li", {}, shown(note))));
+  byId("notes").hidden = !notes.length;
   fillPairs("facts", view.facts ?? []);
   fillPairs("origin", view.origin ?? []);
   fill("settings", ["setting", "<value"], Object.entries(index === null ? {} : DATA.records[index].settings).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]));
