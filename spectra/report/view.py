@@ -13,12 +13,10 @@ from spectra.report.packing import curve
 from spectra.results.finding_text import checks_in_words, conditions, kind_of, measure_in_short
 from spectra.results.headline import is_exact
 from spectra.results.headline_budgets import SHORT, budgets_of
-from spectra.results.number_text import as_range, in_short, number, plain, rounded
+from spectra.results.number_text import in_words, number, plain, rounded
 from spectra.results.record import Record
 from spectra.results.record_text import estimate_cells, facts_of, origin_of
 from spectra.spectrum.error_budget import ADVICE
-from spectra.spectrum.estimates import Estimate
-from spectra.spectrum.estimators import ENDS
 
 
 def view_of(record: Record) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def numbers_of(record: Record) -> dict[str, dict[str, Any]]:
     for name, estimate in record.headlines.items():
         value, error, bounds, marks = estimate_cells(name, estimate, {})
         entry: dict[str, Any] = {
-            "short": short_words(name, estimate),
+            "short": in_words(name, estimate),
             "value": value,
             "error": error,
             "interval": bounds,
@@ -70,16 +68,9 @@ def numbers_of(record: Record) -> dict[str, dict[str, Any]]:
                 entry["limited"] = SHORT[budget.largest]
                 entry["advice"] = ADVICE[budget.largest]
         if name in record.test_estimates:
-            entry["test"] = short_words(name, record.test_estimates[name])
+            entry["test"] = in_words(name, record.test_estimates[name])
         found[name] = entry
     return found
-
-
-def short_words(name: str, estimate: Estimate | None) -> str:
-    """A number with its error as in the tables of `spectra show`, with a star if it has a note."""
-    words = as_range(estimate) if name in ENDS else in_short(estimate)
-    starred = estimate is not None and estimate.note is not None and estimate.resolved is not False
-    return words + " *" * starred
 
 
 def tensors_of(record: Record) -> dict[str, dict[str, Any]]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spectra.errors import ArgumentError
+from spectra.html_table import html_table
 from spectra.jsonable import to_jsonable
 from spectra.results.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
 from spectra.results.identity import Identity, Place
+from spectra.results.number_text import in_words
 from spectra.spectrum.estimates import Estimate
-from spectra.spectrum.estimators import FROM_TRACE
+from spectra.spectrum.estimators import FROM_TRACE, SUMMARY
 
 if TYPE_CHECKING:
     from spectra.results.exact_trace import ExactTrace
@@ -175,6 +177,13 @@ class Record:
     def label(self) -> str:
         """A few words that distinguish this record from the others of its run, for messages."""
         return f"{self.where} {self.operator} {self.bn_mode}".strip()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the numbers of the summary in words."""
+        if self.status == "failed":
+            return html_table(["", "status"], [(self.label, f"failed: {self.reason}")])
+        shown = {name: in_words(name, self.headlines[name]) for name in SUMMARY if name in self.headlines}
+        return html_table(["quantity", "value"], shown.items(), caption=self.label)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON has it: a number that could not be computed is None, with its reason, never 0 or NaN.
