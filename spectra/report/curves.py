@@ -19,8 +19,10 @@ _MOST = 2000
 
 
 def curves_of(record: Record) -> dict[str, Any]:
-    """All curves of a record with a spectrum: its density in both views, its Ritz values, and its rank degeneracy."""
-    spectrum = record.informed_spectrum
+    """All curves of a record: its density in both views, its Ritz values, its rank degeneracy; none if it failed."""
+    spectrum = record.spectrum
+    if spectrum is None:
+        return {}
     return {
         **{view: _density(spectrum, view, record.linear_threshold()) for view in VIEWS},
         "stems": _stems(spectrum, record.linear_threshold()),

@@ -88,6 +88,7 @@ def page_of(runs: Sequence[Run]) -> str:
         summary=summary_of(runs),
         version=__version__,
         uplot_version=UPLOT_VERSION,
+        licence=_static("uPlot.LICENSE"),
         data=Markup(script_json(packed(data))),
     )
 

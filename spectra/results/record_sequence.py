@@ -35,17 +35,7 @@ class RecordSequence:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the main numbers of the first records, a row each."""
-        rows = [
-            (
-                record.where,
-                record.operator,
-                record.bn_mode,
-                *(in_words(name, record.headlines.get(name)) for name in _SHOWN),
-            )
-            if record.status != "failed"
-            else (record.where, record.operator, record.bn_mode, f"failed: {record.reason}")
-            for record in self.records[:_MOST]
-        ]
+        rows = [(r.where, r.operator, r.bn_mode, *_words_of(r)) for r in self.records[:_MOST]]
         rest = len(self) - len(rows)
         caption = f"{len(self)} records" + (f", the last {rest} of which are not shown" if rest else "")
         return html_table(["checkpoint", "operator", "BN", *_SHOWN], rows, caption=caption)
@@ -67,6 +57,12 @@ class RecordSequence:
     def to_xarray(self) -> Any:
         """The columns as an ``xarray.Dataset``, over the epochs if all records have different ones; needs xarray."""
         return tables.to_xarray(self.records)
+
+
+def _words_of(record: Record) -> list[str]:
+    if record.status == "failed":
+        return [f"failed: {record.reason}"]
+    return [in_words(name, record.headlines.get(name)) for name in _SHOWN]
 
 
 def _is_within(record: Record, first: float | None, last: float | None) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import html
 import json
 import re
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from report_pages import HOSTILE, Tables, data_in
 from run_files import failed_record, make_record
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.report.page import page_of, write_report
+from spectra.report.page import UPLOT_VERSION, page_of, write_report
 from spectra.report.runs import Run
 from spectra.report.view import stability_edge_of
 from spectra.results.headline import exactly
@@ -110,7 +112,7 @@ def test_curves_are_those_of_the_spectrum(records, text):
         heights = packed["floor"] * 10 ** (np.cumsum(packed["level"]) / 1000)
         x = packed["origin"] + (packed["first"] + np.arange(heights.size)) * packed["step"]
         grid = x if packed["s"] is None else packed["s"] * np.sinh(x)
-        density = record.informed_spectrum.density(view=name, grid=grid, linear_threshold=packed["s"])
+        density = record.spectrum.density(view=name, grid=grid, linear_threshold=packed["s"])
         seen = heights > packed["floor"]
         np.testing.assert_allclose(heights[seen], density.values[seen], rtol=2e-3)
         upper = heights * 10 ** (np.array(packed["above"]) / 1000)
@@ -185,6 +187,13 @@ def test_nothing_is_loaded_and_no_other_script_runs(text):
     assert not re.search(r'(src|href)="(?!#|data:,")', text)
     assert " style=" not in text  # the policy would refuse it
     assert "@import" not in text
+
+
+def test_the_chart_library_comes_with_its_version_and_its_licence(text):
+    folder = resources.files("spectra.report") / "static"
+    assert f"(v{UPLOT_VERSION})" in (folder / "uPlot.iife.min.js").read_text(encoding="utf-8")[:100]
+    assert f"uPlot {UPLOT_VERSION}" in text
+    assert (folder / "uPlot.LICENSE").read_text(encoding="utf-8") in html.unescape(text)
 
 
 def test_it_is_small(text):

@@ -223,7 +223,7 @@ function drawTensors(index) {
 
 /** @param {any} row @param {number[]} limits @param {string} colour @returns {Node} */
 function barOf(row, limits, colour) {
-  const [width, height] = [260, 18];
+  const [width, height] = [360, 18];
   const x = (/** @type {number} */ v) => 6 + ((v - limits[0]) / (limits[1] - limits[0] || 1)) * (width - 12);
   const inside = (/** @type {number} */ v) => Math.min(Math.max(x(v), 1), width - 1);
   const svg = drawing("svg", { width, height, "aria-hidden": "true" });
