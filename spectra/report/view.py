@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from math import nan
 from typing import Any
 
 from spectra.errors import escaped
@@ -38,7 +37,6 @@ def view_of(record: Record) -> dict[str, Any]:
         "tensors": tensors_of(record),
         "checks": checks_of(record),
         "sharpness": sharpness_of(record),
-        "edge": stability_edge_of(record),
         "n": record.spectrum.n,
         "probes": record.spectrum.num_probes,
         "steps": record.spectrum.lanczos_steps,
@@ -125,19 +123,6 @@ def sharpness_of(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def stability_edge_of(record: Record) -> float | None:
-    """The largest eigenvalue at which the optimizer is stable, where the settings of the optimizer have it.
-
-    It is the entry ``stability_edge`` of the mapping ``optimizer`` in the settings or the provenance of a record.
-    """
-    for known in (record.settings, record.provenance):
-        optimizer = known.get("optimizer")
-        edge = optimizer.get("stability_edge") if isinstance(optimizer, Mapping) else None
-        if isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge):
-            return float(edge)
-    return None
-
-
 def record_json(record: Record, file: str) -> dict[str, Any]:
     """The entry of a record in `spectra show --json`."""
     entry: dict[str, Any] = to_jsonable({"file": file, **record.to_json()})
@@ -145,7 +130,7 @@ def record_json(record: Record, file: str) -> dict[str, Any]:
 
 
 def _band(value: float, stderr: float | None) -> tuple[float, float]:
-    return (math.nan, math.nan) if stderr is None else (value - stderr, value + stderr)
+    return (nan, nan) if stderr is None else (value - stderr, value + stderr)
 
 
 def _escaped_pairs(pairs: list[tuple[str, str]]) -> list[list[str]]:

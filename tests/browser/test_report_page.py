@@ -235,7 +235,24 @@ def test_cursors_of_the_panels_move_together(opened):
 def test_a_stability_edge_is_drawn(opened):
     """With a line at 40, the axis of the largest eigenvalue reaches it."""
     state = opened("edge")
-    assert state.run("(() => { const s = charts.get('panel-lambda_max').scales.y; return [s.min, s.max]; })()")[1] > 40
+    assert state.run("charts.get('panel-lambda_max').scales.y.max") > 40
+    assert state.run("edgeOf(0)") == 40
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "edge"),
+    [
+        ("{edge: 7}", 7),
+        ("{stability_edge: 7}", 7),
+        ("{edge: null}", None),
+        ('"SGD"', None),
+        ("null", None),
+        ("{lr: 1}", None),
+    ],
+)
+def test_a_stability_edge_is_read_from_a_plain_mapping(opened, optimizer, edge):
+    state = opened("single")
+    assert state.run(f"(() => {{ DATA.records[0].optimizer = {optimizer}; return edgeOf(0); }})()") == edge
 
 
 def test_a_zoom_and_back(opened):

@@ -20,7 +20,6 @@ from run_files import failed_record, make_record
 from spectra.errors import ArgumentError, StorageError
 from spectra.report.page import UPLOT_VERSION, page_of, write_report
 from spectra.report.runs import Run
-from spectra.report.view import stability_edge_of
 from spectra.results.headline import exactly
 from spectra.results.identity import Place
 from spectra.results.measure import Measure
@@ -234,20 +233,3 @@ def test_without_records_there_is_no_page():
 def test_failed_records_alone_have_a_page():
     data = data_in(page(failed_record(0.0)))
     assert data["views"][0]["reason"] == "NaN weights"
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "edge"),
-    [
-        ({"stability_edge": 20.0}, 20.0),
-        ({"stability_edge": None}, None),
-        ({"stability_edge": True}, None),
-        ("SGD", None),
-        ({"lr": 0.1}, None),
-    ],
-)
-def test_a_stability_edge_in_the_settings_of_the_optimizer_is_in_the_page(optimizer, edge):
-    record = make_record(0.0)
-    record = dataclasses.replace(record, settings=record.settings | {"optimizer": optimizer})
-    assert stability_edge_of(record) == edge
-    assert data_in(page(record))["views"][0]["edge"] == edge

@@ -78,6 +78,14 @@ function numberOf(index, name) {
   return fact === undefined || fact === null ? null : { value: fact };
 }
 
+/** The stability edge of the optimizer: the entry `edge` or `stability_edge` of its mapping, in the record or in its
+ * settings; null where there is none. @param {number} index @returns {number | null} */
+function edgeOf(index) {
+  const { optimizer, settings } = DATA.records[index];
+  const found = [optimizer, settings?.optimizer].flatMap((known) => [known?.edge, known?.stability_edge]);
+  return found.find((value) => typeof value === "number") ?? null;
+}
+
 /** The words for a number, as in the tables of `spectra show`.
  * @param {number} index @param {string} name @returns {string} */
 function wordsOf(index, name) {

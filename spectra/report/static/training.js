@@ -74,7 +74,7 @@ function panel(host, id, title, unit, chosen, choose, read, words) {
   const brackets = columns.some(({ column }) => column.lower.some((v) => v !== null));
   if (points.length === 0 && !brackets) return;
   const lower = columns.flatMap(({ column }) => /** @type {number[]} */ (column.lower.filter((v, i) => v !== null && column.value[i] !== null)));
-  const edges = id === "panel-lambda_max" ? columns.map(({ mode }) => operator.modes[mode].map((/** @type {number | null} */ r) => (r === null ? null : DATA.views[r].edge ?? null))) : [];
+  const edges = id === "panel-lambda_max" ? columns.map(({ mode }) => operator.modes[mode].map((/** @type {number | null} */ r) => (r === null ? null : edgeOf(r)))) : [];
   const edgeValues = edges.flat().filter((/** @type {any} */ v) => v !== null);
   const scale = fitted([...points, ...edgeValues], lower);
   const put = (/** @type {(number | null)[]} */ values) => values.map((v) => (v === null ? null : scale.forward(v)));
