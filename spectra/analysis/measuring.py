@@ -69,7 +69,8 @@ def measure(
         pairs, ahead = None, asked.num_probes * min(asked.lanczos_steps, operator.n)
         if asked.eigenpairs:
             phase("eigenpairs")
-            pairs = eigsh(
+            search = partial(
+                eigsh,
                 operator,
                 min(asked.eigenpairs, operator.n),
                 "LM",
@@ -77,6 +78,7 @@ def measure(
                 nearby=nearby,
                 progress=_phase_progress("eigenpairs", progress, 0, ahead),
             )
+            pairs = search() if unfinished is None else unfinished.eigenpairs(part, operator.n, search)
         done = [] if unfinished is None else unfinished.done(part)
         under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
         already = sum(r.tridiagonal.steps for r in done) + sum(len(h.alphas) for h in under_way)
