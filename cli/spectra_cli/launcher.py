@@ -38,7 +38,7 @@ def shared_by_processes(device: str | None) -> Iterator[None]:
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:
         raise ArgumentError(
-            f"{missing[0]} is not set, although WORLD_SIZE={os.environ['WORLD_SIZE']}: torchrun sets both; for a single "
+            f"{missing[0]} is not set, although WORLD_SIZE={os.environ['WORLD_SIZE']}: torchrun sets both; for one "
             "process unset WORLD_SIZE"
         )
     import torch.distributed

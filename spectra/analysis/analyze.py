@@ -32,7 +32,7 @@ from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import part, phase
-from spectra.runtime.ranks import first_alone, jointly, shared_by
+from spectra.runtime.ranks import jointly, shared_by
 from spectra.spectrum.degeneracy import rank_bound_ff
 from spectra.spectrum.estimators import FROM_TRACE
 from spectra.spectrum.probe_planning import words_of_aims
@@ -201,12 +201,12 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
     exact = None
     if asked.aims:
         with faults.kept("the exact trace"):
-            exact = first_alone(partial(exact_answer, operator, asked))
+            exact = exact_answer(operator, asked)
         planned = replace(planned, aims=tuple(aim for aim in asked.aims if exact is None or aim[0] not in FROM_TRACE))
     training = measure(planned, 0, unfinished, first, nearby)
     facts, spectrum, vectors = dict(training.facts), training.spectrum, training.vectors
     overlap = None if eigenspaces is None or vectors is None else eigenspaces.compare(pair, place, vectors)
-    found = first_alone(lambda: find(operator, spectrum, asked, faults, exact))
+    found = find(operator, spectrum, asked, faults, exact)
     widths = widths_of(operator)
     if widths is not None:
         d_y, units, d_x = widths

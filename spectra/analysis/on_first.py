@@ -1,4 +1,4 @@
-"""OnFirst: an object of the first process, such as the results file, that all processes of an analysis call together."""
+"""OnFirst: an object of the first process, such as the results file, that all processes call together."""
 
 from __future__ import annotations
 
