@@ -32,6 +32,7 @@ from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import part, phase
+from spectra.runtime.ranks import jointly, shared_by
 from spectra.spectrum.degeneracy import rank_bound_ff
 from spectra.spectrum.estimators import FROM_TRACE
 from spectra.spectrum.probe_planning import words_of_aims
@@ -122,9 +123,12 @@ def records_of(
     asked = run.settings
     wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
     tasks = [task, task.held_out()] if asked.test_data else [task]
-    operators = [
-        [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
-    ]
+    operators = jointly(
+        lambda: [
+            [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks]
+            for name, mode in wanted
+        ]
+    )
     if asked.blocks is not None:
         for of_record in operators:
             partition_of(of_record[0], asked.blocks)  # is checked
@@ -148,7 +152,7 @@ def _records(
             for operator in (training, *held_out):
                 with errors_name_test_data(operator is not training):
                     phase("checking")
-                    _ = operator.self_test
+                    operator.agree()
     if limit is not None:  # again, because self-tests take memory that the process does not give back
         with memory_limited(limit):
             chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
@@ -243,7 +247,11 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         facts=facts,
         spectrum=spectrum,
         test_spectrum=None if tested is None else tested.spectrum,
-        provenance=provenance_of(operator, spectrum, seconds, training.unused) | kept | cost | faults.as_provenance(),
+        provenance=provenance_of(operator, spectrum, seconds, training.unused)
+        | kept
+        | cost
+        | shared_by()
+        | faults.as_provenance(),
         exact=found.traces.exact,
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,

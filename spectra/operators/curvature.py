@@ -12,6 +12,8 @@ import glob
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +30,7 @@ from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.memory import available_bytes
+from spectra.runtime.ranks import adding_up, agreed, gathered, jointly
 from spectra.task.task import Task
 
 # Enough groups to estimate the scatter over the data, and few enough to store with every record.
@@ -109,6 +112,14 @@ class CurvatureOperator(SymmetricOperator):
             notes = [check() for check in self.checks().values()] if self.within is None else []
             return self_test(self, next(filter(None, notes), None))
         return self._test
+
+    def agree(self) -> None:
+        """Run the self-test, in all processes that share the analysis; all take the noise that the first has measured.
+
+        Raises:
+            Exception: as for ``self_test``, of any process.
+        """
+        self._test = agreed(jointly(lambda: self.self_test))
 
     def checks(self) -> dict[str, Callable[[], str | None]]:
         """What is checked before the self-test, by name and in order. A check returns a note, or raises the reason."""
@@ -213,14 +224,19 @@ class CurvatureOperator(SymmetricOperator):
                 _Running(operator.function, None if operator is self else operator.within, block, dtype)
                 for operator, block in jobs
             ]
-            for index, (batch, weight) in enumerate(self.batches()):
-                product = self.kept.product(index, batch, self.linearise)
-                factor = self.task.total_factor(weight)
-                for job in running:
-                    forms = job.add(product, factor, divisor, with_forms=batch_forms is not None and job is running[0])
-                    if batch_forms is not None and job is running[0]:
-                        batch_forms.append((forms, weight))
-            totals = [job.total for job in running]
+            totals, own_forms = [job.total for job in running], []
+            with adding_up(totals):
+                for index, batch, weight in self.passes.own_batches():
+                    product = self.kept.product(index, batch, self.linearise)
+                    factor = self.task.total_factor(weight)
+                    for job in running:
+                        with_forms = batch_forms is not None and job is running[0]
+                        forms = job.add(product, factor, divisor, with_forms=with_forms)
+                        if with_forms:
+                            own_forms.append((index, forms, weight))
+            if batch_forms is not None:
+                of_all = sorted(chain.from_iterable(gathered(own_forms)), key=itemgetter(0))
+                batch_forms.extend((forms, weight) for _, forms, weight in of_all)
             if self.task.l2:
                 for total, (_, block) in zip(totals, jobs):
                     total.add_(block, alpha=self.task.l2)
