@@ -278,6 +278,19 @@ def analysis_options(command: _Command) -> _Command:
     return command
 
 
+def some_options(*parameters: str) -> Callable[[_Command], _Command]:
+    """Those of the options of :func:`analysis_options` that have these parameters."""
+
+    def decorated(command: _Command) -> _Command:
+        for group, members in reversed(_GROUPS.items()):
+            for names, options in reversed(members):
+                if names[-1].lstrip("-").replace("-", "_") in parameters:
+                    command = grouped_option(group, *names, **options)(command)
+        return command
+
+    return decorated
+
+
 def settings_in(options: dict[str, Any]) -> RunSettings:
     """The settings from the options of the present command. An option that is not given has the default of its field.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -135,6 +136,20 @@ class Slice:
             "notes": self.notes,
         }
         return to_jsonable(parts)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The slices of one checkpoint, with what they are of."""
+
+    header: Mapping[str, Any]  # checkpoint, task, loss, n, n_samples, dtype, seed, ...
+    slices: tuple[Slice, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file: the header, ``notes`` and ``slices``."""
+        slices = [each.to_json() for each in self.slices]
+        return to_jsonable({**self.header, "notes": self.notes, "slices": slices})  # type: ignore[no-any-return]
 
 
 def _plain(value: Any) -> dict[str, Any]:
