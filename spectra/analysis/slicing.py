@@ -18,7 +18,7 @@ from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import ArgumentError
-from spectra.landscape.directions import NAMED, Target
+from spectra.landscape.directions import NAMED, OtherWeights
 from spectra.landscape.slices import SliceSettings, loss_slices
 from spectra.results.slices import Slices
 from spectra.runtime.memory import memory_limited
@@ -98,7 +98,7 @@ def _read(path: Path, asked: RunSettings) -> Checkpoint:
     return load_checkpoint(path, unsafe=asked.unsafe, weights=asked.weights, max_size=parse_size(asked.max_size))
 
 
-def _other(path: Path, make_task: TaskMaker, asked: RunSettings, model: nn.Module) -> Target:
+def _other(path: Path, make_task: TaskMaker, asked: RunSettings, model: nn.Module) -> OtherWeights:
     """The parameters of another checkpoint, read into a copy of the model."""
     checkpoint, other = _read(path, asked), copy.deepcopy(model)
     Recipient(asked.partial).load(under_names_of(make_task, checkpoint, other), other)
@@ -109,4 +109,4 @@ def _other(path: Path, make_task: TaskMaker, asked: RunSettings, model: nn.Modul
             f"buffers do not move: {len(differ)} of them ({differ[0]}, ...) differ at {path}, so the loss at t = 1 is "
             "not that of this checkpoint in eval mode"
         )
-    return Target(str(path), dict(other.named_parameters()), note)
+    return OtherWeights(str(path), dict(other.named_parameters()), note)

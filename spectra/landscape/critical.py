@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spectra.errors import ArgumentError
 from spectra.landscape.along import Along, gradient_at
 from spectra.landscape.critical_step import critical_step
-from spectra.landscape.directions import Target, towards
+from spectra.landscape.directions import OtherWeights, towards
 from spectra.operators.displaced import DisplacedLoss
 from spectra.results.slices import CriticalSharpness
 from spectra.runtime.memo import shared_results
@@ -16,7 +16,7 @@ from spectra.task.task import Task
 
 def critical_sharpness(
     task: Task,
-    update: Target | None = None,
+    update: OtherWeights | None = None,
     *,
     loss_of: Task | None = None,
     bn_mode: str = "eval",

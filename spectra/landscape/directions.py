@@ -26,7 +26,7 @@ _ENDS = {"top": "LA", "bottom": "SA"}
 
 
 @dataclass(frozen=True)
-class Target:
+class OtherWeights:
     """The weights of another checkpoint of the same network; the slice goes from the model's weights to these.
 
     Attributes:
@@ -52,14 +52,14 @@ class Direction:
     notes: tuple[str, ...] = ()
 
 
-def check_along(along: str | Target) -> None:
+def check_along(along: str | OtherWeights) -> None:
     """Raise ArgumentError unless the direction is known."""
     if isinstance(along, str) and along not in NAMED:
         raise ArgumentError(f"along={along!r}: {', '.join(NAMED)} or another checkpoint is needed")
 
 
 def find_direction(
-    along: str | Target, operator: SymmetricOperator, function: LossFunction, gradient: torch.Tensor, seed: int
+    along: str | OtherWeights, operator: SymmetricOperator, function: LossFunction, gradient: torch.Tensor, seed: int
 ) -> Direction:
     """The direction, with its product with the Hessian.
 
@@ -83,7 +83,7 @@ def find_direction(
     """
     check_along(along)
     products, notes = 0, list[str]()
-    if isinstance(along, Target):
+    if isinstance(along, OtherWeights):
         vector, unit, name = towards(along, function), "the other checkpoint", along.name
         notes += [along.note] if along.note else []
     else:
@@ -125,7 +125,7 @@ def _filter_normalised(vector: torch.Tensor, function: LossFunction) -> torch.Te
     return scaled
 
 
-def towards(target: Target, function: LossFunction) -> torch.Tensor:
+def towards(target: OtherWeights, function: LossFunction) -> torch.Tensor:
     """From the parameters of the function to those of the target, ``(n,)``; errors as of :func:`find_direction`."""
     pieces = []
     for name, parameter in zip(function.names, function.theta):

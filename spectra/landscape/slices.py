@@ -14,7 +14,7 @@ from spectra.errors import ArgumentError
 from spectra.landscape.agreement import how_far
 from spectra.landscape.along import Along, gradient_at
 from spectra.landscape.critical_step import critical_step
-from spectra.landscape.directions import Direction, Target, check_along, find_direction
+from spectra.landscape.directions import Direction, OtherWeights, check_along, find_direction
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.hessian import HessianOperator
@@ -52,7 +52,7 @@ class SliceSettings:
             raise ArgumentError(f"seed={self.seed}: at least 0 is needed")
 
 
-def loss_slices(task: Task, along: Sequence[str | Target] = ("top", "gradient"), **options: Any) -> list[Slice]:
+def loss_slices(task: Task, along: Sequence[str | OtherWeights] = ("top", "gradient"), **options: Any) -> list[Slice]:
     """The loss ``L(theta + t d)`` over all data, along each direction ``d``, with its parabola at ``t = 0``.
 
     The radius is chosen so that the quadratic model changes the loss by its own size: the positive root of
@@ -62,7 +62,7 @@ def loss_slices(task: Task, along: Sequence[str | Target] = ("top", "gradient"),
     Args:
         task: the task, with the parameters in its model.
         along: ``"top"``, ``"bottom"``, ``"gradient"``, ``"random"``, ``"filter"`` (see
-            :func:`~spectra.landscape.directions.find_direction`) or a :class:`~spectra.landscape.directions.Target`.
+            :func:`~spectra.landscape.directions.find_direction`) or a :class:`~spectra.landscape.directions.OtherWeights`.
         options: the fields of :class:`SliceSettings`.
 
     Returns:
@@ -109,7 +109,7 @@ class _Slicer:
         note = self.displaced.for_differences()
         self.notes = tuple(note for note in (note, self.displaced.note, *self.operator.self_test.notes) if note)
 
-    def slice(self, wanted: str | Target) -> Slice:
+    def slice(self, wanted: str | OtherWeights) -> Slice:
         """The slice along one direction."""
         settings, name = self.settings, wanted if isinstance(wanted, str) else wanted.name
         phase("direction", 0, 0, name)

@@ -12,7 +12,7 @@ from spectra import Task
 from spectra.errors import ArgumentError
 from spectra.landscape.critical import critical_sharpness
 from spectra.landscape.critical_step import MOST_PASSES, critical_step
-from spectra.landscape.directions import Target
+from spectra.landscape.directions import OtherWeights
 from spectra.landscape.slices import loss_slices
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -50,7 +50,7 @@ def test_towards_other_weights_it_is_in_units_of_the_update():
     (task, _), (h, _), (g, _) = two_tasks()
     for step in (0.03, 30.0):
         other = task.model.weight.detach() - step * g[None]
-        target = Target("b.pt", {"weight": other})
+        target = OtherWeights("b.pt", {"weight": other})
         expected = step * float(g @ h @ g / (g @ g))
         assert is_bracketed(critical_sharpness(task, target), expected)
         assert is_bracketed(loss_slices(task, [target], points=5)[0].critical, expected)

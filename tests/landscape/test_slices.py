@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from spectra import Task
 from spectra.errors import ArgumentError, CheckpointError, NumericsError
-from spectra.landscape.directions import Target
+from spectra.landscape.directions import OtherWeights
 from spectra.landscape.slices import loss_slices
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_is_kept():
 def test_towards_other_weights_the_ends_are_the_two_losses():
     task, hessian = regression()
     other = torch.randn(1, 4)
-    found = loss_slices(task, [Target("b.pt", {"weight": other, "unused": torch.zeros(2)})], points=5)[0]
+    found = loss_slices(task, [OtherWeights("b.pt", {"weight": other, "unused": torch.zeros(2)})], points=5)[0]
     x, y = (torch.cat(parts) for parts in zip(*task.data))
     assert (found.line.name, found.radius, found.line.unit) == ("b.pt", 1.0, "the other checkpoint")
     assert found.losses[-1] == pytest.approx(float(F.mse_loss(x @ other.T, y)), rel=1e-12)
@@ -190,8 +190,13 @@ def test_float32_states_a_larger_rounding_and_says_so():
         ("top", {"points": 4}, ArgumentError, "points=4: an odd number"),
         ("top", {"points": 3}, ArgumentError, "points=3: an odd number"),
         ("top", {"seed": -1}, ArgumentError, "seed=-1"),
-        (Target("b.pt", {}), {}, CheckpointError, "b.pt: lacks 0.weight"),
-        (Target("b.pt", {"0.weight": torch.zeros(2)}), {}, CheckpointError, "b.pt: 0.weight has the shape \\(2,\\)"),
+        (OtherWeights("b.pt", {}), {}, CheckpointError, "b.pt: lacks 0.weight"),
+        (
+            OtherWeights("b.pt", {"0.weight": torch.zeros(2)}),
+            {},
+            CheckpointError,
+            "b.pt: 0.weight has the shape \\(2,\\)",
+        ),
     ],
 )
 def test_bad_input_is_refused(along, options, kind, words):
@@ -202,10 +207,10 @@ def test_bad_input_is_refused(along, options, kind, words):
 def test_no_direction_is_refused():
     task = make("a")
     with pytest.raises(CheckpointError, match="has the same weights"):
-        loss_slices(task, [Target("b.pt", dict(task.model.named_parameters()))])
+        loss_slices(task, [OtherWeights("b.pt", dict(task.model.named_parameters()))])
     infinite = {name: torch.full_like(p, torch.nan) for name, p in task.model.named_parameters()}
     with pytest.raises(NumericsError, match="NaN or infinity"):
-        loss_slices(task, [Target("b.pt", infinite)])
+        loss_slices(task, [OtherWeights("b.pt", infinite)])
     with pytest.raises(NumericsError, match="the gradient is 0"):
         loss_slices(of_weights([0.0], lambda w, b: w.square().sum()), ["gradient"])
     with pytest.raises(ArgumentError, match="no parameter has filters"):
