@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.landscape.slices import loss_slices
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
+    from spectra.operators.differences import DifferenceHessianOperator
     from spectra.operators.fisher import EmpiricalFisherOperator
     from spectra.operators.foreign import as_operator
     from spectra.operators.ggn import GGNOperator
@@ -65,6 +66,7 @@ _HOME = {
     "save_checkpoint": "spectra.checkpoints.checkpoint",
     # operators
     "HessianOperator": "spectra.operators.hessian",
+    "DifferenceHessianOperator": "spectra.operators.differences",
     "GGNOperator": "spectra.operators.ggn",
     "EmpiricalFisherOperator": "spectra.operators.fisher",
     "DenseOperator": "spectra.operators.dense",
@@ -127,6 +129,7 @@ __all__ = [
     "DenseOperator",
     "Density",
     "Difference",
+    "DifferenceHessianOperator",
     "Distance",
     "Eigenpairs",
     "EmpiricalFisherOperator",

@@ -25,7 +25,19 @@ from spectra_cli.terminal import say
 
 _GROUP = "Which slices"
 _SHARED = (
-    *("task_option", "task_args", "weights", "partial", "unsafe", "max_size", "memory", "device", "bn_modes", "params"),
+    *(
+        "task_option",
+        "task_args",
+        "weights",
+        "partial",
+        "unsafe",
+        "max_size",
+        "memory",
+        "device",
+        "bn_modes",
+        "product",
+        "params",
+    ),
     *("samples", "batch_size", "snapshot", "data_seed", "test_data", "l2", "reduction", "progress", "quiet"),
 )
 _EVERY = 2  # of the radii in the table

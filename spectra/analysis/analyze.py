@@ -18,7 +18,7 @@ from spectra.analysis.measuring import Measured, Planned, measure
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
 from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
-from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
+from spectra.analysis.settings import RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint
@@ -123,7 +123,8 @@ def records_of(
     wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
     tasks = [task, task.held_out()] if asked.test_data else [task]
     operators = [
-        [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
+        [asked.operator_of(name)(each, mode, dtype=asked.dtype, params=asked.params) for each in tasks]
+        for name, mode in wanted
     ]
     if asked.blocks is not None:
         for of_record in operators:

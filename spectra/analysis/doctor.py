@@ -16,7 +16,7 @@ from spectra.analysis.held_out import errors_name_test_data
 from spectra.analysis.observed import observe
 from spectra.analysis.plan import plan_checkpoints
 from spectra.analysis.run import TaskMaker
-from spectra.analysis.settings import OPERATORS, RunSettings
+from spectra.analysis.settings import RunSettings
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import load_checkpoint
 from spectra.checkpoints.loading import Recipient
@@ -176,7 +176,7 @@ class _Doctor:
         check = f"{'test data, ' if held_out else ''}{name}, {mode}"
         with self.refusals(check), errors_name_test_data(held_out):
             settings = self.asked.analysis
-            operator = OPERATORS[name](task, mode, dtype=settings.dtype, params=settings.params)
+            operator = settings.operator_of(name)(task, mode, dtype=settings.dtype, params=settings.params)
             phase("checking")
             if self._sound(operator, check, held_out=held_out):
                 self.add(diagnoses.of_products(operator, check))

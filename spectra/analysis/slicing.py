@@ -56,6 +56,7 @@ def slice_checkpoint(
         dtype=settings.dtype or "float64",
         params=settings.params,
         seed=settings.seed,
+        product=settings.product,
         test_data=settings.test_data,
     )
     for name in along:
@@ -88,6 +89,7 @@ def slice_checkpoint(
         "n_samples": survey.num_samples,
         "data": survey.fingerprint,
         "dtype": common.dtype,
+        "product": common.product,
         "params": common.params,
         "seed": common.seed,
     }

@@ -16,8 +16,8 @@ from spectra.landscape.along import Along, gradient_at
 from spectra.landscape.critical_step import critical_step
 from spectra.landscape.directions import Direction, OtherWeights, check_along, find_direction
 from spectra.operators.curvature import CurvatureOperator
+from spectra.operators.differences import HESSIANS, check_product
 from spectra.operators.displaced import DisplacedLoss
-from spectra.operators.hessian import HessianOperator
 from spectra.operators.kinks import Switches
 from spectra.results.slices import CriticalSharpness, Kinks, Line, Slice
 from spectra.runtime.memo import shared_results
@@ -41,6 +41,7 @@ class SliceSettings:
     dtype: str = "float64"
     params: str | Sequence[str] | None = None
     seed: int = 0
+    product: str = "autograd"  # with the Hessian; "differences": of gradients
     test_data: bool = False  # the loss on the task's held-out data along the same directions too
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ class SliceSettings:
             raise ArgumentError(f"points={self.points}: an odd number of at least 5 is needed; 41 is the default")
         if self.seed < 0:
             raise ArgumentError(f"seed={self.seed}: at least 0 is needed")
+        check_product(self.product)
 
 
 def loss_slices(task: Task, along: Sequence[str | OtherWeights] = ("top", "gradient"), **options: Any) -> list[Slice]:
@@ -62,7 +64,8 @@ def loss_slices(task: Task, along: Sequence[str | OtherWeights] = ("top", "gradi
     Args:
         task: the task, with the parameters in its model.
         along: ``"top"``, ``"bottom"``, ``"gradient"``, ``"random"``, ``"filter"`` (see
-            :func:`~spectra.landscape.directions.find_direction`) or a :class:`~spectra.landscape.directions.OtherWeights`.
+            :func:`~spectra.landscape.directions.find_direction`), or
+            :class:`~spectra.landscape.directions.OtherWeights`.
         options: the fields of :class:`SliceSettings`.
 
     Returns:
@@ -97,7 +100,7 @@ class _Slicer:
     def __init__(self, task: Task, settings: SliceSettings, stack: ExitStack) -> None:
         self.settings = settings
         mode, dtype, params = settings.bn_mode, settings.dtype, settings.params
-        self.operator: CurvatureOperator = HessianOperator(task, mode, dtype=dtype, params=params)
+        self.operator: CurvatureOperator = HESSIANS[settings.product](task, mode, dtype=dtype, params=params)
         _ = self.operator.self_test
         self.displaced = DisplacedLoss(task, mode, dtype, params)
         tasks = [task.held_out()] if settings.test_data else []
