@@ -127,7 +127,7 @@ def command(
 def _print(found: Slices, console: Console) -> None:
     for each in found.slices:
         print_heading(console, f"along {each.line.name}, batch norm {each.bn_mode}")
-        print_pairs(console, _facts(each))
+        print_pairs(console, _facts(each, found.header["product"]))
         if each.kinks.pairs:
             console.print()
             _print_kinks(each, console)
@@ -135,7 +135,7 @@ def _print(found: Slices, console: Console) -> None:
         print_line(console, f"! {note}")
 
 
-def _facts(each: Slice) -> list[tuple[str, str]]:
+def _facts(each: Slice, product: str) -> list[tuple[str, str]]:
     line, kinks = each.line, each.kinks
     residual = "" if line.residual is None else f", residual {line.residual:.1e}"
     ends = f"{plain(float(each.losses[0]))} at -R, {plain(float(each.losses[-1]))} at R"
@@ -143,7 +143,7 @@ def _facts(each: Slice) -> list[tuple[str, str]]:
         ("t", f"{line.unit}; |d| = {plain(line.length)}; R = {plain(each.radius)}: {each.radius_rule}"),
         ("loss", f"{plain(line.loss)} at 0, {ends}"),
         ("slope g'd", plain(line.slope)),
-        ("curvature d'Hd", f"{plain(line.curvature)} by autograd{residual}"),
+        ("curvature d'Hd", f"{plain(line.curvature)} by {product}{residual}"),
         ("parabola", _agreement(each)),
     ]
     if each.not_finite:

@@ -24,6 +24,7 @@ from spectra.errors import CheckpointError, DataError, NumericsError, SpectraErr
 from spectra.exact.trace import exact_trace
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.custom_functions import hessian_misses_a_part
+from spectra.operators.hessian import HessianOperator
 from spectra.operators.point import measure_point
 from spectra.operators.selftest import self_test
 from spectra.runtime.memo import shared_results
@@ -232,7 +233,7 @@ class _Doctor:
         with self.refusals("parameters"):
             seen = observe(function)
             self.add(diagnoses.of_observed(seen))
-            if operator.kind == "hessian":
+            if isinstance(operator, HessianOperator):
                 batch = next(batch for batch in operator.task.batches() if operator.task.weight_of(batch) > 0)
                 with function.evaluation("eval"):
                     placed = function.place(batch)

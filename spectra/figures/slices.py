@@ -38,7 +38,7 @@ def draw_slices(found: Slices) -> Figure:
     figure = blank(10.5, 2.45 * count + 1.2)
     for row, each in zip(figure.subplots(count, 3, squeeze=False, width_ratios=(1.5, 1, 1)), found.slices):
         _draw_loss(row[0], each)
-        _draw_curvature(row[1], each)
+        _draw_curvature(row[1], each, str(found.header.get("product", "autograd")))
         _draw_switches(row[2], each)
     header = found.header
     when = "" if header.get("epoch") is None else f", epoch {header['epoch']:g}"
@@ -47,10 +47,10 @@ def draw_slices(found: Slices) -> Figure:
     title = literal(f"{shortened(task, 60)}, {checkpoint}{when}" if task else checkpoint + when)
     figure.suptitle(title, x=0.012, ha="left", fontsize=10.5)
     caption = (
-        "Left: the loss along each direction, and its parabola at t = 0 by autograd. Shaded: where the parabola is "
+        "Left: the loss along each direction, and its parabola at t = 0. Shaded: where the parabola is "
         f"right to {TOLERANCE:.0%} of the change of the loss. Middle: the curvature by differences over the radius r, "
-        "(L(r) - 2 L(0) + L(-r)) / r², with the rounding of the losses; the line is that by autograd. Right: the share "
-        "of pairs of a sample and a unit whose piece (of ReLU, max pooling, ...) is another one at distance r."
+        "(L(r) - 2 L(0) + L(-r)) / r², with the rounding of the losses; the line is that of the parabola. Right: the "
+        "share of pairs of a sample and a unit whose piece (of ReLU, max pooling, ...) is another one at distance r."
     )
     figure.supxlabel(wrapped(caption, 10.5 * 16.5), x=0.012, ha="left", fontsize=7.5, color="#444444")
     return figure
@@ -89,10 +89,15 @@ def _draw_loss(ax: Axes, each: Slice) -> None:
     ax.legend(loc="best")
 
 
-def _draw_curvature(ax: Axes, each: Slice) -> None:
+def _draw_curvature(ax: Axes, each: Slice, product: str) -> None:
     kinks, line = each.kinks, each.line
     resolved = np.isfinite(kinks.curvature) & (kinks.error <= np.maximum(np.abs(kinks.curvature), abs(line.curvature)))
-    ax.axhline(line.curvature, color=GREY, linestyle="--", label="autograd")
+    ax.axhline(
+        line.curvature,
+        color=GREY,
+        linestyle="--",
+        label="autograd" if product == "autograd" else "differences of gradients",
+    )
     ax.errorbar(
         kinks.radii[resolved],
         kinks.curvature[resolved],
@@ -100,7 +105,7 @@ def _draw_curvature(ax: Axes, each: Slice) -> None:
         marker="o",
         markersize=4,
         color=_LOSS.colour,
-        label="differences",
+        label="differences of losses",
     )
     _radius_axis(ax, each)
     values = [line.curvature, *kinks.curvature[resolved]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +33,14 @@ _MARGIN = 10
 _MOST_NOISE = 0.03  # relative to |H|_2; products with more are refused
 _RANDOM = {torch.float64: 1e-9, torch.float32: 1e-4}  # a gradient that changes by more from call to call is random
 _FOURTH, _APART = {-2: 1, -1: -4, 0: 6, 1: -4, 2: 1}, 4  # as in the self-test of other operators
+
+
+@dataclass(frozen=True)
+class StepTest(SelfTest):
+    """The quality of products by differences, with what they are computed with."""
+
+    reach: float = 0.0  # h, the longer of the two distances
+    scale: float = 0.0  # |H|_2 of the first batch
 
 
 class DifferenceHessianOperator(CurvatureOperator):
@@ -59,8 +68,6 @@ class DifferenceHessianOperator(CurvatureOperator):
     """
 
     kind = "hessian"
-    reach = 0.0  # h, set by the self-test
-    scale = 0.0  # |H|_2 of the first batch, set by the self-test
 
     def checks(self) -> dict[str, Callable[[], str | None]]:
         """Those of other operators, but the loss needs no second derivative by autograd."""
@@ -68,17 +75,27 @@ class DifferenceHessianOperator(CurvatureOperator):
             "loss": lambda: check_loss_once(self.function, self.task.survey(), twice=False),
         }
 
+    @property
+    def step_test(self) -> StepTest:
+        """The self-test, with the distance."""
+        test = self.self_test
+        assert isinstance(test, StepTest)
+        return test
+
     def linearise(self, batch: Any) -> Product:
+        test = self.step_test
+
         def product(
             vector: Sequence[torch.Tensor], within: Sequence[int] | None = None
         ) -> Sequence[torch.Tensor | None]:
             chosen = range(len(self.function.theta)) if within is None else within
-            coarse = self._difference(batch, vector, chosen, self.reach)
-            fine = self._difference(batch, vector, chosen, 0.5 * self.reach)
+            coarse = self._difference(batch, vector, chosen, test.reach)
+            fine = self._difference(batch, vector, chosen, 0.5 * test.reach)
             length = _norm(vector)
             apart = _norm([a - b for a, b in zip(coarse, fine)])
-            if not apart <= self.noise * self.scale * length:
-                raise TaskError(self._refusal(batch, vector, chosen, apart / length / self.scale))
+            if not apart <= test.noise * test.scale * length:
+                error = apart / (length * test.scale) if test.scale else math.inf
+                raise TaskError(self._refusal(batch, vector, chosen, error, test.reach))
             return fine
 
         return product
@@ -91,7 +108,7 @@ class DifferenceHessianOperator(CurvatureOperator):
                 return self._measured(tuple(filter(None, notes)))
         return self._test
 
-    def _measured(self, notes: tuple[str, ...]) -> SelfTest:
+    def _measured(self, notes: tuple[str, ...]) -> StepTest:
         """Choose the length, and measure the error along a random vector and one close to the leading eigenvector."""
         function = self.function
         batch = function.place(next(batch for batch in self.task.batches() if self.task.weight_of(batch) > 0))
@@ -105,7 +122,7 @@ class DifferenceHessianOperator(CurvatureOperator):
             leading = self._difference(batch, leading, range(len(leading)), base)
             scale = _norm(leading)
             if scale == 0:
-                return SelfTest(0.0, 0.0, None, 8 * unit, notes)
+                return StepTest(0.0, 0.0, None, 8 * unit, notes, reach=base)
             leading = [piece / scale for piece in leading]
         lengths = [base * length for length in _LENGTHS]
         errors = torch.zeros(len(lengths) - 1, dtype=torch.float64)
@@ -117,19 +134,18 @@ class DifferenceHessianOperator(CurvatureOperator):
                 # Rounding is added, since two products that both miss a step too short to move the weights are equal.
                 errors[place] = max(float(errors[place]), apart + rounding / (math.sqrt(2) * lengths[place + 1]))
         best = int(errors.argmin())
-        self.reach, error = lengths[best], float(errors[best])
-        half = 0.5 * self.reach
+        reach, error = lengths[best], float(errors[best])
+        half = 0.5 * reach
         hv, hu = (self._difference(batch, vector, range(len(vector)), half) for vector in (first, other))
         crossed = abs(_dot(other, hv) - _dot(first, hu))
         noise = max(_MARGIN * max(error, crossed) / scale, 8 * unit)
         if not noise <= _MOST_NOISE:
-            raise TaskError(self._refusal(batch, leading, range(len(leading)), error / scale))
-        self.scale = scale
+            raise TaskError(self._refusal(batch, leading, range(len(leading)), error / scale, reach))
         note = (
             f"Hessian products by differences of the gradient over a distance of {half:.2g}; they agree with those "
-            f"over {self.reach:.2g} to {error / scale:.1e} of the spectral norm, and the noise is {noise:.1e}"
+            f"over {reach:.2g} to {error / scale:.1e} of the spectral norm, and the noise is {noise:.1e}"
         )
-        return SelfTest(0.0, crossed / scale, error / scale, noise, (*notes, note))
+        return StepTest(0.0, crossed / scale, error / scale, noise, (*notes, note), reach=reach, scale=scale)
 
     def _random(self, index: int) -> list[torch.Tensor]:
         """A random unit vector as tensors shaped like the parameters."""
@@ -196,7 +212,9 @@ class DifferenceHessianOperator(CurvatureOperator):
                 for parameter, start in zip(moved, centre):
                     parameter.copy_(start)
 
-    def _refusal(self, batch: Any, vector: Sequence[torch.Tensor], chosen: Sequence[int], error: float) -> str:
+    def _refusal(
+        self, batch: Any, vector: Sequence[torch.Tensor], chosen: Sequence[int], error: float, reach: float
+    ) -> str:
         """Why a product is refused: kinks within the step where there are any, else precision.
 
         Args:
@@ -204,16 +222,17 @@ class DifferenceHessianOperator(CurvatureOperator):
             vector: with which it is.
             chosen: the numbers of the parameters that the vector is of.
             error: the difference of the two steps, relative to the spectral norm.
+            reach: the longer step.
         """
         found = []
         for sign in (1, -1):
             with recorded_pieces() as pieces:
-                self._gradient_at(batch, vector, chosen, sign * self.reach / _norm(vector))
+                self._gradient_at(batch, vector, chosen, sign * reach / _norm(vector))
             found.append(pieces)
         same = [a.shape for a in found[0]] == [b.shape for b in found[1]]
         switched = sum(int((a != b).sum()) for a, b in zip(*found)) if same else 0
         start = (
-            f"Hessian products by differences of the gradient over {self.reach:.2g} and half of it differ by "
+            f"Hessian products by differences of the gradient over {reach:.2g} and half of it differ by "
             f"{error:.1e} of the spectral norm: "
         )
         if switched:

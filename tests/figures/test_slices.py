@@ -32,7 +32,7 @@ def test_a_row_has_the_loss_the_curvature_and_the_switches():
     critical = CriticalSharpness(1.9, 2.0, 9, "the loss")  # at t = 0.5 * 1.95
     left, middle, right = panels(made(critical=critical))
     assert labels(left) == ["parabola", "loss", "critical step"]
-    assert labels(middle) == ["autograd", "differences"]
+    assert labels(middle) == ["autograd", "differences of losses"]
     assert np.allclose(right.lines[0].get_ydata(), 10 * RADII)
     step = left.lines[-1].get_xdata()
     assert np.allclose(step, 0.975)

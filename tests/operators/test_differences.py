@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_kinks_within_the_step_are_refused_and_never_counted(name):
         v = torch.randn(operator.n, generator=torch.Generator().manual_seed(seed))
         words = refusal(partial(agree, operator, exact, v))
         assert words is None or "differ by" in words
-    operator.reach *= 1000  # a step that meets kinks for certain
+    operator._test = replace(operator.step_test, reach=1000 * operator.step_test.reach)  # meets kinks for certain
     words = refusal(lambda: operator @ v)
     assert ("the gradient has kinks there" if name == "custom" else "switch in between") in words
 
