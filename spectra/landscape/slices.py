@@ -184,9 +184,9 @@ class _Slicer:
 
     def _kinks(self, along: Along, radius: float, rounding: float) -> Kinks:
         radii = radius * _RADII
-        shifts = [side * float(r) * along.direction for r in radii for side in (-1, 1)]
+        steps = [side * float(r) for r in radii for side in (-1, 1)]
         switches = Switches(self.displaced.function, self.displaced.passes)
-        pairs, shares = switches.share(self.displaced.theta, shifts)
+        pairs, shares = switches.share(self.displaced.theta, along.direction, steps)
         curvature = (along.at(radii) - 2 * along(0.0) + along.at(-radii)) / radii**2
         curvature[~np.isfinite(curvature)] = np.nan
         return Kinks(pairs, radii, np.reshape(shares, (-1, 2)).mean(axis=1), curvature, 4 * rounding / radii**2)

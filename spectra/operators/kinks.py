@@ -117,25 +117,28 @@ class Switches:
         self.function, self.passes = function, passes
 
     @exclusively
-    def share(self, theta: torch.Tensor, shifts: Sequence[torch.Tensor]) -> tuple[int, list[float]]:
-        """The number of pairs, and for each displacement the share of them on another piece than at ``theta``.
+    def share(self, theta: torch.Tensor, direction: torch.Tensor, steps: Sequence[float]) -> tuple[int, list[float]]:
+        """The number of pairs, and for each step the share of them on another piece than at ``theta``.
 
         Args:
             theta: ``(n,)``, the parameters.
-            shifts: each ``(n,)``, in the dtype of ``theta``.
+            direction: ``(n,)``, in the dtype of ``theta``.
+            steps: along the direction.
 
         Returns:
             ``(pairs, shares)``; without piecewise-linear functions ``(0, zeros)``. A share is NaN if the calls differ
             between the two points.
         """
-        pairs, changed = 0, [0.0] * len(shifts)
+        pairs, changed = 0, [0.0] * len(steps)
         try:
             with self.function.evaluation():
                 for batch, _ in self.passes.batches():
                     at_centre = self._pieces(batch, theta)
                     pairs += sum(piece.numel() for piece in at_centre)
-                    for index, shift in enumerate(shifts):
-                        changed[index] += _changes(at_centre, self._pieces(batch, theta + shift))
+                    if not at_centre:
+                        continue
+                    for index, step in enumerate(steps):
+                        changed[index] += _changes(at_centre, self._pieces(batch, theta + step * direction))
         finally:
             self.function.move_to(theta)
         return pairs, [change / pairs if pairs else 0.0 for change in changed]

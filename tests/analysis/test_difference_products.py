@@ -76,10 +76,14 @@ def test_every_command_takes_the_option_and_names_it_where_it_is_needed(make):
         done = call(command, "--product", "differences")
         assert done.exit_code == 0, done.output
     assert load_trajectory("run.h5")[0].settings["product"] == "differences"
-    for command in ("doctor", "plan"):
-        done = call(command, "--product", "differences")
-        assert done.exit_code == 0, done.output
     assert call("analyze").exit_code == 1  # other settings than those of the file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["doctor", "plan"])
+def test_what_comes_before_an_analysis_takes_the_option_too(make, command):
+    done = call(command, "--product", "differences")
+    assert done.exit_code == 0, done.output
 
 
 def test_bad_choices_are_refused(make):

@@ -59,13 +59,13 @@ def _two(x, y):
 def test_pairs_and_shares_are_those_counted_by_hand(name):
     function, piece = FUNCTIONS[name]
     model, x, loss = made(function)
-    shifts = [size * torch.randn(loss.n) for size in (0.0, 0.1, 1.0)]
-    pairs, shares = Switches(loss.function, loss.passes).share(loss.theta, shifts)
+    direction, steps = torch.randn(loss.n), (0.0, 0.1, 1.0)
+    pairs, shares = Switches(loss.function, loss.passes).share(loss.theta, direction, steps)
     with torch.no_grad():
         before = piece(model(x))
         expected = []
-        for shift in shifts:
-            weight, bias = shift.split((24, 6))
+        for step in steps:
+            weight, bias = (step * direction).split((24, 6))
             after = piece(F.linear(x, model.weight + weight.view(6, 4), model.bias + bias))
             expected.append(float((after != before).double().mean()))
     assert pairs == before.numel()
@@ -78,4 +78,4 @@ def test_pairs_and_shares_are_those_counted_by_hand(name):
 @pytest.mark.parametrize("name", SMOOTH)
 def test_a_smooth_function_has_no_pairs(name):
     _, _, loss = made(SMOOTH[name])
-    assert Switches(loss.function, loss.passes).share(loss.theta, [torch.ones(loss.n)]) == (0, [0.0])
+    assert Switches(loss.function, loss.passes).share(loss.theta, torch.ones(loss.n), [1.0]) == (0, [0.0])
