@@ -9,7 +9,7 @@ from spectra.errors import ArgumentError
 from spectra.results.slices import CriticalSharpness
 
 MOST_PASSES = 9  # over the data; the paper needs fewer than ten
-_FACTOR = 1.1  # beyond an expected crossing
+_SLIGHTLY = 1.1  # how far beyond an expected crossing the next step is
 _MOST = 100.0  # the largest change of the step at once
 
 
@@ -23,8 +23,8 @@ def critical_step(
 ) -> CriticalSharpness:
     """Bracket the critical step, then halve the bracket.
 
-    While the bracket is wide, the next step is a tenth beyond the one at which a parabola through the last loss returns
-    to the loss at 0; while an end is not known, it is further by a growing factor at least.
+    While an end is not known, the next step is a tenth beyond the one at which a parabola through the last loss returns
+    to the loss at 0, and further by a growing factor at least. So is the first step within a wide bracket.
 
     Args:
         loss: of the step; a loss that is not finite exceeds every other.
@@ -54,23 +54,26 @@ def critical_step(
         words = f"the loss does not fall along the update (slope {slope:.3g}): there is no largest step"
         return CriticalSharpness(0.0, math.inf, 0, of, words)
     before, passes, holds, exceeds = loss(0.0), 1, 0.0, math.inf
-    step, factor = guess, _FACTOR
+    step, power, guided = guess, 1, False
     while passes < most:
         value = loss(step)
         passes += 1
         larger = not value <= before  # NaN counts as larger
         holds, exceeds = (holds, step) if larger else (step, exceeds)
         crossing = _crossing(step, value - before, slope)
-        if holds and math.isfinite(exceeds):
-            middle = 0.5 * (holds + exceeds) if exceeds <= 4 * holds else math.sqrt(holds * exceeds)
-            beyond = crossing / _FACTOR if larger else crossing * _FACTOR
-            step = beyond if exceeds > 1.5 * holds and holds < beyond < exceeds else middle
+        bracketed = bool(holds) and math.isfinite(exceeds)
+        if bracketed and (guided or crossing is None or exceeds <= 1.5 * holds):
+            step = 0.5 * (holds + exceeds) if exceeds <= 4 * holds else math.sqrt(holds * exceeds)
             continue
+        factor = (_SLIGHTLY if crossing is not None else 2.0) ** power
+        expected = step if crossing is None else crossing
         if larger:
-            step = min(max(crossing / _FACTOR, step / _MOST), step / factor)
+            step = min(max(expected / _SLIGHTLY, step / _MOST), step / factor)
         else:
-            step = max(min(crossing * _FACTOR, step * _MOST), step * factor)
-        factor **= 2
+            step = max(min(expected * _SLIGHTLY, step * _MOST), step * factor)
+        if bracketed:
+            guided, step = True, step if holds < step < exceeds else math.sqrt(holds * exceeds)
+        power *= 2
     reason = None
     if not holds:
         reason = f"the loss exceeds its value before the step at every step tried, down to {exceeds:.3g}"
@@ -79,8 +82,8 @@ def critical_step(
     return CriticalSharpness(holds, exceeds, passes, of, reason)
 
 
-def _crossing(step: float, change: float, slope: float | None) -> float:
-    """Where the parabola of this slope through the change at a step crosses 0; the step itself where none does."""
+def _crossing(step: float, change: float, slope: float | None) -> float | None:
+    """Where the parabola of this slope through the change at a step returns to 0; None where it does not."""
     if slope is None or not math.isfinite(change) or change <= slope * step:
-        return step
+        return None
     return -slope * step**2 / (change - slope * step)

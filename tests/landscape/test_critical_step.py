@@ -69,16 +69,29 @@ def test_the_relative_form_follows_the_second_loss_along_the_update_of_the_first
         critical_sharpness(first, loss_of=two_tasks()[0][0])
 
 
+CURVES = {
+    "quadratic": lambda u: u**2 - u,
+    "quartic": lambda u: u**4 - u,
+    "flat, then a wall": lambda u: u**12 - u,
+    "concave first": lambda u: -u - 2 * u**2 + 3 * u**3,
+    "a kink": lambda u: max(-u, 4 * u - 4 - 1e-12),
+}
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.5, 1.0, 2.0, 1e3, 1e6])
+@pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("slope_known", [True, False])
-def test_the_bracket_holds_the_first_crossing_whatever_the_guess(scale, slope_known):
-    found = critical_step(lambda eta: (eta / scale) ** 2 - eta / scale, slope=-1 / scale if slope_known else None)
-    if found.reason is None:
-        assert found.holds <= scale <= found.exceeds
-    elif not slope_known:  # the factors alone reach 1.1^(2^k) at most
-        assert scale in (1e-6, 1e-3, 1e3, 1e6)
+def test_the_bracket_holds_the_first_crossing_whatever_the_guess(curve, scale, slope_known):
+    def loss(eta):
+        return CURVES[curve](eta / scale)
+
+    found = critical_step(loss, slope=-1 / scale if slope_known else None)
     assert found.passes <= MOST_PASSES
-    assert found.reason is None or not slope_known
+    assert loss(found.holds) <= 0
+    assert found.reason is None
+    assert loss(found.exceeds) > 0
+    if slope_known and 0.1 < scale < 10:
+        assert found.exceeds <= 1.1 * found.holds
 
 
 def test_a_loss_that_is_not_finite_exceeds():
