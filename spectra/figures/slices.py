@@ -113,6 +113,7 @@ def _draw_curvature(ax: Axes, each: Slice, product: str) -> None:
     if span < 0.02 * abs(line.curvature):  # equal curves are not drawn as if they differed
         ax.set_ylim(*sorted((0.9 * line.curvature, 1.1 * line.curvature)))
     ax.set_ylabel("curvature d'Hd")
+    ax.margins(y=0.25)  # room for the legend
     ax.set_title("curvature over a radius", loc="left")
     ax.legend(loc="best")
 
