@@ -90,7 +90,7 @@ def iter_analyze(
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
             ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``,
-            ``blocks``; and ``preset``, the name of a preset whose options hold where none is given.
+            ``blocks``, ``product``; and ``preset``, the name of a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
