@@ -16,6 +16,7 @@ from spectra.analysis.presets import PRESETS, departures, filled
 from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import ArgumentError
+from spectra.operators.differences import HESSIANS
 from spectra.spectrum.probe_planning import MOST, NAMES, Aims, checked_aims
 from spectra.task.task import Task
 from spectra_cli.grouped_help import grouped_option
@@ -148,6 +149,14 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Batch norm by its running statistics (eval), by such estimated anew over the data (recalibrated), by "
             "those of each batch (train), or a record of eval and one of train (both).",
         ),
+        _setting(
+            "product",
+            "--product",
+            type=click.Choice(list(HESSIANS)),
+            show_default=True,
+            help="Hessian products by autograd, or by differences of the gradient, for custom autograd functions "
+            "without a second derivative; with a larger error, which is measured, at four gradients each.",
+        ),
         _setting("lanczos_steps", "--lanczos-steps", "-m", show_default=True, help="m: resolution and cost."),
         _setting("num_probes", "--probes", "-k", show_default=True, help="k: errors shrink like 1/sqrt(k)."),
         _setting(
@@ -276,6 +285,19 @@ def analysis_options(command: _Command) -> _Command:
         for names, options in reversed(members):
             command = grouped_option(group, *names, **options)(command)
     return command
+
+
+def some_options(*parameters: str) -> Callable[[_Command], _Command]:
+    """Those of the options of :func:`analysis_options` that have these parameters."""
+
+    def decorated(command: _Command) -> _Command:
+        for group, members in reversed(_GROUPS.items()):
+            for names, options in reversed(members):
+                if names[-1].lstrip("-").replace("-", "_") in parameters:
+                    command = grouped_option(group, *names, **options)(command)
+        return command
+
+    return decorated
 
 
 def settings_in(options: dict[str, Any]) -> RunSettings:

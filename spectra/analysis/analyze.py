@@ -18,7 +18,7 @@ from spectra.analysis.measuring import Measured, Planned, measure
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
 from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
-from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
+from spectra.analysis.settings import RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint
@@ -91,7 +91,7 @@ def iter_analyze(
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
             ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``,
-            ``blocks``; and ``preset``, the name of a preset whose options hold where none is given.
+            ``blocks``, ``product``; and ``preset``, the name of a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -125,7 +125,7 @@ def records_of(
     tasks = [task, task.held_out()] if asked.test_data else [task]
     operators = jointly(
         lambda: [
-            [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks]
+            [asked.operator_of(name)(each, mode, dtype=asked.dtype, params=asked.params) for each in tasks]
             for name, mode in wanted
         ]
     )

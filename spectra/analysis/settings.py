@@ -13,6 +13,7 @@ from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.operators.blocks import check_blocks
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
+from spectra.operators.differences import HESSIANS, check_product
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.function import choose_parameters
 from spectra.operators.ggn import GGNOperator
@@ -101,6 +102,7 @@ class Settings:
     save_eigenvectors: bool = False  # store the eigenvectors in the record
     # Also the spectra of diagonal blocks: "layer", "module", or a regular expression whose match names the block.
     blocks: str | None = None
+    product: str = "autograd"  # of the Hessian; "differences": of gradients, for networks without a second derivative
     # Estimate -> the relative error that it is to have. The steps and the number of probes are then the upper limits.
     rtol: Mapping[str, float] | Aims = ()
 
@@ -125,6 +127,9 @@ class Settings:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
         parse_size(self.memory, "memory")  # is checked
         check_blocks(self.blocks)
+        check_product(self.product)
+        if self.product != "autograd" and "hessian" not in self.operators:
+            raise ArgumentError(f"product={self.product!r}: only products with the hessian, which is not asked for")
         object.__setattr__(self, "rtol", checked_aims(self.rtol))
         torch_dtype_of(self.dtype)
         chosen_measures(self.metrics)  # the names are checked
@@ -133,6 +138,10 @@ class Settings:
     def aims(self) -> Aims:
         """The relative errors that estimates are to have, as :func:`checked_aims` returns them."""
         return tuple((name, float(value)) for name, value in dict(self.rtol).items())
+
+    def operator_of(self, name: str) -> type[CurvatureOperator]:
+        """The class of an operator, with the products of these settings."""
+        return HESSIANS[self.product] if name == "hessian" else OPERATORS[name]
 
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""
@@ -215,6 +224,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
         **({"preset": asked.preset} if asked.preset else {}),
         **({"blocks": asked.blocks} if asked.blocks is not None else {}),
+        **({"product": asked.product} if asked.product != "autograd" else {}),
         **({"rtol": dict(asked.aims)} if asked.rtol else {}),
         **(held_out_settings(task) if asked.test_data else {}),
     }
