@@ -12,6 +12,7 @@ from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.block_analysis import measure_blocks, partition_of
 from spectra.analysis.eigenspaces import Eigenspaces
+from spectra.analysis.eigenvectors import analyse_eigenvectors
 from spectra.analysis.findings import exact_answer, find
 from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
 from spectra.analysis.measuring import Measured, Planned, measure
@@ -217,6 +218,9 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         k, m = spectrum.num_probes, spectrum.lanczos_steps
         planned = replace(planned, settings=replace(asked, num_probes=k, lanczos_steps=m), aims=None)
         settings = settings | {"num_probes": k, "lanczos_steps": m}  # the key of the unfinished probes has the other
+    eigenvector_analysis = None
+    with faults.kept("the analysis of the eigenvectors"):
+        eigenvector_analysis = analyse_eigenvectors(operator, spectrum.eigenpairs, vectors)
     blocks = None
     with faults.kept("the blocks"):
         blocks, remarks = measure_blocks(planned)
@@ -248,6 +252,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,
         overlap=overlap,
+        eigenvector_analysis=eigenvector_analysis,
         blocks=blocks,
         remainder=found.traces.remainder,
         sharpness=found.sharpness,
