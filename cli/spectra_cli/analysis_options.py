@@ -136,7 +136,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             multiple=True,
             type=click.Choice(list(OPERATORS)),
             show_default=True,
-            help="Which curvature; repeatable.",
+            help="Which curvature; repeatable. residual: Hessian less its Gauss-Newton matrix.",
         ),
         _setting(
             "bn_modes",

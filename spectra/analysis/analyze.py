@@ -27,6 +27,7 @@ from spectra.errors import ArgumentError
 from spectra.krylov.slq import lockstep_width
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import widths_of
+from spectra.operators.residual import ResidualOperator
 from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.runtime.faults import Faults
@@ -130,7 +131,7 @@ def records_of(
         for of_record in operators:
             partition_of(of_record[0], asked.blocks)  # is checked
     # The first record of each mode has the measures; if it is skipped, they are computed already.
-    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
+    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.measured_with}
     return _records(run, operators, measured, place, notes)
 
 
@@ -155,9 +156,10 @@ def _records(
             chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
     for of_record, probes_per_pass in zip(operators, chosen):
         mode, asked = of_record[0].bn_mode, run.settings
-        if mode in measured or asked.params is not None:
+        if mode in measured or asked.params is not None or of_record[0].kind == ResidualOperator.kind:
             asked = replace(asked, metrics="none", bounds=False)
-        measured.add(mode)
+        else:
+            measured.add(mode)
         with memory_limited(limit):
             record = _analyze_one(run, Planned(of_record, asked, probes_per_pass, place, notes))
         yield record

@@ -18,6 +18,7 @@ from spectra.operators.function import choose_parameters
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.hessian import HessianOperator
 from spectra.operators.modes import check_bn_mode
+from spectra.operators.residual import ResidualOperator
 from spectra.results.measure_catalogue import chosen_measures
 from spectra.spectrum.probe_planning import Aims, checked_aims
 from spectra.task.task import Task
@@ -26,6 +27,7 @@ OPERATORS: dict[str, type[CurvatureOperator]] = {
     "hessian": HessianOperator,
     "ggn": GGNOperator,
     "empirical_fisher": EmpiricalFisherOperator,
+    "residual": ResidualOperator,
 }
 
 
@@ -133,6 +135,11 @@ class Settings:
     def aims(self) -> Aims:
         """The relative errors that estimates are to have, as :func:`checked_aims` returns them."""
         return tuple((name, float(value)) for name, value in dict(self.rtol).items())
+
+    @property
+    def measured_with(self) -> str | None:
+        """The operator whose records have the sharpness measures: the first that is not the residual."""
+        return next((name for name in self.operators if name != ResidualOperator.kind), None)
 
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""

@@ -41,7 +41,7 @@ class Record:
     reason.
     """
 
-    operator: str  # "hessian" | "ggn" | "empirical_fisher"
+    operator: str  # "hessian" | "ggn" | "residual" | "empirical_fisher"
     bn_mode: str  # "eval" | "train" | "recalibrated"
     place: Place = field(default_factory=Place)  # the origin of the weights
     status: str = "complete"  # one of STATUSES
