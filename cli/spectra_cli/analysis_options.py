@@ -194,6 +194,12 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Start the search for eigenpairs from the vectors of the previous checkpoint: fewer products, but "
             "the last digits may differ after a restart.",
         ),
+        _setting(
+            "class_structure",
+            "--class-structure",
+            help="The parts of the Gauss-Newton matrix that class means and cross-class means of gradients explain, at "
+            "C^2 backward passes over the data for C classes; for --operator ggn.",
+        ),
         _setting("save_eigenvectors", "--save-eigenvectors", help="Store the eigenvectors: 4 n K bytes per record."),
     ),
     "Checks and sharpness measures": (

@@ -11,6 +11,7 @@ from typing import Any
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.block_analysis import measure_blocks, partition_of
+from spectra.analysis.class_analysis import measure_class_structure
 from spectra.analysis.eigenspaces import Eigenspaces
 from spectra.analysis.eigenvectors import analyse_eigenvectors
 from spectra.analysis.findings import exact_answer, find
@@ -92,7 +93,8 @@ def iter_analyze(
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
             ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``,
-            ``blocks``; and ``preset``, the name of a preset whose options hold where none is given.
+            ``blocks``, ``class_structure``; and ``preset``, the name of a preset whose options hold where none is
+            given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -223,6 +225,11 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
     eigenvector_analysis = None
     with faults.kept("the analysis of the eigenvectors"):
         eigenvector_analysis = analyse_eigenvectors(operator, spectrum.eigenpairs, vectors)
+    structure = None
+    if asked.class_structure:
+        with faults.kept("the class structure"):
+            structure, remarks = measure_class_structure(operator, spectrum, found.traces.exact)
+            notes += remarks
     blocks = None
     with faults.kept("the blocks"):
         blocks, remarks = measure_blocks(planned)
@@ -255,6 +262,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         exact_spectrum=found.eigenvalues,
         overlap=overlap,
         eigenvector_analysis=eigenvector_analysis,
+        class_structure=structure,
         blocks=blocks,
         remainder=found.traces.remainder,
         sharpness=found.sharpness,

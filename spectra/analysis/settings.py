@@ -101,6 +101,7 @@ class Settings:
     eigenpairs: int = bounded(0, least=0, most=10**6, remark="0, the default, is none")
     warm_start: bool = False  # start the search for eigenpairs from the vectors of the previous checkpoint
     save_eigenvectors: bool = False  # store the eigenvectors in the record
+    class_structure: bool = False  # class means in the Gauss-Newton matrix, at C^2 backward passes; for operator "ggn"
     # Also the spectra of diagonal blocks: "layer", "module", or a regular expression whose match names the block.
     blocks: str | None = None
     # Estimate -> the relative error that it is to have. The steps and the number of probes are then the upper limits.
@@ -125,6 +126,8 @@ class Settings:
             raise ArgumentError("warm_start without eigenpairs: say how many are to be found with eigenpairs=K")
         if self.save_eigenvectors and not self.eigenpairs:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
+        if self.class_structure and GGNOperator.kind not in self.operators:
+            raise ArgumentError("class_structure is of the Gauss-Newton matrix: add the operator 'ggn'")
         parse_size(self.memory, "memory")  # is checked
         check_blocks(self.blocks)
         object.__setattr__(self, "rtol", checked_aims(self.rtol))
@@ -220,6 +223,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         **({"eigenpairs": asked.eigenpairs} if asked.eigenpairs else {}),
         **({"warm_start": True} if asked.warm_start else {}),
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
+        **({"class_structure": True} if asked.class_structure else {}),
         **({"preset": asked.preset} if asked.preset else {}),
         **({"blocks": asked.blocks} if asked.blocks is not None else {}),
         **({"rtol": dict(asked.aims)} if asked.rtol else {}),

@@ -14,7 +14,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.figures import blocks, curve_sheets, eigenvectors, findings, over_training, sheets
+from spectra.figures import blocks, class_structure, curve_sheets, eigenvectors, findings, over_training, sheets
 from spectra.figures.moments import Moment, check_epochs, chosen_moments, moments_of
 from spectra.figures.style import style
 from spectra.results.storage.atomic_write import replace_file
@@ -23,7 +23,7 @@ from spectra.results.trajectory import Trajectory
 
 KINDS = (
     *("density", "stems", "cumulative", "degeneracy", "negative", "dimension"),
-    *("layers", "eigenvectors", "eigenvector-classes"),
+    *("layers", "eigenvectors", "eigenvector-classes", "class-structure"),
     *("blocks", "block-distances", "checks", "modes", "trajectory", "sharpness"),
     *("density-training", "degeneracy-training", "layers-training", "modes-training"),
 )
@@ -36,6 +36,7 @@ _NEEDS = {  # what some kinds need beyond one complete record
     "layers": "the traces of the tensors, which these records do not have",
     "eigenvectors": "eigenpairs: analyze it with --eigenpairs 10",
     "eigenvector-classes": "eigenpairs of a task with class targets: analyze it with --eigenpairs 10",
+    "class-structure": "the class structure: analyze it with --operator ggn --class-structure",
     "blocks": "spectra of blocks: analyze it with --blocks layer",
     "block-distances": "spectra of at least 2 blocks: analyze it with --blocks layer",
     "modes": "batch norm in eval and in train mode at one checkpoint: analyze it with --bn both",
@@ -179,6 +180,7 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
         for kind, modes, draw in (
             ("eigenvectors", eigenvectors.modes_with_tensors(moment), eigenvectors.tensor_map),
             ("eigenvector-classes", eigenvectors.modes_with_classes(moment), eigenvectors.class_map),
+            ("class-structure", class_structure.modes_with_structure(moment), class_structure.structure_figure),
         ):
             for mode in modes:
                 slug = f"{moment.slug}-{mode}" if len(modes) > 1 else moment.slug

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spectra.results.measure import Measure
     from spectra.results.trace_checks import Check
     from spectra.spectrum.block_spectra import BlockSpectra
+    from spectra.spectrum.class_structure import ClassStructure
     from spectra.spectrum.eigenvector_analysis import EigenvectorAnalysis
     from spectra.spectrum.error_budget import Budget
     from spectra.spectrum.exact_spectrum import GGNSpectrum
@@ -60,6 +61,7 @@ class Record:
     )
     # Shares of tensors, gradient and classes in the eigenvectors, where eigenpairs are asked for.
     eigenvector_analysis: EigenvectorAnalysis | None = None
+    class_structure: ClassStructure | None = None  # of the Gauss-Newton matrix, where it is asked for
     blocks: BlockSpectra | None = None  # of the diagonal blocks, where they are asked for
     remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
     sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
@@ -188,6 +190,7 @@ class Record:
             number to quote, and its source, "exact" or "probes"}, tensor_traces {tensor: the estimate}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
             ...}, eigenvector_analysis {tensors, tensor_shares, gradient, classes, ...},
+            class_structure {labels, traces, shares, eigenvalues, ...},
             exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
             sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}, blocks {how, spectra {name:
             {n, parameters, estimates}}, distances, heterogeneity, left_out}; and weights_sha256 and
@@ -208,6 +211,8 @@ class Record:
             found["overlap"] = self.overlap.to_json()
         if self.eigenvector_analysis is not None:
             found["eigenvector_analysis"] = self.eigenvector_analysis.to_json()
+        if self.class_structure is not None:
+            found["class_structure"] = self.class_structure.to_json()
         if self.blocks is not None:
             found["blocks"] = self.blocks.to_json()
         if self.sharpness:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +58,8 @@ def _identity_of(group: Mapping[str, Record]) -> TraceIdentity:
         for name, spectrum in spectra.items()
     }
     off = np.abs(forms["hessian"] - forms["ggn"] - forms["residual"])
-    noise = sum(spectrum.n * spectrum.noise * spectrum.quadrature.scale for spectrum in spectra.values())
+    # As in the checks of traces: the error of a product has no preferred direction relative to its probe.
+    noise = sum(sqrt(spectrum.n) * spectrum.noise * spectrum.quadrature.scale for spectrum in spectra.values())
     record = group["hessian"]
     means = {name: float(values.mean()) for name, values in forms.items()}
     label = f"{record.where} BN {record.bn_mode}".strip()

@@ -55,6 +55,7 @@ _SHAPES = {
         **dict.fromkeys(("gradient_shares", "gradient_bounds", "beyond_ggn"), "r"),
         **dict.fromkeys(("labels", "label_weights"), "c"),
     },
+    "class_structure": {"labels": "c", "other_weights": "c", "same_weights": "c", "gram": "cc"},
     "blocks": {"names": "b"},
 }
 
