@@ -67,7 +67,7 @@ def class_forms(ggn: GGNOperator, vectors: Iterable[np.ndarray]) -> ClassForms:
                 if pushed is not None:
                     (curved,) = criterion_product(slope, points, pushed)
                     each = (pushed[0].double() * curved.double()).sum(1)
-                    sums.index_add_(0, target[kept], each[kept], alpha=factor)
+                    sums.index_add_(0, target[kept].long(), each[kept], alpha=factor)
     there = torch.nonzero(counts).flatten()
     shares = counts[there] / counts.sum()
     return ClassForms(there.cpu().numpy(), shares.cpu().numpy(), forms[:, there].T.cpu().numpy())
