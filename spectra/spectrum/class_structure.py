@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, NumericsError
 from spectra.jsonable import to_jsonable
 
 
@@ -28,6 +28,7 @@ class ClassStructure:
 
     Raises:
         ArgumentError: shapes that do not belong together.
+        NumericsError: NaN or infinity, or a negative weight.
 
     References:
         V. Papyan, Measurements of three-level hierarchical structure in the outliers in the spectrum of deepnet
@@ -55,7 +56,10 @@ class ClassStructure:
             array = np.asarray(getattr(self, name), dtype=np.float64)
             if array.shape != shape:
                 raise ArgumentError(f"{name} has shape {array.shape}: {shape} is needed")
+            if not np.isfinite(array).all() or (name != "gram" and (array < 0).any()):
+                raise NumericsError(f"{name} has NaN or infinite entries, or negative weights")
             object.__setattr__(self, name, array)
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
 
     @property
     def _between_weights(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, NumericsError
 from spectra.jsonable import to_jsonable
 from spectra.spectrum.eigenpairs import Eigenpairs
 
@@ -24,6 +24,7 @@ class EigenvectorAnalysis:
 
     Raises:
         ArgumentError: shapes that do not belong together.
+        NumericsError: NaN or infinity among the shares of tensors or the forms of classes.
     """
 
     tensors: tuple[str, ...]  # names of the T parameter tensors
@@ -41,21 +42,27 @@ class EigenvectorAnalysis:
     class_reason: str | None = None  # why there is no attribution to classes
 
     def __post_init__(self) -> None:
-        count = np.size(self.gradient_shares)
-        classes = 0 if self.labels is None else self.labels.size
-        for name, rows in (("tensor_shares", len(self.tensors)), ("class_forms", classes)):
-            array = getattr(self, name)
-            if array is not None and np.shape(array) != (rows, count):
-                raise ArgumentError(f"{name} has shape {np.shape(array)}: ({rows}, {count}) is needed")
-        for name in ("gradient_bounds", "beyond_ggn"):
-            array = getattr(self, name)
-            if array is not None and np.shape(array) != (count,):
-                raise ArgumentError(f"{name} has shape {np.shape(array)}: ({count},) is needed")
-        if self.labels is None:
-            return
-        weights = self.label_weights
-        if self.class_forms is None or weights is None or weights.shape != self.labels.shape:
-            raise ArgumentError("labels without a form and a weight of each class")
+        tensors, pairs = len(self.tensors), np.size(self.gradient_shares)
+        classes = 0 if self.labels is None else np.size(self.labels)
+        shapes = {
+            "tensor_shares": (tensors, pairs),
+            **dict.fromkeys(("gradient_shares", "gradient_bounds", "beyond_ggn"), (pairs,)),
+            "label_weights": (classes,),
+            "class_forms": (classes, pairs),
+        }
+        for name, shape in shapes.items():
+            if (value := getattr(self, name)) is None:
+                continue
+            array = np.asarray(value, dtype=np.float64)
+            if array.shape != shape:
+                raise ArgumentError(f"{name} has shape {array.shape}: {shape} is needed")
+            if len(shape) == 2 and not np.isfinite(array).all():
+                raise NumericsError(f"{name} has NaN or infinite entries")
+            object.__setattr__(self, name, array)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+            if self.class_forms is None or self.label_weights is None:
+                raise ArgumentError("labels without a form and a weight of each class")
 
     @property
     def effective_tensors(self) -> np.ndarray:

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from spectra.errors import ArgumentError
+from spectra.errors import ArgumentError, NumericsError
 from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.eigenvector_analysis import EigenvectorAnalysis, subspace_bounds
 
@@ -57,6 +57,14 @@ def test_what_follows_from_the_fields():
 def test_shapes_that_do_not_fit_are_refused(changed):
     with pytest.raises(ArgumentError):
         some_analysis(**changed)
+
+
+@pytest.mark.parametrize("name", ["tensor_shares", "class_forms"])
+def test_shares_that_are_no_numbers_are_refused(name):
+    with pytest.raises(NumericsError, match=name):
+        some_analysis(**{name: np.full((2, 3), np.nan)})
+    with pytest.raises(ValueError, match="could not convert"):
+        some_analysis(**{name: np.full((2, 3), "text")})
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 3e-2])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from run_files import SETTINGS, make_record
 
+from spectra.errors import NumericsError
 from spectra.figures.figures import plan
 from spectra.results.storage.attributes import seal
 from spectra.results.storage.record_codec import read_record, write_record
@@ -39,6 +40,14 @@ def test_the_traces_and_eigenvalues_follow_from_the_fields():
     expected = np.linalg.eigvalsh([[1.5, 0.375**0.5 * 0.125**0.5], [0.375**0.5 * 0.125**0.5, 0.25]])[::-1]
     np.testing.assert_allclose(FULL.eigenvalues, expected)
     assert FULL.class_eigenvalues.sum() == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"gram": np.full((2, 2), np.nan)}, {"same_weights": [-0.1, 1.0]}, {"other_weights": [np.inf, 1.0]}]
+)
+def test_numbers_that_have_no_spectrum_are_refused(changed):
+    with pytest.raises(NumericsError):
+        dataclasses.replace(FULL, **changed)
 
 
 @pytest.mark.parametrize("name", ["labels", "gram", "same_weights"])
