@@ -44,7 +44,9 @@ def moment_with(**options):
     return moment
 
 
-@pytest.mark.parametrize(("rows", "pairs"), [(1, 1), (4, 5), (14, 14), (90, 40)])
+@pytest.mark.parametrize(
+    ("rows", "pairs"), [(1, 1), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((14, 14), (90, 40)))]
+)
 def test_no_name_touches_the_next(rows, pairs):
     moment = moment_with(tensors=rows, classes=rows, pairs=pairs)
     for draw in (tensor_map, class_map):

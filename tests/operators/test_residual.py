@@ -15,7 +15,13 @@ from spectra.errors import TaskError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-RESIDUALS = [(case, mode) for case in CASES if case.ggn for mode in case.bn_modes]
+_QUICK = ("mlp_ragged", "class_weights_and_smoothing", "conv_batch_norm")
+RESIDUALS = [
+    pytest.param(case, mode, marks=[] if case.name in _QUICK else pytest.mark.slow)
+    for case in CASES
+    if case.ggn
+    for mode in case.bn_modes
+]
 
 
 def dense(operator):
