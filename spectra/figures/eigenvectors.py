@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -96,7 +97,8 @@ def _two_panels(rows: int, columns: int) -> tuple[Figure, Axes, Axes]:
 
 def _heat_map(figure: Figure, ax: Axes, shares: np.ndarray, names: Sequence[str], words: str) -> None:
     rows, columns = shares.shape
-    image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    top = ceil(10 * min(1.0, float(np.nan_to_num(shares).max(initial=0.1)))) / 10  # of the colours: a tenth, or more
+    image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=top, aspect="auto")
     ax.set_yticks(range(rows), names, fontsize=8 if rows <= _FEW else 6.5)
     step = -(-columns // 20)
     ax.set_xticks(range(0, columns, step), [str(k + 1) for k in range(0, columns, step)])
@@ -105,6 +107,6 @@ def _heat_map(figure: Figure, ax: Axes, shares: np.ndarray, names: Sequence[str]
     if max(rows, columns) <= _FEW:
         for (row, column), value in np.ndenumerate(shares):
             if np.isfinite(value) and value >= 0.005:
-                colour = "white" if value < 0.5 else "black"
+                colour = "white" if value < 0.5 * top else "black"
                 ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-    figure.colorbar(image, ax=ax, label=words)
+    figure.colorbar(image, ax=ax, label=words, fraction=0.05, pad=0.02)

@@ -72,6 +72,9 @@ def test_the_cells_are_the_shares():
             figure = draw(moment, "eval")
             (image,) = figure.axes[1].images
             np.testing.assert_array_equal(image.get_array(), shares)
+            least, most = image.get_clim()
+            assert least == 0
+            assert shares.max() <= most <= min(1.0, shares.max() + 0.1)
             written = [float(text.get_text()) for text in figure.axes[1].texts]
             assert written == [round(float(v), 2) for v in shares.ravel() if v >= 0.005]
 
