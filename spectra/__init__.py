@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.operators.foreign import as_operator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
+    from spectra.operators.residual import ResidualOperator
     from spectra.results.record import Record
     from spectra.results.storage.runfile import load_trajectory
     from spectra.results.trajectory import Trajectory
@@ -68,6 +69,7 @@ _HOME = {
     "HessianOperator": "spectra.operators.hessian",
     "DifferenceHessianOperator": "spectra.operators.differences",
     "GGNOperator": "spectra.operators.ggn",
+    "ResidualOperator": "spectra.operators.residual",
     "EmpiricalFisherOperator": "spectra.operators.fisher",
     "DenseOperator": "spectra.operators.dense",
     "as_operator": "spectra.operators.foreign",
@@ -139,6 +141,7 @@ __all__ = [
     "HessianOperator",
     "OtherWeights",
     "Record",
+    "ResidualOperator",
     "SpectraError",
     "Spectrum",
     "Task",

@@ -137,7 +137,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             multiple=True,
             type=click.Choice(list(OPERATORS)),
             show_default=True,
-            help="Which curvature; repeatable.",
+            help="Which curvature; repeatable. residual: Hessian less its Gauss-Newton matrix.",
         ),
         _setting(
             "bn_modes",
@@ -202,6 +202,12 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "--warm-start",
             help="Start the search for eigenpairs from the vectors of the previous checkpoint: fewer products, but "
             "the last digits may differ after a restart.",
+        ),
+        _setting(
+            "class_structure",
+            "--class-structure",
+            help="The parts of the Gauss-Newton matrix that class means and cross-class means of gradients explain, at "
+            "C^2 backward passes over the data for C classes; for --operator ggn.",
         ),
         _setting("save_eigenvectors", "--save-eigenvectors", help="Store the eigenvectors: 4 n K bytes per record."),
     ),

@@ -13,6 +13,8 @@ from spectra.results.record import Record
 from spectra.spectrum.estimates import Estimate
 from spectra_cli.block_table import print_blocks
 from spectra_cli.budget_table import limited_by, print_advice, print_budgets
+from spectra_cli.class_structure_table import print_class_structure
+from spectra_cli.eigenvector_table import print_eigenvectors
 from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_notes, print_pairs
 from spectra_cli.numbers import bounds, interval, number, plain, rounded
@@ -66,6 +68,8 @@ def print_record(record: Record, console: Console, *, budget: bool = False) -> N
         if table is not None:
             console.print()
             console.print(table)
+    print_eigenvectors(record, console)
+    print_class_structure(record, console)
     print_blocks(record, console)
     print_cross_check(record, console)
     print_exact_spectrum(record, console)

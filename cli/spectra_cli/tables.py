@@ -14,6 +14,7 @@ from spectra.results.trajectory import Trajectory
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.estimators import ENDS
 from spectra_cli.findings_table import checks_in_short, measure_in_short, second_trace
+from spectra_cli.identity_lines import print_identities
 from spectra_cli.layout import FEW_NOTES, header, new_table, print_heading, print_line, print_notes, print_pairs
 from spectra_cli.numbers import as_range, in_short, plain
 from spectra_cli.preset_table import print_preset
@@ -61,6 +62,7 @@ def print_trajectory(
         hidden = print_side_by_side([series.records[0] for series in every], console, most)
     else:
         hidden = sum(print_series(series, console, most) for series in every)
+    print_identities(trajectory, console)
     notes = f"; {hidden} more note{'' if hidden == 1 else 's'}: {more}" if hidden else ""
     options = {"--operator": "NAME", "--bn": "MODE"}
     options |= {"--epoch": "E"} if any(len(series) > 1 for series in every) else {}

@@ -11,7 +11,9 @@ from typing import Any
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.block_analysis import measure_blocks, partition_of
+from spectra.analysis.class_analysis import measure_class_structure
 from spectra.analysis.eigenspaces import Eigenspaces
+from spectra.analysis.eigenvectors import analyse_eigenvectors
 from spectra.analysis.findings import exact_answer, find
 from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
 from spectra.analysis.measuring import Measured, Planned, measure
@@ -26,13 +28,14 @@ from spectra.errors import ArgumentError
 from spectra.krylov.slq import lockstep_width
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import widths_of
+from spectra.operators.residual import ResidualOperator
 from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import part, phase
-from spectra.runtime.ranks import jointly, shared_by
+from spectra.runtime.ranks import first_alone, jointly, shared_by
 from spectra.spectrum.degeneracy import rank_bound_ff
 from spectra.spectrum.estimators import FROM_TRACE
 from spectra.spectrum.probe_planning import words_of_aims
@@ -91,7 +94,8 @@ def iter_analyze(
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
             ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``,
-            ``blocks``, ``product``; and ``preset``, the name of a preset whose options hold where none is given.
+            ``blocks``, ``product``, ``class_structure``; and ``preset``, the name of a preset whose options hold where
+            none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -133,7 +137,7 @@ def records_of(
         for of_record in operators:
             partition_of(of_record[0], asked.blocks)  # is checked
     # The first record of each mode has the measures; if it is skipped, they are computed already.
-    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
+    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.measured_with}
     return _records(run, operators, measured, place, notes)
 
 
@@ -158,9 +162,10 @@ def _records(
             chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
     for of_record, probes_per_pass in zip(operators, chosen):
         mode, asked = of_record[0].bn_mode, run.settings
-        if mode in measured or asked.params is not None:
+        if mode in measured or asked.params is not None or of_record[0].kind == ResidualOperator.kind:
             asked = replace(asked, metrics="none", bounds=False)
-        measured.add(mode)
+        else:
+            measured.add(mode)
         with memory_limited(limit):
             record = _analyze_one(run, Planned(of_record, asked, probes_per_pass, place, notes))
         yield record
@@ -221,6 +226,14 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         k, m = spectrum.num_probes, spectrum.lanczos_steps
         planned = replace(planned, settings=replace(asked, num_probes=k, lanczos_steps=m), aims=None)
         settings = settings | {"num_probes": k, "lanczos_steps": m}  # the key of the unfinished probes has the other
+    eigenvector_analysis = None
+    with faults.kept("the analysis of the eigenvectors"):
+        eigenvector_analysis = first_alone(lambda: analyse_eigenvectors(operator, spectrum.eigenpairs, vectors))
+    structure = None
+    if asked.class_structure:
+        with faults.kept("the class structure"):
+            structure, remarks = first_alone(lambda: measure_class_structure(operator, spectrum, found.traces.exact))
+            notes += remarks
     blocks = None
     with faults.kept("the blocks"):
         blocks, remarks = measure_blocks(planned)
@@ -256,6 +269,8 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,
         overlap=overlap,
+        eigenvector_analysis=eigenvector_analysis,
+        class_structure=structure,
         blocks=blocks,
         remainder=found.traces.remainder,
         sharpness=found.sharpness,

@@ -144,7 +144,8 @@ def _record_cost(
         exact_trace=exact is not None
         and exact.total is not None
         and exact.stderr is None
-        and (exact.applies or operator.kind == "ggn"),
+        and (exact.applies or operator.kind == "ggn")
+        and operator.kind != "residual",
     )
 
 

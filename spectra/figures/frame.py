@@ -23,6 +23,7 @@ _HEADING = 10.5  # points
 _MATRICES = {
     "hessian": "loss Hessian",
     "ggn": "Gauss-Newton matrix",
+    "residual": "Hessian less its Gauss-Newton matrix",
     "empirical_fisher": "empirical Fisher matrix",
 }
 

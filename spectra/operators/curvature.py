@@ -40,8 +40,8 @@ _MOST_GROUPS = 64
 class CurvatureOperator(SymmetricOperator):
     """A curvature matrix of a task's loss over all its data. Abstract.
 
-    Subclasses are the Hessian, the GGN and the empirical Fisher matrix. The operator copies the parameters when it is
-    created; later training does not change it.
+    Subclasses are the Hessian, the GGN, their difference and the empirical Fisher matrix. The operator copies the
+    parameters when it is created; later training does not change it.
 
     Args:
         task: the task.
@@ -57,6 +57,7 @@ class CurvatureOperator(SymmetricOperator):
 
     kind: str
     per_sample = False  # whether the products use per-sample gradients only, without a second derivative
+    with_l2 = True  # whether the l2 term of the loss is in the matrix
     split = False  # whether the products treat the network and the criterion separately
 
     def __init__(
@@ -216,8 +217,9 @@ class CurvatureOperator(SymmetricOperator):
         _ = self.self_test  # runs the checks before the first product
         survey = self.task.survey()
         divisor = self.task.divisor(survey.total_weight)
+        l2 = self.task.l2 if self.with_l2 else 0.0
         # Sums over many batches are in float64, so that the summation adds no error.
-        alone = sum(weight > 0 for weight in survey.weights) == 1 and not self.task.l2
+        alone = sum(weight > 0 for weight in survey.weights) == 1 and not l2
         dtype = self.torch_dtype if alone else torch.float64
         with self.function.evaluation():
             running = [
@@ -237,9 +239,9 @@ class CurvatureOperator(SymmetricOperator):
             if batch_forms is not None:
                 of_all = sorted(chain.from_iterable(gathered(own_forms)), key=itemgetter(0))
                 batch_forms.extend((forms, weight) for _, forms, weight in of_all)
-            if self.task.l2:
+            if l2:
                 for total, (_, block) in zip(totals, jobs):
-                    total.add_(block, alpha=self.task.l2)
+                    total.add_(block, alpha=l2)
         for total in totals:
             if not bool(torch.isfinite(total.sum(dtype=torch.float64))) and not bool(torch.isfinite(total).all()):
                 raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")

@@ -74,6 +74,19 @@ def measure_point(operator: CurvatureOperator) -> Facts:
     }
 
 
+def total_gradient(operator: CurvatureOperator) -> torch.Tensor:
+    """The gradient of the loss over all data, with its l2 term, at the operator's parameters: ``(n,)`` float64."""
+    _ = operator.self_test
+    function, task = operator.function, operator.task
+    with function.evaluation(twice=False):
+        total = torch.zeros(function.n, dtype=torch.float64, device=function.device)
+        for batch, weight in operator.batches():
+            _, pieces = function.gradient(batch)
+            total.add_(function.flatten(pieces), alpha=task.total_factor(weight))
+    weights = function.flatten(function.theta).detach().to(torch.float64)
+    return total / task.divisor(task.survey().total_weight) + task.l2 * weights
+
+
 def widths_of(operator: CurvatureOperator) -> tuple[int, int, int] | None:
     """``(d_y, sum of the widths of the layers, d_x)`` of a network of linear and convolutional layers, or None.
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from spectra.results.measure import Measure
     from spectra.results.trace_checks import Check
     from spectra.spectrum.block_spectra import BlockSpectra
+    from spectra.spectrum.class_structure import ClassStructure
+    from spectra.spectrum.eigenvector_analysis import EigenvectorAnalysis
     from spectra.spectrum.error_budget import Budget
     from spectra.spectrum.exact_spectrum import GGNSpectrum
     from spectra.spectrum.overlap import Overlap
@@ -40,7 +42,7 @@ class Record:
     reason.
     """
 
-    operator: str  # "hessian" | "ggn" | "empirical_fisher"
+    operator: str  # "hessian" | "ggn" | "residual" | "empirical_fisher"
     bn_mode: str  # "eval" | "train" | "recalibrated"
     place: Place = field(default_factory=Place)  # the origin of the weights
     status: str = "complete"  # one of STATUSES
@@ -57,6 +59,9 @@ class Record:
     overlap: Overlap | None = (
         None  # of the eigenvectors with those of the record before, where eigenpairs are asked for
     )
+    # Shares of tensors, gradient and classes in the eigenvectors, where eigenpairs are asked for.
+    eigenvector_analysis: EigenvectorAnalysis | None = None
+    class_structure: ClassStructure | None = None  # of the Gauss-Newton matrix, where it is asked for
     blocks: BlockSpectra | None = None  # of the diagonal blocks, where they are asked for
     remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
     sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
@@ -184,7 +189,9 @@ class Record:
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, headline {trace, mean_eigenvalue: the
             number to quote, and its source, "exact" or "probes"}, tensor_traces {tensor: the estimate}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
-            ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
+            ...}, eigenvector_analysis {tensors, tensor_shares, gradient, classes, ...},
+            class_structure {labels, traces, shares, eigenvalues, ...},
+            exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
             sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}, blocks {how, spectra {name:
             {n, parameters, estimates}}, distances, heterogeneity, left_out}; and weights_sha256 and
             own_tensors, where the task provides some of the weights.
@@ -202,6 +209,10 @@ class Record:
             found["check"] = [check.to_json() for check in self.checks]
         if self.overlap is not None:
             found["overlap"] = self.overlap.to_json()
+        if self.eigenvector_analysis is not None:
+            found["eigenvector_analysis"] = self.eigenvector_analysis.to_json()
+        if self.class_structure is not None:
+            found["class_structure"] = self.class_structure.to_json()
         if self.blocks is not None:
             found["blocks"] = self.blocks.to_json()
         if self.sharpness:
