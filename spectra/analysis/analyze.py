@@ -250,6 +250,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         overlap=overlap,
         blocks=blocks,
         remainder=found.traces.remainder,
+        optimizer=place.optimizer,
         sharpness=found.sharpness,
         notes=(*faults.notes, *notes, *place.notes, *planned.notes),
     )
@@ -270,6 +271,7 @@ def place_of(checkpoint: Checkpoint | Place | None) -> Place:
         epoch=checkpoint.epoch,
         step=checkpoint.step,
         notes=tuple(checkpoint.notes),
+        optimizer=checkpoint.optimizer,
     )
 
 

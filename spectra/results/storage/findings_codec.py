@@ -11,6 +11,7 @@ import numpy as np
 from spectra.jsonable import dumps
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure
+from spectra.results.optimizer import OptimizerSettings
 from spectra.results.record import Record
 from spectra.results.storage.attributes import get_attribute, read_texts, set_attribute, write_texts
 from spectra.results.storage.branch import Branch
@@ -32,6 +33,8 @@ def write_findings(group: h5py.Group, record: Record) -> None:
         write_rows(group.create_group("checks"), Check, record.checks)
     if record.overlap is not None:
         write_object(group.create_group("overlap"), record.overlap)
+    if record.optimizer is not None:
+        write_object(group.create_group("optimizer"), record.optimizer)
     if record.sharpness:
         write_rows(group.create_group("sharpness"), Measure, record.sharpness.values(), names=record.sharpness)
 
@@ -47,6 +50,8 @@ def read_findings(group: Branch) -> dict[str, Any]:
         found["checks"] = tuple(read_rows(group["checks"], Check))
     if "overlap" in group:
         found["overlap"] = read_object(group["overlap"], Overlap)
+    if "optimizer" in group:
+        found["optimizer"] = read_object(group["optimizer"], OptimizerSettings)
     if "sharpness" in group:
         found["sharpness"] = read_named_rows(group["sharpness"], Measure, "sharpness/name")
     return found
