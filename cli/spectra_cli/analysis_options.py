@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 from torch import nn
 
+from spectra.analysis.preconditioning import CHOICES
 from spectra.analysis.presets import PRESETS, departures, filled
 from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
@@ -178,6 +179,13 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Also the spectrum of each diagonal block, and how much these differ. layer: a block per module that "
             "owns parameters. module: per child of the model, or element of a list of modules. REGEX: the match in a "
             "parameter's name, or its first group, names the block.",
+        ),
+        _setting(
+            "precondition",
+            "--precondition",
+            type=click.Choice(CHOICES),
+            help="Of P^-1/2 H P^-1/2 in place of H, with the denominators P of Adam or AdamW from the state of the "
+            "optimizer in the checkpoint.",
         ),
         _setting(
             "dtype", "--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters."

@@ -74,7 +74,8 @@ def edge_words(records: Iterable[Record]) -> str:
     known = [record for record in records if record.optimizer is not None and record.edge is not None]
     if not known:
         return ""
-    words = list(dict.fromkeys(record.optimizer.words for record in known if record.optimizer is not None))
+    settings = [replace(record.optimizer, steps=None) for record in known if record.optimizer is not None]
+    words = list(dict.fromkeys(one.words for one in settings))
     of = words[0] if len(words) == 1 else f"{words[0]}, at the last: {words[-1]}"
     edge = known[-1].edge
     assert edge is not None

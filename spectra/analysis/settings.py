@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spectra.analysis.held_out import held_out_settings, run_lengths
+from spectra.analysis.preconditioning import check_precondition
 from spectra.checkpoints.bounds import parse_size
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
@@ -101,6 +102,8 @@ class Settings:
     save_eigenvectors: bool = False  # store the eigenvectors in the record
     # Also the spectra of diagonal blocks: "layer", "module", or a regular expression whose match names the block.
     blocks: str | None = None
+    # "optimizer": the matrix P^-1/2 H P^-1/2 with the denominators P of Adam, from the checkpoint.
+    precondition: str | None = None
     # Estimate -> the relative error that it is to have. The steps and the number of probes are then the upper limits.
     rtol: Mapping[str, float] | Aims = ()
 
@@ -125,6 +128,7 @@ class Settings:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
         parse_size(self.memory, "memory")  # is checked
         check_blocks(self.blocks)
+        check_precondition(self)
         object.__setattr__(self, "rtol", checked_aims(self.rtol))
         torch_dtype_of(self.dtype)
         chosen_measures(self.metrics)  # the names are checked
@@ -214,6 +218,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         **({"warm_start": True} if asked.warm_start else {}),
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
         **({"preset": asked.preset} if asked.preset else {}),
+        **({"precondition": asked.precondition} if asked.precondition is not None else {}),
         **({"blocks": asked.blocks} if asked.blocks is not None else {}),
         **({"rtol": dict(asked.aims)} if asked.rtol else {}),
         **(held_out_settings(task) if asked.test_data else {}),

@@ -154,7 +154,7 @@ def load_checkpoint(
     if files.unused:
         unused = ", ".join(file.name for file in files.unused)
         notes.append(f"weights taken from {files.entry.name}; the folder also holds {unused}")
-    state, note = optimizers.state_of(content, files.folder, parse_size(max_size))
+    state, note = optimizers.state_of(content, files.folder, parse_size(max_size), checked=optimizer_state)
     notes += [note] if note else []
     config = adapter_config(files.folder) if files.folder is not None and files.is_adapter else None
     if config is not None:

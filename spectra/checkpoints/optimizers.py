@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from spectra.checkpoints.contents import Plain
-from spectra.checkpoints.rawfile import read_raw
+from spectra.checkpoints.rawfile import read_hashed, read_raw
 from spectra.errors import CheckpointError
 from spectra.results.optimizer import SETTINGS, OptimizerSettings
 
@@ -37,8 +37,12 @@ _ADDED = {"params", "param_names", "name", "group_name", "initial_lr", "max_lr",
 _ADDED |= {"base_momentum", "max_momentum"}
 
 
-def state_of(content: Any, folder: Path | None, max_size: int | None) -> tuple[Mapping[str, Any] | None, str]:
+def state_of(
+    content: Any, folder: Path | None, max_size: int | None, *, checked: bool = False
+) -> tuple[Mapping[str, Any] | None, str]:
     """The state dict of the optimizer of a checkpoint, in its file, else in the optimizer's file of its folder.
+
+    With `checked`, the checksums of that other file are compared, which reads all of it.
 
     Returns:
         The state dict, None if there is none or several; and a note on a file that cannot be read, or an empty text.
@@ -49,7 +53,7 @@ def state_of(content: Any, folder: Path | None, max_size: int | None) -> tuple[M
     if path is None:
         return None, ""
     try:
-        beside = read_raw(path, max_size=max_size)
+        beside = read_hashed(path, False, max_size)[0] if checked else read_raw(path, max_size=max_size)
     except CheckpointError as error:
         return None, f"{error}; the optimizer is not known"
     return (beside if is_state(beside) else None), ""
@@ -137,11 +141,12 @@ def _setting(value: Any) -> Any:
 
 def _steps(state: Mapping[Any, Any]) -> int | None:
     """The number of steps that the parameters have taken, where they all have the same."""
-    counts = {_count(of.get("step")) for of in state.values() if isinstance(of, Mapping)}
+    counts = {count_of(of.get("step")) for of in state.values() if isinstance(of, Mapping)}
     return counts.pop() if len(counts) == 1 else None
 
 
-def _count(value: Any) -> int | None:
+def count_of(value: Any) -> int | None:
+    """A number of steps, plain or as a tensor; None if it is none."""
     if isinstance(value, torch.Tensor):
         value = value.item() if value.numel() == 1 and not value.is_meta else None
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**53

@@ -30,7 +30,9 @@ def draw_edges(ax: Axes, position: np.ndarray, moments: Sequence[Moment]) -> str
     if not known.any():
         return ""
     low, high = ax.get_ylim()
-    ax.plot(position, values, color="black", linestyle=(0, (4, 2)), linewidth=1.1, marker="_", label=LABEL)
+    ax.plot(
+        position, values, color="black", linestyle=(0, (4, 2)), linewidth=1.1, marker="_", markersize=2.5, label=LABEL
+    )
     ends = min(low, float(values[known].min())), max(high, float(values[known].max()))
     if ax.get_yscale() == "log":
         ax.set_ylim(low if ends[0] == low else ends[0] / 1.1, high if ends[1] == high else ends[1] * 1.1)

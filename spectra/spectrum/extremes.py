@@ -13,9 +13,9 @@ For a start uniform on the sphere ``w_1`` has the law Beta(1/2, (n-1)/2), so the
 independent probes the product of theirs. This is the bound of Kuczynski and Wozniakowski in another form; theirs is
 ``1.648 sqrt(n) exp(-(2m - 1) sqrt(eps))``, of the same order.
 
-A single probe has a sharper bound, which uses the recurrence itself. With its orthonormal polynomials ``pi_0, pi_1, ...``
-the Gauss rule is exact for the square of every polynomial of degree ``m - 1``, so that for each eigenvalue ``lambda``
-above all Ritz values
+A single probe has a sharper bound, which uses the recurrence itself. With its orthonormal polynomials ``pi_j`` the
+Gauss rule is exact for the square of every polynomial of degree ``m - 1``, so that for each eigenvalue ``lambda`` above
+all Ritz values
 
     w <= 1 / K(lambda),    K(lambda) = sum_{j < m} pi_j(lambda)^2    (the Christoffel function),
 
@@ -133,7 +133,7 @@ def distance_beyond(alphas: np.ndarray, betas: np.ndarray, n: int, failure: floa
 
 
 def _log_christoffel(alphas: np.ndarray, betas: np.ndarray, x: float, least: float) -> float:
-    """``log sum_{j < m} pi_j(x)^2`` at an ``x`` above the Ritz values, where all ratios ``pi_{j+1} / pi_j`` are positive.
+    """``log sum_{j < m} pi_j(x)^2`` at an ``x`` above the Ritz values, where ``pi_{j+1} / pi_j`` is positive.
 
     Differences below `least` are rounding and count as it.
     """
@@ -172,7 +172,7 @@ def _end(q: Quadrature, sign: int, confidence: float) -> Estimate:
 
 
 def _beyond(q: Quadrature, confidence: float, sign: int) -> tuple[float | None, str | None]:
-    """A bound of the distance from an end to the outermost Ritz value, at the confidence for both; else None, and why."""
+    """A bound of the distance from an end to the outermost Ritz value, for both ends together; else None, and why."""
     # A sphere start has a part in every eigenspace with probability one, so its invariant subspace meets them all.
     if any(t.exhausted and (q.distribution == "sphere" or t.steps == q.n) for t in q.tridiagonals):
         return 0.0, None
@@ -181,7 +181,10 @@ def _beyond(q: Quadrature, confidence: float, sign: int) -> tuple[float | None, 
     if q.num_probes == 1:
         t = q.tridiagonals[0]
         beyond = distance_beyond(sign * t.alphas, t.betas, q.n, (1 - confidence) / 2)
-        return beyond, None if beyond is not None else f"{t.steps} steps of 1 probe give no bound beyond the Ritz values"
+        return (
+            beyond,
+            None if beyond is not None else f"{t.steps} steps of 1 probe give no bound beyond the Ritz values",
+        )
     eps = missed_fraction([t.steps for t in q.tridiagonals], q.n, (1 - confidence) / 2)
     if eps is None:
         steps = max(t.steps for t in q.tridiagonals)

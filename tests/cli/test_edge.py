@@ -11,8 +11,10 @@ from click.testing import CliRunner
 from run_files import SETTINGS, failed_record, make_record
 from saved_weights import network
 
+from spectra import save_checkpoint
 from spectra.results.optimizer import OptimizerSettings
 from spectra.results.storage.runfile import RunFile
+from spectra.zoo.tasks import build_task
 from spectra_cli.main import main
 
 
@@ -96,7 +98,7 @@ def test_adam_has_its_reason_in_place_of_an_edge(tmp_path):
     path = write(tmp_path / "run.h5", *(dataclasses.replace(make_record(e), optimizer=adam) for e in (0, 1)))
     text = call("show", path).stdout
     assert "lambda_max / edge" not in text
-    assert "Adam, lr 0.001, betas 0.9/0.999, 10 steps; edge of stability: none" in text
+    assert "Adam, lr 0.001, betas 0.9/0.999; edge of stability: none" in text
     assert "none: the edge of Adam is that of the preconditioned" in call("show", path, "--epoch", 0).stdout
 
 
@@ -110,3 +112,32 @@ def test_inspect_shows_the_optimizer(tmp_path):
     torch.save(model.state_dict(), tmp_path / "b.pt")
     assert "optimizer" not in call("inspect", tmp_path / "b.pt").stdout
     assert json.loads(call("inspect", "--json", tmp_path / "b.pt").stdout)[0]["optimizer"] is None
+
+
+def _checkpoint(path, make):
+    """A checkpoint of the smallest built-in task after two steps of an optimizer."""
+    task = build_task("digits-logistic")
+    optimizer = make(task.model.parameters())
+    for _ in range(2):
+        task.loss_of(next(iter(task.data))).backward()
+        optimizer.step()
+    save_checkpoint(path, task.model, task="digits-logistic", step=2, optimizer=optimizer.state_dict())
+    return path
+
+
+def test_an_analysis_with_the_preconditioner_of_adam_has_its_edge(tmp_path):
+    path = _checkpoint(tmp_path / "a.pt", lambda p: torch.optim.Adam(p, lr=1e-3))
+    out = tmp_path / "run.h5"
+    result = call("analyze", path, "--precondition", "optimizer", "--preset", "sharpness", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    text = call("show", out).stdout
+    assert "preconditioned: P^-1/2 H P^-1/2, P of the optimizer" in text
+    assert "38000 = 2 (1 + beta1) / ((1 - beta1) lr)" in text
+
+
+def test_sgd_has_no_preconditioner_and_the_command_ends_with_the_reason(tmp_path):
+    path = _checkpoint(tmp_path / "a.pt", lambda p: torch.optim.SGD(p, lr=0.1))
+    result = call("analyze", path, "--precondition", "optimizer", "--out", tmp_path / "run.h5")
+    assert result.exit_code == 1
+    assert "a.pt: the optimizer sgd has no preconditioner" in result.stderr
+    assert not (tmp_path / "run.h5").exists()
