@@ -143,6 +143,8 @@ def load_checkpoint(
         check_weights(loaded.tensors)
         metadata = metadata_of(content, loaded)
         (epoch, step), note = position(path, files, metadata)
+        state, unread = optimizers.state_of(content, files.folder, parse_size(max_size), checked=optimizer_state)
+        optimizer = None if state is None else optimizers.settings_of(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     tensors, prefix = clean(loaded.tensors)
@@ -154,8 +156,7 @@ def load_checkpoint(
     if files.unused:
         unused = ", ".join(file.name for file in files.unused)
         notes.append(f"weights taken from {files.entry.name}; the folder also holds {unused}")
-    state, note = optimizers.state_of(content, files.folder, parse_size(max_size), checked=optimizer_state)
-    notes += [note] if note else []
+    notes += [unread] if unread else []
     config = adapter_config(files.folder) if files.folder is not None and files.is_adapter else None
     if config is not None:
         metadata[ADAPTER_CONFIG.removesuffix(".json")] = config
@@ -174,7 +175,7 @@ def load_checkpoint(
         notes=tuple(notes),
         files=tuple(weight_files),
         adapter_config=config,
-        optimizer=None if state is None else optimizers.settings_of(state),
+        optimizer=optimizer,
         optimizer_state=state if optimizer_state else None,
     )
 

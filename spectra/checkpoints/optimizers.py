@@ -20,6 +20,7 @@ _SEVERAL = ("optimizer_states", "optimizers")  # lists, of Lightning for one
 #: Files of the trainer in transformers and of accelerate.
 FILES = ("optimizer.pt", "optimizer.bin")
 
+_MOST_GROUPS = 1000
 _COMMON = {"lr", "weight_decay", "maximize", "foreach", "capturable", "differentiable", "fused"}
 #: Kind -> the keys of its groups of parameters that it must have, and those that it may have.
 _KINDS: dict[str, tuple[set[str], set[str]]] = {
@@ -83,7 +84,7 @@ def is_state(value: Any) -> bool:
 
 
 def settings_of(state: Mapping[str, Any]) -> OptimizerSettings | None:
-    """The settings in a state dict; None without a learning rate.
+    """The settings in a state dict; None without a learning rate, or with more different groups than any training has.
 
     The kind follows from the keys of the groups. A key that no optimizer of torch has makes it ``"unknown"``.
 
@@ -100,6 +101,8 @@ def settings_of(state: Mapping[str, Any]) -> OptimizerSettings | None:
     if not all(isinstance(group.get("lr"), float) for group in groups):
         return None
     distinct = {repr(group): group for group in groups}
+    if len(distinct) > _MOST_GROUPS:
+        return None
     return OptimizerSettings(_kind(state["param_groups"], groups), tuple(distinct.values()), _steps(state["state"]))
 
 
@@ -148,6 +151,6 @@ def _steps(state: Mapping[Any, Any]) -> int | None:
 def count_of(value: Any) -> int | None:
     """A number of steps, plain or as a tensor; None if it is none."""
     if isinstance(value, torch.Tensor):
-        value = value.item() if value.numel() == 1 and not value.is_meta else None
+        value = Plain()(value)[1]
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**53
     return int(value) if good and value == int(value) else None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectra.checkpoints.contents import why_unusable
 from spectra.checkpoints.dialects import strip_wrappers
 from spectra.checkpoints.optimizers import count_of, settings_of
 from spectra.errors import CheckpointError
@@ -54,7 +55,7 @@ def _denominators(of: Any, group: Mapping[str, Any], name: str) -> torch.Tensor:
         raise CheckpointError(f"the state of the optimizer for {name} has taken no step")
     key = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     moment = of.get(key)
-    if not isinstance(moment, torch.Tensor) or not moment.is_floating_point():
+    if not isinstance(moment, torch.Tensor) or why_unusable(moment) or not moment.is_floating_point():
         raise CheckpointError(f"the state of the optimizer for {name} has no {key}")
     correction = 1 - float(group["betas"][1]) ** steps
     result = (moment.detach().to(torch.float64) / correction).sqrt() + float(group["eps"])

@@ -81,7 +81,7 @@ class OptimizerSettings:
         cells = [NAMES.get(self.kind, self.kind if self.kind != "unknown" else "unknown optimizer")]
         for name in names:
             values = list(dict.fromkeys(_text(group.get(name)) for group in self.groups))
-            if values != ["0"] and values != ["False"]:
+            if name == "lr" or values not in (["0"], ["False"]):
                 cells.append(f"{name.replace('_', ' ')} {' and '.join(values)}")
         return ", ".join([*cells, *([] if self.steps is None else [f"{self.steps} steps"])])
 

@@ -196,6 +196,10 @@ REFUSED = {
     "no steps": (_broken(lambda s: s["state"][0].update(step=0)), "0.weight has taken no step"),
     "no moment": (_broken(lambda s: s["state"][2].pop("exp_avg_sq")), "1.weight has no exp_avg_sq"),
     "nan": (_broken(lambda s: s["state"][3]["exp_avg_sq"].fill_(float("nan"))), "1.bias has entries"),
+    "sparse": (
+        _broken(lambda s: s["state"][3].update(exp_avg_sq=torch.ones(6).to_sparse())),
+        "1.bias has no exp_avg_sq",
+    ),
     "negative": (_broken(lambda s: s["state"][3]["exp_avg_sq"].fill_(-1.0)), "1.bias has entries"),
     "a state that is no mapping": (_broken(lambda s: s["state"].update({0: 3})), "0.weight is a int"),
 }

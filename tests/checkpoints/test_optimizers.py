@@ -10,6 +10,7 @@ from saved_weights import network, save
 
 from spectra import load_checkpoint
 from spectra.checkpoints.optimizers import KEYS
+from spectra.errors import CheckpointError
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}),
@@ -91,8 +92,9 @@ def test_a_damaged_file_beside_the_weights_leaves_the_weights_usable(tmp_path):
         {"param_groups": [{"lr": float("inf"), "momentum": 0.0}], "state": {}},
         {"param_groups": [3], "state": {}},
         {"param_groups": torch.ones(2), "state": {}},
+        {"param_groups": [{"lr": i / 7} for i in range(1001)], "state": {}},
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_is_no_optimizer_is_passed_over_silently(tmp_path, odd):
     torch.save({"model": network().state_dict(), "optimizer": odd}, tmp_path / "a.pt")
@@ -132,3 +134,24 @@ def test_the_state_is_kept_only_where_it_is_asked_for(tmp_path):
     assert load_checkpoint(tmp_path / "a.pt").optimizer_state is None
     kept = load_checkpoint(tmp_path / "a.pt", optimizer_state=True).optimizer_state
     assert kept["state"][0]["exp_avg_sq"].shape == (5, 4)
+
+
+def test_steps_that_are_no_number_are_left_out(tmp_path):
+    for odd in (torch.ones(2), torch.ones(1).to_sparse(), float("nan"), -1, 2.5, "3", torch.ones(1) * 1j):
+        own = state(torch.optim.Adam)
+        for of in own["state"].values():
+            of["step"] = odd
+        assert read(tmp_path / "a.pt", optimizer=own).steps is None
+
+
+def test_a_container_in_itself_is_refused_like_any_other_in_a_checkpoint(tmp_path):
+    own = state()
+    own["param_groups"][0]["betas"] = loop = []
+    loop.append(loop)
+    torch.save({"model": network().state_dict(), "optimizer": own}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="(a.pt|checkpoint-8): .* deep"):
+        load_checkpoint(tmp_path / "a.pt")
+    weights = save(tmp_path / "checkpoint-8" / "pytorch_model.bin")
+    torch.save(own, weights.parent / "optimizer.pt")
+    with pytest.raises(CheckpointError, match="(a.pt|checkpoint-8): .* deep"):
+        load_checkpoint(weights.parent)

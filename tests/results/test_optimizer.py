@@ -153,3 +153,7 @@ def test_another_matrix_than_the_hessian_of_all_parameters_has_no_edge():
     assert record.edge.value == 4.0
     assert dataclasses.replace(record, operator="ggn").edge.value is None
     assert dataclasses.replace(record, settings={**record.settings, "params": "fc*"}).edge.value is None
+
+
+def test_the_learning_rate_is_printed_even_where_it_is_0():
+    assert OptimizerSettings("sgd", ({"lr": 0.0, "momentum": 0.0, "nesterov": False},)).words == "SGD, lr 0"
