@@ -149,9 +149,9 @@ def test_a_container_in_itself_is_refused_like_any_other_in_a_checkpoint(tmp_pat
     own["param_groups"][0]["betas"] = loop = []
     loop.append(loop)
     torch.save({"model": network().state_dict(), "optimizer": own}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="(a.pt|checkpoint-8): .* deep"):
+    with pytest.raises(CheckpointError, match=r"(a\.pt|checkpoint-8): .* deep"):
         load_checkpoint(tmp_path / "a.pt")
     weights = save(tmp_path / "checkpoint-8" / "pytorch_model.bin")
     torch.save(own, weights.parent / "optimizer.pt")
-    with pytest.raises(CheckpointError, match="(a.pt|checkpoint-8): .* deep"):
+    with pytest.raises(CheckpointError, match=r"(a\.pt|checkpoint-8): .* deep"):
         load_checkpoint(weights.parent)

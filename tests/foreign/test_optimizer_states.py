@@ -20,7 +20,7 @@ def test_the_groups_of_the_trainer_of_transformers_are_matched_with_the_paramete
     library("accelerate")
     model = network("gpt2").float()
     vocabulary = model.config.vocab_size
-    data = [{"input_ids": row, "labels": row} for row in torch.randint(vocabulary, (16, 8))]
+    data = [{"input_ids": row, "labels": row} for row in torch.randint(vocabulary, (16, 4))]
     options = {"max_steps": 4, "save_steps": 2, "weight_decay": 0.1, "report_to": [], "disable_tqdm": True}
     arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, **options)
     with warnings.catch_warnings():
