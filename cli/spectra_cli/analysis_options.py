@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 from torch import nn
 
+from spectra.analysis.preconditioning import CHOICES
 from spectra.analysis.presets import PRESETS, departures, filled
 from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
@@ -128,8 +129,9 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "preset",
             "--preset",
             type=click.Choice(list(PRESETS)),
-            help="A paper's whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated "
-            "batch norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020).",
+            help="A whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated "
+            "batch norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020). sharpness: lambda_max alone, to "
+            "0.1 %, by 1 probe of about 20 steps, without checks and measures.",
         ),
         _setting(
             "operators",
@@ -186,6 +188,13 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Also the spectrum of each diagonal block, and how much these differ. layer: a block per module that "
             "owns parameters. module: per child of the model, or element of a list of modules. REGEX: the match in a "
             "parameter's name, or its first group, names the block.",
+        ),
+        _setting(
+            "precondition",
+            "--precondition",
+            type=click.Choice(CHOICES),
+            help="Of P^-1/2 H P^-1/2 in place of H, with the denominators P of Adam or AdamW from the state of the "
+            "optimizer in the checkpoint.",
         ),
         _setting(
             "dtype", "--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters."

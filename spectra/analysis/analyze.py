@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
@@ -18,6 +20,7 @@ from spectra.analysis.findings import exact_answer, find
 from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
 from spectra.analysis.measuring import Measured, Planned, measure
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
+from spectra.analysis.preconditioning import NOTE, identified, preconditioner_for
 from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
 from spectra.analysis.settings import RunSettings, Settings, run_settings
@@ -94,8 +97,8 @@ def iter_analyze(
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
             ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``,
-            ``blocks``, ``product``, ``class_structure``; and ``preset``, the name of a preset whose options hold where
-            none is given.
+            ``blocks``, ``product``, ``class_structure``, ``precondition`` (with a checkpoint loaded with
+            ``optimizer_state=True``); and ``preset``, the name of a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -106,7 +109,8 @@ def iter_analyze(
         raise ArgumentError(f"{next(iter(options))}= and settings= exclude each other: give one of the two")
     asked = RunSettings(settings or Settings(**presets.filled(**options)))
     run = AnalysisRun(asked, _ProgressListener(progress), extra or {}, unfinished, eigenspaces)
-    return records_of(run, task, place_of(checkpoint), skip=skip, notes=notes)
+    preconditioner = preconditioner_for(run.settings.precondition, checkpoint, task.model)
+    return records_of(run, task, place_of(checkpoint), skip=skip, notes=notes, preconditioner=preconditioner)
 
 
 class _ProgressListener(Listener):
@@ -121,7 +125,13 @@ class _ProgressListener(Listener):
 
 
 def records_of(
-    run: AnalysisRun, task: Task, place: Place, *, skip: Sequence[tuple[str, str]] = (), notes: Sequence[str] = ()
+    run: AnalysisRun,
+    task: Task,
+    place: Place,
+    *,
+    skip: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+    preconditioner: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Record]:
     """The records of a task within a run, as of :func:`iter_analyze`. A file of the run is neither read nor written."""
     asked = run.settings
@@ -133,6 +143,12 @@ def records_of(
             for name, mode in wanted
         ]
     )
+    if asked.precondition is not None:
+        if preconditioner is None:
+            raise ArgumentError("precondition='optimizer': a checkpoint with the state of its optimizer is needed")
+        notes = [*notes, NOTE]
+        for operator in (operator for of_record in operators for operator in of_record):
+            operator.precondition(preconditioner)
     if asked.blocks is not None:
         for of_record in operators:
             partition_of(of_record[0], asked.blocks)  # is checked
@@ -196,7 +212,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
     first, *others = shared_progress(report, len(planned.operators))
     settings = run_settings(operator.task, asked) | run.extra
     if unfinished is not None:
-        record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings}
+        record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings, **identified(operator)}
         key = key_of(operator.task.model, operator.device, record)
         goes_on_with = unfinished.begin(key, planned.probes_per_pass, fixed=asked.width is not None)
         planned = replace(planned, probes_per_pass=goes_on_with)
@@ -273,6 +289,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         class_structure=structure,
         blocks=blocks,
         remainder=found.traces.remainder,
+        optimizer=place.optimizer,
         sharpness=found.sharpness,
         notes=(*faults.notes, *notes, *place.notes, *planned.notes),
     )
@@ -293,6 +310,7 @@ def place_of(checkpoint: Checkpoint | Place | None) -> Place:
         epoch=checkpoint.epoch,
         step=checkpoint.step,
         notes=tuple(checkpoint.notes),
+        optimizer=checkpoint.optimizer,
     )
 
 

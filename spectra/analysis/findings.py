@@ -59,7 +59,7 @@ def find(
     traces, eigenvalues, compared = Verification(), None, Verification()
     with operator.prepared(), shared_results():
         task = task_of(operator)
-        if asked.check is not False:
+        if asked.check is not False and asked.precondition is None:
             with faults.kept("the check of the traces"), limited(None if asked.check else allowance):
                 traces = verify(operator, spectrum, task, exact)
         if asked.exact_spectrum:
@@ -85,7 +85,7 @@ def exact_answer(operator: CurvatureOperator, asked: Settings) -> ExactTrace | N
         operator: on the training data.
         asked: the settings.
     """
-    if asked.check is False or not any(name in FROM_TRACE for name, _ in asked.aims):
+    if asked.check is False or asked.precondition is not None or not any(name in FROM_TRACE for name, _ in asked.aims):
         return None
     if operator.kind not in ("hessian", "ggn"):
         return None

@@ -6,7 +6,7 @@ its error is raised and no file is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ import torch
 from spectra.analysis.analysis_run import AnalysisRun, check_output
 from spectra.analysis.analyze import failed_record, place_of, records_of
 from spectra.analysis.on_first import items_of_first
+from spectra.analysis.preconditioning import preconditioner_for
 from spectra.analysis.resume import weights_sha256
 from spectra.analysis.settings import DataChoice, RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener, Outcome
@@ -87,7 +88,13 @@ def analyze_checkpoints(paths: Iterable[Path], make_task: TaskMaker, asked: RunS
 
 def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, make_task: TaskMaker) -> None:
     asked, store, listener, pairs = run.asked, run.store, run.listener, run.settings.pairs()
-    read = partial(load_checkpoint, unsafe=asked.unsafe, weights=asked.weights, max_size=parse_size(asked.max_size))
+    read = partial(
+        load_checkpoint,
+        unsafe=asked.unsafe,
+        weights=asked.weights,
+        max_size=parse_size(asked.max_size),
+        optimizer_state=run.settings.precondition is not None,
+    )
     seen = Seen()
     recipient = Recipient(asked.partial)
     shares: str | None = None  # the last note about tensors that the checkpoint lacks
@@ -123,7 +130,8 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
             if run.device is not None:
                 task.model.to(run.device)
             phase("checking")
-            analyze_into(run, task, place, notes=found.notes)
+            preconditioner = preconditioner_for(run.settings.precondition, checkpoint, task.model)
+            analyze_into(run, task, place, notes=found.notes, preconditioner=preconditioner)
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
@@ -188,7 +196,14 @@ class Seen:
         return first
 
 
-def analyze_into(run: AnalysisRun, task: Task, place: Place, *, notes: Sequence[str] = ()) -> None:
+def analyze_into(
+    run: AnalysisRun,
+    task: Task,
+    place: Place,
+    *,
+    notes: Sequence[str] = (),
+    preconditioner: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Compute and store the records of a task that the file of the run does not have.
 
     Args:
@@ -196,6 +211,7 @@ def analyze_into(run: AnalysisRun, task: Task, place: Place, *, notes: Sequence[
         task: on the chosen data.
         place: the origin of the parameters.
         notes: to add to the notes of the records.
+        preconditioner: of the optimizer, where it is asked for.
 
     Raises:
         SpectraError: numbers that would not be right, a file that cannot be written or continued, or, in a strict run,
@@ -208,7 +224,7 @@ def analyze_into(run: AnalysisRun, task: Task, place: Place, *, notes: Sequence[
     done = run.store.keep_all(run.settings.pairs(), place)
     for pair in done:
         run.listener.kept(place, *pair)
-    for record in records_of(run, task, place, skip=done, notes=notes):
+    for record in records_of(run, task, place, skip=done, notes=notes, preconditioner=preconditioner):
         run.store.add(record)
         run.listener.record(record)
         if run.asked.strict and record.status == "unverified":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spectra.analysis.held_out import held_out_settings, run_lengths
+from spectra.analysis.preconditioning import check_precondition
 from spectra.checkpoints.bounds import parse_size
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
@@ -106,6 +107,8 @@ class Settings:
     # Also the spectra of diagonal blocks: "layer", "module", or a regular expression whose match names the block.
     blocks: str | None = None
     product: str = "autograd"  # of the Hessian; "differences": of gradients, for networks without a second derivative
+    # "optimizer": the matrix P^-1/2 H P^-1/2 with the denominators P of Adam, from the checkpoint.
+    precondition: str | None = None
     # Estimate -> the relative error that it is to have. The steps and the number of probes are then the upper limits.
     rtol: Mapping[str, float] | Aims = ()
 
@@ -135,6 +138,7 @@ class Settings:
         check_product(self.product)
         if self.product != "autograd" and "hessian" not in self.operators:
             raise ArgumentError(f"product={self.product!r}: only products with the hessian, which is not asked for")
+        check_precondition(self)
         object.__setattr__(self, "rtol", checked_aims(self.rtol))
         torch_dtype_of(self.dtype)
         chosen_measures(self.metrics)  # the names are checked
@@ -234,6 +238,7 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
         **({"class_structure": True} if asked.class_structure else {}),
         **({"preset": asked.preset} if asked.preset else {}),
+        **({"precondition": asked.precondition} if asked.precondition is not None else {}),
         **({"blocks": asked.blocks} if asked.blocks is not None else {}),
         **({"product": asked.product} if asked.product != "autograd" else {}),
         **({"rtol": dict(asked.aims)} if asked.rtol else {}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import glob
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from operator import itemgetter
@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from spectra.errors import ArgumentError, NumericsError
+from spectra.errors import ArgumentError, CheckpointError, NumericsError
 from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
@@ -74,6 +74,7 @@ class CurvatureOperator(SymmetricOperator):
         self.bn_mode = bn_mode
         self.params = params
         self.within: Sequence[int] | None = None  # of a diagonal block: the numbers of its parameters in the whole
+        self.scale: torch.Tensor | None = None  # (n,) of the diagonal S, where the matrix is S A S; see `precondition`
         self._test: SelfTest | None = None
         self.passes = Passes(self.function)
         self.kept = KeptProducts()
@@ -147,7 +148,31 @@ class CurvatureOperator(SymmetricOperator):
         """The same operator, at the same parameters, computed in another dtype."""
         other = type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
         other.function.adopt(self.function)
+        other.scale = None if self.scale is None else self.scale.to(dtype)
         return other
+
+    def precondition(self, denominators: Mapping[str, torch.Tensor]) -> None:
+        """Make this the operator of ``P^-1/2 A P^-1/2`` with a diagonal ``P``, before the first product.
+
+        Args:
+            denominators: name of a parameter tensor -> the positive entries of ``P``, in the shape of the tensor.
+
+        Raises:
+            CheckpointError: a parameter without entries, or entries of another shape.
+        """
+        parts = []
+        for name, parameter in zip(self.function.names, self.function.theta):
+            if name not in denominators:
+                raise CheckpointError(f"the optimizer has no state for the parameter {name}: it has taken no step")
+            if denominators[name].shape != parameter.shape:
+                raise CheckpointError(f"the state of the optimizer for {name} has another shape than the parameter")
+            parts.append(denominators[name].to(torch.float64).rsqrt().reshape(-1))
+        self.scale = torch.cat(parts).to(self.device, self.torch_dtype)
+        self._test = None
+
+    def scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows times ``P^-1/2``; themselves without a preconditioner."""
+        return rows if self.scale is None else rows * self.scale
 
     def block(self, names: Collection[str]) -> Self:
         """The diagonal block of these parameters: the same operator with ``params=`` these names, on shared tensors.
@@ -166,6 +191,9 @@ class CurvatureOperator(SymmetricOperator):
         part.within = [index for index, name in enumerate(known) if name in wanted]
         part.function = self.function.restricted(part.within)
         part.n, part.params = part.function.n, [glob.escape(name) for name in part.function.names]
+        if self.scale is not None:
+            pieces = torch.split(self.scale, self.function.sizes)
+            part.scale = torch.cat([pieces[index] for index in part.within])
         part.passes, part.kept, part._test = Passes(part.function), KeptProducts(), None
         return part
 
@@ -221,6 +249,7 @@ class CurvatureOperator(SymmetricOperator):
         # Sums over many batches are in float64, so that the summation adds no error.
         alone = sum(weight > 0 for weight in survey.weights) == 1 and not l2
         dtype = self.torch_dtype if alone else torch.float64
+        jobs = [(operator, operator.scaled(block)) for operator, block in jobs]
         with self.function.evaluation():
             running = [
                 _Running(operator.function, None if operator is self else operator.within, block, dtype)
@@ -242,6 +271,7 @@ class CurvatureOperator(SymmetricOperator):
             if l2:
                 for total, (_, block) in zip(totals, jobs):
                     total.add_(block, alpha=l2)
+        totals = [operator.scaled(total) for (operator, _), total in zip(jobs, totals)]
         for total in totals:
             if not bool(torch.isfinite(total.sum(dtype=torch.float64))) and not bool(torch.isfinite(total).all()):
                 raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")

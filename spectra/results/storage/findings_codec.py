@@ -11,6 +11,7 @@ import numpy as np
 from spectra.jsonable import dumps
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure
+from spectra.results.optimizer import OptimizerSettings
 from spectra.results.record import Record
 from spectra.results.storage.attributes import get_attribute, read_texts, set_attribute, write_texts
 from spectra.results.storage.branch import Branch
@@ -38,6 +39,8 @@ def write_findings(group: h5py.Group, record: Record) -> None:
         write_object(group.create_group("class_structure"), record.class_structure)
     if record.eigenvector_analysis is not None:
         write_eigenvectors(group.create_group("eigenvector_analysis"), record.eigenvector_analysis)
+    if record.optimizer is not None:
+        write_object(group.create_group("optimizer"), record.optimizer)
     if record.sharpness:
         write_rows(group.create_group("sharpness"), Measure, record.sharpness.values(), names=record.sharpness)
 
@@ -57,6 +60,8 @@ def read_findings(group: Branch) -> dict[str, Any]:
         found["class_structure"] = read_object(group["class_structure"], ClassStructure)
     if "eigenvector_analysis" in group:
         found["eigenvector_analysis"] = read_eigenvectors(group["eigenvector_analysis"])
+    if "optimizer" in group:
+        found["optimizer"] = read_object(group["optimizer"], OptimizerSettings)
     if "sharpness" in group:
         found["sharpness"] = read_named_rows(group["sharpness"], Measure, "sharpness/name")
     return found
