@@ -262,6 +262,12 @@ def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> d
     lazy = [name for name, p in trainable.items() if is_lazy(p)]
     if lazy:
         raise TaskError(f"{lazy[0]} has no shape yet: pass one batch through the model before making the task")
+    complex_ones = [name for name, p in trainable.items() if p.is_complex()]
+    if complex_ones:
+        raise TaskError(
+            f"{complex_ones[0]} is complex: curvature is computed in real parameters; keep torch.view_as_real of it as "
+            "the parameter, and use torch.view_as_complex in the forward pass"
+        )
     if params is None:
         return trainable
     matched: set[str] = set()
