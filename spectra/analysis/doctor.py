@@ -26,7 +26,6 @@ from spectra.errors import CheckpointError, DataError, NumericsError, SpectraErr
 from spectra.exact.trace import exact_trace
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.custom_functions import hessian_misses_a_part
-from spectra.operators.function import LossFunction
 from spectra.operators.point import measure_point
 from spectra.operators.selftest import self_test
 from spectra.results.identity import Place, apart
@@ -190,9 +189,10 @@ class _Doctor:
 
     def look(self, task: Task) -> None:
         """What differs between checkpoints: the statistics of batch norm."""
-        for mode in self.asked.analysis.bn_modes:
+        settings = self.asked.analysis
+        for mode in settings.bn_modes:
             with self.refusals("batch norm"):
-                function = LossFunction(task, mode, self.asked.analysis.dtype, self.asked.analysis.params)
+                function = OPERATORS["hessian"](task, mode, dtype=settings.dtype, params=settings.params).function
                 self.add(diagnoses.of_batch_norm(function))
 
     def examine(self, task: Task) -> None:
