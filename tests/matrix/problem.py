@@ -89,7 +89,7 @@ def _flat(pieces: Sequence[torch.Tensor | None], params: Sequence[torch.Tensor])
 
 def trainable(model: nn.Module) -> list[torch.Tensor]:
     """The parameters that an operator has, in its order."""
-    return [p for p in model.parameters() if p.requires_grad]
+    return [p for p in model.parameters() if p.requires_grad and p.numel()]
 
 
 def problem(
