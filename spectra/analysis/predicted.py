@@ -33,11 +33,17 @@ class RecordCost:
     samples: int | None  # of the training data
     bytes: int  # of the record in the results file
     exact_trace: bool  # whether the trace of this matrix is known without probes
+    blocks: Sequence[int] = ()  # the parameters of each diagonal block, where their spectra are asked for
 
     @property
     def products(self) -> int:
         """The products of the probes with the training data; fewer only where a Krylov space is exhausted."""
         return self.steps * self.probes
+
+    @property
+    def block_products(self) -> int:
+        """The products of the probes of all diagonal blocks, at most."""
+        return self.probes * sum(min(self.steps, size) for size in self.blocks)
 
     @property
     def search(self) -> int:
@@ -64,6 +70,13 @@ class RecordCost:
             count = self.products + self.search / len(self.trials)
             passes = trial.load * (reads + 1) + trial.point + trial.first + count * each
             total = total + share * passes + self.probes * (a * self.steps + b * self.steps**2)
+        if self.blocks:
+            trial = self.trials[0]
+            step = trial.blocks + (1 - self.kept_share(trial)) * (trial.new - trial.kept)
+            longest = min(self.steps, max(self.blocks))
+            reads = 1 if trial.data_bytes <= self.budget else longest * self.probes / self.width
+            passes = trial.load * (reads + 1) + trial.first + longest * self.probes / self.width * step
+            total = total + share * passes + self.probes * (a * longest + b * longest**2)
         return total
 
     def memory(self) -> float:
