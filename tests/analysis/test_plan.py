@@ -70,7 +70,7 @@ def test_the_products_with_test_data_are_counted(run, tmp_path):
     assert record.provenance["products"] == record.provenance["test_products"] == plan.records[0].products
 
 
-@pytest.mark.parametrize("blocks", ["layer", r"\d\.weight"])
+@pytest.mark.parametrize("blocks", ["layer", pytest.param(r"\d\.weight", marks=pytest.mark.slow)])
 def test_blocks_are_counted(run, tmp_path, blocks):
     asked = RunSettings(Settings(lanczos_steps=8, num_probes=3, blocks=blocks), out=tmp_path / "run.h5")
     without = RunSettings(replace(asked.analysis, blocks=None), out=tmp_path / "other.h5")

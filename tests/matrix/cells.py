@@ -147,7 +147,7 @@ COLUMNS: dict[str, Callable[[Problem], str]] = {
     "measures": measures,
     "two checkpoints": trajectory,
 }
-QUICK = list(COLUMNS)[:4]
+QUICK = list(COLUMNS)[:3]
 
 
 def short(reason: str) -> str:
