@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spectra.analysis.kept_pairs import LARGEST, KeptPairs
 from spectra.analysis.threads import Say
 from spectra.errors import StorageError
 from spectra.krylov.lanczos import Halfway, Recurrence
@@ -27,13 +28,12 @@ from spectra.results.storage.partial import Arrays, Partial, PartialFile, UnderW
 from spectra.results.storage.vectors import VectorFile
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.memory import in_words
+from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.tridiagonal import Tridiagonal
 from spectra.version import __version__
 
 #: The seconds between two times at which the state of unfinished probes is stored.
 INTERVAL = 30.0
-#: The largest size of their vectors in bytes; they also take at most half of the free disk space.
-LARGEST = 4 * 2**30
 
 
 class Unfinished:
@@ -48,6 +48,7 @@ class Unfinished:
         self.say = say
         self.file = PartialFile(out)
         self.vectors = VectorFile(out)
+        self.pairs = KeptPairs(out, say)
         self.left: Partial | None = None  # by an earlier process, until a record begins
         try:
             self.left = self.file.read()
@@ -107,6 +108,29 @@ class Unfinished:
                 self.say(f"{self.file.shown}: {finished} probes of an unfinished record are there already{begun}")
         self._key, self._how = key, {"width": probes_per_pass, "threads": torch.get_num_threads()}
         return probes_per_pass
+
+    def kept_pairs(self, part: int, n: int) -> Eigenpairs | None:
+        """The eigenpairs of a part of the record from an earlier process; None where there are none.
+
+        Args:
+            part: of the record.
+            n: the length of an eigenvector.
+        """
+        found = self.pairs.of(self._key, part, n)
+        if found is None:
+            return None
+        pairs, seconds = found
+        self.seconds = max(self.seconds, seconds)
+        self.say(f"{self.pairs.file.shown}: {pairs.count} eigenpairs of an unfinished record are there already")
+        return pairs
+
+    def keep_pairs(self, part: int, pairs: Eigenpairs) -> None:
+        """Store the eigenpairs of a part of the record.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self.pairs.keep(self._key, part, pairs, self._spent())
 
     def done(self, part: int) -> list[Recurrence]:
         """The finished probes of a part of the record, in order."""
@@ -168,16 +192,20 @@ class Unfinished:
         self._rows, self._room = [], None
 
     def _write(self, under_way: UnderWay | None) -> None:
-        how = {**self._how, "seconds": self.seconds + time.perf_counter() - self._begun}
+        how = {**self._how, "seconds": self._spent()}
         self.file.write(Partial(self._key, how, self._parts, under_way))
         self._written = True
         self._kept = time.perf_counter()
+
+    def _spent(self) -> float:
+        return self.seconds + time.perf_counter() - self._begun
 
     def end(self) -> None:
         """Remove the files, once the record is stored. Probes of an earlier process belong to a stored record too."""
         self._parts, self.left = [], None
         self.file.remove()
         self.vectors.remove()
+        self.pairs.end()
 
     def fail(self) -> None:
         """Remove the probes of a failed record, and write back those of a later record from an earlier process."""

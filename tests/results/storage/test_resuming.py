@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from contents import contents
 from unfinished_runs import PROBES, STEPS, Notes, asked, interrupt, make_task, network
 
+import spectra.analysis.measuring
 import spectra.krylov.slq
 from spectra import load_trajectory
 from spectra.analysis.resume import Unfinished
@@ -62,6 +64,87 @@ def test_a_record_may_be_interrupted_after_each_group(paths, out, monkeypatch, c
     analyze_run(paths[:1], make_task, settings, out=out)
     assert computed == [1] * PROBES
     assert contents(out) == contents(whole)
+
+
+# -- eigenpairs
+
+
+def network_size():
+    return sum(p.numel() for p in network().parameters())
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """The number of eigenpairs of each search."""
+    asked_for = []
+    real = spectra.analysis.measuring.eigsh
+
+    def eigsh(operator, k, *arguments, **options):
+        asked_for.append(k)
+        return real(operator, k, *arguments, **options)
+
+    monkeypatch.setattr("spectra.analysis.measuring.eigsh", eigsh)
+    return asked_for
+
+
+@pytest.mark.parametrize(
+    ("settings", "after", "parts"), [({}, 1, 1), ({"test_data": True}, 1, 1), ({"test_data": True}, 3, 2)]
+)
+def test_eigenpairs_are_searched_once(settings, after, parts, paths, out, monkeypatch, searches):
+    settings = asked(eigenpairs=2, save_eigenvectors=True, **settings)
+    whole = out.parents[1] / "whole.h5"
+    analyze_run(paths[:1], make_task, settings, out=whole)
+    total = list(searches)
+    searches.clear()
+    interrupt(monkeypatch, after, lambda: analyze_run(paths[:1], make_task, settings, out=out))
+    assert len(searches) == parts
+    ear = Notes()
+    analyze_run(paths[:1], make_task, settings, out=out, listener=ear)
+    assert searches == total
+    assert contents(out) == contents(whole)
+    assert [path.name for path in out.parent.iterdir()] == ["run.h5"]
+    assert f"{out}.pairs: 2 eigenpairs of an unfinished record are there already" in ear.said
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"eigenpairs": 3}, {"dtype": "float64"}])
+def test_eigenpairs_of_another_record_are_not_used(change, paths, out, monkeypatch, searches):
+    interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asked(eigenpairs=2), out=out))
+    searches.clear()
+    analyze_run(paths[:1], make_task, asked(**{"eigenpairs": 2} | change), out=out)
+    assert searches == [change.get("eigenpairs", 2)]
+
+
+@pytest.mark.parametrize("vectors", [np.ones((3, 2)), np.full((network_size(), 2), np.nan), np.ones(network_size())])
+def test_eigenpairs_of_a_forged_file_are_searched_again(vectors, paths, out, monkeypatch, searches):
+    interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asked(eigenpairs=2), out=out))
+    file = PartialFile(out, "pairs")
+    left = file.read()
+    file.write(dataclasses.replace(left, parts=[[left.parts[0][0] | {"vectors": vectors}]]))
+    ear = Notes()
+    analyze_run(paths[:1], make_task, asked(eigenpairs=2), out=out, listener=ear)
+    assert searches == [2, 2]
+    assert any("run.h5.pairs: is damaged: " in words for words in ear.said)
+
+
+def test_damaged_eigenpairs_are_searched_again(paths, out, monkeypatch, searches):
+    interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asked(eigenpairs=2), out=out))
+    file = out.with_name("run.h5.pairs")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    ear = Notes()
+    analyze_run(paths[:1], make_task, asked(eigenpairs=2), out=out, listener=ear)
+    assert searches == [2, 2]
+    assert any("run.h5.pairs" in words and "it is not used" in words for words in ear.said)
+    assert not file.exists()
+
+
+def test_eigenpairs_too_large_to_keep_are_searched_again(paths, out, monkeypatch, searches):
+    monkeypatch.setattr("spectra.analysis.kept_pairs.LARGEST", 10)
+    interrupt(monkeypatch, 1, lambda: analyze_run(paths[:1], make_task, asked(eigenpairs=2), out=out))
+    assert not out.with_name("run.h5.pairs").exists()
+    analyze_run(paths[:1], make_task, asked(eigenpairs=2), out=out)
+    assert searches == [2, 2]
 
 
 # -- in the middle of a group
