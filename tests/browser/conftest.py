@@ -16,6 +16,7 @@ from run_files import failed_record, make_record
 from spectra.report.page import write_report
 from spectra.report.runs import Run
 from spectra.results.measure import Measure
+from spectra.results.optimizer import OptimizerSettings
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.trajectory import Trajectory
 
@@ -72,8 +73,8 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     ]
     del records[5]
     records.append(failed_record(1.0, bn_mode="train"))
-    optimizer = {"optimizer": {"stability_edge": 40.0}}
-    edge = [make_record(float(epoch), settings={"task": "digits", **optimizer}) for epoch in range(3)]
+    optimizer = OptimizerSettings("sgd", ({"lr": 0.05},))  # 2 / lr = 40
+    edge = [make_record(float(epoch), optimizer=optimizer) for epoch in range(3)]
     hostile = make_record(
         0.0, notes=(HOSTILE, "a\u202eb"), settings={"task": HOSTILE}, sharpness={HOSTILE: measures["minimum_sharpness"]}
     )
