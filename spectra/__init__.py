@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.results.record import Record
     from spectra.results.storage.runfile import load_trajectory
     from spectra.results.trajectory import Trajectory
+    from spectra.runtime.ranks import across_ranks
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
     from spectra.sharpness.bounds import pac_bayes_bounds
@@ -105,6 +106,7 @@ _HOME = {
     "analyze": "spectra.analysis.analyze",
     "iter_analyze": "spectra.analysis.analyze",
     "Tracker": "spectra.analysis.tracker",
+    "across_ranks": "spectra.runtime.ranks",
     "Record": "spectra.results.record",
     "Trajectory": "spectra.results.trajectory",
     "load_trajectory": "spectra.results.storage.runfile",
@@ -146,6 +148,7 @@ __all__ = [
     "Spectrum",
     "Task",
     "Tracker",
+    "across_ranks",
     "Trajectory",
     "Tridiagonal",
     "__version__",
