@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.errors import SpectraError
     from spectra.exact.ggn_spectrum import exact_ggn_spectrum
     from spectra.exact.trace import exact_diagonal, exact_trace
+    from spectra.frameworks.huggingface_callback import HuggingFaceCallback
+    from spectra.frameworks.lightning_callback import LightningCallback
     from spectra.krylov.eigsh import eigsh
     from spectra.krylov.hutchpp import hutchpp
     from spectra.krylov.slq import slq
@@ -94,6 +96,8 @@ _HOME = {
     "analyze": "spectra.analysis.analyze",
     "iter_analyze": "spectra.analysis.analyze",
     "Tracker": "spectra.analysis.tracker",
+    "LightningCallback": "spectra.frameworks.lightning_callback",
+    "HuggingFaceCallback": "spectra.frameworks.huggingface_callback",
     "Record": "spectra.results.record",
     "Trajectory": "spectra.results.trajectory",
     "load_trajectory": "spectra.results.storage.runfile",
@@ -127,6 +131,8 @@ __all__ = [
     "GGNOperator",
     "GGNSpectrum",
     "HessianOperator",
+    "HuggingFaceCallback",
+    "LightningCallback",
     "Record",
     "SpectraError",
     "Spectrum",
