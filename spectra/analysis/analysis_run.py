@@ -14,10 +14,13 @@ from spectra.analysis.resume import Unfinished
 from spectra.analysis.settings import DataChoice, RunSettings, Settings, sampled
 from spectra.analysis.store import Listener, Store
 from spectra.errors import ArgumentError, StorageError
+from spectra.logs.destinations import Logs
+from spectra.results.record import Record
 from spectra.results.storage.atomic_write import check_writable
 from spectra.results.storage.lock import only_writer
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.storage.safe_open import resolved
+from spectra.runtime.rng_state import random_state_kept
 from spectra.task.task import Task
 
 
@@ -34,6 +37,7 @@ class AnalysisRun:
         device: to which the task's model is moved; None: it stays where it is.
         data: makes the task on the chosen data.
         file: the results file; None: the records are only returned.
+        logs: where the records are logged as well.
     """
 
     asked: RunSettings
@@ -44,6 +48,7 @@ class AnalysisRun:
     device: torch.device | None = None
     data: ChosenData = field(default_factory=lambda: ChosenData(DataChoice(), with_test=False))
     file: Store | None = None
+    logs: Logs = field(default_factory=Logs)
 
     @classmethod
     def open(cls, asked: RunSettings, listener: Listener, stack: ExitStack) -> AnalysisRun:
@@ -51,14 +56,25 @@ class AnalysisRun:
 
         Raises:
             ArgumentError: there is no such device.
+            MissingDependency: a package that a log needs is not installed.
             StorageError: the file cannot be written, is no results file, or is being written by another process.
         """
         check_output(asked.out)
+        logs = Logs(asked.log, listener.warning)
+        stack.callback(logs.close)
         device = device_of(asked.device)
         stack.enter_context(only_writer(asked.out))
         store = Store(asked, listener)
         data = ChosenData(asked.data, with_test=asked.analysis.test_data)
-        return cls(asked, listener, asked.data.as_settings(), store.unfinished, store.eigenspaces, device, data, store)
+        extra = asked.data.as_settings()
+        return cls(asked, listener, extra, store.unfinished, store.eigenspaces, device, data, store, logs)
+
+    def add(self, record: Record) -> None:
+        """Store a record in the file, report it to the listener, and log it."""
+        self.store.add(record)
+        self.listener.record(record)
+        with random_state_kept():
+            self.logs.add(record)
 
     @property
     def settings(self) -> Settings:
