@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import random
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from foreign_networks import data_of, library, network, next_symbols
 from torch import nn
 from torch.nn import functional as F
 
+import spectra
 from spectra import HuggingFaceCallback, LightningCallback, Task, load_trajectory
 
 pytestmark = pytest.mark.foreign
@@ -179,3 +183,33 @@ def test_a_training_of_transformers_goes_on_bit_for_bit(tmp_path, by):
         loss = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), labels)
         assert record.facts["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert records[1].facts["loss"] > records[2].facts["loss"]
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+    library("accelerate")
+    lightning, transformers = library("pytorch_lightning"), importlib.import_module("transformers")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "training-loop.md").read_text(encoding="utf-8")
+    codes = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Callback(" in block]
+    assert len(codes) == 2
+    x, y = points()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 12)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    given = {"spectra": spectra, "nn": nn}
+    trainer = functools.partial(lightning.Trainer, **quiet)
+    (code,) = [code for code in codes if "LightningCallback" in code]
+    code = code.replace("every=5", "every=5, lanczos_steps=4, num_probes=2").replace("max_epochs=100", "max_epochs=6")
+    exec(code, given | {"Trainer": trainer, "batches": [(x, y)], "module": module_of(lightning), "loader": loader})
+    assert [record.epoch for record in load_trajectory("run.h5")] == [0, 5, 6]
+    Path("run.h5").unlink()
+    arguments = transformers.TrainingArguments(
+        "out", max_steps=4, per_device_train_batch_size=4, report_to=[], save_strategy="no", use_cpu=True
+    )
+    _, ids, labels = data_of("bert")
+    data = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels)]
+    batches = [{"input_ids": ids, "labels": labels}]
+    (code,) = [code for code in codes if "HuggingFaceCallback" in code]
+    code = code.replace("every=500", "every=2, lanczos_steps=4, num_probes=2").replace("samples=200", "samples=6")
+    known = {"Trainer": transformers.Trainer, "arguments": arguments, "model": network("bert")}
+    exec(code, given | known | {"data": data, "batches": batches})
+    assert [record.step for record in load_trajectory("run.h5")] == [0, 2, 4]
