@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import distributed, nn
 
 from spectra.analysis.tracker import Tracker
 from spectra.errors import ArgumentError, MissingDependency, TaskError
@@ -60,12 +60,18 @@ class FollowedTraining:
 
         Raises:
             ArgumentError: the task is not one of the network that is trained.
+            TaskError: batch norm would wait for other processes.
             Exception: an error of the first analysis, as :class:`Tracker` raises it.
         """
         self.close()
         self._analysed = None
         self.tracker = Tracker(self._task_of(model), **self.options)
         try:
+            if self.tracker.settings.bn_modes != ("eval",) and _waits_for_others(self.tracker.task.model):
+                raise TaskError(
+                    "synchronised batch norm in train mode waits for the other processes, which do not take part in an "
+                    "analysis: use bn_modes='eval', or save checkpoints and analyse them with spectra watch"
+                )
             self.reached(epoch, step, self.by)
         except BaseException:
             self.close()
@@ -114,6 +120,11 @@ class FollowedTraining:
                 "not of a copy, or give a function of the network that returns the task"
             )
         return task
+
+
+def _waits_for_others(model: nn.Module) -> bool:
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return several and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
 
 
 def refuse_sharded(what: str) -> None:

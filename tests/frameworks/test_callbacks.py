@@ -153,6 +153,17 @@ def test_distributed_weights_are_refused_in_every_process(tmp_path):
         fit_transformers(HuggingFaceCallback(**options), network(), deepspeed="zero3.json", rank=1)
 
 
+def test_synchronised_batch_norm_would_wait_for_other_processes(tmp_path, monkeypatch, kind):
+    make, run = kind
+    model = nn.Sequential(nn.Linear(3, 2), nn.SyncBatchNorm(2))
+    options = {"data": data(), "criterion": nn.CrossEntropyLoss(), "out": tmp_path / "run.h5", **QUICK}
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(TaskError, match="synchronised batch norm in train mode waits for the other processes"):
+        run(make(**options, bn_modes=("eval", "train")), model)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_task_may_be_a_function_of_the_network_or_of_a_part_of_it(tmp_path, kind):
     make, run = kind
     model, made = nn.ModuleDict({"net": network()}), []
