@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,10 @@ from spectra.errors import ArgumentError, MissingDependency
 from spectra.logs import destinations
 from spectra.logs.destinations import Logs, checked_log
 from spectra_cli.main import main
+
+
+#: Without checks and measures.
+BARE = dataclasses.replace(QUICK, check=False, metrics="none")
 
 
 class Packages:
@@ -138,8 +144,8 @@ def test_a_run_logs_each_new_record_and_those_that_failed(packages, tmp_path):
         torch.save({"state_dict": model.state_dict(), "epoch": epoch}, tmp_path / f"{epoch}.pt")
     paths = [tmp_path / f"{epoch}.pt" for epoch in range(3)]
     options = {"out": tmp_path / "run.h5", "log": ("tensorboard:folder",)}
-    analyze_run(paths[:1], maker(), QUICK, **options)
-    analyze_run(paths, maker(), QUICK, **options)
+    analyze_run(paths[:1], maker(), BARE, **options)
+    analyze_run(paths, maker(), BARE, **options)
     found = [(value, x) for tag, value, x in packages.of("add_scalar") if tag == "spectra/hessian/eval/failed"]
     assert [value for value, _ in found] == [0, 0, 1]  # the first record is logged once
     assert [x for _, x in found][:2] == [0, 1]
@@ -150,9 +156,21 @@ def test_a_log_that_fails_does_not_end_a_run(packages, tmp_path):
     packages.error = RuntimeError("no network")
     heard = Ear()
     heard.note = heard.heard.append
-    analyze_run([tmp_path / "net.pt"], maker(), QUICK, listener=heard, out=tmp_path / "run.h5", log="wandb:p")
+    analyze_run([tmp_path / "net.pt"], maker(), BARE, listener=heard, out=tmp_path / "run.h5", log="wandb:p")
     assert any("log wandb:p: RuntimeError: no network" in str(one) for one in heard.heard)
     assert [record.status for record in load_trajectory(tmp_path / "run.h5")] == ["complete"]
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"], ["--progress", "json"]])
+def test_the_warning_is_printed(packages, tmp_path, monkeypatch, quiet):
+    save_checkpoint(tmp_path / "net.pt", network(), epoch=0)
+    monkeypatch.chdir(tmp_path)
+    Path("task.py").write_text("from small_runs import maker\ndef task():\n    return maker()(None)\n")
+    packages.error = RuntimeError("no network")
+    options = ["--task", "task.py:task", "-m", "4", "-k", "2", "--metrics", "none", "--no-check", "--log", "wandb:p"]
+    done = CliRunner().invoke(main, ["analyze", "net.pt", *options, *quiet])
+    assert done.exit_code == 0, done.output
+    assert "log wandb:p: RuntimeError: no network; nothing more is logged there" in done.stderr
 
 
 def test_a_tracker_logs_and_draws_nothing_from_the_generators_of_training(packages, tmp_path, caplog):
@@ -195,5 +213,5 @@ def test_the_command_logs_a_whole_file(packages, tmp_path):
 
 def test_the_option_is_a_setting_that_is_not_in_the_file(packages, tmp_path):
     save_checkpoint(tmp_path / "net.pt", network(), epoch=3)
-    analyze_run([tmp_path / "net.pt"], maker(), QUICK, out=tmp_path / "run.h5", log="tensorboard:folder")
+    analyze_run([tmp_path / "net.pt"], maker(), BARE, out=tmp_path / "run.h5", log="tensorboard:folder")
     assert "log" not in load_trajectory(tmp_path / "run.h5").settings
