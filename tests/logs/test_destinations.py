@@ -22,7 +22,6 @@ from spectra.logs import destinations
 from spectra.logs.destinations import Logs, checked_log
 from spectra_cli.main import main
 
-
 #: Without checks and measures.
 BARE = dataclasses.replace(QUICK, check=False, metrics="none")
 
