@@ -22,12 +22,17 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.krylov.eigsh import eigsh
     from spectra.krylov.hutchpp import hutchpp
     from spectra.krylov.slq import slq
+    from spectra.landscape.critical import critical_sharpness
+    from spectra.landscape.directions import OtherWeights
+    from spectra.landscape.slices import loss_slices
     from spectra.operators.algebra import deflated, scaled, shifted, summed
     from spectra.operators.dense import DenseOperator
+    from spectra.operators.differences import DifferenceHessianOperator
     from spectra.operators.fisher import EmpiricalFisherOperator
     from spectra.operators.foreign import as_operator
     from spectra.operators.ggn import GGNOperator
     from spectra.operators.hessian import HessianOperator
+    from spectra.operators.residual import ResidualOperator
     from spectra.results.record import Record
     from spectra.results.storage.runfile import load_trajectory
     from spectra.results.trajectory import Trajectory
@@ -64,7 +69,9 @@ _HOME = {
     "save_checkpoint": "spectra.checkpoints.checkpoint",
     # operators
     "HessianOperator": "spectra.operators.hessian",
+    "DifferenceHessianOperator": "spectra.operators.differences",
     "GGNOperator": "spectra.operators.ggn",
+    "ResidualOperator": "spectra.operators.residual",
     "EmpiricalFisherOperator": "spectra.operators.fisher",
     "DenseOperator": "spectra.operators.dense",
     "as_operator": "spectra.operators.foreign",
@@ -92,6 +99,10 @@ _HOME = {
     "fisher_rao_norm": "spectra.sharpness.fisher_rao",
     "squared_norm": "spectra.sharpness.norms",
     "gradient_norm": "spectra.sharpness.norms",
+    # the loss along directions
+    "loss_slices": "spectra.landscape.slices",
+    "critical_sharpness": "spectra.landscape.critical",
+    "OtherWeights": "spectra.landscape.directions",
     # whole analyses, and what they leave
     "analyze": "spectra.analysis.analyze",
     "iter_analyze": "spectra.analysis.analyze",
@@ -124,6 +135,7 @@ __all__ = [
     "DenseOperator",
     "Density",
     "Difference",
+    "DifferenceHessianOperator",
     "Distance",
     "Eigenpairs",
     "EmpiricalFisherOperator",
@@ -133,7 +145,9 @@ __all__ = [
     "HessianOperator",
     "HuggingFaceCallback",
     "LightningCallback",
+    "OtherWeights",
     "Record",
+    "ResidualOperator",
     "SpectraError",
     "Spectrum",
     "Task",
@@ -145,6 +159,7 @@ __all__ = [
     "analyze",
     "as_operator",
     "bn_sharpness",
+    "critical_sharpness",
     "deflated",
     "delta_sharpness",
     "eigsh",
@@ -157,6 +172,7 @@ __all__ = [
     "iter_analyze",
     "load_checkpoint",
     "load_trajectory",
+    "loss_slices",
     "matrix_normalized_sharpness",
     "minimum_sharpness",
     "node_minimum_sharpness",

@@ -47,6 +47,10 @@ class StorageError(SpectraError, OSError):
     """A results file that cannot be read, written or continued."""
 
 
+class RanksError(SpectraError, ConnectionError):
+    """A process with which this one shares an analysis has ended or cannot be reached: the run cannot go on."""
+
+
 class MissingDependency(SpectraError, ImportError):
     """An optional package is needed for this: the message has the command that installs it."""
 

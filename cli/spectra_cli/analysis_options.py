@@ -12,11 +12,13 @@ import click
 from click.core import ParameterSource
 from torch import nn
 
+from spectra.analysis.preconditioning import CHOICES
 from spectra.analysis.presets import PRESETS, departures, filled
 from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import ArgumentError
 from spectra.logs.destinations import FORMS
+from spectra.operators.differences import HESSIANS
 from spectra.spectrum.probe_planning import MOST, NAMES, Aims, checked_aims
 from spectra.task.task import Task
 from spectra_cli.grouped_help import grouped_option
@@ -128,8 +130,9 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "preset",
             "--preset",
             type=click.Choice(list(PRESETS)),
-            help="A paper's whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated "
-            "batch norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020).",
+            help="A whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated "
+            "batch norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020). sharpness: lambda_max alone, to "
+            "0.1 %, by 1 probe of about 20 steps, without checks and measures.",
         ),
         _setting(
             "operators",
@@ -137,7 +140,7 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             multiple=True,
             type=click.Choice(list(OPERATORS)),
             show_default=True,
-            help="Which curvature; repeatable.",
+            help="Which curvature; repeatable. residual: Hessian less its Gauss-Newton matrix.",
         ),
         _setting(
             "bn_modes",
@@ -148,6 +151,14 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             show_default=True,
             help="Batch norm by its running statistics (eval), by such estimated anew over the data (recalibrated), by "
             "those of each batch (train), or a record of eval and one of train (both).",
+        ),
+        _setting(
+            "product",
+            "--product",
+            type=click.Choice(list(HESSIANS)),
+            show_default=True,
+            help="Hessian products by autograd, or by differences of the gradient, for custom autograd functions "
+            "without a second derivative; with a larger error, which is measured, at four gradients each.",
         ),
         _setting("lanczos_steps", "--lanczos-steps", "-m", show_default=True, help="m: resolution and cost."),
         _setting("num_probes", "--probes", "-k", show_default=True, help="k: errors shrink like 1/sqrt(k)."),
@@ -180,6 +191,13 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "parameter's name, or its first group, names the block.",
         ),
         _setting(
+            "precondition",
+            "--precondition",
+            type=click.Choice(CHOICES),
+            help="Of P^-1/2 H P^-1/2 in place of H, with the denominators P of Adam or AdamW from the state of the "
+            "optimizer in the checkpoint.",
+        ),
+        _setting(
             "dtype", "--dtype", type=click.Choice(["float32", "float64"]), help="Default: that of the parameters."
         ),
         _setting(
@@ -194,6 +212,12 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "--warm-start",
             help="Start the search for eigenpairs from the vectors of the previous checkpoint: fewer products, but "
             "the last digits may differ after a restart.",
+        ),
+        _setting(
+            "class_structure",
+            "--class-structure",
+            help="The parts of the Gauss-Newton matrix that class means and cross-class means of gradients explain, at "
+            "C^2 backward passes over the data for C classes; for --operator ggn.",
         ),
         _setting("save_eigenvectors", "--save-eigenvectors", help="Store the eigenvectors: 4 n K bytes per record."),
     ),
@@ -285,6 +309,19 @@ def analysis_options(command: _Command) -> _Command:
         for names, options in reversed(members):
             command = grouped_option(group, *names, **options)(command)
     return command
+
+
+def some_options(*parameters: str) -> Callable[[_Command], _Command]:
+    """Those of the options of :func:`analysis_options` that have these parameters."""
+
+    def decorated(command: _Command) -> _Command:
+        for group, members in reversed(_GROUPS.items()):
+            for names, options in reversed(members):
+                if names[-1].lstrip("-").replace("-", "_") in parameters:
+                    command = grouped_option(group, *names, **options)(command)
+        return command
+
+    return decorated
 
 
 def settings_in(options: dict[str, Any]) -> RunSettings:

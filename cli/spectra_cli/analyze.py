@@ -9,9 +9,11 @@ import click
 
 from spectra.analysis.run import analyze_checkpoints, check_output
 from spectra.results.storage.merge import part_path
+from spectra.runtime.ranks import first_alone
 from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
 from spectra_cli.checkpoint_choice import Choice, checkpoint_choice
 from spectra_cli.grouped_help import GroupedCommand, grouped_option
+from spectra_cli.launcher import is_first_process, shared_by_processes
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
 
@@ -52,22 +54,31 @@ def command(as_json: bool, **options: Any) -> None:
     choice = Choice.taken_from(options)
     asked = settings_in(options)
     out = asked.out
-    if choice.shard_text is None:
+    first = is_first_process()
+    if first and choice.shard_text is None:
         check_output(out)  # before the checkpoints are read
     words: list[str] = []
+    shown = options["progress"] if first else "none"
     try:
-        with terminated_as_interrupted(), display_of(options["progress"], None, quiet=options["quiet"]) as display:
+        with (
+            terminated_as_interrupted(),
+            shared_by_processes(options["device"]),
+            display_of(shown, None, quiet=options["quiet"] or not first) as display,
+        ):
             display.phase("reading", 0, 0, "which checkpoints there are")
-            paths, part = choice.paths(asked.max_size, words.append)
+            paths, part = first_alone(lambda: choice.paths(asked.max_size, words.append))
             if part is not None:
                 out = part_path(out, *part)
-                check_output(out)
+                first_alone(lambda: check_output(out))
             display.expect(len(paths) * len(asked.analysis.pairs()))
             for one in words:
                 display.note(one)
             make_task = TaskMaker(options["task_option"], options["task_args"], asked.analysis.seed, display)
             outcome = analyze_checkpoints(paths, make_task, replace(asked, out=out), display)
     except KeyboardInterrupt:
-        interrupted(out)
+        if first:
+            interrupted(out)
         raise
+    if not first:
+        return
     report(outcome, as_json=as_json, quiet=options["quiet"], everything=options["everything"])

@@ -18,6 +18,7 @@ from spectra.checkpoints.checkpoint import Checkpoint, all_finite, find_checkpoi
 from spectra.checkpoints.discovery import in_training_order
 from spectra.checkpoints.folders import files_of
 from spectra.errors import SpectraError
+from spectra.results.optimizer import OptimizerSettings
 from spectra_cli.analysis_options import MAX_SIZE
 from spectra_cli.console import SafeConsole
 from spectra_cli.main import ERROR, one_line, print_error
@@ -58,7 +59,8 @@ def command(
             _print_folder(Path(folder).expanduser(), max_size)
     for path in there:
         try:
-            entry = describe(load_checkpoint(path, unsafe=unsafe_load, weights=weights, max_size=max_size))
+            checkpoint = load_checkpoint(path, unsafe=unsafe_load, weights=weights, max_size=max_size)
+            entry = describe(checkpoint)
         except SpectraError as error:
             print_error(error)
             failed = True
@@ -66,7 +68,7 @@ def command(
         if as_json:
             entries.append(entry)
         else:
-            _print(entry, show_all)
+            _print(entry, show_all, checkpoint.optimizer)
     if as_json:
         click.echo(json.dumps(entries, indent=2, allow_nan=False))
     if failed:
@@ -91,6 +93,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": checkpoint.step,
         "task": checkpoint.task,
         "task_args": checkpoint.task_args,
+        "optimizer": None if checkpoint.optimizer is None else checkpoint.optimizer.to_json(),
         "n_tensors": len(tensors),
         "n_weights": sum(t["size"] for t in weights if t["name"] in once),
         "n_statistics": sum(t["size"] for t in tensors if t["statistic"]),
@@ -165,10 +168,13 @@ def _known(value: Any) -> str:
     return "unknown" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _print(entry: dict[str, Any], show_all: bool) -> None:
+def _print(entry: dict[str, Any], show_all: bool, optimizer: OptimizerSettings | None) -> None:
     console = _console()
     console.print(entry["checkpoint"], style="bold")
-    for name, value in _facts(entry):
+    facts = _facts(entry)
+    if optimizer is not None:
+        facts.insert(next(i for i, (name, _) in enumerate(facts) if name == "tensors"), ("optimizer", optimizer.words))
+    for name, value in facts:
         console.print(f"  {name:<11} {value}")
     shown = entry["tensors"] if show_all else entry["tensors"][:FIRST]
     table = Table(box=None, pad_edge=False, padding=(0, 2))

@@ -27,6 +27,7 @@ COMMANDS = {
     "analyze": ("spectra_cli.analyze", "Compute Hessian spectra of checkpoints, and save them in a file."),
     "plan": ("spectra_cli.plan", "Predict what an analysis will cost, and what would make it cheaper."),
     "doctor": ("spectra_cli.doctor", "Find out what would prevent or spoil an analysis, before it is run."),
+    "slice": ("spectra_cli.slice", "Follow the loss along directions: slices, kinks, critical sharpness."),
     "watch": ("spectra_cli.watch", "Analyse checkpoints as training writes them."),
     "merge": ("spectra_cli.merge", "Join the files of several jobs into one."),
     "show": ("spectra_cli.show", "Print the numbers in a results file, each with its error."),

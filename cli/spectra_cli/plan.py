@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+from rich.console import Console
 
 from spectra.analysis.plan import plan_checkpoints
 from spectra.analysis.predicted import Plan, RecordCost
@@ -17,12 +18,22 @@ from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.layout import make_console, new_table, print_line, print_pairs
 from spectra_cli.progress import display_of
 
+_BANDWIDTH = 1e9  # bytes per second, to make traffic readable
+
 
 @click.command(cls=GroupedCommand)
 @checkpoint_choice
 @analysis_options
 @grouped_option("Results file and display", "--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def command(as_json: bool, **options: Any) -> None:
+@grouped_option(
+    "Several processes",
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Also the cost if N processes share the analysis, as torchrun starts them.",
+)
+def command(as_json: bool, processes: int, **options: Any) -> None:
     """Predict time, products, memory and file size of `spectra analyze` with the same options. Nothing is written.
 
     The first checkpoint is read and tested as in an analysis, and a few products are computed on its first batches.
@@ -41,9 +52,10 @@ def command(as_json: bool, **options: Any) -> None:
         make_task = TaskMaker(options["task_option"], options["task_args"], asked.analysis.seed, display)
         plan = plan_checkpoints(paths, make_task, asked)
     if as_json:
-        click.echo(json.dumps(_as_json(plan), indent=2, allow_nan=False))
+        shared = {} if processes == 1 else {"shared": _shared_as_json(plan, processes)}
+        click.echo(json.dumps(_as_json(plan) | shared, indent=2, allow_nan=False))
     else:
-        _print(plan)
+        _print(plan, processes)
 
 
 def _as_json(plan: Plan) -> dict[str, Any]:
@@ -78,7 +90,34 @@ def _record_as_json(record: RecordCost) -> dict[str, Any]:
     }
 
 
-def _print(plan: Plan) -> None:
+def _shared_as_json(plan: Plan, processes: int) -> dict[str, Any]:
+    return {
+        "processes": processes,
+        "seconds_without_communication": float(plan.time(processes=processes)[0]),
+        "sent_bytes_per_process": round(plan.traffic(processes)),
+        "peak_memory_bytes_per_process": round(plan.memory_of_each(processes)),
+    }
+
+
+def _print_shared(console: Console, plan: Plan, processes: int) -> None:
+    """What each of several processes takes."""
+    sent = plan.traffic(processes)
+    batches = min(record.batches for record in plan.records)
+    console.print()
+    print_line(console, f"each of {processes} processes:")
+    print_pairs(
+        console,
+        [
+            ("time", f"about {duration(float(plan.time(processes=processes)[0]))}, without communication"),
+            ("sends", f"{in_words(sent)}: {duration(sent / _BANDWIDTH)} at 1 GB/s"),
+            ("peak memory", f"about {in_words(plan.memory_of_each(processes))}"),
+        ],
+    )
+    if processes > batches:
+        print_line(console, f"! {batches} batches: no more processes can share them; a smaller --batch-size gives more")
+
+
+def _print(plan: Plan, processes: int) -> None:
     console = make_console()
     table = new_table("operator", "BN", "products", "time", "graphs kept", "all graphs", title="per checkpoint")
     table.columns[0].justify = table.columns[1].justify = "left"
@@ -101,6 +140,8 @@ def _print(plan: Plan) -> None:
             ("results file", f"about {in_words(plan.file_bytes)}"),
         ],
     )
+    if processes > 1:
+        _print_shared(console, plan, processes)
     if savings := plan.savings():
         console.print()
         print_line(console, "cheaper:")

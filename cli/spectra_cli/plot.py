@@ -8,6 +8,7 @@ import click
 
 from spectra.figures.figures import FORMATS, KINDS, save_figures
 from spectra.results.storage.runfile import load_trajectory
+from spectra_cli.edge_table import edge_options, with_optimizer
 from spectra_cli.show import select
 from spectra_cli.terminal import say
 
@@ -44,6 +45,7 @@ from spectra_cli.terminal import say
     type=click.Choice(FORMATS),
     help="Kind of file; repeatable.",
 )
+@edge_options
 def command(
     file: str,
     out: Path | None,
@@ -52,6 +54,8 @@ def command(
     operators: tuple[str, ...],
     bn_modes: tuple[str, ...],
     formats: tuple[str, ...],
+    learning_rate: float | None,
+    momentum: float | None,
 ) -> None:
     """Draw the figures of a results file, and print the paths that were written.
 
@@ -63,7 +67,7 @@ def command(
     trajectory = load_trajectory(file)
     for note in trajectory.notes:
         say(f"spectra: {note}")
-    chosen = select(trajectory, operators, bn_modes)
+    chosen = with_optimizer(select(trajectory, operators, bn_modes), learning_rate, momentum)
     folder = Path(f"{Path(file).stem}-figures") if out is None else out
     for path in save_figures(chosen, folder, formats, what=what, epochs=epochs):
         say(str(path), err=False)

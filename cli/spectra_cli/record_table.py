@@ -16,6 +16,9 @@ from spectra.results.record_text import origin_of as origin_of
 from spectra.spectrum.estimates import Estimate
 from spectra_cli.block_table import print_blocks
 from spectra_cli.budget_table import limited_by, print_advice, print_budgets
+from spectra_cli.class_structure_table import print_class_structure
+from spectra_cli.edge_table import edge_lines
+from spectra_cli.eigenvector_table import print_eigenvectors
 from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_notes, print_pairs
 from spectra_cli.numbers import interval, number, plain, rounded
@@ -38,12 +41,14 @@ def print_record(record: Record, console: Console, *, budget: bool = False) -> N
     if budget:
         print_budgets(record, console)
     console.print()
-    print_pairs(console, facts_of(record))
+    print_pairs(console, [*facts_of(record), *edge_lines(record)])
     print_preset([record], console)
     for table in (_eigenpairs_table(record), _curve_table(record), _tensor_table(record)):
         if table is not None:
             console.print()
             console.print(table)
+    print_eigenvectors(record, console)
+    print_class_structure(record, console)
     print_blocks(record, console)
     print_cross_check(record, console)
     print_exact_spectrum(record, console)

@@ -18,6 +18,7 @@ from spectra.results.storage.runfile import load_trajectory
 from spectra.results.trajectory import Trajectory
 from spectra_cli.block_table import print_blocks
 from spectra_cli.budget_table import print_budgets
+from spectra_cli.edge_table import edge_options, with_optimizer
 from spectra_cli.layout import make_console, print_heading
 from spectra_cli.on_request import HELP, parse_asks, quantities_at
 from spectra_cli.record_table import print_requested
@@ -62,6 +63,7 @@ COLUMNS = (  # one row per record x estimate; an empty cell is a number that is 
 @click.option("--blocks", is_flag=True, help="The diagonal blocks of every record, as --all prints them for one.")
 @click.option("--at", "asks", multiple=True, metavar="KEY=NUMBER", help=f"More quantities; repeatable. {HELP}.")
 @click.option("--epoch", "epochs", multiple=True, type=float, metavar="E", help="Only this epoch; repeatable.")
+@edge_options
 def command(
     files: tuple[str, ...],
     form: str | None,
@@ -72,6 +74,8 @@ def command(
     blocks: bool,
     asks: tuple[str, ...],
     epochs: tuple[float, ...],
+    learning_rate: float | None,
+    momentum: float | None,
 ) -> None:
     """Print the numbers in results files, each with its error.
 
@@ -86,7 +90,8 @@ def command(
         trajectory = load_trajectory(file)
         for note in trajectory.notes:
             say(f"spectra: {note}")
-        chosen.append((file, select(trajectory, operators, bn_modes, epochs)))
+        selected = select(trajectory, operators, bn_modes, epochs)
+        chosen.append((file, with_optimizer(selected, learning_rate, momentum)))
     if form == "json":
         entries = [
             {"file": file, **record.to_json(), **_requested_json(record, asked)}

@@ -11,6 +11,7 @@ from spectra.results.record import Record
 from spectra.spectrum.estimators import ENDS, SUMMARY
 from spectra_cli.block_table import counted, in_words
 from spectra_cli.budget_table import limited_by, print_budgets
+from spectra_cli.edge_table import edge_lines
 from spectra_cli.findings_table import checks_in_words, measure_in_short, second_trace
 from spectra_cli.layout import FEW_NOTES, new_table, print_line, print_notes, print_pairs
 from spectra_cli.numbers import as_range, in_short, plain
@@ -123,6 +124,7 @@ def _findings(record: Record, remarks: dict[str, list[str]]) -> list[tuple[str, 
         lines.append(second)
     if (blocks := record.blocks) is not None:
         lines.append(("spectra of", f"{counted(blocks)}, mean Jensen-Shannon distance {in_words(blocks)}"))
+    lines += edge_lines(record)
     if record.checks:
         lines.append(("cross-check", _trace_check(record) + checks_in_words(record)))
     if (exact := record.exact_spectrum) is not None:

@@ -13,7 +13,9 @@ from spectra.results.series import Series
 from spectra.results.trajectory import Trajectory
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.estimators import ENDS
+from spectra_cli.edge_table import RATIO, edge_words
 from spectra_cli.findings_table import checks_in_short, measure_in_short, second_trace
+from spectra_cli.identity_lines import print_identities
 from spectra_cli.layout import FEW_NOTES, header, new_table, print_heading, print_line, print_notes, print_pairs
 from spectra_cli.numbers import as_range, in_short, plain
 from spectra_cli.preset_table import print_preset
@@ -61,6 +63,7 @@ def print_trajectory(
         hidden = print_side_by_side([series.records[0] for series in every], console, most)
     else:
         hidden = sum(print_series(series, console, most) for series in every)
+    print_identities(trajectory, console)
     notes = f"; {hidden} more note{'' if hidden == 1 else 's'}: {more}" if hidden else ""
     options = {"--operator": "NAME", "--bn": "MODE"}
     options |= {"--epoch": "E"} if any(len(series) > 1 for series in every) else {}
@@ -91,6 +94,9 @@ def print_side_by_side(records: Sequence[Record], console: Console, most: int | 
         words = as_range if name in ENDS else in_short
         cells = (_cell(record, name, words, remarks, test=test) for record, test in _columns(complete))
         table.add_row(name, *cells)
+    if any(record.over_edge is not None for record in complete):
+        cells = (as_range(record.over_edge) if not test else "-" for record, test in _columns(complete))
+        table.add_row(RATIO, *cells)
     seconds = [second_trace(record) for record in complete]
     for name in _names(seconds):
         cells = (_named(name, second_trace(record)) if not test else "-" for record, test in _columns(complete))
@@ -125,6 +131,7 @@ def print_series(series: Series, console: Console, most: int | None = None) -> i
     with_steps = any(record.step is not None for record in series)
     with_accuracy = any(record.facts.get("accuracy") is not None for record in series)
     with_test = any(record.test_spectrum is not None for record in series)
+    with_edge = any(record.over_edge is not None for record in series)
     seconds = _names(second_trace(record) for record in series)
     table = new_table(
         "epoch" if with_epochs else "step" if with_steps else "checkpoint",
@@ -135,6 +142,7 @@ def print_series(series: Series, console: Console, most: int | None = None) -> i
         *seconds,
         "|H|_F",
         "lambda_max",
+        *([RATIO] if with_edge else []),
         "lambda_min",
         "rank degeneracy",
     )
@@ -156,12 +164,15 @@ def print_series(series: Series, console: Console, most: int | None = None) -> i
             *(_named(name, second_trace(record)) for name in seconds),
             _cell(record, "frobenius_norm", in_short, remarks),
             _cell(record, "lambda_max", as_range, remarks),
+            *([as_range(record.over_edge)] if with_edge else []),
             _cell(record, "lambda_min", as_range, remarks),
             _cell(record, "rank_degeneracy", in_short, remarks),
         )
     print_heading(console, f"{series.operator}, BN {series.bn_mode}: {len(series)} checkpoints")
     console.print(table)
     print_line(console, f"{_LEGEND}; all checkpoints share the probes", style="dim")
+    if words := edge_words(series):
+        print_line(console, words, style="dim")
     return _print_remarks(console, remarks, series, most)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from spectra.analysis.eigenspaces import Eigenspaces
+from spectra.analysis.on_first import on_first
 from spectra.analysis.resume import Unfinished
 from spectra.analysis.settings import DataChoice, RunSettings, Settings, sampled
 from spectra.analysis.store import Listener, Store
@@ -20,6 +21,7 @@ from spectra.results.storage.atomic_write import check_writable
 from spectra.results.storage.lock import only_writer
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.storage.safe_open import resolved
+from spectra.runtime.ranks import first_alone, jointly
 from spectra.runtime.rng_state import random_state_kept
 from spectra.task.task import Task
 
@@ -59,12 +61,14 @@ class AnalysisRun:
             MissingDependency: a package that a log needs is not installed.
             StorageError: the file cannot be written, is no results file, or is being written by another process.
         """
-        check_output(asked.out)
-        logs = Logs(asked.log, listener.warning)
+        first_alone(lambda: check_output(asked.out))
+        opened: list[Logs] = []
+        first_alone(lambda: opened.append(Logs(asked.log, listener.warning)))
+        logs = opened[0] if opened else Logs()  # the first process logs
         stack.callback(logs.close)
-        device = device_of(asked.device)
-        stack.enter_context(only_writer(asked.out))
-        store = Store(asked, listener)
+        device = jointly(lambda: device_of(asked.device))
+        first_alone(lambda: _entered(stack, only_writer(asked.out)))
+        store = on_first(Store, lambda: Store(asked, listener), unfinished=Unfinished, eigenspaces=Eigenspaces)
         data = ChosenData(asked.data, with_test=asked.analysis.test_data)
         extra = asked.data.as_settings()
         return cls(asked, listener, extra, store.unfinished, store.eigenspaces, device, data, store, logs)
@@ -91,6 +95,10 @@ class AnalysisRun:
         if self.file is None:
             raise StorageError("this analysis has no results file: AnalysisRun.open makes one that has")
         return self.file
+
+
+def _entered(stack: ExitStack, context: AbstractContextManager[Any]) -> None:
+    stack.enter_context(context)
 
 
 def check_output(out: Path) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from spectra.analysis import presets
 from spectra.analysis.analysis_run import AnalysisRun
 from spectra.analysis.block_analysis import measure_blocks, partition_of
+from spectra.analysis.class_analysis import measure_class_structure
 from spectra.analysis.eigenspaces import Eigenspaces
+from spectra.analysis.eigenvectors import analyse_eigenvectors
 from spectra.analysis.findings import exact_answer, find
 from spectra.analysis.held_out import errors_name_test_data, held_out_facts, held_out_notes, shared_progress
 from spectra.analysis.measuring import Measured, Planned, measure
 from spectra.analysis.notes import notes_of, notes_of_pairs, notes_of_rank
+from spectra.analysis.preconditioning import NOTE, identified, preconditioner_for
 from spectra.analysis.provenance import origin, provenance_of
 from spectra.analysis.resume import Unfinished, key_of
-from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
+from spectra.analysis.settings import RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint
@@ -26,12 +31,14 @@ from spectra.errors import ArgumentError
 from spectra.krylov.slq import lockstep_width
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import widths_of
+from spectra.operators.residual import ResidualOperator
 from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import part, phase
+from spectra.runtime.ranks import first_alone, jointly, shared_by
 from spectra.spectrum.degeneracy import rank_bound_ff
 from spectra.spectrum.estimators import FROM_TRACE
 from spectra.spectrum.probe_planning import words_of_aims
@@ -90,7 +97,8 @@ def iter_analyze(
         options: the fields of :class:`Settings`: ``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``distribution``, ``params``, ``dtype``, ``metrics``, ``bounds``, ``exact_spectrum``, ``check``,
             ``test_data``, ``width``, ``memory``, ``eigenpairs``, ``warm_start``, ``save_eigenvectors``, ``rtol``,
-            ``blocks``; and ``preset``, the name of a preset whose options hold where none is given.
+            ``blocks``, ``product``, ``class_structure``, ``precondition`` (with a checkpoint loaded with
+            ``optimizer_state=True``); and ``preset``, the name of a preset whose options hold where none is given.
 
     Raises:
         SpectraError: the requested numbers would not be right, or do not fit in memory. Everything that can be checked
@@ -101,7 +109,8 @@ def iter_analyze(
         raise ArgumentError(f"{next(iter(options))}= and settings= exclude each other: give one of the two")
     asked = RunSettings(settings or Settings(**presets.filled(**options)))
     run = AnalysisRun(asked, _ProgressListener(progress), extra or {}, unfinished, eigenspaces)
-    return records_of(run, task, place_of(checkpoint), skip=skip, notes=notes)
+    preconditioner = preconditioner_for(run.settings.precondition, checkpoint, task.model)
+    return records_of(run, task, place_of(checkpoint), skip=skip, notes=notes, preconditioner=preconditioner)
 
 
 class _ProgressListener(Listener):
@@ -116,20 +125,35 @@ class _ProgressListener(Listener):
 
 
 def records_of(
-    run: AnalysisRun, task: Task, place: Place, *, skip: Sequence[tuple[str, str]] = (), notes: Sequence[str] = ()
+    run: AnalysisRun,
+    task: Task,
+    place: Place,
+    *,
+    skip: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+    preconditioner: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Record]:
     """The records of a task within a run, as of :func:`iter_analyze`. A file of the run is neither read nor written."""
     asked = run.settings
     wanted = [pair for pair in asked.pairs() if pair not in set(skip)]
     tasks = [task, task.held_out()] if asked.test_data else [task]
-    operators = [
-        [OPERATORS[name](each, mode, dtype=asked.dtype, params=asked.params) for each in tasks] for name, mode in wanted
-    ]
+    operators = jointly(
+        lambda: [
+            [asked.operator_of(name)(each, mode, dtype=asked.dtype, params=asked.params) for each in tasks]
+            for name, mode in wanted
+        ]
+    )
+    if asked.precondition is not None:
+        if preconditioner is None:
+            raise ArgumentError("precondition='optimizer': a checkpoint with the state of its optimizer is needed")
+        notes = [*notes, NOTE]
+        for operator in (operator for of_record in operators for operator in of_record):
+            operator.precondition(preconditioner)
     if asked.blocks is not None:
         for of_record in operators:
             partition_of(of_record[0], asked.blocks)  # is checked
     # The first record of each mode has the measures; if it is skipped, they are computed already.
-    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.pairs()[0][0]}
+    measured = {mode for name, mode in asked.pairs() if (name, mode) in set(skip) and name == asked.measured_with}
     return _records(run, operators, measured, place, notes)
 
 
@@ -148,15 +172,16 @@ def _records(
             for operator in (training, *held_out):
                 with errors_name_test_data(operator is not training):
                     phase("checking")
-                    _ = operator.self_test
+                    operator.agree()
     if limit is not None:  # again, because self-tests take memory that the process does not give back
         with memory_limited(limit):
             chosen = [choose_probes_per_pass(of_record, run.settings) for of_record in operators]
     for of_record, probes_per_pass in zip(operators, chosen):
         mode, asked = of_record[0].bn_mode, run.settings
-        if mode in measured or asked.params is not None:
+        if mode in measured or asked.params is not None or of_record[0].kind == ResidualOperator.kind:
             asked = replace(asked, metrics="none", bounds=False)
-        measured.add(mode)
+        else:
+            measured.add(mode)
         with memory_limited(limit):
             record = _analyze_one(run, Planned(of_record, asked, probes_per_pass, place, notes))
         yield record
@@ -187,7 +212,7 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
     first, *others = shared_progress(report, len(planned.operators))
     settings = run_settings(operator.task, asked) | run.extra
     if unfinished is not None:
-        record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings}
+        record = {"operator": operator.kind, "bn_mode": operator.bn_mode, "settings": settings, **identified(operator)}
         key = key_of(operator.task.model, operator.device, record)
         goes_on_with = unfinished.begin(key, planned.probes_per_pass, fixed=asked.width is not None)
         planned = replace(planned, probes_per_pass=goes_on_with)
@@ -217,6 +242,14 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         k, m = spectrum.num_probes, spectrum.lanczos_steps
         planned = replace(planned, settings=replace(asked, num_probes=k, lanczos_steps=m), aims=None)
         settings = settings | {"num_probes": k, "lanczos_steps": m}  # the key of the unfinished probes has the other
+    eigenvector_analysis = None
+    with faults.kept("the analysis of the eigenvectors"):
+        eigenvector_analysis = first_alone(lambda: analyse_eigenvectors(operator, spectrum.eigenpairs, vectors))
+    structure = None
+    if asked.class_structure:
+        with faults.kept("the class structure"):
+            structure, remarks = first_alone(lambda: measure_class_structure(operator, spectrum, found.traces.exact))
+            notes += remarks
     blocks = None
     with faults.kept("the blocks"):
         blocks, remarks = measure_blocks(planned)
@@ -243,13 +276,20 @@ def _analyze_one(run: AnalysisRun, planned: Planned) -> Record:
         facts=facts,
         spectrum=spectrum,
         test_spectrum=None if tested is None else tested.spectrum,
-        provenance=provenance_of(operator, spectrum, seconds, training.unused) | kept | cost | faults.as_provenance(),
+        provenance=provenance_of(operator, spectrum, seconds, training.unused)
+        | kept
+        | cost
+        | shared_by()
+        | faults.as_provenance(),
         exact=found.traces.exact,
         checks=(*found.traces.checks, *found.spectrum.checks),
         exact_spectrum=found.eigenvalues,
         overlap=overlap,
+        eigenvector_analysis=eigenvector_analysis,
+        class_structure=structure,
         blocks=blocks,
         remainder=found.traces.remainder,
+        optimizer=place.optimizer,
         sharpness=found.sharpness,
         notes=(*faults.notes, *notes, *place.notes, *planned.notes),
     )
@@ -270,6 +310,7 @@ def place_of(checkpoint: Checkpoint | Place | None) -> Place:
         epoch=checkpoint.epoch,
         step=checkpoint.step,
         notes=tuple(checkpoint.notes),
+        optimizer=checkpoint.optimizer,
     )
 
 

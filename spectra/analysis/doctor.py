@@ -16,7 +16,7 @@ from spectra.analysis.held_out import errors_name_test_data
 from spectra.analysis.observed import observe
 from spectra.analysis.plan import plan_checkpoints
 from spectra.analysis.run import TaskMaker
-from spectra.analysis.settings import OPERATORS, RunSettings
+from spectra.analysis.settings import RunSettings
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import load_checkpoint
 from spectra.checkpoints.loading import Recipient
@@ -24,6 +24,7 @@ from spectra.errors import CheckpointError, DataError, NumericsError, SpectraErr
 from spectra.exact.trace import exact_trace
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.custom_functions import hessian_misses_a_part
+from spectra.operators.hessian import HessianOperator
 from spectra.operators.point import measure_point
 from spectra.operators.selftest import self_test
 from spectra.runtime.memo import shared_results
@@ -176,7 +177,7 @@ class _Doctor:
         check = f"{'test data, ' if held_out else ''}{name}, {mode}"
         with self.refusals(check), errors_name_test_data(held_out):
             settings = self.asked.analysis
-            operator = OPERATORS[name](task, mode, dtype=settings.dtype, params=settings.params)
+            operator = settings.operator_of(name)(task, mode, dtype=settings.dtype, params=settings.params)
             phase("checking")
             if self._sound(operator, check, held_out=held_out):
                 self.add(diagnoses.of_products(operator, check))
@@ -232,7 +233,7 @@ class _Doctor:
         with self.refusals("parameters"):
             seen = observe(function)
             self.add(diagnoses.of_observed(seen))
-            if operator.kind == "hessian":
+            if isinstance(operator, HessianOperator):
                 batch = next(batch for batch in operator.task.batches() if operator.task.weight_of(batch) > 0)
                 with function.evaluation("eval"):
                     placed = function.place(batch)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from spectra.analysis.settings import Settings
 from spectra.analysis.validation import Verification, verify, verify_spectrum
-from spectra.errors import SpectraError
+from spectra.errors import RanksError, SpectraError
 from spectra.exact.trace import exact_trace
 from spectra.operators.curvature import CurvatureOperator
 from spectra.results.exact_trace import ExactTrace
@@ -15,6 +15,7 @@ from spectra.runtime.allowance import Allowance, limited
 from spectra.runtime.faults import Faults
 from spectra.runtime.memo import shared_results
 from spectra.runtime.phases import part, phase
+from spectra.runtime.ranks import first_alone
 from spectra.sharpness.suite import bounds_of, measure_all, task_of
 from spectra.spectrum.estimators import FROM_TRACE
 from spectra.spectrum.exact_spectrum import GGNSpectrum
@@ -58,18 +59,20 @@ def find(
     traces, eigenvalues, compared = Verification(), None, Verification()
     with operator.prepared(), shared_results():
         task = task_of(operator)
-        if asked.check is not False:
+        if asked.check is not False and asked.precondition is None:
             with faults.kept("the check of the traces"), limited(None if asked.check else allowance):
                 traces = verify(operator, spectrum, task, exact)
         if asked.exact_spectrum:
             phase("exact spectrum")
             with faults.kept("the exact spectrum"):
-                eigenvalues, compared = verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
+                eigenvalues, compared = first_alone(
+                    lambda: verify_spectrum(operator, spectrum, task, asked.exact_spectrum)
+                )
         with limited(allowance):
-            measures = measure_all(task, asked.metrics or "none", operator.bn_mode, faults)
+            measures = first_alone(lambda: measure_all(task, asked.metrics or "none", operator.bn_mode, faults))
         if asked.bounds:
             with faults.kept("the bounds"), part("bounds", 0, 1):
-                measures |= bounds_of(task, operator.bn_mode)
+                measures |= first_alone(lambda: bounds_of(task, operator.bn_mode))
         return Findings(traces, compared, eigenvalues, measures)
 
 
@@ -82,13 +85,15 @@ def exact_answer(operator: CurvatureOperator, asked: Settings) -> ExactTrace | N
         operator: on the training data.
         asked: the settings.
     """
-    if asked.check is False or not any(name in FROM_TRACE for name, _ in asked.aims):
+    if asked.check is False or asked.precondition is not None or not any(name in FROM_TRACE for name, _ in asked.aims):
         return None
     if operator.kind not in ("hessian", "ggn"):
         return None
     try:
         with operator.prepared(), shared_results(), limited(None if asked.check else allowance_of(operator, asked)):
             exact = exact_trace(task_of(operator), operator.bn_mode, params=operator.params, dtype=operator.torch_dtype)
+    except RanksError:
+        raise
     except SpectraError:  # the check of the traces meets it again, and says so
         return None
     own = exact.total is not None and (operator.kind == "ggn" or exact.applies)

@@ -19,6 +19,7 @@ from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.point import measure_point
 from spectra.results.identity import Place
 from spectra.runtime.phases import phase
+from spectra.runtime.ranks import ranks
 from spectra.spectrum.probe_planning import Aims, Planner
 from spectra.spectrum.spectrum import Spectrum
 
@@ -69,8 +70,9 @@ def measure(
         pairs, ahead = None, asked.num_probes * min(asked.lanczos_steps, operator.n)
         if asked.eigenpairs:
             phase("eigenpairs")
-            search = partial(
-                eigsh,
+            pairs = None if unfinished is None else unfinished.kept_pairs(part, operator.n)
+        if asked.eigenpairs and pairs is None:
+            pairs = eigsh(
                 operator,
                 min(asked.eigenpairs, operator.n),
                 "LM",
@@ -78,7 +80,8 @@ def measure(
                 nearby=nearby,
                 progress=_phase_progress("eigenpairs", progress, 0, ahead),
             )
-            pairs = search() if unfinished is None else unfinished.eigenpairs(part, operator.n, search)
+            if unfinished is not None:
+                unfinished.keep_pairs(part, pairs)
         done = [] if unfinished is None else unfinished.done(part)
         under_way = [] if unfinished is None else unfinished.under_way(part, operator.device)
         already = sum(r.tridiagonal.steps for r in done) + sum(len(h.alphas) for h in under_way)
@@ -90,7 +93,8 @@ def measure(
             "done": done,
             "group_done": None if unfinished is None else partial(unfinished.keep, part),
             "under_way": under_way,
-            "step_done": None if unfinished is None else partial(unfinished.step, part),
+            # Where several processes share the probes, only finished ones are stored.
+            "step_done": None if unfinished is None or ranks() is not None else partial(unfinished.step, part),
         }
         limits, unused = (asked.lanczos_steps, asked.num_probes), 0
         if planned.aims is None:

@@ -38,6 +38,6 @@ def notes_of(operator: CurvatureOperator) -> list[str]:
     if operator.per_sample:
         over = operator.task.averaging.over
         notes.append(f"a sample is one row of the target, weighted as in the loss ({over})")
-    if operator.task.l2:
+    if operator.task.l2 and operator.with_l2:
         notes.append(f"the numbers are of the loss with its l2 term: every eigenvalue is moved by {operator.task.l2:g}")
     return notes

@@ -23,7 +23,7 @@ from spectra.analysis.predicted import Plan, RecordCost
 from spectra.analysis.provenance import provenance_of
 from spectra.analysis.resume import weights_sha256
 from spectra.analysis.run import TaskMaker, under_names_of
-from spectra.analysis.settings import OPERATORS, RunSettings, Settings, run_settings
+from spectra.analysis.settings import RunSettings, Settings, run_settings
 from spectra.analysis.trials import Time, Trial, lanczos_times, no_time, shortest, stand_in, timed, trial_on_all
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import load_checkpoint
@@ -67,7 +67,7 @@ def plan_checkpoints(paths: Sequence[Path], make_task: TaskMaker, asked: RunSett
         tasks = [task, task.held_out()] if settings.test_data else [task]
         once, _ = timed(lambda: [each.survey() for each in tasks])
         operators = [
-            [OPERATORS[name](each, mode, dtype=settings.dtype, params=settings.params) for each in tasks]
+            [settings.operator_of(name)(each, mode, dtype=settings.dtype, params=settings.params) for each in tasks]
             for name, mode in settings.pairs()
         ]
         widths = [choose_probes_per_pass(of_record, settings) for of_record in operators]
@@ -144,7 +144,8 @@ def _record_cost(
         exact_trace=exact is not None
         and exact.total is not None
         and exact.stderr is None
-        and (exact.applies or operator.kind == "ggn"),
+        and (exact.applies or operator.kind == "ggn")
+        and operator.kind != "residual",
     )
 
 

@@ -53,30 +53,47 @@ class RecordCost:
         """The largest number of bytes of the graphs of all batches, with their margin, over the data sets."""
         return max(MARGIN * trial.graph_bytes for trial in self.trials)
 
-    def time(self, *, share: float = 1.0) -> Time:
-        """The time of the record, on a share of the data."""
+    def time(self, *, share: float = 1.0, processes: int = 1) -> Time:
+        """The time of the record, on a share of the data.
+
+        Args:
+            share: of the data.
+            processes: that share the products; the time of their communication is not included.
+        """
         a, b = self.lanczos
+        own = -(-self.batches // processes) / max(1, self.batches)  # the largest share of the batches
         total: Time = self.fixed + self.trials[0].findings * share
         for trial in self.trials:
             kept = self.kept_share(trial)
             reads = 1 if trial.data_bytes <= self.budget else self.products / self.width
             each = (kept * trial.kept + (1 - kept) * trial.new) / self.width
             count = self.products + self.search / len(self.trials)
-            passes = trial.load * (reads + 1) + trial.point + trial.first + count * each
-            total = total + share * passes + self.probes * (a * self.steps + b * self.steps**2)
+            passes = trial.load * (reads + 1) + own * (trial.point + trial.first + count * each)
+            total = total + share * passes + self.probes * (a * self.steps + b * self.steps**2 / processes)
         return total
 
-    def memory(self) -> float:
-        """The peak of the memory that the record needs, in bytes beyond what the process uses before it."""
-        vectors = self.width * (self.steps * self.n * self.itemsize + self.n * (3 * self.itemsize + 3 * 8))
+    def memory(self, *, processes: int = 1) -> float:
+        """The peak of the memory that the record needs, in bytes beyond what the process uses before it.
+
+        Args:
+            processes: that share the products and the Krylov basis; the memory is that of the first.
+        """
+        basis = self.steps * self.n * self.itemsize / processes
+        vectors = self.width * (basis + self.n * (3 * self.itemsize + 3 * 8))
         if self.eigenpairs:
             vectors = max(vectors, self.n * self.itemsize * min(self.n, 100 + 10 * self.eigenpairs))
+        own = -(-self.batches // processes) / max(1, self.batches)
         return max(
-            (trial.data_bytes if trial.data_bytes <= self.budget else 0.0)
-            + min(self.budget, trial.graph_bytes)
+            own * (trial.data_bytes if trial.data_bytes <= self.budget else 0.0)
+            + min(self.budget, own * trial.graph_bytes)
             + max(vectors + trial.work_bytes, trial.findings_bytes)
             for trial in self.trials
         )
+
+    def traffic(self, processes: int) -> float:
+        """The bytes that each of several processes sends: a sum of float64 vectors over all of them per product."""
+        products = self.products * len(self.trials) + self.search
+        return products * 2 * (processes - 1) / processes * self.n * (8 if self.batches > 1 else self.itemsize)
 
 
 @dataclass(frozen=True)
@@ -103,12 +120,24 @@ class Plan:
     notes: Sequence[str] = field(default_factory=tuple)
     in_float32: Time | None = None  # (2,): the time of a float32 product relative to a float64 one
 
-    def time(self) -> Time:
-        """(2,): seconds of the whole analysis by the clock, and seconds of the processor."""
+    def time(self, *, processes: int = 1) -> Time:
+        """(2,): seconds of the whole analysis by the clock, and seconds of the processor.
+
+        Args:
+            processes: that share it; the seconds of one of them, without those of their communication.
+        """
         total: Time = self.start + self.once + self.checkpoints * self.each
         for record in self.records:
-            total = total + self.checkpoints * record.time()
+            total = total + self.checkpoints * record.time(processes=processes)
         return total
+
+    def traffic(self, processes: int) -> float:
+        """The bytes that each of several processes sends in the whole analysis."""
+        return self.checkpoints * sum(record.traffic(processes) for record in self.records)
+
+    def memory_of_each(self, processes: int) -> float:
+        """The peak of the memory of the first of several processes, in bytes."""
+        return max(self.peak, *(self.base + record.memory(processes=processes) for record in self.records))
 
     @property
     def memory(self) -> float:

@@ -1,7 +1,8 @@
-"""Presets: the protocols of papers, as options of an analysis."""
+"""Presets: the protocols of papers, and common purposes, as options of an analysis."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from spectra.errors import ArgumentError
@@ -17,6 +18,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bn_modes": ("recalibrated",),
         "lanczos_steps": 100,
         "num_probes": 1,
+    },
+    # The largest eigenvalue alone, for many checkpoints of a run: one probe, as many steps as its interval needs.
+    "sharpness": {
+        "num_probes": 1,
+        "rtol": {"lambda_max": 1e-3},
+        "check": False,
+        "metrics": "none",
     },
 }
 
@@ -61,4 +69,8 @@ def departures(preset: str, given: dict[str, Any]) -> list[str]:
 
 
 def _words(value: Any) -> str:
-    return "+".join(value) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    if isinstance(value, (list, tuple)):
+        return "+".join(item if isinstance(item, str) else "=".join(map(str, item)) for item in value)
+    return str(value)

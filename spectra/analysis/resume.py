@@ -109,25 +109,28 @@ class Unfinished:
         self._key, self._how = key, {"width": probes_per_pass, "threads": torch.get_num_threads()}
         return probes_per_pass
 
-    def eigenpairs(self, part: int, n: int, search: Callable[[], Eigenpairs]) -> Eigenpairs:
-        """The eigenpairs of a part of the record: those of an earlier process, else the result of the search, stored.
+    def kept_pairs(self, part: int, n: int) -> Eigenpairs | None:
+        """The eigenpairs of a part of the record from an earlier process; None where there are none.
 
         Args:
             part: of the record.
             n: the length of an eigenvector.
-            search: finds the eigenpairs.
+        """
+        found = self.pairs.of(self._key, part, n)
+        if found is None:
+            return None
+        pairs, seconds = found
+        self.seconds = max(self.seconds, seconds)
+        self.say(f"{self.pairs.file.shown}: {pairs.count} eigenpairs of an unfinished record are there already")
+        return pairs
+
+    def keep_pairs(self, part: int, pairs: Eigenpairs) -> None:
+        """Store the eigenpairs of a part of the record.
 
         Raises:
             StorageError: they cannot be written.
         """
-        if (found := self.pairs.of(self._key, part, n)) is not None:
-            pairs, seconds = found
-            self.seconds = max(self.seconds, seconds)
-            self.say(f"{self.pairs.file.shown}: {pairs.count} eigenpairs of an unfinished record are there already")
-            return pairs
-        pairs = search()
         self.pairs.keep(self._key, part, pairs, self._spent())
-        return pairs
 
     def done(self, part: int) -> list[Recurrence]:
         """The finished probes of a part of the record, in order."""

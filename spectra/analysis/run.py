@@ -6,7 +6,7 @@ its error is raised and no file is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,18 +17,22 @@ import torch
 
 from spectra.analysis.analysis_run import AnalysisRun, check_output
 from spectra.analysis.analyze import failed_record, place_of, records_of
+from spectra.analysis.on_first import items_of_first
+from spectra.analysis.preconditioning import preconditioner_for
 from spectra.analysis.resume import weights_sha256
 from spectra.analysis.settings import DataChoice, RunSettings, Settings, run_settings
 from spectra.analysis.store import Listener, Outcome
 from spectra.analysis.threads import SameThreads
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from spectra.checkpoints.fitting import Fit
 from spectra.checkpoints.loading import Recipient
 from spectra.errors import CheckpointError, NumericsError, OutOfMemory, SpectraError
 from spectra.results.identity import Place, apart
 from spectra.runtime.exclusive import one_at_a_time
 from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import phase, reported
+from spectra.runtime.ranks import first_alone, jointly, ranks, same_everywhere
 from spectra.task.task import Task
 from spectra.task.user_errors import reason_of
 
@@ -71,7 +75,7 @@ def analyze_checkpoints(paths: Iterable[Path], make_task: TaskMaker, asked: RunS
             After any error the file has all finished records, and the finished probes of the next record are in a file
             in the same folder.
     """
-    total = len(paths) if isinstance(paths, Sequence) else None
+    total = first_alone(lambda: len(paths) if isinstance(paths, Sequence) else None)
     if total == 0:
         raise CheckpointError("no checkpoint to analyse")
     with ExitStack() as stack:
@@ -84,31 +88,37 @@ def analyze_checkpoints(paths: Iterable[Path], make_task: TaskMaker, asked: RunS
 
 def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, make_task: TaskMaker) -> None:
     asked, store, listener, pairs = run.asked, run.store, run.listener, run.settings.pairs()
-    read = partial(load_checkpoint, unsafe=asked.unsafe, weights=asked.weights, max_size=parse_size(asked.max_size))
+    read = partial(
+        load_checkpoint,
+        unsafe=asked.unsafe,
+        weights=asked.weights,
+        max_size=parse_size(asked.max_size),
+        optimizer_state=run.settings.precondition is not None,
+    )
     seen = Seen()
     recipient = Recipient(asked.partial)
     shares: str | None = None  # the last note about tensors that the checkpoint lacks
-    for index, path in enumerate(paths):
+    for index, path in enumerate(items_of_first(paths)):
         listener.checkpoint(index, total, path)
         place = Place(checkpoint=str(path))
         one_at_a_time.acquire()  # another thread may load into the same model
         try:
             phase("reading")
             with _of_checkpoint(path):
-                checkpoint = read(path)
+                checkpoint = jointly(partial(read, path))
             place = place_of(checkpoint)
             if (first := seen.content(place)) is not None:
                 listener.duplicate(path, Path(first.words), len(pairs))
                 store.keep_all(pairs, first)
                 continue
             try:
-                made = make_task(checkpoint)
+                made = jointly(partial(make_task, checkpoint))
             except SpectraError as error:
                 raise _NoTask(error) from error
-            task = run.data.task(made)
+            task = jointly(partial(run.data.task, made))
             store.twins = not (run.data.varies or getattr(make_task, "per_checkpoint", False))
             with _of_checkpoint(path):
-                found = recipient.load(under_names_of(make_task, checkpoint, task.model), task.model)
+                found = jointly(partial(_load, recipient, make_task, checkpoint, task.model))
             if found.own and found.shares != shares:
                 shares = found.shares
                 listener.note(f"{path}: {shares}")
@@ -120,7 +130,8 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
             if run.device is not None:
                 task.model.to(run.device)
             phase("checking")
-            analyze_into(run, task, place, notes=found.notes)
+            preconditioner = preconditioner_for(run.settings.precondition, checkpoint, task.model)
+            analyze_into(run, task, place, notes=found.notes, preconditioner=preconditioner)
         except _NoTask as failure:
             raise failure.reason from failure.reason.__cause__
         except (CheckpointError, NumericsError) as error:
@@ -130,6 +141,10 @@ def _analyze_all(run: AnalysisRun, paths: Iterable[Path], total: int | None, mak
             record_failure(run, place, error)
         finally:
             one_at_a_time.release()
+
+
+def _load(recipient: Recipient, make_task: TaskMaker, checkpoint: Checkpoint, model: torch.nn.Module) -> Fit:
+    return recipient.load(under_names_of(make_task, checkpoint, model), model)
 
 
 def under_names_of(make_task: TaskMaker, checkpoint: Checkpoint, model: torch.nn.Module) -> Checkpoint:
@@ -181,7 +196,14 @@ class Seen:
         return first
 
 
-def analyze_into(run: AnalysisRun, task: Task, place: Place, *, notes: Sequence[str] = ()) -> None:
+def analyze_into(
+    run: AnalysisRun,
+    task: Task,
+    place: Place,
+    *,
+    notes: Sequence[str] = (),
+    preconditioner: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Compute and store the records of a task that the file of the run does not have.
 
     Args:
@@ -189,16 +211,20 @@ def analyze_into(run: AnalysisRun, task: Task, place: Place, *, notes: Sequence[
         task: on the chosen data.
         place: the origin of the parameters.
         notes: to add to the notes of the records.
+        preconditioner: of the optimizer, where it is asked for.
 
     Raises:
         SpectraError: numbers that would not be right, a file that cannot be written or continued, or, in a strict run,
             an unverified record, which is stored before.
     """
-    run.store.open(run_settings(task, run.settings))
+    settings = jointly(lambda: run_settings(task, run.settings))
+    same_everywhere("weights", weights_sha256(task.model) if ranks() else "")
+    same_everywhere("settings or data", settings)
+    run.store.open(settings)
     done = run.store.keep_all(run.settings.pairs(), place)
     for pair in done:
         run.listener.kept(place, *pair)
-    for record in records_of(run, task, place, skip=done, notes=notes):
+    for record in records_of(run, task, place, skip=done, notes=notes, preconditioner=preconditioner):
         run.add(record)
         if run.asked.strict and record.status == "unverified":
             raise NumericsError(f"{record.label}: unverified: {record.reason}; its numbers are in {run.asked.out}")

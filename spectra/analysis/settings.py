@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from spectra.analysis.held_out import held_out_settings, run_lengths
+from spectra.analysis.preconditioning import check_precondition
 from spectra.checkpoints.bounds import parse_size
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
 from spectra.logs.destinations import checked_log
 from spectra.operators.blocks import check_blocks
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
+from spectra.operators.differences import HESSIANS, check_product
 from spectra.operators.fisher import EmpiricalFisherOperator
 from spectra.operators.function import choose_parameters
 from spectra.operators.ggn import GGNOperator
 from spectra.operators.hessian import HessianOperator
 from spectra.operators.modes import check_bn_mode
+from spectra.operators.residual import ResidualOperator
 from spectra.results.measure_catalogue import chosen_measures
 from spectra.spectrum.probe_planning import Aims, checked_aims
 from spectra.task.task import Task
@@ -27,6 +30,7 @@ OPERATORS: dict[str, type[CurvatureOperator]] = {
     "hessian": HessianOperator,
     "ggn": GGNOperator,
     "empirical_fisher": EmpiricalFisherOperator,
+    "residual": ResidualOperator,
 }
 
 
@@ -100,8 +104,12 @@ class Settings:
     eigenpairs: int = bounded(0, least=0, most=10**6, remark="0, the default, is none")
     warm_start: bool = False  # start the search for eigenpairs from the vectors of the previous checkpoint
     save_eigenvectors: bool = False  # store the eigenvectors in the record
+    class_structure: bool = False  # class means in the Gauss-Newton matrix, at C^2 backward passes; for operator "ggn"
     # Also the spectra of diagonal blocks: "layer", "module", or a regular expression whose match names the block.
     blocks: str | None = None
+    product: str = "autograd"  # of the Hessian; "differences": of gradients, for networks without a second derivative
+    # "optimizer": the matrix P^-1/2 H P^-1/2 with the denominators P of Adam, from the checkpoint.
+    precondition: str | None = None
     # Estimate -> the relative error that it is to have. The steps and the number of probes are then the upper limits.
     rtol: Mapping[str, float] | Aims = ()
 
@@ -124,8 +132,14 @@ class Settings:
             raise ArgumentError("warm_start without eigenpairs: say how many are to be found with eigenpairs=K")
         if self.save_eigenvectors and not self.eigenpairs:
             raise ArgumentError("save_eigenvectors without eigenpairs: say how many are to be found with eigenpairs=K")
+        if self.class_structure and GGNOperator.kind not in self.operators:
+            raise ArgumentError("class_structure is of the Gauss-Newton matrix: add the operator 'ggn'")
         parse_size(self.memory, "memory")  # is checked
         check_blocks(self.blocks)
+        check_product(self.product)
+        if self.product != "autograd" and "hessian" not in self.operators:
+            raise ArgumentError(f"product={self.product!r}: only products with the hessian, which is not asked for")
+        check_precondition(self)
         object.__setattr__(self, "rtol", checked_aims(self.rtol))
         torch_dtype_of(self.dtype)
         chosen_measures(self.metrics)  # the names are checked
@@ -134,6 +148,15 @@ class Settings:
     def aims(self) -> Aims:
         """The relative errors that estimates are to have, as :func:`checked_aims` returns them."""
         return tuple((name, float(value)) for name, value in dict(self.rtol).items())
+
+    def operator_of(self, name: str) -> type[CurvatureOperator]:
+        """The class of an operator, with the products of these settings."""
+        return HESSIANS[self.product] if name == "hessian" else OPERATORS[name]
+
+    @property
+    def measured_with(self) -> str | None:
+        """The operator whose records have the sharpness measures: the first that is not the residual."""
+        return next((name for name in self.operators if name != ResidualOperator.kind), None)
 
     def pairs(self) -> list[tuple[str, str]]:
         """The (operator, BN mode) pairs asked for, in order, each once."""
@@ -217,8 +240,11 @@ def run_settings(task: Task, asked: Settings) -> dict[str, Any]:
         **({"eigenpairs": asked.eigenpairs} if asked.eigenpairs else {}),
         **({"warm_start": True} if asked.warm_start else {}),
         **({"save_eigenvectors": True} if asked.save_eigenvectors else {}),
+        **({"class_structure": True} if asked.class_structure else {}),
         **({"preset": asked.preset} if asked.preset else {}),
+        **({"precondition": asked.precondition} if asked.precondition is not None else {}),
         **({"blocks": asked.blocks} if asked.blocks is not None else {}),
+        **({"product": asked.product} if asked.product != "autograd" else {}),
         **({"rtol": dict(asked.aims)} if asked.rtol else {}),
         **(held_out_settings(task) if asked.test_data else {}),
     }

@@ -97,7 +97,8 @@ def verify(
     The exact traces are those of the Gauss-Newton matrix. A run of that matrix is compared in all its tensors. A run of
     the Hessian is compared in the tensors whose block passed the certificate; where some did not, the first products
     of the Gauss-Newton matrix with the same probes are made, compared in all tensors, and give the remainder
-    ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A disagreement is
+    ``Tr H - Tr G = n mean_i q_i'(H - G) q_i`` with the standard error of the paired samples. A run of the residual
+    ``H - G`` is compared with zero in the tensors whose block passed the certificate. A disagreement is
     confirmed by fresh probes, ``results.trace_checks.FRESH_PROBES`` or as many as the run's, before it is reported.
     Where a part of this does not exist or is refused, the numbers of the run are kept, and ``failure`` says why; any
     other error is raised. Within a block that limits the cost (``runtime.allowance``) a part that exceeds the limit is
@@ -109,7 +110,7 @@ def verify(
         task: the operator's task at the operator's parameters, where training has gone on since; by default its own.
         exact: the exact trace, if it is computed already.
     """
-    if operator.kind not in ("hessian", "ggn"):
+    if operator.kind not in ("hessian", "ggn", "residual"):
         return Verification()
     try:
         return _verify(operator, spectrum, task or operator.task, exact)
@@ -137,6 +138,9 @@ def _verify(
     if operator.kind == "ggn":
         return Verification(exact, _compared(operator, spectrum, exact, exact.by_layer, scale))
     mine = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}
+    if operator.kind == "residual":  # its trace is zero where that of the Gauss-Newton matrix is the Hessian's
+        zero = replace(exact, stderr_by_layer=None, draws=None)
+        return Verification(exact, _compared(operator, spectrum, zero, dict.fromkeys(mine, 0.0), scale))
     checks = _compared(operator, spectrum, exact, mine, scale)
     if exact.applies:
         if kept_for_pairs:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectra.checkpoints import optimizers
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.contents import check_weights
 from spectra.checkpoints.dialects import clean, find_weights, metadata_of
@@ -28,6 +29,7 @@ from spectra.checkpoints.rawfile import read_hashed
 from spectra.checkpoints.shards import is_index, read_shards
 from spectra.checkpoints.sidecars import ADAPTER_CONFIG, adapter_config
 from spectra.errors import ArgumentError, CheckpointError, escaped
+from spectra.results.optimizer import OptimizerSettings
 from spectra.results.storage.atomic_write import temporary_file
 from spectra.results.storage.safe_open import mode_of_regular
 
@@ -62,6 +64,8 @@ class Checkpoint:
     notes: tuple[str, ...] = field(default=())  # to print
     files: tuple[Path, ...] = ()  # with the weights: one, or an index and its shards
     adapter_config: dict[str, Any] | None = None  # of an adapter by peft
+    optimizer: OptimizerSettings | None = None  # None: the checkpoint has no optimizer, or several
+    optimizer_state: Mapping[str, Any] | None = field(default=None, repr=False)  # its state dict, where it is asked for
 
     def load_into(self, model: nn.Module, *, partial: bool = False) -> list[str]:
         """Copy all weights into a model, or raise and leave the model unchanged.
@@ -97,6 +101,7 @@ def load_checkpoint(
     unsafe: bool = False,
     weights: str | None = None,
     max_size: int | str | None = None,
+    optimizer_state: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint in any of the usual formats.
 
@@ -109,6 +114,7 @@ def load_checkpoint(
             note.
         max_size: bytes that a file may take in memory, or a text such as ``"8G"``. By default 20 times the file size or
             256 MiB, whichever is larger: torch.save does not compress.
+        optimizer_state: also keep the state dict of the optimizer, which may be larger than the weights.
 
     Raises:
         CheckpointError: missing, empty, truncated, not a checkpoint, without weights, or only readable by running
@@ -137,6 +143,8 @@ def load_checkpoint(
         check_weights(loaded.tensors)
         metadata = metadata_of(content, loaded)
         (epoch, step), note = position(path, files, metadata)
+        state, unread = optimizers.state_of(content, files.folder, parse_size(max_size), checked=optimizer_state)
+        optimizer = None if state is None else optimizers.settings_of(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     tensors, prefix = clean(loaded.tensors)
@@ -148,6 +156,7 @@ def load_checkpoint(
     if files.unused:
         unused = ", ".join(file.name for file in files.unused)
         notes.append(f"weights taken from {files.entry.name}; the folder also holds {unused}")
+    notes += [unread] if unread else []
     config = adapter_config(files.folder) if files.folder is not None and files.is_adapter else None
     if config is not None:
         metadata[ADAPTER_CONFIG.removesuffix(".json")] = config
@@ -166,6 +175,8 @@ def load_checkpoint(
         notes=tuple(notes),
         files=tuple(weight_files),
         adapter_config=config,
+        optimizer=optimizer,
+        optimizer_state=state if optimizer_state else None,
     )
 
 

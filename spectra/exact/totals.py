@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from spectra.exact.linearised import Linearised, Plans, linearise
 from spectra.operators.ggn import GGNOperator
 from spectra.runtime.allowance import FEWEST_DRAWS, affordable, cost, spend
 from spectra.runtime.phases import phase
+from spectra.runtime.ranks import adding_up, ranks
 
 # With more columns than this the trace is estimated from random draws, unless method="exact".
 MANY_COLUMNS = 50
@@ -50,13 +53,27 @@ def add_up(operator: GGNOperator, method: str, draws: int, seed: int, diagonal: 
     totals: Totals | None = None
     plans: Plans = {}
     name, batches = "exact diagonal" if diagonal else "exact trace", task.survey().num_batches
-    for place, (batch, weight) in enumerate(operator.batches()):
+
+    def add_batch(place: int, batch: Any, weight: float) -> None:
+        nonlocal totals
         phase(name, place, batches)
         linear = linearise(function, batch, plans)
         totals = totals or _empty(linear, _choose_method(linear, method, draws))
         add = _draw if totals.drawn else _all_columns
-        report = lambda share: phase(name, place + share, batches)  # noqa: E731, B023
+        report = lambda share: phase(name, place + share, batches)  # noqa: E731
         add(totals, linear, task.total_factor(weight), generator, diagonal, report)
+
+    if ranks() is not None:  # all need the method, also those without data
+        for batch, _ in islice(operator.batches(), 1):
+            linear = linearise(function, batch, plans)
+            totals = _empty(linear, _choose_method(linear, method, draws), filled=diagonal)
+    if totals is not None and not totals.drawn:
+        with adding_up([*totals.traces, *(entries for entries in totals.entries if entries is not None)]):
+            for number, batch, weight in operator.passes.own_batches():
+                add_batch(number, batch, weight)
+    else:  # random draws follow one another from batch to batch
+        for number, (batch, weight) in enumerate(operator.batches()):
+            add_batch(number, batch, weight)
     if totals is None:
         raise TaskError("no batch has a positive weight: there is nothing to take a trace of")
     return totals
@@ -92,14 +109,16 @@ def _choose_method(linear: Linearised, method: str, draws: int) -> _Method:
     return _Method(True, count, f"Monte-Carlo: {count} draws for {columns} columns{why}")
 
 
-def _empty(linear: Linearised, how: _Method) -> Totals:
+def _empty(linear: Linearised, how: _Method, *, filled: bool = False) -> Totals:
+    """Sums of nothing; `filled`: the diagonals are zeros."""
     function = linear.function
     words = how.words
     if linear.others:
         words += f"; gradients of single samples formed for {len(linear.others)} of {len(function.theta)} tensors"
     nothing: list[torch.Tensor | None] = [None] * len(function.theta)
     traces = [torch.zeros(how.draws, dtype=torch.float64, device=function.device) for _ in function.theta]
-    return Totals(traces, nothing, list(nothing), how.drawn, words)
+    zeros = [torch.zeros(p.shape, dtype=torch.float64, device=p.device) for p in function.theta] if filled else nothing
+    return Totals(traces, list(zeros), list(nothing), how.drawn, words)
 
 
 def _all_columns(

@@ -14,7 +14,7 @@ from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from spectra.errors import ArgumentError, StorageError
-from spectra.figures import blocks, curve_sheets, findings, over_training, sheets
+from spectra.figures import blocks, class_structure, curve_sheets, eigenvectors, findings, over_training, sheets
 from spectra.figures.moments import Moment, check_epochs, chosen_moments, moments_of
 from spectra.figures.style import style
 from spectra.results.storage.atomic_write import replace_file
@@ -23,7 +23,8 @@ from spectra.results.trajectory import Trajectory
 
 KINDS = (
     *("density", "stems", "cumulative", "degeneracy", "negative", "dimension"),
-    *("layers", "blocks", "block-distances", "checks", "modes", "trajectory", "sharpness"),
+    *("layers", "eigenvectors", "eigenvector-classes", "class-structure"),
+    *("blocks", "block-distances", "checks", "modes", "trajectory", "sharpness"),
     *("density-training", "degeneracy-training", "layers-training", "modes-training"),
 )
 FORMATS = ("png", "pdf", "svg")
@@ -33,6 +34,9 @@ _NEEDS = {  # what some kinds need beyond one complete record
     "checks": "comparisons of traces with exact ones that are not all inconclusive, which these records do not have",
     "sharpness": "a sharpness measure at no less than 2 complete checkpoints",
     "layers": "the traces of the tensors, which these records do not have",
+    "eigenvectors": "eigenpairs: analyze it with --eigenpairs 10",
+    "eigenvector-classes": "eigenpairs of a task with class targets: analyze it with --eigenpairs 10",
+    "class-structure": "the class structure: analyze it with --operator ggn --class-structure",
     "blocks": "spectra of blocks: analyze it with --blocks layer",
     "block-distances": "spectra of at least 2 blocks: analyze it with --blocks layer",
     "modes": "batch norm in eval and in train mode at one checkpoint: analyze it with --bn both",
@@ -173,6 +177,14 @@ def _plan_operator(moments: list[Moment], kinds: Sequence[str], epochs: Sequence
             add("dimension", moment.slug, curve_sheets.dimension_figure, moment)
         if any(record.spectrum and record.spectrum.tensor_forms is not None for record in moment.complete.values()):
             add("layers", moment.slug, sheets.layer_figure, moment)
+        for kind, modes, draw in (
+            ("eigenvectors", eigenvectors.modes_with_tensors(moment), eigenvectors.tensor_map),
+            ("eigenvector-classes", eigenvectors.modes_with_classes(moment), eigenvectors.class_map),
+            ("class-structure", class_structure.modes_with_structure(moment), class_structure.structure_figure),
+        ):
+            for mode in modes:
+                slug = f"{moment.slug}-{mode}" if len(modes) > 1 else moment.slug
+                add(kind, slug, partial(draw, mode=mode), moment)
         with_blocks = blocks.modes_with_blocks(moment)
         for mode in with_blocks:
             slug = f"{moment.slug}-{mode}" if len(with_blocks) > 1 else moment.slug

@@ -23,6 +23,7 @@ _HEADING = 10.5  # points
 _MATRICES = {
     "hessian": "loss Hessian",
     "ggn": "Gauss-Newton matrix",
+    "residual": "Hessian less its Gauss-Newton matrix",
     "empirical_fisher": "empirical Fisher matrix",
 }
 
@@ -36,6 +37,7 @@ def matrix_words(record: Record) -> str:
     words = _MATRICES.get(record.operator, record.operator.replace("_", " "))
     if reduction in ("mean", "sum"):
         words += f", {reduction} over data"
+    words += ", preconditioned by the optimizer" if record.settings.get("precondition") else ""
     return words + (f", with l2 = {record.settings['l2']:g}" if record.settings.get("l2") else "")
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectra.figures import draw
+from spectra.figures.edges import draw_edges
 from spectra.figures.frame import band_of, blank, exact_words, finished, matrix_at, mode_words, time_axis
 from spectra.figures.moments import Moment, axis_of, values_over
 from spectra.figures.readable import CLIPPED, clip_intervals, largest_tensors, plain_ticks
@@ -181,13 +182,14 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
     # A little to the side, so that the bars of one mode do not hide those of the other.
     distances = np.diff(np.unique(position[np.isfinite(position)]))
     aside = 0.07 * float(distances.min()) if distances.size else 0.0
-    clipped = False
+    clipped, edges = False, ""
     for ax, (name, columns) in zip(axes, panels.items()):
         parts = []
         for index, (mode, values) in enumerate(columns.items()):
             x = position + (index - (len(modes) - 1) / 2) * aside
             parts.append(draw.draw_series(ax, x, values, look=look_of(mode), label=mode_words(mode)))
         clipped |= clip_intervals(ax, parts)
+        edges += draw_edges(ax, position, moments) if name == "lambda_max" else ""
         plain_ticks(ax)
         ax.set_ylabel(PANELS[name])
         time_axis(ax, position, words)
@@ -197,7 +199,7 @@ def trajectory_figure(moments: list[Moment]) -> Figure:
         f"Bars: of trace and Frobenius norm {band_of(*shown)}; of the extremes and the spectral norm an interval that "
         "holds with 95 %, an arrow head where a side has no bound; of the fraction its bracket with 95 % over "
         f"probes{_tolerances(shown)}. Loss and accuracy have none.{exact_words(shown)} The probes are the same at "
-        "every checkpoint, so the errors of neighbouring points are correlated." + f" {CLIPPED}" * clipped
+        "every checkpoint, so the errors of neighbouring points are correlated." + edges + f" {CLIPPED}" * clipped
     )
     return finished(figure, moments, caption, legend=list(axes[: len(panels)]))
 

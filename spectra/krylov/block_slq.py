@@ -53,6 +53,8 @@ def block_slq(
     sharing = lockstep_width(operator, min(lanczos_steps, operator.n), num_probes) if width is None else width
     with operator.prepared():
         parts = {name: operator.block(names) for name, names in blocks.items()}
+        for part in parts.values():
+            part.agree()
         noises = {name: part.noise for name, part in parts.items()}
         recurrences: dict[str, list[Recurrence]] = {name: [] for name in parts}
         products, most = 0, num_probes * sum(min(lanczos_steps, part.n) for part in parts.values())

@@ -21,9 +21,10 @@ from spectra.krylov.probes import draw_start
 from spectra.krylov.wanted import Wanted
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
-from spectra.operators.krylov_basis import Basis
+from spectra.operators.krylov_basis import Basis, slice_sizes
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.memory import available_bytes, in_words, larger_limit
+from spectra.runtime.ranks import everywhere, ranks
 from spectra.spectrum.eigenpairs import WHICH, Eigenpairs
 from spectra.spectrum.tridiagonal import Tridiagonal
 
@@ -153,7 +154,9 @@ class _Search:
         while self.found.size < self.n:
             wished = min(self.budget - self.steps, self.n - self.found.size)
             length = min(wished, self._fitting())
-            more = larger_limit(self.operator.device, 2 * self._bytes(wished)) if length < wished else ""
+            device, needed = self.operator.device, 2 * self._bytes(wished)
+            advice = everywhere(lambda: larger_limit(device, needed)) if length < wished else []  # noqa: B023
+            more = next(filter(None, advice), "")
             if length < 1:
                 self.completeness = f"max_steps={self.budget} were used up before the rest was looked through"
                 return
@@ -260,13 +263,20 @@ class _Search:
 
     def _bytes(self, vectors: int) -> int:
         """The memory of so many Krylov vectors, with a few work vectors."""
-        return self.n * (vectors * self.operator.dtype.itemsize + 6 * 8)
+        return vectors * self._stored + 6 * 8 * self.n
+
+    @property
+    def _stored(self) -> int:
+        """The bytes that this process stores of each Krylov vector."""
+        return max(slice_sizes(self.n, ranks())) * self.operator.dtype.itemsize
 
     def _fitting(self) -> int:
         """The number of Krylov vectors that fit in half of the free memory, with a few work vectors."""
-        entry = self.operator.dtype.itemsize
+        return min(everywhere(self._fitting_here))
+
+    def _fitting_here(self) -> int:
         free = available_bytes(self.operator.device)
-        fits = int((free // 2 - 6 * 8 * self.n) // (self.n * entry))
+        fits = int((free // 2 - 6 * 8 * self.n) // self._stored)
         if fits < min(self.n, self.k + 2):
             raise OutOfMemory(
                 f"{self.k} eigenpairs of {self.n} numbers each, and the Lanczos basis they are found in, do not fit in "

@@ -18,6 +18,7 @@ from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.curvature import CurvatureOperator
 from spectra.operators.krylov_basis import Basis
 from spectra.runtime.exclusive import exclusively, one_at_a_time
+from spectra.runtime.ranks import agreed, jointly
 from spectra.spectrum.tridiagonal import Tridiagonal
 
 
@@ -93,7 +94,7 @@ def tridiagonalize(
         reorthogonalization, Math. Comp. 42 (1984).
     """
     steps = min(lanczos_steps, operator.n)
-    runs = [_Run(operator, start, steps, away_from, semiorthogonal) for start in starts]
+    runs = jointly(lambda: [_Run(operator, start, steps, away_from, semiorthogonal) for start in starts])
     for run, halfway in zip(runs, under_way, strict=bool(under_way)):
         run.take_up(halfway)
     for step in range(max(len(run.alphas) for run in runs), steps):
@@ -157,10 +158,12 @@ def tridiagonalize_blocks(
     Returns:
         For each block, a recurrence per start, without forms of the batches.
     """
-    runs = [
-        [_Run(b.operator, start, min(lanczos_steps, b.operator.n), None, b.semiorthogonal) for start in b.starts]
-        for b in blocks
-    ]
+    runs = jointly(
+        lambda: [
+            [_Run(b.operator, start, min(lanczos_steps, b.operator.n), None, b.semiorthogonal) for start in b.starts]
+            for b in blocks
+        ]
+    )
     while True:
         live = [(b, on) for b, group in zip(blocks, runs) if (on := [run for run in group if not run.done])]
         if not live:
@@ -183,7 +186,7 @@ class _Run:
     ) -> None:
         self.n, self.steps, self.away_from, self.limit = operator.n, steps, away_from, semiorthogonal
         self.sizes = list(operator.tensor_sizes.values())
-        self.basis = Basis(steps, operator.n, operator.torch_dtype, operator.device)
+        self.basis = Basis(steps, operator.n, operator.torch_dtype, operator.device, shared=True)
         self.basis.append(torch.from_numpy(start).to(operator.device))
         self.alphas: list[float] = []
         self.betas: list[float] = []
@@ -210,7 +213,8 @@ class _Run:
 
     def halfway(self) -> Halfway:
         alphas, betas = np.array(self.alphas), np.array(self.betas)
-        return Halfway(alphas, betas, self.exhausted, self.forms, self.batch_forms, self.orthogonality, self.basis.rows)
+        vectors = self.basis.whole_rows()
+        return Halfway(alphas, betas, self.exhausted, self.forms, self.batch_forms, self.orthogonality, vectors)
 
     def advance(self, residual: torch.Tensor, tolerance: float) -> None:
         """One step, from the product with the newest vector; ``residual`` is overwritten."""
@@ -221,10 +225,11 @@ class _Run:
         alpha = float(torch.dot(newest, residual))
         residual.sub_(newest, alpha=alpha)
         if self.betas:
-            residual.sub_(self.basis.rows[-2], alpha=self.betas[-1])
+            residual.sub_(self.basis.before_last, alpha=self.betas[-1])
         if self.away_from is not None:  # before the division by beta, which amplifies remaining components along them
             self.away_from.remove_from(residual)
         beta, left = self.basis.make_orthogonal(residual, self.limit)
+        alpha, beta, left = agreed((alpha, beta, left))  # processors may round differently
         if not (np.isfinite(alpha) and np.isfinite(beta)):
             raise NumericsError(f"Lanczos step {len(self.alphas) + 1} met NaN or infinity")
         self.alphas.append(alpha)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -15,9 +16,10 @@ from spectra.krylov.lanczos import Halfway, Recurrence, tridiagonalize
 from spectra.krylov.probes import draw_probe
 from spectra.operators.base import SymmetricOperator
 from spectra.operators.foreign import as_operator
-from spectra.operators.krylov_basis import Basis
+from spectra.operators.krylov_basis import Basis, slice_sizes
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.memory import available_bytes, in_words, larger_limit
+from spectra.runtime.ranks import everywhere, ranks
 from spectra.spectrum.eigenpairs import Eigenpairs
 from spectra.spectrum.probe_planning import Planner
 from spectra.spectrum.spectrum import Spectrum
@@ -256,13 +258,19 @@ def lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: 
     Raises:
         OutOfMemory: the basis of one probe does not fit in the free memory.
     """
+    return min(everywhere(partial(_lockstep_width, operator, lanczos_steps, num_probes)))
+
+
+def _lockstep_width(operator: SymmetricOperator, lanczos_steps: int, num_probes: int) -> int:
+    """:func:`lockstep_width` for the memory of this process."""
     n = operator.n
     entry = operator.dtype.itemsize
+    stored = max(slice_sizes(n, ranks())) * entry  # of each basis vector
     work = n * (3 * entry + 3 * 8)  # the probe's part of a product, its float64 sum, and the recurrence vector
-    needed = lanczos_steps * n * entry + work
+    needed = lanczos_steps * stored + work
     free = available_bytes(operator.device)
     if needed > free:
-        fits = max(0, int((free - work) // (n * entry)))
+        fits = max(0, int((free - work) // stored))
         advice = f"lanczos_steps={fits} would fit" if fits >= 2 else "not even 2 steps fit"
         raise OutOfMemory(
             f"the Lanczos basis of one probe needs {in_words(needed)} ({lanczos_steps} vectors of {n} numbers) and "

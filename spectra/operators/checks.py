@@ -232,7 +232,8 @@ def _check_nodes(gradient: list[torch.Tensor]) -> None:
     """
     if any(node.name().endswith("Error") for node in nodes_of(gradient)):
         raise TaskError(
-            "the loss cannot be differentiated twice: a custom autograd function in it is marked once_differentiable"
+            "the loss cannot be differentiated twice: a custom autograd function in it is marked once_differentiable; "
+            "--product differences computes the Hessian from gradients"
         )
 
 

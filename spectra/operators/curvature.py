@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import glob
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from spectra.errors import ArgumentError, NumericsError
+from spectra.errors import ArgumentError, CheckpointError, NumericsError
 from spectra.operators.base import BatchForms, SymmetricOperator
 from spectra.operators.checks import check_loss_once, check_partition
 from spectra.operators.function import LossFunction
@@ -28,6 +30,7 @@ from spectra.operators.recalibration import recalibrate
 from spectra.operators.selftest import SelfTest, self_test
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.memory import available_bytes
+from spectra.runtime.ranks import adding_up, agreed, gathered, jointly
 from spectra.task.task import Task
 
 # Enough groups to estimate the scatter over the data, and few enough to store with every record.
@@ -37,8 +40,8 @@ _MOST_GROUPS = 64
 class CurvatureOperator(SymmetricOperator):
     """A curvature matrix of a task's loss over all its data. Abstract.
 
-    Subclasses are the Hessian, the GGN and the empirical Fisher matrix. The operator copies the parameters when it is
-    created; later training does not change it.
+    Subclasses are the Hessian, the GGN, their difference and the empirical Fisher matrix. The operator copies the
+    parameters when it is created; later training does not change it.
 
     Args:
         task: the task.
@@ -54,6 +57,7 @@ class CurvatureOperator(SymmetricOperator):
 
     kind: str
     per_sample = False  # whether the products use per-sample gradients only, without a second derivative
+    with_l2 = True  # whether the l2 term of the loss is in the matrix
     split = False  # whether the products treat the network and the criterion separately
 
     def __init__(
@@ -70,6 +74,7 @@ class CurvatureOperator(SymmetricOperator):
         self.bn_mode = bn_mode
         self.params = params
         self.within: Sequence[int] | None = None  # of a diagonal block: the numbers of its parameters in the whole
+        self.scale: torch.Tensor | None = None  # (n,) of the diagonal S, where the matrix is S A S; see `precondition`
         self._test: SelfTest | None = None
         self.passes = Passes(self.function)
         self.kept = KeptProducts()
@@ -110,6 +115,14 @@ class CurvatureOperator(SymmetricOperator):
             return self_test(self, next(filter(None, notes), None))
         return self._test
 
+    def agree(self) -> None:
+        """Run the self-test, in all processes that share the analysis; all take the noise that the first has measured.
+
+        Raises:
+            Exception: as for ``self_test``, of any process.
+        """
+        self._test = agreed(jointly(lambda: self.self_test))
+
     def checks(self) -> dict[str, Callable[[], str | None]]:
         """What is checked before the self-test, by name and in order. A check returns a note, or raises the reason."""
         return {
@@ -135,7 +148,31 @@ class CurvatureOperator(SymmetricOperator):
         """The same operator, at the same parameters, computed in another dtype."""
         other = type(self)(self.task, self.bn_mode, dtype=dtype, params=self.params)
         other.function.adopt(self.function)
+        other.scale = None if self.scale is None else self.scale.to(dtype)
         return other
+
+    def precondition(self, denominators: Mapping[str, torch.Tensor]) -> None:
+        """Make this the operator of ``P^-1/2 A P^-1/2`` with a diagonal ``P``, before the first product.
+
+        Args:
+            denominators: name of a parameter tensor -> the positive entries of ``P``, in the shape of the tensor.
+
+        Raises:
+            CheckpointError: a parameter without entries, or entries of another shape.
+        """
+        parts = []
+        for name, parameter in zip(self.function.names, self.function.theta):
+            if name not in denominators:
+                raise CheckpointError(f"the optimizer has no state for the parameter {name}: it has taken no step")
+            if denominators[name].shape != parameter.shape:
+                raise CheckpointError(f"the state of the optimizer for {name} has another shape than the parameter")
+            parts.append(denominators[name].to(torch.float64).rsqrt().reshape(-1))
+        self.scale = torch.cat(parts).to(self.device, self.torch_dtype)
+        self._test = None
+
+    def scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows times ``P^-1/2``; themselves without a preconditioner."""
+        return rows if self.scale is None else rows * self.scale
 
     def block(self, names: Collection[str]) -> Self:
         """The diagonal block of these parameters: the same operator with ``params=`` these names, on shared tensors.
@@ -154,6 +191,9 @@ class CurvatureOperator(SymmetricOperator):
         part.within = [index for index, name in enumerate(known) if name in wanted]
         part.function = self.function.restricted(part.within)
         part.n, part.params = part.function.n, [glob.escape(name) for name in part.function.names]
+        if self.scale is not None:
+            pieces = torch.split(self.scale, self.function.sizes)
+            part.scale = torch.cat([pieces[index] for index in part.within])
         part.passes, part.kept, part._test = Passes(part.function), KeptProducts(), None
         return part
 
@@ -205,25 +245,33 @@ class CurvatureOperator(SymmetricOperator):
         _ = self.self_test  # runs the checks before the first product
         survey = self.task.survey()
         divisor = self.task.divisor(survey.total_weight)
+        l2 = self.task.l2 if self.with_l2 else 0.0
         # Sums over many batches are in float64, so that the summation adds no error.
-        alone = sum(weight > 0 for weight in survey.weights) == 1 and not self.task.l2
+        alone = sum(weight > 0 for weight in survey.weights) == 1 and not l2
         dtype = self.torch_dtype if alone else torch.float64
+        jobs = [(operator, operator.scaled(block)) for operator, block in jobs]
         with self.function.evaluation():
             running = [
                 _Running(operator.function, None if operator is self else operator.within, block, dtype)
                 for operator, block in jobs
             ]
-            for index, (batch, weight) in enumerate(self.batches()):
-                product = self.kept.product(index, batch, self.linearise)
-                factor = self.task.total_factor(weight)
-                for job in running:
-                    forms = job.add(product, factor, divisor, with_forms=batch_forms is not None and job is running[0])
-                    if batch_forms is not None and job is running[0]:
-                        batch_forms.append((forms, weight))
-            totals = [job.total for job in running]
-            if self.task.l2:
+            totals, own_forms = [job.total for job in running], []
+            with adding_up(totals):
+                for index, batch, weight in self.passes.own_batches():
+                    product = self.kept.product(index, batch, self.linearise)
+                    factor = self.task.total_factor(weight)
+                    for job in running:
+                        with_forms = batch_forms is not None and job is running[0]
+                        forms = job.add(product, factor, divisor, with_forms=with_forms)
+                        if with_forms:
+                            own_forms.append((index, forms, weight))
+            if batch_forms is not None:
+                of_all = sorted(chain.from_iterable(gathered(own_forms)), key=itemgetter(0))
+                batch_forms.extend((forms, weight) for _, forms, weight in of_all)
+            if l2:
                 for total, (_, block) in zip(totals, jobs):
-                    total.add_(block, alpha=self.task.l2)
+                    total.add_(block, alpha=l2)
+        totals = [operator.scaled(total) for (operator, _), total in zip(jobs, totals)]
         for total in totals:
             if not bool(torch.isfinite(total.sum(dtype=torch.float64))) and not bool(torch.isfinite(total).all()):
                 raise NumericsError(f"a product with the {self.kind} holds NaN or infinity")

@@ -69,7 +69,8 @@ def check_custom_functions(function: LossFunction, batch: Any, loss: torch.Tenso
         words = (
             f"the second derivative of {what} by autograd misses a part (by finite differences): a "
             f"custom autograd function in it ({', '.join(wrong)}) computes a part of its backward without a graph; "
-            "write its backward in operations that can be differentiated"
+            "write its backward in operations that can be differentiated, or compute the Hessian from gradients with "
+            "--product differences"
         )
         if what == "the criterion":
             raise TaskError(words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -37,18 +37,25 @@ class DisplacedLoss:
         task: the task. In train mode its own partition into batches is part of the loss.
         bn_mode: ``"eval"``, ``"recalibrated"`` or ``"train"``.
         dtype: ``"float64"`` or ``"float32"``: what the network is computed in.
+        params: which trainable parameters move, as of the curvature operators; all by default.
 
     Raises:
-        ArgumentError: an unknown mode or dtype.
+        ArgumentError: an unknown mode or dtype, or a pattern that matches no parameter.
         DataError: the data do not define one loss in this mode.
         TaskError: the averaging of the criterion is not known, or the loss is random.
         NumericsError: parameters or loss are NaN or infinite.
     """
 
-    def __init__(self, task: Task, bn_mode: str = "eval", dtype: str | torch.dtype = "float64") -> None:
+    def __init__(
+        self,
+        task: Task,
+        bn_mode: str = "eval",
+        dtype: str | torch.dtype = "float64",
+        params: str | Sequence[str] | None = None,
+    ) -> None:
         self.task = task
         self.bn_mode = bn_mode
-        self.function = function = LossFunction(task, bn_mode, torch_dtype_of(dtype))
+        self.function = function = LossFunction(task, bn_mode, torch_dtype_of(dtype), params)
         self.passes = Passes(function)
         self.n, self.device = function.n, function.device
         function.check_finite()
@@ -95,12 +102,16 @@ class DisplacedLoss:
         Raises:
             NumericsError: it is NaN or infinite.
         """
+        return _finite(self.value(shift))
+
+    def value(self, shift: torch.Tensor | None = None) -> float:
+        """``L(theta + shift)`` as :meth:`loss`, also where it is NaN or infinite."""
         self.losses += 1
         task, total = self.task, 0.0
         with self.function.evaluation(), self._moved(shift):
             for batch, weight in self.passes.batches():
                 total += task.total_factor(weight) * self.function.value(batch)
-        return _finite(total / task.divisor(task.survey().total_weight))
+        return total / task.divisor(task.survey().total_weight)
 
     def gradient(self, shift: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
         """``L`` and its gradient ``(n,)``, in float64, at ``theta + shift``.

@@ -9,6 +9,7 @@ import torch
 
 from spectra.operators.convolutions import derivatives_within
 from spectra.operators.curvature import CurvatureOperator
+from spectra.operators.function import LossFunction
 from spectra.operators.kept import Product
 
 
@@ -35,25 +36,32 @@ class HessianOperator(CurvatureOperator):
     kind = "hessian"
 
     def linearise(self, batch: Any) -> Product:
-        function = self.function
-        _, gradient = function.gradient(batch, create_graph=True)
+        _, gradient = self.function.gradient(batch, create_graph=True)
+        return derivative_of(self.function, gradient)
 
-        def product(
-            vector: Sequence[torch.Tensor], within: Sequence[int] | None = None
-        ) -> Sequence[torch.Tensor | None]:
-            chosen = range(len(function.theta)) if within is None else within
-            # A gradient that is constant in the parameters has no graph, and its derivative is zero.
-            pairs = [(p, v) for i, v in zip(chosen, vector) if (p := gradient[i]) is not None and p.requires_grad]
-            if not pairs:
-                return [None] * len(chosen)
-            wanted = [function.theta[index] for index in chosen]
-            with derivatives_within(function.theta, within):
-                return torch.autograd.grad(
-                    [piece for piece, _ in pairs],
-                    wanted,
-                    grad_outputs=[v for _, v in pairs],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
 
-        return product
+def derivative_of(function: LossFunction, gradient: Sequence[torch.Tensor | None]) -> Product:
+    """The product with the derivative of a gradient: ``v`` to ``d/dtheta <gradient, v>``.
+
+    Args:
+        function: the loss function with the parameters.
+        gradient: with its graph, shaped like the parameters; None for zero.
+    """
+
+    def product(vector: Sequence[torch.Tensor], within: Sequence[int] | None = None) -> Sequence[torch.Tensor | None]:
+        chosen = range(len(function.theta)) if within is None else within
+        # A gradient that is constant in the parameters has no graph, and its derivative is zero.
+        pairs = [(p, v) for i, v in zip(chosen, vector) if (p := gradient[i]) is not None and p.requires_grad]
+        if not pairs:
+            return [None] * len(chosen)
+        wanted = [function.theta[index] for index in chosen]
+        with derivatives_within(function.theta, within):
+            return torch.autograd.grad(
+                [piece for piece, _ in pairs],
+                wanted,
+                grad_outputs=[v for _, v in pairs],
+                retain_graph=True,
+                allow_unused=True,
+            )
+
+    return product

@@ -10,6 +10,7 @@ from torch import nn
 
 from spectra.errors import NumericsError, TaskError
 from spectra.operators.curvature import CurvatureOperator
+from spectra.runtime.ranks import adding_up
 from spectra.task.averaging import ignored_class, kind_of
 from spectra.task.batches import tensors_of
 
@@ -31,21 +32,24 @@ def measure_point(operator: CurvatureOperator) -> Facts:
     """
     _ = operator.self_test  # in recalibrated mode this also estimates the statistics
     function, task, survey = operator.function, operator.task, operator.task.survey()
-    total, right, counted, columns, depends = 0.0, 0, 0, 0, False
     with function.evaluation():
         slope = torch.zeros(function.n, dtype=torch.float64, device=function.device)
-        for batch, weight in operator.batches():
-            loss, output = function.evaluate(batch)
-            factor = task.total_factor(weight)
-            total += factor * float(loss.detach())
-            if loss.requires_grad:
-                pieces = torch.autograd.grad(loss, function.theta, allow_unused=True)
-                depends = depends or any(piece is not None for piece in pieces)
-                slope.add_(function.flatten(pieces), alpha=factor)
-            if task.splits:
-                hits, of = _hits(task.criterion, output, task.target_of(batch))
-                right, counted = right + hits, counted + of
-                columns += _columns(task.criterion, output, task.target_of(batch))
+        # The loss, the hits, what they are counted of, the columns, and the batches that depend on the parameters.
+        sums = torch.zeros(5, dtype=torch.float64, device=function.device)
+        with adding_up([slope, sums]):
+            for _, batch, weight in operator.passes.own_batches():
+                loss, output = function.evaluate(batch)
+                factor = task.total_factor(weight)
+                sums[0] += factor * float(loss.detach())
+                if loss.requires_grad:
+                    pieces = torch.autograd.grad(loss, function.theta, allow_unused=True)
+                    sums[4] += any(piece is not None for piece in pieces)
+                    slope.add_(function.flatten(pieces), alpha=factor)
+                if task.splits:
+                    hits, of = _hits(task.criterion, output, task.target_of(batch))
+                    columns = _columns(task.criterion, output, task.target_of(batch))
+                    sums[1:4] += torch.tensor([hits, of, columns]).to(sums)
+        total, (right, counted, columns, depends) = float(sums[0]), map(int, sums[1:].tolist())
         divisor = task.divisor(survey.total_weight)
         weights = function.flatten(function.theta).detach().to(torch.float64)
         slope = slope / divisor + task.l2 * weights
@@ -68,6 +72,19 @@ def measure_point(operator: CurvatureOperator) -> Facts:
         "n_batches": survey.num_batches,
         **({} if bound is None else {"rank_bound_counting": min(operator.n, bound)}),
     }
+
+
+def total_gradient(operator: CurvatureOperator) -> torch.Tensor:
+    """The gradient of the loss over all data, with its l2 term, at the operator's parameters: ``(n,)`` float64."""
+    _ = operator.self_test
+    function, task = operator.function, operator.task
+    with function.evaluation(twice=False):
+        total = torch.zeros(function.n, dtype=torch.float64, device=function.device)
+        for batch, weight in operator.batches():
+            _, pieces = function.gradient(batch)
+            total.add_(function.flatten(pieces), alpha=task.total_factor(weight))
+    weights = function.flatten(function.theta).detach().to(torch.float64)
+    return total / task.divisor(task.survey().total_weight) + task.l2 * weights
 
 
 def widths_of(operator: CurvatureOperator) -> tuple[int, int, int] | None:

@@ -39,6 +39,8 @@ class Testable(Protocol):
 
     def at(self, dtype: torch.dtype) -> Self: ...
 
+    def scaled(self, rows: torch.Tensor) -> torch.Tensor: ...
+
 
 @dataclass(frozen=True)
 class SelfTest:
@@ -226,8 +228,9 @@ def _products(operator: Testable, batch: Any, vectors: torch.Tensor, seed: int) 
         torch.manual_seed(seed)
         try:
             product, function = operator.linearise(operator.function.place(batch)), operator.function
-            rows = [function.unflatten(row) for row in vectors.to(operator.device, operator.torch_dtype)]
-            block = torch.stack([function.flatten(product(row)) for row in rows])
+            scaled = operator.scaled(vectors.to(operator.device, operator.torch_dtype))
+            rows = [function.unflatten(row) for row in scaled]
+            block = operator.scaled(torch.stack([function.flatten(product(row)) for row in rows]))
         except (NotImplementedError, RuntimeError) as error:
             if "differentiat" in str(error) or "derivative" in str(error):
                 first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]

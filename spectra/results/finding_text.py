@@ -34,7 +34,7 @@ def second_trace(record: Record) -> tuple[str, str] | None:
     exact = record.exact
     if exact is None or exact.total is None or is_exact(record.headlines.get("trace")):
         return None
-    own = record.operator == "ggn" or exact.applies
+    own = record.operator == "ggn" or (record.operator == "hessian" and exact.applies)
     return f"{kind_of(exact)} trace{'' if own else ' of the ggn'}", with_error(exact.total, exact.stderr)
 
 

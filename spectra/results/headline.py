@@ -1,7 +1,8 @@
 """Headline: the number to quote of a record, which is exact if an exact one is known, else an estimate from probes.
 
 The trace of the Gauss-Newton matrix is computed exactly with most records. It is the trace of a record of that matrix,
-and of a record of the Hessian where the certificate of the exact trace holds; the same holds for each parameter tensor.
+and of a record of the Hessian where the certificate of the exact trace holds; that of their difference, the residual,
+is then zero. The same holds for each parameter tensor.
 A Monte-Carlo trace is not exact. Where a check of the traces failed, one of the two numbers is wrong and it is not
 known which, so no number of that record counts as exact.
 """
@@ -109,9 +110,11 @@ def exact_traces(record: Numbers) -> tuple[float | None, dict[str, float]]:
         return None, {}
     if record.operator == "ggn":
         return exact.total, dict(exact.by_layer)
-    if record.operator != "hessian":
+    if record.operator not in ("hessian", "residual"):
         return None, {}
     own = {name: value for name, value in exact.by_layer.items() if exact.certified.get(name)}
+    if record.operator == "residual":  # H - G
+        return 0.0 if exact.applies else None, dict.fromkeys(own, 0.0)
     return exact.total if exact.applies else None, own
 
 

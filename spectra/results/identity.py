@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spectra.jsonable import dumps
+from spectra.results.optimizer import OptimizerSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,7 @@ class Place:
     epoch: float | None = None
     step: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)  # warnings of the reader of the checkpoint
+    optimizer: OptimizerSettings | None = field(default=None, compare=False, repr=False)  # until it is in the record
 
     @property
     def words(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from spectra.errors import ArgumentError
@@ -12,6 +12,7 @@ from spectra.jsonable import to_jsonable
 from spectra.results.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
 from spectra.results.html_tables import record_html
 from spectra.results.identity import Identity, Place
+from spectra.results.optimizer import Edge, OptimizerSettings, edge_of
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.estimators import FROM_TRACE
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from spectra.results.measure import Measure
     from spectra.results.trace_checks import Check
     from spectra.spectrum.block_spectra import BlockSpectra
+    from spectra.spectrum.class_structure import ClassStructure
+    from spectra.spectrum.eigenvector_analysis import EigenvectorAnalysis
     from spectra.spectrum.error_budget import Budget
     from spectra.spectrum.exact_spectrum import GGNSpectrum
     from spectra.spectrum.overlap import Overlap
@@ -41,7 +44,7 @@ class Record:
     reason.
     """
 
-    operator: str  # "hessian" | "ggn" | "empirical_fisher"
+    operator: str  # "hessian" | "ggn" | "residual" | "empirical_fisher"
     bn_mode: str  # "eval" | "train" | "recalibrated"
     place: Place = field(default_factory=Place)  # the origin of the weights
     status: str = "complete"  # one of STATUSES
@@ -58,8 +61,12 @@ class Record:
     overlap: Overlap | None = (
         None  # of the eigenvectors with those of the record before, where eigenpairs are asked for
     )
+    # Shares of tensors, gradient and classes in the eigenvectors, where eigenpairs are asked for.
+    eigenvector_analysis: EigenvectorAnalysis | None = None
+    class_structure: ClassStructure | None = None  # of the Gauss-Newton matrix, where it is asked for
     blocks: BlockSpectra | None = None  # of the diagonal blocks, where they are asked for
     remainder: Estimate | None = None  # Tr H - Tr G, where the exact trace is not the Hessian's
+    optimizer: OptimizerSettings | None = None  # of the checkpoint; None: it has none
     sharpness: Mapping[str, Measure] = field(default_factory=dict)  # name -> measure
     cached_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
     cached_test_estimates: Mapping[str, Estimate] | None = field(default=None, repr=False, compare=False)
@@ -119,6 +126,28 @@ class Record:
     def headline_tensor_traces(self) -> dict[str, Headline]:
         """The trace of each parameter tensor's diagonal block to quote: exact where known, else the estimate."""
         return headline_tensor_traces(self)
+
+    @functools.cached_property
+    def edge(self) -> Edge | None:
+        """The edge of stability of the optimizer for `lambda_max`; None where no optimizer is known.
+
+        It has a reason in place of a value for another matrix than the Hessian of all parameters.
+        """
+        if self.optimizer is None:
+            return None
+        if self.operator != "hessian" or self.settings.get("params") is not None:
+            return Edge(None, "the edge of stability is that of the Hessian of all parameters")
+        preconditioned = self.settings.get("precondition") is not None
+        return edge_of(self.optimizer, preconditioned=preconditioned, l2=float(self.settings.get("l2") or 0.0))
+
+    @property
+    def over_edge(self) -> Estimate | None:
+        """``lambda_max`` divided by the edge of stability, with its interval; None where one of them is not known."""
+        largest, edge = self.estimates.get("lambda_max"), None if self.edge is None else self.edge.value
+        if largest is None or edge is None or edge <= 0:
+            return None
+        lower, upper = (None if end is None else end / edge for end in (largest.lower, largest.upper))
+        return replace(largest, value=largest.value / edge, lower=lower, upper=upper)
 
     @functools.cached_property
     def budgets(self) -> Mapping[str, Budget]:
@@ -189,9 +218,12 @@ class Record:
             n_samples, estimates {name: {value, stderr, lower, upper, ...}}, headline {trace, mean_eigenvalue: the
             number to quote, and its source, "exact" or "probes"}, tensor_traces {tensor: the estimate}, facts,
             settings, provenance, notes; and, where they were asked for, eigenpairs {values, residuals, lower, upper,
-            ...}, exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
+            ...}, eigenvector_analysis {tensors, tensor_shares, gradient, classes, ...},
+            class_structure {labels, traces, shares, eigenvalues, ...},
+            exact {total, by_layer, applies, reasons, ...}, check [{name, z, dof, detectable, verdict, ...}] and
             sharpness {name: {value, ...}}, test {loss, accuracy, n_samples, estimates}, blocks {how, spectra {name:
-            {n, parameters, estimates}}, distances, heterogeneity, left_out}; and weights_sha256 and
+            {n, parameters, estimates}}, distances, heterogeneity, left_out}; optimizer {kind, groups, steps, edge,
+            edge_words, lambda_max_over_edge}, where the checkpoint has one; and weights_sha256 and
             own_tensors, where the task provides some of the weights.
         """
         facts = to_jsonable(self.facts)
@@ -207,8 +239,14 @@ class Record:
             found["check"] = [check.to_json() for check in self.checks]
         if self.overlap is not None:
             found["overlap"] = self.overlap.to_json()
+        if self.eigenvector_analysis is not None:
+            found["eigenvector_analysis"] = self.eigenvector_analysis.to_json()
+        if self.class_structure is not None:
+            found["class_structure"] = self.class_structure.to_json()
         if self.blocks is not None:
             found["blocks"] = self.blocks.to_json()
+        if self.optimizer is not None:
+            found["optimizer"] = to_jsonable(self.optimizer.to_json() | self._edge_json())
         if self.sharpness:
             found["sharpness"] = {name: measure.to_json() for name, measure in self.sharpness.items()}
         return {
@@ -236,6 +274,14 @@ class Record:
             "notes": to_jsonable(self.notes),
             **found,
             **({} if self.test_spectrum is None else {"test": self._test_json(facts)}),
+        }
+
+    def _edge_json(self) -> dict[str, Any]:
+        edge, ratio = self.edge, self.over_edge
+        return {
+            "edge": None if edge is None else edge.value,
+            "edge_words": None if edge is None else edge.words,
+            "lambda_max_over_edge": None if ratio is None else _estimate_json(ratio),
         }
 
     def _parts_json(self) -> dict[str, Any]:

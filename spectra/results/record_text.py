@@ -59,6 +59,7 @@ def header(trajectory: Trajectory) -> list[tuple[str, str]]:
             ("Lanczos", ", ".join(filter(None, (f"m = {asked} steps{fewer}", probes, settings.get("dtype"))))),
         ]
     lines += [
+        ("matrix", "preconditioned: P^-1/2 H P^-1/2, P of the optimizer" if settings.get("precondition") else None),
         ("preset", settings.get("preset")),
         (
             "snapshot",

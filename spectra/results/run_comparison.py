@@ -96,6 +96,7 @@ def _check(arms: Sequence[Arm], records: Sequence[Record]) -> None:
 
 _SAME: dict[str, Callable[[Record], str]] = {
     "operators": lambda record: record.operator,
+    "matrices that are": lambda record: "preconditioned" if record.settings.get("precondition") else "plain",
     "losses that are a": lambda record: str(record.settings.get("reduction", "mean")),
 }
 

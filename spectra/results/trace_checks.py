@@ -39,7 +39,7 @@ VERDICTS = (AGREES, INCONCLUSIVE, DISAGREES)
 # Degrees of freedom with which most checks can only be inconclusive: those of 2 and of 3 probes.
 _FEW = 2
 
-_MATRICES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}
+_MATRICES = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix", "residual": "residual H - G"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Check:
     dof: int
     detectable: float  # the smallest discrepancy found with a chance of 80 %
     verdict: str
-    of: str = "hessian"  # which matrix: "hessian" or "ggn"
+    of: str = "hessian"  # which matrix: "hessian", "ggn" or "residual"
 
     @property
     def failed(self) -> bool:

@@ -12,7 +12,7 @@ import re
 import traceback
 from collections.abc import Iterator
 
-from spectra.errors import SpectraError, in_one_line
+from spectra.errors import RanksError, SpectraError, in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ def is_refusal(error: BaseException) -> bool:
         >>> is_refusal(TaskError("no second derivative")), is_refusal(RuntimeError("device-side assert"))
         (True, False)
     """
+    if isinstance(error, RanksError):
+        return False
     return isinstance(error, SpectraError) and (not error.of_called_code or is_limit(error.__cause__))
 
 
@@ -79,6 +81,8 @@ class Faults:
         """Context for one part of the record: an error is logged and stored, and the record continues without it."""
         try:
             yield
+        except RanksError:  # nothing more can be computed
+            raise
         except Exception as error:
             self.add(part, error)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from spectra.runtime.ranks import processes_here
+
 _limit: ContextVar[int | None] = ContextVar("spectra_memory_limit", default=None)
 
 
@@ -62,7 +64,7 @@ def _free_bytes(device: torch.device) -> int:
     used = _number_in("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
         free = min(free, max(0, limit - used))
-    return free
+    return free // processes_here()
 
 
 def _number_in(path: str) -> int | None:

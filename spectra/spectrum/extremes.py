@@ -13,6 +13,16 @@ For a start uniform on the sphere ``w_1`` has the law Beta(1/2, (n-1)/2), so the
 independent probes the product of theirs. This is the bound of Kuczynski and Wozniakowski in another form; theirs is
 ``1.648 sqrt(n) exp(-(2m - 1) sqrt(eps))``, of the same order.
 
+A single probe has a sharper bound, which uses the recurrence itself. With its orthonormal polynomials ``pi_j`` the
+Gauss rule is exact for the square of every polynomial of degree ``m - 1``, so that for each eigenvalue ``lambda`` above
+all Ritz values
+
+    w <= 1 / K(lambda),    K(lambda) = sum_{j < m} pi_j(lambda)^2    (the Christoffel function),
+
+and ``K`` increases there. The upper bound is the ``lambda`` at which ``1 / K`` is the quantile of ``w_1``: a larger
+``lambda_1`` would need a weight below it. Once the largest Ritz value has converged, ``K`` is very steep above it, and
+the bound lies close to it. For several probes the product of their weights would have to be bounded, which gains less.
+
 References:
     J. Kuczynski, H. Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos algorithms with a random
     start, SIAM J. Matrix Anal. Appl. 13 (1992).
@@ -24,10 +34,11 @@ from collections.abc import Sequence
 from math import atanh, exp, log, sqrt
 
 import numpy as np
-from scipy.special import betainc
+from scipy.special import betainc, betaincinv
 
 from spectra.spectrum.estimates import CONFIDENCE, Estimate
 from spectra.spectrum.quadrature import Quadrature
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 # A Ritz value with a residual above this fraction of |H|_2 has not converged.
 _CONVERGED = 1e-2
@@ -93,6 +104,47 @@ def missed_fraction(steps: Sequence[int], n: int, failure: float) -> float | Non
     return exp(high)
 
 
+def distance_beyond(alphas: np.ndarray, betas: np.ndarray, n: int, failure: float) -> float | None:
+    """A bound of ``lambda_1`` less the largest Ritz value of one probe, from its recurrence.
+
+    With probability ``1 - failure`` over starts uniform on the sphere of R^n it holds.
+
+    Args:
+        alphas: (m,) of the tridiagonal matrix; negated, for the lower end.
+        betas: (m,), of which the last is not used.
+        n: the number of rows.
+        failure: the probability that the bound does not hold.
+
+    Returns:
+        The distance, or None where it is larger than the range of the Ritz values: the bound is then of no use.
+    """
+    ritz = Tridiagonal(alphas, betas).nodes
+    top, seen = float(ritz[-1]), float(ritz[-1] - ritz[0])
+    target = -log(max(float(betaincinv(0.5, (n - 1) / 2, failure)), 1e-300)) if n > 1 else 0.0
+    least = 1e-16 * max(seen, abs(top))
+    if alphas.size < 2 or not seen > 0 or _log_christoffel(alphas, betas, top + seen, least) < target:
+        return None
+    low, high = log(least), log(seen)
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = _log_christoffel(alphas, betas, top + exp(middle), least) >= target
+        low, high = (low, middle) if enough else (middle, high)
+    return exp(high)
+
+
+def _log_christoffel(alphas: np.ndarray, betas: np.ndarray, x: float, least: float) -> float:
+    """``log sum_{j < m} pi_j(x)^2`` at an ``x`` above the Ritz values, where ``pi_{j+1} / pi_j`` is positive.
+
+    Differences below `least` are rounding and count as it.
+    """
+    logs, remaining = [0.0], x - float(alphas[0])
+    for alpha, beta in zip(alphas[1:].tolist(), betas[:-1].tolist()):
+        ratio = max(remaining, least) / beta
+        logs.append(logs[-1] + 2 * log(ratio))
+        remaining = x - alpha - beta / ratio
+    return float(np.logaddexp.reduce(logs))
+
+
 def _log_below(w: float, n: int) -> float:
     return log(max(float(betainc(0.5, (n - 1) / 2, min(w, 1.0))), 1e-300))
 
@@ -104,7 +156,7 @@ def _end(q: Quadrature, sign: int, confidence: float) -> Estimate:
     value = float(ritz[first])
     residual = float(q.tridiagonals[first].residuals[index])
     margin = _margin(q)
-    beyond, missing = _beyond(q, confidence)
+    beyond, missing = _beyond(q, confidence, sign)
 
     notes = []
     scale = q.scale
@@ -119,13 +171,20 @@ def _end(q: Quadrature, sign: int, confidence: float) -> Estimate:
     return Estimate(value, None, lower, upper, q.num_probes, confidence, note="; ".join(notes) or None)
 
 
-def _beyond(q: Quadrature, confidence: float) -> tuple[float | None, str | None]:
-    """A bound of the distance from both ends to the outermost Ritz values, at the confidence; else None, and why."""
+def _beyond(q: Quadrature, confidence: float, sign: int) -> tuple[float | None, str | None]:
+    """A bound of the distance from an end to the outermost Ritz value, for both ends together; else None, and why."""
     # A sphere start has a part in every eigenspace with probability one, so its invariant subspace meets them all.
     if any(t.exhausted and (q.distribution == "sphere" or t.steps == q.n) for t in q.tridiagonals):
         return 0.0, None
     if q.distribution != "sphere":
         return None, f"no bound beyond the Ritz values is known for {q.distribution} probes; sphere probes have one"
+    if q.num_probes == 1:
+        t = q.tridiagonals[0]
+        beyond = distance_beyond(sign * t.alphas, t.betas, q.n, (1 - confidence) / 2)
+        return (
+            beyond,
+            None if beyond is not None else f"{t.steps} steps of 1 probe give no bound beyond the Ritz values",
+        )
     eps = missed_fraction([t.steps for t in q.tridiagonals], q.n, (1 - confidence) / 2)
     if eps is None:
         steps = max(t.steps for t in q.tridiagonals)

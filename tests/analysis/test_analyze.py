@@ -119,7 +119,10 @@ def test_the_same_probes_at_every_operator_and_mode():
         ({"seed": -1}, "seed=-1: at least 0 is needed"),
         ({"width": 0}, "width=0: at least 1 is needed"),
         ({"distribution": "normal"}, "distribution='normal': one of 'sphere', 'rademacher' is needed"),
-        ({"operators": "fisher"}, "operator='fisher': one of 'hessian', 'ggn', 'empirical_fisher' is needed"),
+        (
+            {"operators": "fisher"},
+            "operator='fisher': one of 'hessian', 'ggn', 'empirical_fisher', 'residual' is needed",
+        ),
         ({"operators": ()}, "at least one operator and one BN mode are needed"),
         ({"bn_modes": "both"}, "bn_mode='both': one of 'eval', 'recalibrated', 'train' is needed"),
         ({"dtype": "float16"}, "dtype='float16': 'float32' or 'float64' is needed"),

@@ -38,5 +38,30 @@ def test_what_is_given_wins_and_is_recorded_where_the_records_of_a_run_share_it(
 
 
 def test_an_unknown_preset_is_refused(task):
-    with pytest.raises(ArgumentError, match="preset='granzol': one of 'granziol' is needed"):
+    with pytest.raises(ArgumentError, match="preset='granzol': one of 'granziol', 'sharpness' is needed"):
         analyze(task, preset="granzol")
+
+
+def test_sharpness_is_the_largest_eigenvalue_to_a_thousandth_in_few_products_and_nothing_else():
+    torch.manual_seed(0)
+    x, y = torch.randn(200, 10), torch.randint(3, (200,))
+    model = nn.Sequential(nn.Linear(10, 100), nn.Tanh(), nn.Linear(100, 3))
+    task = Task(model, nn.CrossEntropyLoss(), [(x, y)])
+    (record,) = analyze(task, preset="sharpness")
+    found = record.estimates["lambda_max"]
+    assert record.spectrum.num_probes == 1
+    assert record.provenance["products"] <= 40
+    assert found.upper - found.lower <= 2e-3 * found.value
+    exact = analyze(task, num_probes=1, lanczos_steps=300, check=False, metrics="none", dtype="float64")[0]
+    assert found.lower <= exact.estimates["lambda_max"].value <= found.upper
+    assert (record.exact, record.checks, dict(record.sharpness)) == (None, (), {})
+    assert record.settings["preset"] == "sharpness"
+
+
+def test_other_aims_and_probes_replace_those_of_the_preset_and_are_recorded():
+    found = filled("sharpness", rtol=(("trace", 0.05),), check=True)
+    assert found["preset"] == (
+        "sharpness, but num_probes=64 in place of 1, rtol=trace=0.05 in place of lambda_max=0.001, "
+        "check=True in place of False"
+    )
+    assert filled("sharpness", rtol={"lambda_max": 0.001}, num_probes=1)["preset"] == "sharpness"

@@ -115,3 +115,15 @@ def test_a_prediction_is_right_within_a_factor_of_one_and_a_half(folder, name, o
     assert 1 / 1.5 < plan["cpu_seconds"] / seconds < 1.5
     assert 1 / 1.5 < plan["peak_memory_bytes"] / peak < 1.5
     assert 1 / 1.5 < plan["file_bytes"] / os.path.getsize("run.h5") < 1.5
+
+
+def test_several_processes_share_time_and_memory_and_send_sums(folder):
+    found = json.loads(plan_of("-m 8 -k 4 --json --quiet --processes 3").stdout)
+    n, shared = 15, found["shared"]  # parameters
+    assert shared["processes"] == 3
+    assert shared["sent_bytes_per_process"] == 32 * 2 * 2 * n * 8 / 3  # 32 products, ring over three
+    assert 0 < shared["seconds_without_communication"] <= found["seconds"]
+    assert shared["peak_memory_bytes_per_process"] <= found["peak_memory_bytes"]
+    words = plan_of("-m 8 -k 4 --quiet --processes 5").output
+    assert "each of 5 processes:" in words
+    assert "! 3 batches: no more processes can share them; a smaller --batch-size gives more" in words

@@ -94,7 +94,7 @@ def test_an_analysis_says_what_it_is_doing_in_order(tmp_path):
     ear = analyse(tmp_path, eigenpairs=1, test_data=True, bounds=True)
     assert ear.names == [
         *("reading", "checking", "self-test", "checking", "self-test", "loss and gradient", "eigenpairs", "probes"),
-        *("certificate", "exact trace", "measures", "bounds", "held-out"),
+        *("certificate", "exact trace", "measures", "bounds", "eigenvectors", "self-test", "held-out"),
     ]
     assert analyse(tmp_path / "ggn", operators="ggn", exact_spectrum=24, metrics="none").names[-2:] == [
         "exact trace",

@@ -7,7 +7,18 @@ import pytest
 import torch
 from cases import conv_batch_norm, tokens_ignored
 
-from spectra import EmpiricalFisherOperator, GGNOperator, HessianOperator, Task, deflated, eigsh, hutchpp, slq
+from spectra import (
+    DifferenceHessianOperator,
+    EmpiricalFisherOperator,
+    GGNOperator,
+    HessianOperator,
+    Task,
+    deflated,
+    eigsh,
+    hutchpp,
+    loss_slices,
+    slq,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,3 +86,12 @@ def test_products_keep_their_container_and_device():
     assert (operator @ v).device.type == "cpu"
     assert (operator @ v.cuda()).device.type == "cuda"
     assert isinstance(operator @ v.numpy(), np.ndarray)
+
+
+def test_products_by_differences_and_slices_agree_with_the_cpu():
+    task, _ = conv_batch_norm()
+    there = on_gpu(task)
+    agree(HessianOperator(task), DifferenceHessianOperator(there))
+    for here, other in zip(*(loss_slices(each, ("top", "filter"), points=5) for each in (task, there))):
+        np.testing.assert_allclose(other.losses, here.losses, rtol=1e-5)
+        np.testing.assert_allclose(other.kinks.switched, here.kinks.switched, atol=0.01)

@@ -9,7 +9,7 @@ import pytest
 from reference import probes_of, sphere_starts
 from scipy.stats import beta
 
-from spectra.spectrum.extremes import lambda_max, lambda_min, missed_fraction, spectral_norm
+from spectra.spectrum.extremes import distance_beyond, lambda_max, lambda_min, missed_fraction, spectral_norm
 from spectra.spectrum.quadrature import Quadrature
 from spectra.spectrum.tridiagonal import Tridiagonal
 
@@ -137,3 +137,59 @@ def test_one_step_with_a_ritz_value_of_zero_has_a_residual_and_no_percentage():
     e = spectral_norm(Quadrature([Tridiagonal(np.array([0.0]), np.array([2.0]))], 9, 0.0, "sphere"))
     assert e.value == 0
     assert e.note.startswith("not converged: residual 2; take more steps")
+
+
+@pytest.mark.parametrize("kind", ["bulk", "outlier", "dense edge", "one sided", "a pair"])
+@pytest.mark.parametrize("m", [6, 12, 25])
+def test_one_probe_has_an_honest_interval_at_both_ends(kind, m):
+    rng = np.random.default_rng(1)
+    eigenvalues = {
+        "bulk": rng.normal(size=400),
+        "outlier": np.concatenate([[5.0], rng.normal(0, 0.1, 399)]),
+        "dense edge": np.linspace(-1, 1, 400) ** 3,
+        "one sided": np.concatenate([np.zeros(350), rng.exponential(1, 50)]),
+        "a pair": np.concatenate([[5.0, 4.99], rng.normal(0, 0.1, 398)]),
+    }[kind]
+    held = 0
+    for seed in range(200):
+        q = Quadrature(probes_of(eigenvalues, m, 1, seed), 400, 1e-14)
+        high, low = lambda_max(q), lambda_min(q)
+        held += (high.upper is None or high.upper >= eigenvalues.max()) and (
+            low.lower is None or low.lower <= eigenvalues.min()
+        )
+    assert held >= 0.95 * 200
+
+
+def test_the_bound_of_one_probe_is_the_point_where_the_christoffel_function_meets_the_quantile_of_the_weight():
+    n, m, failure = 500, 9, 0.025
+    (t,) = probes_of(np.random.default_rng(0).normal(size=n), m, 1, 0)
+    x = t.nodes[-1] + distance_beyond(t.alphas, t.betas, n, failure)
+    # The orthonormal polynomials at x, from the linear system of the recurrence.
+    values = [1.0, (x - t.alphas[0]) / t.betas[0]]
+    for j in range(1, m - 1):
+        values.append(((x - t.alphas[j]) * values[j] - t.betas[j - 1] * values[j - 1]) / t.betas[j])
+    assert beta.cdf(1 / np.sum(np.square(values)), 0.5, (n - 1) / 2) == pytest.approx(failure, rel=1e-6)
+    below = t.nodes[0] - distance_beyond(-t.alphas, t.betas, n, failure)
+    assert below < t.nodes[0]
+
+
+@pytest.mark.parametrize("m", [8, 20, 40])
+def test_the_bound_of_one_probe_is_never_wider_than_that_of_the_worst_spectrum(m):
+    for seed, scale in enumerate((0.05, 0.5, 1.0)):
+        eigenvalues = np.concatenate([[5.0], np.random.default_rng(seed).normal(0, scale, 999)])
+        (t,) = probes_of(eigenvalues, m, 1, seed)
+        eps = missed_fraction([m], 1000, 0.025)
+        worst = np.inf if eps is None else eps * (t.nodes[-1] - t.nodes[0]) / (1 - 2 * eps)
+        assert (distance_beyond(t.alphas, t.betas, 1000, 0.025) or np.inf) <= worst
+
+
+def test_a_converged_outlier_has_a_close_bound():
+    eigenvalues = np.concatenate([[5.0], np.random.default_rng(0).normal(0, 0.1, 999)])
+    q = Quadrature(probes_of(eigenvalues, 12, 1, 0), 1000, ETA)
+    assert lambda_max(q).upper == pytest.approx(5.0, rel=1e-9)
+
+
+def test_one_step_of_one_probe_gives_no_bound():
+    q = Quadrature(probes_of(np.random.default_rng(0).normal(size=300), 1, 1, 0), 300, ETA)
+    assert lambda_max(q).upper is None
+    assert "1 steps of 1 probe give no bound" in lambda_max(q).note

@@ -45,7 +45,7 @@ _ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("str", "int", "float"), _same),
     "bool": bool,
     "Mapping[str, Any]": json.loads,
-    "tuple[str, ...]": lambda text: tuple(json.loads(text)),
+    **dict.fromkeys(("tuple[str, ...]", "tuple[Mapping[str, Any], ...]"), lambda text: tuple(json.loads(text))),
 }
 _ARRAY = "np.ndarray"  # a dataset; None is stored as a missing dataset
 

@@ -11,12 +11,15 @@ import numpy as np
 from spectra.jsonable import dumps
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure
+from spectra.results.optimizer import OptimizerSettings
 from spectra.results.record import Record
 from spectra.results.storage.attributes import get_attribute, read_texts, set_attribute, write_texts
 from spectra.results.storage.branch import Branch
 from spectra.results.storage.dataclass_codec import read_named_rows, read_object, read_rows, write_object, write_rows
+from spectra.results.storage.eigenvectors_codec import read_eigenvectors, write_eigenvectors
 from spectra.results.storage.shapes import unique
 from spectra.results.trace_checks import Check
+from spectra.spectrum.class_structure import ClassStructure
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.exact_spectrum import GGNSpectrum
 from spectra.spectrum.overlap import Overlap
@@ -32,6 +35,12 @@ def write_findings(group: h5py.Group, record: Record) -> None:
         write_rows(group.create_group("checks"), Check, record.checks)
     if record.overlap is not None:
         write_object(group.create_group("overlap"), record.overlap)
+    if record.class_structure is not None:
+        write_object(group.create_group("class_structure"), record.class_structure)
+    if record.eigenvector_analysis is not None:
+        write_eigenvectors(group.create_group("eigenvector_analysis"), record.eigenvector_analysis)
+    if record.optimizer is not None:
+        write_object(group.create_group("optimizer"), record.optimizer)
     if record.sharpness:
         write_rows(group.create_group("sharpness"), Measure, record.sharpness.values(), names=record.sharpness)
 
@@ -47,6 +56,12 @@ def read_findings(group: Branch) -> dict[str, Any]:
         found["checks"] = tuple(read_rows(group["checks"], Check))
     if "overlap" in group:
         found["overlap"] = read_object(group["overlap"], Overlap)
+    if "class_structure" in group:
+        found["class_structure"] = read_object(group["class_structure"], ClassStructure)
+    if "eigenvector_analysis" in group:
+        found["eigenvector_analysis"] = read_eigenvectors(group["eigenvector_analysis"])
+    if "optimizer" in group:
+        found["optimizer"] = read_object(group["optimizer"], OptimizerSettings)
     if "sharpness" in group:
         found["sharpness"] = read_named_rows(group["sharpness"], Measure, "sharpness/name")
     return found

@@ -35,7 +35,7 @@ PLACE = {
 #: The large parts of a record, which no table needs: fields, and the paths of their groups.
 SPECTRA = {"spectrum": "spectrum", "test_spectrum": "test/spectrum"}
 LARGE = {**SPECTRA, "blocks": "blocks"}
-_FINDINGS = ("exact", "exact_spectrum", "checks", "sharpness", "overlap")
+_FINDINGS = ("exact", "exact_spectrum", "checks", "sharpness", "overlap", "eigenvector_analysis", "class_structure")
 
 
 def write_record(group: h5py.Group, record: Record) -> None:

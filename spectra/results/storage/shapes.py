@@ -48,6 +48,14 @@ _SHAPES = {
     "checks": dict.fromkeys(("name", "verdict", "of", "estimate", "exact", "error", "z", "detectable", "dof"), "c"),
     "sharpness": dict.fromkeys(_MEASURE, "s"),
     "overlap": {"matrix": "ab"},
+    "eigenvector_analysis": {
+        "tensors": "t",
+        "tensor_shares": "tr",
+        "class_forms": "cr",
+        **dict.fromkeys(("gradient_shares", "gradient_bounds", "beyond_ggn"), "r"),
+        **dict.fromkeys(("labels", "label_weights"), "c"),
+    },
+    "class_structure": {"labels": "c", "other_weights": "c", "same_weights": "c", "gram": "cc"},
     "blocks": {"names": "b"},
 }
 

@@ -1,0 +1,1 @@
+"""The loss along directions: slices, kinks, and critical sharpness."""
