@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from spectra.analysis.diagnoses import OK, PROBLEM, WARNING
+from spectra.analysis.diagnoses import OK, PROBLEM, WARNING, Diagnosis, few
 from spectra.analysis.doctor import examine_checkpoints
 from spectra.runtime.phases import reported
 from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
@@ -22,6 +22,13 @@ from spectra_cli.progress import display_of
 _MARKS = {OK: "ok", WARNING: "! warning", PROBLEM: "! PROBLEM"}
 
 
+def _where(one: Diagnosis, total: int) -> str:
+    """The checkpoints of a finding, if there are several in all."""
+    if total < 2 or not one.checkpoints:
+        return ""
+    return f" (in {few(one.checkpoints) if len(one.checkpoints) < total else f'all {total} checkpoints'})"
+
+
 @click.command(cls=GroupedCommand)
 @checkpoint_choice
 @analysis_options
@@ -29,9 +36,10 @@ _MARKS = {OK: "ok", WARNING: "! warning", PROBLEM: "! PROBLEM"}
 def command(as_json: bool, **options: Any) -> None:
     """Find out what would prevent or spoil `spectra analyze` with the same options. Nothing is written.
 
-    The checks of an analysis are made on the first checkpoint, each whether or not another one fails. Further checks
-    look for dead parameters and units, statistics of batch norm that are not those of the data, kinks, and missing
-    derivatives. Every finding has its remedy.
+    The checks of an analysis are made on the first and the last checkpoint, each whether or not another one fails.
+    Further checks look for dead parameters and units, statistics of batch norm that are not those of the data, kinks,
+    and missing derivatives. All checkpoints are read: they must fit and be finite, and equal weights and the statistics
+    of batch norm are checked in each. Every finding has its remedy, and the checkpoints that have it.
 
     The exit code is 0 if nothing prevents the analysis (there may be warnings), and 1 if something does.
 
@@ -56,7 +64,9 @@ def command(as_json: bool, **options: Any) -> None:
             for one in found:
                 if one.level == level:
                     remedy = f" -> {one.remedy}" if one.remedy else ""
-                    print_line(console, f"{_MARKS[level]:9}  {one.check}: {one.reason}{remedy}")
+                    print_line(
+                        console, f"{_MARKS[level]:9}  {one.check}: {one.reason}{_where(one, len(paths))}{remedy}"
+                    )
         console.print()
         print_line(console, f"problems: {levels[PROBLEM]}, warnings: {levels[WARNING]}, ok: {levels[OK]}")
     sys.exit(1 if levels[PROBLEM] else 0)

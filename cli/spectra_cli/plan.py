@@ -80,6 +80,7 @@ def _record_as_json(record: RecordCost) -> dict[str, Any]:
         "products": record.products,
         "test_products": record.products * (len(record.trials) - 1),
         "eigenpair_products_at_most": record.search,
+        "block_products_at_most": record.block_products,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "probes_per_pass": record.width,
@@ -122,7 +123,8 @@ def _print(plan: Plan, processes: int) -> None:
     table = new_table("operator", "BN", "products", "time", "graphs kept", "all graphs", title="per checkpoint")
     table.columns[0].justify = table.columns[1].justify = "left"
     for record in plan.records:
-        search = f" + at most {record.search:,}" if record.search else ""
+        more = record.search + record.block_products
+        search = f" + at most {more:,}" if more else ""
         count = f"{record.products * len(record.trials):,}{search}"
         kept = f"{min(map(record.kept_share, record.trials)):.0%}"
         time = duration(float(record.time()[0]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +40,30 @@ class Diagnosis:
     level: str  # "ok", "warning", or "problem": the analysis is refused or its numbers would be useless
     reason: str
     remedy: str = ""  # empty where nothing is to be done, or where the reason contains it
+    checkpoints: tuple[str, ...] = ()  # where it was found, in the order of training
+
+    def joined(self, other: Diagnosis) -> Diagnosis | None:
+        """One finding in place of two of the same; None if they are not.
+
+        The same reason is the same finding, whatever the check. Within one check, reasons from two checkpoints may
+        differ in measured numbers; those of the first are kept.
+        """
+        elsewhere = not set(self.checkpoints) & set(other.checkpoints)
+        alike = elsewhere and (self.check, self.level) == (other.check, other.level)
+        if self.reason != other.reason and not (
+            alike and _measured_apart(self.reason) == _measured_apart(other.reason)
+        ):
+            return None
+        return replace(self, checkpoints=tuple(dict.fromkeys(self.checkpoints + other.checkpoints)))
+
+
+def _measured_apart(reason: str) -> str:
+    """A reason without its decimal fractions.
+
+    >>> _measured_apart("eval: loss 1.25 in 0.weight, noise 1.3e-07")
+    'eval: loss # in 0.weight, noise #'
+    """
+    return re.sub(r"(?<![\w.])-?\d+(\.\d+(e[-+]?\d+)?|e[-+]?\d+)(?!\.?\w)", "#", reason)
 
 
 def few(names: Sequence[str]) -> str:

@@ -11,11 +11,13 @@ import torch
 
 from spectra.analysis import diagnoses
 from spectra.analysis.analysis_run import ChosenData, device_of
+from spectra.analysis.analyze import place_of
 from spectra.analysis.diagnoses import OK, PROBLEM, WARNING, Diagnosis
 from spectra.analysis.held_out import errors_name_test_data
 from spectra.analysis.observed import observe
 from spectra.analysis.plan import plan_checkpoints
-from spectra.analysis.run import TaskMaker
+from spectra.analysis.resume import weights_sha256
+from spectra.analysis.run import TaskMaker, under_names_of
 from spectra.analysis.settings import RunSettings
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.checkpoint import load_checkpoint
@@ -27,6 +29,7 @@ from spectra.operators.custom_functions import hessian_misses_a_part
 from spectra.operators.hessian import HessianOperator
 from spectra.operators.point import measure_point
 from spectra.operators.selftest import self_test
+from spectra.results.identity import Place, apart
 from spectra.runtime.memo import shared_results
 from spectra.runtime.memory import available_bytes, memory_limited, used_bytes
 from spectra.runtime.phases import phase
@@ -39,56 +42,82 @@ _ROWS = 16
 
 
 def examine_checkpoints(paths: Sequence[Path], make_task: TaskMaker, asked: RunSettings) -> list[Diagnosis]:
-    """Run the checks of an analysis on the first checkpoint, and further ones that an analysis has no use for.
+    """Run the checks of an analysis, and further ones that an analysis has no use for.
+
+    What can differ between checkpoints is checked in all of them: whether they can be read, fit, and are finite, equal
+    weights, and the statistics of batch norm. All other checks are made on the first and the last one.
 
     A check that is refused is a problem, and the checks that are still possible go on: with the task's own weights if
-    those of the checkpoint do not fit, and on one frozen pass if the data differ from pass to pass. No file is written.
+    the first checkpoint does not fit, and on one frozen pass if the data differ between passes. No file is written.
 
     Args:
-        paths: the checkpoints; the first is examined.
+        paths: the checkpoints, in the order of training.
         make_task: the task of a checkpoint; its model receives the weights.
         asked: the settings.
+
+    Returns:
+        One finding for each problem, with the checkpoints that have it.
     """
     if not paths:
         raise CheckpointError("no checkpoint to analyse")
-    doctor = _Doctor(asked)
+    doctor = _Doctor(asked, several=len(paths) > 1)
     with memory_limited(parse_size(asked.analysis.memory, "memory")):
-        task = doctor.task_of(paths[0], make_task)
-        task = None if task is None else doctor.with_data(task)
-        if task is not None:
+        task: Task | None = None
+        for path in paths:
+            doctor.path = path
+            task = doctor.task_of(path, make_task, anyway=path == paths[0])
+            task = None if task is None else doctor.with_data(task)
+            if task is None:
+                continue
             with shared_results():
-                doctor.examine(task)
+                if path in (paths[0], paths[-1]):
+                    doctor.examine(task)
+                else:
+                    doctor.look(task)
+        doctor.path = None
+        doctor.equal_weights()
         if not doctor.refused:
             with doctor.refusals("cost"):
                 plan = plan_checkpoints(paths, make_task, asked)
                 device = torch.device("cpu") if task is None else next(task.model.parameters()).device
                 free = available_bytes(device) + used_bytes(device)
                 doctor.add([diagnoses.of_plan(plan, free)])
-    if len(paths) > 1:
-        doctor.add([Diagnosis("checkpoint", OK, f"only {paths[0]} of {len(paths)} checkpoints was examined")])
+    if len(paths) > 2:
+        words = f"{len(paths)} checkpoints were read; all checks were made on {paths[0]} and {paths[-1]}"
+        doctor.add([Diagnosis("checkpoint", OK, words)])
     return doctor.found
 
 
 class _Doctor:
-    """Collects the diagnoses of one checkpoint."""
+    """Collects the diagnoses of checkpoints, one after the other."""
 
-    def __init__(self, asked: RunSettings) -> None:
-        self.asked = asked
+    def __init__(self, asked: RunSettings, *, several: bool) -> None:
+        self.asked, self.several = asked, several
         self.found: list[Diagnosis] = []
+        self.path: Path | None = None  # of the checkpoint that is examined
+        self._recipient = Recipient(asked.partial)
+        self._chosen = ChosenData(asked.data, with_test=asked.analysis.test_data)
+        self._fixed: tuple[Task, Task | None] | None = None  # the last task, and the same with fixed data
+        self._places: dict[str, list[Place]] = {}  # hash of weights -> the checkpoints that have them
 
     @property
     def refused(self) -> bool:
         return any(one.level == PROBLEM for one in self.found)
 
     def add(self, diagnoses_found: Iterable[Diagnosis]) -> None:
-        """Keep diagnoses, each reason once."""
+        """Keep diagnoses, those of the same problem as one."""
         for one in diagnoses_found:
-            if all(one.reason != other.reason for other in self.found):
-                self.found.append(one)
+            if self.path is not None and not one.checkpoints:
+                one = replace(one, checkpoints=(str(self.path),))
+            joined = ((place, other.joined(one)) for place, other in enumerate(self.found))
+            place, found = next((pair for pair in joined if pair[1] is not None), (len(self.found), one))
+            self.found[place : place + 1] = [found or one]
 
     def refuse(self, check: str, error: Exception, remedy: str = "") -> None:
         """Keep an error as a problem: a refusal with its message, any other as unexpected."""
         words = reason_of(error)
+        if self.several:  # which name it with every finding
+            words = words.removeprefix(f"{self.path}: ")
         if unexpected(error):
             words = f"unexpected error: {words}"
             remedy = "spectra analyze --debug with the same options shows where"
@@ -102,8 +131,8 @@ class _Doctor:
         except Exception as error:
             self.refuse(check, error)
 
-    def task_of(self, path: Path, make_task: TaskMaker) -> Task | None:
-        """The task with the weights of the checkpoint, or with its own weights if they do not fit."""
+    def task_of(self, path: Path, make_task: TaskMaker, *, anyway: bool) -> Task | None:
+        """The task with the weights of the checkpoint; if they do not fit, with its own weights, or None."""
         asked = self.asked
         phase("reading")
         ready: Task | None = None
@@ -114,18 +143,36 @@ class _Doctor:
             for note in checkpoint.notes:
                 self.add([Diagnosis("checkpoint", WARNING if several and "--weights" in note else OK, note)])
             with self.refusals("task"):
-                made = make_task(checkpoint)
-                task = ChosenData(asked.data, with_test=asked.analysis.test_data).task(made)
+                task = self._chosen.task(make_task(checkpoint))
+                ready = task if anyway else None
                 with self.refusals("checkpoint"):
-                    self.add(diagnoses.of_fit(Recipient(asked.partial).load(checkpoint, task.model)))
+                    named = under_names_of(make_task, checkpoint, task.model)
+                    self.add(diagnoses.of_fit(self._recipient.load(named, task.model)))
+                    self._places.setdefault(weights_sha256(task.model), []).append(place_of(checkpoint))
+                    ready = task
                 device = device_of(asked.device)
                 if device is not None:
                     task.model.to(device)
-                ready = task
         return ready
 
+    def equal_weights(self) -> None:
+        """Checkpoints with the weights of another one."""
+        for places in self._places.values():
+            names = tuple(str(place.checkpoint) for place in places)
+            if len(places) > 1:
+                first, last = ((place.epoch, place.step) for place in (places[0], places[-1]))
+                trained = apart(first, last)
+                words = "they have the same weights" + (", of several epochs or steps" if trained else "")
+                remedy = "training may not have changed them" if trained else "an analysis computes them once"
+                self.add([Diagnosis("equal weights", WARNING if trained else OK, words, remedy, names)])
+
     def with_data(self, task: Task) -> Task | None:
-        """The task with data that are the same on every pass: frozen, if they are not."""
+        """The task with data that are the same on every pass: frozen, if they are not. Made once per task."""
+        if self._fixed is None or self._fixed[0] is not task:
+            self._fixed = task, self._on_fixed_data(task)
+        return self._fixed[1]
+
+    def _on_fixed_data(self, task: Task) -> Task | None:
         phase("data")
         try:
             task.survey()
@@ -140,6 +187,14 @@ class _Doctor:
             frozen = task.snapshot(self.asked.data.data_seed, test=self.asked.analysis.test_data)
             frozen.survey()
         return frozen
+
+    def look(self, task: Task) -> None:
+        """What differs between checkpoints: the statistics of batch norm."""
+        settings = self.asked.analysis
+        for mode in settings.bn_modes:
+            with self.refusals("batch norm"):
+                function = HessianOperator(task, mode, dtype=settings.dtype, params=settings.params).function
+                self.add(diagnoses.of_batch_norm(function))
 
     def examine(self, task: Task) -> None:
         """Every check of the task on its training data, and those of the operators on the test data too."""

@@ -19,6 +19,7 @@ import torch
 
 from spectra.analysis.analysis_run import ChosenData, device_of
 from spectra.analysis.analyze import choose_probes_per_pass, place_of
+from spectra.analysis.block_analysis import partition_of
 from spectra.analysis.predicted import Plan, RecordCost
 from spectra.analysis.provenance import provenance_of
 from spectra.analysis.resume import weights_sha256
@@ -33,8 +34,10 @@ from spectra.operators.curvature import CurvatureOperator
 from spectra.results.identity import Place
 from spectra.results.record import Record
 from spectra.results.storage.record_codec import write_record
+from spectra.results.storage.runfile import LIBRARY
 from spectra.runtime.memo import shared_results
 from spectra.runtime.memory import available_bytes, memory_limited, used_bytes
+from spectra.spectrum.block_spectra import BlockSpectra
 
 
 def plan_checkpoints(paths: Sequence[Path], make_task: TaskMaker, asked: RunSettings) -> Plan:
@@ -146,7 +149,15 @@ def _record_cost(
         and exact.stderr is None
         and (exact.applies or operator.kind == "ggn")
         and operator.kind != "residual",
+        blocks=[part.n for part in _parts(operator, asked).values()],
     )
+
+
+def _parts(operator: CurvatureOperator, asked: Settings) -> dict[str, CurvatureOperator]:
+    """The diagonal blocks whose spectra are asked for, by name."""
+    if asked.blocks is None:
+        return {}
+    return {name: operator.block(names) for name, names in partition_of(operator, asked.blocks).blocks.items()}
 
 
 def _record_bytes(operator: CurvatureOperator, asked: Settings, trial: Trial, place: Place) -> int:
@@ -154,6 +165,7 @@ def _record_bytes(operator: CurvatureOperator, asked: Settings, trial: Trial, pl
     assert trial.found is not None
     assert trial.spectrum is not None
     found, spectrum = trial.found, stand_in(operator, asked)
+    parts = {name: stand_in(part, asked) for name, part in _parts(operator, asked).items()}
     record = Record(
         place=place,
         operator=operator.kind,
@@ -167,10 +179,11 @@ def _record_bytes(operator: CurvatureOperator, asked: Settings, trial: Trial, pl
         checks=(*found.traces.checks, *found.spectrum.checks),
         remainder=found.traces.remainder,
         sharpness=found.sharpness,
+        blocks=BlockSpectra(str(asked.blocks), parts) if parts else None,
         notes=(),
     )
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with h5py.File(buffer, "w", libver=LIBRARY) as file:
         write_record(file.create_group("records/0"), record)
     tensors = sum(len(name) + 24 + 8 * asked.num_probes for name in operator.tensor_sizes)
     groups = 8 * (asked.num_probes + 1) * min(64, operator.task.survey().num_batches)
@@ -203,7 +216,7 @@ def _notes(asked: RunSettings, records: Sequence[RecordCost]) -> list[str]:
     if asked.analysis.exact_spectrum:
         notes.append("the time of --exact-spectrum is not predicted")
     if asked.analysis.blocks is not None:
-        notes.append("the time and the size of --blocks are not predicted: each block has as many products")
+        notes.append("the products of --blocks are at most, and of the training data alone")
     if asked.out.exists():
         notes.append(f"{asked.out} exists: records that it has already are counted as well")
     return notes

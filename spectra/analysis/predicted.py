@@ -33,11 +33,17 @@ class RecordCost:
     samples: int | None  # of the training data
     bytes: int  # of the record in the results file
     exact_trace: bool  # whether the trace of this matrix is known without probes
+    blocks: Sequence[int] = ()  # the parameters of each diagonal block, where their spectra are asked for
 
     @property
     def products(self) -> int:
         """The products of the probes with the training data; fewer only where a Krylov space is exhausted."""
         return self.steps * self.probes
+
+    @property
+    def block_products(self) -> int:
+        """The products of the probes of all diagonal blocks, at most."""
+        return self.probes * sum(min(self.steps, size) for size in self.blocks)
 
     @property
     def search(self) -> int:
@@ -70,6 +76,13 @@ class RecordCost:
             count = self.products + self.search / len(self.trials)
             passes = trial.load * (reads + 1) + own * (trial.point + trial.first + count * each)
             total = total + share * passes + self.probes * (a * self.steps + b * self.steps**2 / processes)
+        if self.blocks:
+            trial = self.trials[0]
+            step = trial.blocks + (1 - self.kept_share(trial)) * (trial.new - trial.kept)
+            longest = min(self.steps, max(self.blocks))
+            reads = 1 if trial.data_bytes <= self.budget else longest * self.probes / self.width
+            passes = trial.load * (reads + 1) + own * (trial.first + longest * self.probes / self.width * step)
+            total = total + share * passes + self.probes * (a * longest + b * longest**2 / processes)
         return total
 
     def memory(self, *, processes: int = 1) -> float:
@@ -92,8 +105,9 @@ class RecordCost:
 
     def traffic(self, processes: int) -> float:
         """The bytes that each of several processes sends: a sum of float64 vectors over all of them per product."""
-        products = self.products * len(self.trials) + self.search
-        return products * 2 * (processes - 1) / processes * self.n * (8 if self.batches > 1 else self.itemsize)
+        numbers = (self.products * len(self.trials) + self.search) * self.n
+        numbers += self.probes * sum(min(self.steps, size) * size for size in self.blocks)
+        return numbers * 2 * (processes - 1) / processes * (8 if self.batches > 1 else self.itemsize)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from spectra.analysis.block_analysis import partition_of
 from spectra.analysis.findings import Findings, allowance_of, find
 from spectra.analysis.settings import Settings
 from spectra.krylov.lanczos import tridiagonalize
@@ -92,6 +93,7 @@ class Trial:
     kept: Time  # a product of the block from kept graphs
     new: Time  # the same where no graph is kept
     findings: Time  # checks and measures
+    blocks: Time  # a product of each diagonal block with as many probes, from kept graphs; 0 where none are asked for
     graph_bytes: float  # of all graphs
     data_bytes: float
     work_bytes: float  # that a product takes for a batch, whose graph is not kept
@@ -109,7 +111,7 @@ class Trial:
             slope = np.maximum(0.0, mine - getattr(smaller, name)) / (self.share - smaller.share)
             return mine + slope * (1 - self.share)
 
-        extrapolated = ("load", "point", "first", "kept", "new", "findings", "graph_bytes", "data_bytes")
+        extrapolated = ("load", "point", "first", "kept", "new", "findings", "blocks", "graph_bytes", "data_bytes")
         work = 1.0 if more_batches else 1 / self.share  # more batches need no more memory, larger ones do
         return replace(
             self,
@@ -170,6 +172,7 @@ def _trial(
         point, _ = timed(lambda: measure_point(operator))
         first, _ = timed(lambda: operator.apply(block))
         kept = shortest(lambda: operator.apply(block))
+        blocks = _blocks_time(operator, asked, width) if with_findings and asked.blocks is not None else no_time()
         graphs = operator.kept.summary["kept_bytes"]
         few_steps = min(_FEW_STEPS, operator.n)
         spectrum = slq(operator, few_steps, asked.num_probes, asked.seed, width=width) if with_findings else None
@@ -181,9 +184,20 @@ def _trial(
             findings, found = timed(lambda: find(operator, spectrum, asked, Faults("trial"), allowance=allowance))
         more = peak.bytes
     data = sum(tensor.numel() * tensor.element_size() for batch in task.data for tensor in tensors_of(batch))
-    return Trial(
-        share, load, point, first, kept, new, findings, graphs, data, work.bytes, max(0, more - graphs), found, spectrum
-    )
+    work_bytes, findings_bytes = work.bytes, max(0, more - graphs)
+    times = (load, point, first, kept, new, findings, blocks)
+    return Trial(share, *times, graphs, data, work_bytes, findings_bytes, found, spectrum)
+
+
+def _blocks_time(operator: CurvatureOperator, asked: Settings, width: int) -> Time:
+    """The time of a step of all diagonal blocks: a product with `width` vectors of each."""
+    assert asked.blocks is not None
+    parts = [operator.block(names) for names in partition_of(operator, asked.blocks).blocks.values()]
+    generator = torch.Generator().manual_seed(0)
+    vectors = [
+        torch.randn(width, part.n, generator=generator).to(operator.device, operator.torch_dtype) for part in parts
+    ]
+    return shortest(lambda: operator.apply_to_blocks(list(zip(parts, vectors))))
 
 
 class _Diagonal(SymmetricOperator):

@@ -120,7 +120,7 @@ class Recorder(TorchFunctionMode):
         x, weight, bias = arguments.get("input"), arguments.get("weight"), arguments.get("bias")
         if not isinstance(x, torch.Tensor) or self._index.keys() & {id(x)} or (weight is not None and weight is bias):
             return None
-        if not _supported(kind, func, arguments, x):
+        if not _supported(kind, func, arguments, x) or _cast(x, result, weight, bias):
             return None
         settings = arguments | {"input": x.detach()}
         return Use(
@@ -167,6 +167,12 @@ def _supported(kind: str, func: Any, arguments: dict[str, Any], x: torch.Tensor)
         )
         return plain and x.ndim >= 1
     return x.ndim >= 2 and not arguments.get("training", False)
+
+
+def _cast(x: torch.Tensor, *others: Any) -> bool:
+    """Whether a call casts its arguments, as autocast makes it."""
+    tensors = [tensor for tensor in (x, *others) if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()]
+    return len({tensor.dtype for tensor in tensors}) > 1
 
 
 def _parameters_in(index: dict[int, int], value: Any, found: set[int]) -> set[int]:

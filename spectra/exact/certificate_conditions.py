@@ -54,7 +54,7 @@ class Conditions:
         """Random vectors as long as their tensors (``0.1`` per entry for a tensor of zeros)."""
         drawn = [torch.randn(p.shape, generator=self.generator, dtype=torch.float32) for p in self.function.theta]
         wide = [v.to(p) for v, p in zip(drawn, self.function.theta)]
-        return [v.mul_(length / float(v.norm())) for v, length in zip(wide, self.lengths)]
+        return [v.mul_(length / (float(v.norm()) or 1.0)) for v, length in zip(wide, self.lengths)]
 
     def weights(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Random weights of the outputs."""
@@ -68,7 +68,7 @@ class Conditions:
         )
         for index, g in enumerate(slope):
             norm = 0.0 if g is None else float(g.detach().norm())
-            self.sizes[index] = norm * self.lengths[index] / math.sqrt(self.vectors[index].numel())
+            self.sizes[index] = norm * self.lengths[index] / math.sqrt(max(1, self.vectors[index].numel()))
             if norm != 0:
                 self.effective.add(index)
         return slope

@@ -70,7 +70,7 @@ def causal_lm(
         test_data: as ``data``.
     """
     folder = folder_of(checkpoint)
-    model = build(folder, "AutoModelForCausalLM")
+    model = build(folder, "AutoModelForCausalLM", _numbers_in(checkpoint))
     limit = positions(model)
     size = whole_number("batch_size", batch_size, 1)
     blocks = min(128, limit or 128) if length is None else whole_number("length", length, 2)
@@ -113,7 +113,7 @@ def sequence_classification(
         test_data: as ``data``.
     """
     folder = folder_of(checkpoint)
-    model = build(folder, "AutoModelForSequenceClassification")
+    model = build(folder, "AutoModelForSequenceClassification", _numbers_in(checkpoint))
     config: Any = model.config
     if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
         raise TaskError(
@@ -148,7 +148,7 @@ def image_classification(checkpoint: Checkpoint, data: str, batch_size: int = 32
         test_data: as ``data``.
     """
     folder = folder_of(checkpoint)
-    model = build(folder, "AutoModelForImageClassification")
+    model = build(folder, "AutoModelForImageClassification", _numbers_in(checkpoint))
     config: Any = model.config
     size = whole_number("batch_size", batch_size, 1)
 
@@ -180,6 +180,11 @@ TASKS: Mapping[str, Callable[..., Task]] = {
 def folder_of(checkpoint: Checkpoint) -> Path:
     """The folder with the configuration of a checkpoint."""
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+
+
+def _numbers_in(checkpoint: Checkpoint) -> int:
+    """How many numbers the weights of a checkpoint have."""
+    return sum(tensor.numel() for tensor in checkpoint.state_dict.values())
 
 
 def identity_of(checkpoint: Checkpoint) -> str:

@@ -19,6 +19,8 @@ from torch import nn
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.checkpoints.sidecars import ADAPTER_CONFIG, read_json
 from spectra.errors import DataError, MissingDependency, TaskError
+from spectra.frameworks.declared_size import TooLarge, no_larger_than
+from spectra.frameworks.rearranged import rearranged
 from spectra.task.user_errors import words_of
 
 # Masks, positions and rotary frequencies, which older versions saved and which the configuration determines.
@@ -44,16 +46,18 @@ def library() -> Any:
     return transformers
 
 
-def build(folder: Path, auto: str) -> nn.Module:
+def build(folder: Path, auto: str, stored: int) -> nn.Module:
     """The network of ``config.json`` in float32 with random weights, in eval mode.
 
     Args:
         folder: of the checkpoint.
         auto: the class of transformers that chooses the network.
+        stored: how many numbers the weights have.
 
     Raises:
         MissingDependency: transformers is not installed.
-        TaskError: there is no configuration, or no network can be built from it without code of the folder.
+        TaskError: there is no configuration, no network can be built from it without code of the folder, or it would
+            be many times as large as the weights.
     """
     transformers = library()
     if not (folder / "config.json").is_file():
@@ -69,10 +73,26 @@ def build(folder: Path, auto: str) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         config.use_cache = False
-        return _from_config(getattr(transformers, auto), config).eval()
+        if hasattr(type(config), "_experts_implementation"):
+            config._experts_implementation = "eager"  # kernels for all experts at once have no second derivative
+        chosen = getattr(transformers, auto)
+        _check_size(chosen, config, stored)
+        with no_larger_than(stored):
+            return _from_config(chosen, config).eval()
     except Exception as error:
         own = "; code in the folder (auto_map) is never run: write a task function" if "auto_map" in written else ""
         raise TaskError(f"{folder}: no network can be built from config.json: {words_of(error)}{own}") from error
+
+
+def _check_size(auto: Any, config: Any, stored: int) -> None:
+    """Raise TooLarge, before anything is allocated, for a network of many times ``stored`` numbers."""
+    try:
+        with no_larger_than(stored), torch.device("meta"):
+            _from_config(auto, config)
+    except TooLarge:
+        raise
+    except Exception:  # some networks read numbers while they are built; errors are those of the real one
+        return
 
 
 def _from_config(auto: Any, config: Any) -> nn.Module:
@@ -107,9 +127,12 @@ def renamed(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
     names = {key: name_of(key) for key in checkpoint.state_dict}
     ignored = [key for key, name in names.items() if name not in entries and _is_ignored(name, model, prefix)]
     tensors = {names[key]: tensor for key, tensor in checkpoint.state_dict.items() if key not in ignored}
-    if len(tensors) + len(ignored) < len(names) or (not ignored and list(tensors) == list(names)):
-        return checkpoint  # nothing to rename; or two tensors of one name, which does not fit
-    return replace(checkpoint, state_dict=tensors)
+    if len(tensors) + len(ignored) < len(names):
+        return checkpoint  # two tensors of one name, which does not fit
+    joined = rearranged(tensors, model)
+    if joined is tensors and not ignored and list(tensors) == list(names):
+        return checkpoint
+    return replace(checkpoint, state_dict=dict(joined))
 
 
 def _written_names(model: nn.Module, entries: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -16,6 +16,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from spectra.operators.twice import computed
+
 _aten = torch.ops.aten
 # Function -> (dimensions of space, whether transposed, the names of its arguments in order).
 _PLAIN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -33,7 +35,7 @@ Geometry = tuple[list[int], list[int], list[int], bool, list[int], int]
 
 
 class EfficientConvolutions(TorchFunctionMode):
-    """While active, the convolutions of ``torch`` have an efficient second derivative.
+    """While active, convolutions have an efficient second derivative, and the functions of `twice` have a right one.
 
     Left to torch: unbatched inputs, padding given as a word, tensor subclasses, and calls within a transformation of
     ``torch.func`` or forward-mode differentiation.
@@ -57,7 +59,7 @@ class EfficientConvolutions(TorchFunctionMode):
                     arguments.get("groups", 1),
                 )
                 return _Convolution.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
-        return func(*args, **kwargs)
+        return computed(func, args, kwargs)
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def _own(batch: Any) -> Any:
 
 @exclusively
 def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> dict[str, nn.Parameter]:
-    """The trainable parameters that ``params`` selects, in the model's order, tied ones once.
+    """The trainable parameters that ``params`` selects, in the model's order, tied ones once, without empty ones.
 
     A pattern is read as a shell glob over the names. If it matches none, it is read as a regular expression for whole
     names.
@@ -256,12 +256,20 @@ def choose_parameters(model: nn.Module, params: str | Sequence[str] | None) -> d
         ArgumentError: a pattern matches no parameter.
         TaskError: the model has no trainable parameters.
     """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise TaskError("the model has no parameter with requires_grad=True: there is nothing to differentiate")
-    lazy = [name for name, p in trainable.items() if is_lazy(p)]
+    with_gradient = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    lazy = [name for name, p in with_gradient.items() if is_lazy(p)]
     if lazy:
         raise TaskError(f"{lazy[0]} has no shape yet: pass one batch through the model before making the task")
+    trainable = {name: p for name, p in with_gradient.items() if p.numel()}
+    if not trainable:
+        which = "parameter with requires_grad=True" + (" that has entries" if with_gradient else "")
+        raise TaskError(f"the model has no {which}: there is nothing to differentiate")
+    complex_ones = [name for name, p in trainable.items() if p.is_complex()]
+    if complex_ones:
+        raise TaskError(
+            f"{complex_ones[0]} is complex: curvature is computed in real parameters; keep torch.view_as_real of it as "
+            "the parameter, and use torch.view_as_complex in the forward pass"
+        )
     if params is None:
         return trainable
     matched: set[str] = set()

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -69,8 +70,10 @@ def layer_modes(model: nn.Module, bn_mode: str) -> Iterator[None]:
 def exact_arithmetic(model: nn.Module) -> Iterator[None]:
     """Disable TF32 and autocast, use a twice differentiable attention kernel, and keep the random states.
 
-    cuDNN is disabled for recurrent networks, because its recurrent kernels have no second derivative.
+    cuDNN is disabled for recurrent networks, because its recurrent kernels have no second derivative. Embeddings have
+    dense gradients, and reentrant checkpoints become such that can be differentiated twice.
     """
+    sparse = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with one_at_a_time, ExitStack() as stack:
         stack.enter_context(random_state_kept())
@@ -79,6 +82,9 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_full_float32())
+        stack.enter_context(_set(torch.utils.checkpoint, "CheckpointFunction", _CheckpointedAgain))
+        for layer in sparse:  # sparse gradients have no derivative
+            stack.enter_context(_set(layer, "sparse", False))
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
             cudnn = torch.backends.cudnn
@@ -89,6 +95,16 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         yield
+
+
+class _CheckpointedAgain:
+    """Takes the place of torch's reentrant checkpoint, whose gradient can only be computed by ``backward()``."""
+
+    @staticmethod
+    def apply(function: Any, preserve_random_state: bool, *args: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(
+            function, *args, use_reentrant=False, preserve_rng_state=preserve_random_state
+        )
 
 
 @contextmanager
@@ -124,7 +140,7 @@ def _full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _set(holder: Any, name: str, value: bool) -> Iterator[None]:
+def _set(holder: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(holder, name)
     setattr(holder, name, value)
     try:

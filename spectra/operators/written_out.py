@@ -16,6 +16,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from spectra.operators.twice import computed
+
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
 _LOW_LEVEL = ("input", "weight", "bias", "running_mean", "running_var")
 # Function -> (kind, the names of its arguments in order).
@@ -35,7 +37,7 @@ class WrittenOut(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _ARGUMENTS:
-            return func(*args, **kwargs)
+            return computed(func, args, kwargs)
         kind, names = _ARGUMENTS[func]
         arguments = {"eps": 1e-5, **dict(zip(names, args)), **kwargs}
         return _normalised(kind, arguments)

@@ -96,8 +96,10 @@ class _Recorder(TorchFunctionMode):
     @contextmanager
     def places(self, model: nn.Module) -> Iterator[None]:
         """Track the module in which each call is made."""
-        handles = []
+        handles: list[Any] = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise TaskError("the layers of a TorchScript module cannot be followed: pass the module it was made of")
             place = f"{name} ({type(module).__name__})" if name else type(module).__name__
             handles.append(module.register_forward_pre_hook(lambda *_, place=place: self.where.append(place)))
             handles.append(module.register_forward_hook(lambda *_: void(self.where.pop())))

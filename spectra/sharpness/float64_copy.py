@@ -58,7 +58,7 @@ def few_samples(task: Task, model: nn.Module) -> Any:
     rows = rows_of(batch)
     if rows is not None and rows > SAMPLES:
         batch = choose_rows(batch, torch.arange(SAMPLES))
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return map_tensors(batch, lambda t: t.to(device, torch.float64) if t.is_floating_point() else t.to(device))
 
 

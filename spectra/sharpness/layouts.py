@@ -79,7 +79,7 @@ def weight_layouts(model: nn.Module) -> tuple[dict[str, Layout], tuple[str, ...]
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if id(parameter) in seen or not parameter.requires_grad:
+            if id(parameter) in seen or not parameter.requires_grad or not parameter.numel():
                 continue
             seen.add(id(parameter))
             if parameter.dim() < 2 or isinstance(module, _NORMS) or "bias" in name.rpartition(".")[2]:

@@ -52,7 +52,7 @@ def find_scale_groups(task: Task, model: nn.Module) -> ScaleGroups:
     """
     batch = few_samples(task, model)
     degrees = record_degrees(model, batch, lambda: outputs(task, model, batch))
-    names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    names = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.numel())
     if not degrees.exponents:
         raise TaskError("no trainable parameter of the model takes part in its outputs as the task calls it")
     groups = ScaleGroups(names, _solved(names, degrees), degrees.layers)
@@ -66,7 +66,7 @@ def given_scale_groups(model: nn.Module, exponents: Mapping[str, Sequence[float]
     Raises:
         ArgumentError: a name that is no trainable parameter, or rows of different lengths.
     """
-    names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    names = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.numel())
     unknown = [name for name in exponents if name not in names]
     if unknown:
         raise ArgumentError(f"scale_groups: {unknown[0]!r} is no trainable parameter of the model")

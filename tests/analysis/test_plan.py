@@ -70,6 +70,25 @@ def test_the_products_with_test_data_are_counted(run, tmp_path):
     assert record.provenance["products"] == record.provenance["test_products"] == plan.records[0].products
 
 
+@pytest.mark.parametrize("blocks", ["layer", pytest.param(r"\d\.weight", marks=pytest.mark.slow)])
+def test_blocks_are_counted(run, tmp_path, blocks):
+    asked = RunSettings(Settings(lanczos_steps=8, num_probes=3, blocks=blocks), out=tmp_path / "run.h5")
+    without = RunSettings(replace(asked.analysis, blocks=None), out=tmp_path / "other.h5")
+    plan, plain = (plan_checkpoints(run, maker(), one) for one in (asked, without))
+    analyze_checkpoints(run, maker(), asked, Listener())
+    record = load_trajectory(asked.out)[0]
+    assert record.provenance["products"] == plan.records[0].products
+    assert record.provenance["block_products"] == plan.records[0].block_products > plain.records[0].block_products == 0
+    assert list(plan.records[0].blocks) == [spectrum.n for spectrum in record.blocks.values()]
+    assert plan.file_bytes == pytest.approx(asked.out.stat().st_size, rel=0.5)
+    assert plan.file_bytes > 1.2 * plain.file_bytes
+    first = plan.records[0]
+    assert float((first.time() - replace(first, blocks=()).time())[0]) > 0
+    slower = replace(first, trials=[replace(first.trials[0], blocks=first.trials[0].blocks + 1.0)])
+    passes = 8 * 3 / first.width
+    assert float((slower.time() - first.time())[0]) == pytest.approx(passes)
+
+
 def test_the_search_for_eigenpairs_is_a_bound(run, tmp_path):
     asked = RunSettings(Settings(lanczos_steps=4, num_probes=2, eigenpairs=3), out=tmp_path / "run.h5")
     plan = plan_checkpoints(run[:1], maker(), asked)

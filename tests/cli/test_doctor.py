@@ -67,4 +67,19 @@ def test_json_holds_every_finding(folder):
     assert done.exit_code == 1
     assert not found["passed"]
     assert {level["level"] for level in found["findings"]} >= {"ok", "problem"}
-    assert set(found["findings"][0]) == {"check", "level", "reason", "remedy"}
+    assert set(found["findings"][0]) == {"check", "level", "reason", "remedy", "checkpoints"}
+
+
+def test_the_lines_of_several_checkpoints_name_them(folder):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    for epoch in range(3):
+        torch.save(model.state_dict(), f"epoch_{epoch}.pt")
+        with torch.no_grad():
+            model[0].bias += 1
+    (folder / "epoch_1.pt").write_bytes(b"no checkpoint")
+    done = CliRunner().invoke(main, ["doctor", *sorted(map(str, folder.glob("*.pt"))), "--task", "task.py:task"])
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stdout.splitlines() if "PROBLEM" in line]
+    assert line.count("epoch_1.pt") == 1
+    assert "epoch_0.pt and " in done.stdout
+    assert "problems: 1, warnings: 0" in done.stdout
