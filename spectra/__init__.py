@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.errors import SpectraError
     from spectra.exact.ggn_spectrum import exact_ggn_spectrum
     from spectra.exact.trace import exact_diagonal, exact_trace
+    from spectra.frameworks.huggingface_callback import HuggingFaceCallback
+    from spectra.frameworks.lightning_callback import LightningCallback
     from spectra.krylov.eigsh import eigsh
     from spectra.krylov.hutchpp import hutchpp
     from spectra.krylov.slq import slq
@@ -107,6 +109,8 @@ _HOME = {
     "iter_analyze": "spectra.analysis.analyze",
     "Tracker": "spectra.analysis.tracker",
     "across_ranks": "spectra.runtime.ranks",
+    "LightningCallback": "spectra.frameworks.lightning_callback",
+    "HuggingFaceCallback": "spectra.frameworks.huggingface_callback",
     "Record": "spectra.results.record",
     "Trajectory": "spectra.results.trajectory",
     "load_trajectory": "spectra.results.storage.runfile",
@@ -141,6 +145,8 @@ __all__ = [
     "GGNOperator",
     "GGNSpectrum",
     "HessianOperator",
+    "HuggingFaceCallback",
+    "LightningCallback",
     "OtherWeights",
     "Record",
     "ResidualOperator",
@@ -148,10 +154,10 @@ __all__ = [
     "Spectrum",
     "Task",
     "Tracker",
-    "across_ranks",
     "Trajectory",
     "Tridiagonal",
     "__version__",
+    "across_ranks",
     "adaptive_sharpness",
     "analyze",
     "as_operator",

@@ -4,33 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from spectra.results.headline import is_exact
+from spectra.results.headline_budgets import SHORT as SHORT
+from spectra.results.headline_budgets import budgets_of as budgets_of
+from spectra.results.headline_budgets import limited_by as limited_by
 from spectra.results.record import Record
-from spectra.spectrum.error_budget import ADVICE, Budget
+from spectra.spectrum.error_budget import ADVICE
 from spectra_cli.layout import new_table, print_heading, print_line
 from spectra_cli.numbers import plain
-
-#: Part of an error -> its name in a column.
-SHORT = {"probes": "probes", "truncation": "steps", "arithmetic": "arithmetic", "data": "data"}
-
-
-def budgets_of(record: Record) -> dict[str, Budget]:
-    """The error budgets of the headline numbers: that of an exact number has no part from probes and steps."""
-    return {
-        name: _without_probes(budget) if is_exact(record.headlines.get(name)) else budget
-        for name, budget in record.budgets.items()
-    }
-
-
-def _without_probes(budget: Budget) -> Budget:
-    unknown = dict(budget.unknown) | {"arithmetic": "an exact number is as precise as the gradients it is made of"}
-    return Budget(0.0, 0.0, None, budget.data, unknown)
-
-
-def limited_by(record: Record, name: str) -> str:
-    """The name of the largest part of a number's error; empty where no part is known."""
-    budget = budgets_of(record).get(name)
-    return "" if budget is None or budget.largest is None else SHORT[budget.largest]
 
 
 def print_advice(record: Record, console: Console) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 from rich.console import Console
 
-from spectra.results.exact_trace import ExactTrace
-from spectra.results.headline import is_exact
-from spectra.results.measure import Measure
+from spectra.results.finding_text import checks_in_short as checks_in_short
+from spectra.results.finding_text import checks_in_words as checks_in_words
+from spectra.results.finding_text import conditions
+from spectra.results.finding_text import kind_of as kind_of
+from spectra.results.finding_text import measure_in_short as measure_in_short
+from spectra.results.finding_text import second_trace as second_trace
 from spectra.results.record import Record
-from spectra.results.trace_checks import INCONCLUSIVE, VERDICTS, can_tell, too_few_probes, why_inconclusive
+from spectra.results.trace_checks import too_few_probes, why_inconclusive
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_pairs
 from spectra_cli.numbers import plain, rounded, with_error
 
@@ -41,11 +43,6 @@ def print_cross_check(record: Record, console: Console) -> None:
         _print_checks(record, console)
 
 
-def kind_of(exact: ExactTrace | None) -> str:
-    """How the traces that estimates are compared with were computed, in words."""
-    return "Monte Carlo" if exact is not None and exact.drawn else "exact"
-
-
 def _print_checks(record: Record, console: Console) -> None:
     table = new_table(
         "comparison", "estimate", "+-", kind_of(record.exact), "z", "would notice", "verdict", left=(0, 6)
@@ -68,14 +65,6 @@ def _print_checks(record: Record, console: Console) -> None:
         print_line(console, words, style="dim")
 
 
-def checks_in_words(record: Record) -> str:
-    """The number of comparisons with each result; where most detect little, the reason and what to do."""
-    words = checks_in_short(record)
-    if not can_tell(record.checks) and (why := why_inconclusive(record.checks)):
-        words += f"; {why}: more probes (--probes) can tell"
-    return words
-
-
 def print_exact_spectrum(record: Record, console: Console) -> None:
     """The exact spectrum of the Gauss-Newton matrix, and the largest rank that counting alone allows."""
     exact = record.exact_spectrum
@@ -91,32 +80,6 @@ def print_exact_spectrum(record: Record, console: Console) -> None:
     ]
     ranks = [f"{plain(exact.rank(10.0**-power))} above 1e-{power}" for power in (1, 2, 3, 4, 6)]
     print_pairs(console, [*pairs, ("relative to |G|_2", ", ".join(ranks))])
-
-
-def second_trace(record: Record) -> tuple[str, str] | None:
-    """A trace computed without probes that is not the headline: its name, and its value with its error; or None.
-
-    It is that of the Gauss-Newton matrix in a record of a Hessian with another trace, or a Monte-Carlo mean.
-    """
-    exact = record.exact
-    if exact is None or exact.total is None or is_exact(record.headlines.get("trace")):
-        return None
-    own = record.operator == "ggn" or (record.operator == "hessian" and exact.applies)
-    return f"{kind_of(exact)} trace{'' if own else ' of the ggn'}", with_error(exact.total, exact.stderr)
-
-
-def checks_in_short(record: Record) -> str:
-    """The number of comparisons with each result."""
-    counts = Counter(check.verdict for check in record.checks)
-    many = {verdict: verdict if verdict == INCONCLUSIVE else verdict.removesuffix("s") for verdict in VERDICTS}
-    return ", ".join(f"{counts[verdict]} {many[verdict]}" for verdict in VERDICTS if counts[verdict]) or "-"
-
-
-def measure_in_short(measure: Measure | None) -> str:
-    """A measure with its error; `-` where there is none."""
-    if measure is None or math.isnan(measure.value):
-        return "-"
-    return with_error(measure.value, measure.stderr)
 
 
 def print_sharpness(record: Record, console: Console) -> None:
@@ -136,24 +99,10 @@ def print_sharpness(record: Record, console: Console) -> None:
             measure.form,
             measure.curvature or "",
             "" if measure.certificate is None else f"{measure.certificate:.0e}",
-            "; ".join(_conditions(measure, record.bn_mode)) + (" *" if measure.reason else ""),
+            "; ".join(conditions(measure, record.bn_mode)) + (" *" if measure.reason else ""),
         )
         if measure.reason:
             remarks[name] = [measure.reason]
     console.print(table)
     for note, names in grouped(remarks).items():
         print_line(console, f"* {', '.join(names)}: {note}")
-
-
-def _conditions(measure: Measure, bn_mode: str) -> list[str]:
-    """Unusual circumstances: the batch-norm mode, the loss, an infimum not attained, entries clipped at 0."""
-    return [
-        words
-        for words, holds in (
-            (f"BN {measure.bn_mode}", measure.bn_mode != bn_mode),
-            (f"{measure.loss} loss", measure.loss != "task"),
-            ("not attained", measure.attained is False),
-            (f"clipped {measure.clipped or 0:.2g}", bool(measure.clipped)),
-        )
-        if holds
-    ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from spectra.results.record import Record
+from spectra.results.record_text import FACTS as FACTS
+from spectra.results.record_text import estimate_cells as estimate_cells
+from spectra.results.record_text import facts_of as facts_of
+from spectra.results.record_text import origin_of as origin_of
 from spectra.spectrum.estimates import Estimate
 from spectra_cli.block_table import print_blocks
 from spectra_cli.budget_table import limited_by, print_advice, print_budgets
@@ -18,33 +21,8 @@ from spectra_cli.edge_table import edge_lines
 from spectra_cli.eigenvector_table import print_eigenvectors
 from spectra_cli.findings_table import print_cross_check, print_exact_spectrum, print_sharpness
 from spectra_cli.layout import grouped, new_table, print_heading, print_line, print_notes, print_pairs
-from spectra_cli.numbers import bounds, interval, number, plain, rounded
+from spectra_cli.numbers import interval, number, plain, rounded
 from spectra_cli.preset_table import print_preset
-
-FACTS = {  # in this order; what else there is follows
-    "loss": "loss of the data",
-    "objective": "loss with the l2 term",
-    "accuracy": "accuracy",
-    "gradient_norm": "gradient norm",
-    "weight_norm": "weight norm",
-    "n_parameters": "parameters n",
-    "n_samples": "samples N",
-    "total_weight": "total weight",
-    "n_batches": "batches",
-    "rank_bound_counting": "rank at most, by counting alone",
-    "rank_bound_ff": "4 d_y (sum N_l + d_x), a heuristic for the rank, no bound",
-    "d_y": "outputs d_y",
-    "d_x": "inputs d_x",
-    "sum_of_widths": "widths of all layers, sum N_l",
-    "test_loss": "loss of the test data",
-    "test_accuracy": "accuracy on the test data",
-    "test_n_samples": "test samples",
-    "generalization_gap": "generalization gap, test loss - loss",
-    "accuracy_gap": "accuracy gap, accuracy - test accuracy",
-}
-
-
-_GRAPHS = ("batches", "kept", "kept_bytes")
 
 
 def print_record(record: Record, console: Console, *, budget: bool = False) -> None:
@@ -80,45 +58,6 @@ def print_record(record: Record, console: Console, *, budget: bool = False) -> N
     print_notes(console, {}, [record])
 
 
-def facts_of(record: Record) -> list[tuple[str, str]]:
-    """The facts of a record in words, the known ones first."""
-    names = [*(name for name in FACTS if name in record.facts), *(name for name in record.facts if name not in FACTS)]
-    return [(FACTS.get(name, name.replace("_", " ")), plain(record.facts[name])) for name in names]
-
-
-def origin_of(record: Record) -> list[tuple[str, str]]:
-    """(name, words) of the origin of the numbers: machine, versions, command and times."""
-    known = record.provenance
-    versions = [f"{name} {known[name]}" for name in ("spectra", "torch", "numpy", "python") if name in known]
-    sha = record.checkpoint_sha256
-    effort = [
-        f"{known['products']:,} products" if isinstance(known.get("products"), int) else "",
-        f"{known['block_products']:,} of blocks" if isinstance(known.get("block_products"), int) else "",
-        f"{known['test_products']:,} on the test data" if isinstance(known.get("test_products"), int) else "",
-        f"{known['seconds']:.1f} s" if isinstance(known.get("seconds"), float) else "",
-        f"on {known['device']}" if "device" in known else "",
-        f"{known['threads']} threads" if "threads" in known else "",
-    ]
-    quality = [
-        f"{name} {known[name]:.1e}"
-        for name in ("noise", "asymmetry", "repeatability", "orthogonality")
-        if isinstance(known.get(name), float)
-    ]
-    pairs = None if record.spectrum is None else record.spectrum.eigenpairs
-    lines = [
-        ("eigenpairs", "" if pairs is None else pairs.completeness),
-        ("overlap of their space", _overlap_words(record)),
-        ("checkpoint", f"{record.checkpoint}  sha256 {sha[:16]}..." if sha else _words(record.checkpoint)),
-        ("computed", ", ".join(filter(None, effort))),
-        ("graphs kept", _kept_words(known.get("graphs"))),
-        ("arithmetic", ", ".join(quality)),
-        ("versions", ", ".join(versions)),
-        ("date", _words(known.get("date"))),
-        ("command", _words(known.get("command"))),
-    ]
-    return [(name, words) for name, words in lines if words not in ("", "-")]
-
-
 def _print_estimates(record: Record, console: Console) -> None:
     """Every estimate with its error and its interval; notes on starred ones are below the table."""
     tested = record.test_spectrum is not None
@@ -147,13 +86,6 @@ def print_requested(found: Mapping[str, Estimate], console: Console, *, of: str)
     console.print(table)
 
 
-def _overlap_words(record: Record) -> str:
-    if record.overlap is None:
-        return ""
-    known = record.overlap.matrix is not None
-    return f"with {record.overlap.before}: " + (f"{record.overlap.value:.3f}" if known else f"{record.overlap.reason}")
-
-
 def _eigenpairs_table(record: Record) -> Table | None:
     pairs = None if record.spectrum is None else record.spectrum.eigenpairs
     if pairs is None:
@@ -165,19 +97,6 @@ def _eigenpairs_table(record: Record) -> Table | None:
             str(i + 1), f"{value:.6g}", f"{residual:.1e}", bounds, "" if pairs.converged[i] else "not converged"
         )
     return table
-
-
-def estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
-    """Value, error, interval and marks; longer notes are added to the remarks."""
-    # A count that is not resolved has no value: its bracket is the result.
-    value, error = ("-", "") if estimate.resolved is False else number(estimate)
-    marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
-    if estimate.resolved is False and estimate.note:
-        marks.append(estimate.note)
-    elif estimate.note:
-        remarks[name] = [estimate.note]
-        marks.append("*")
-    return [value, error, bounds(estimate), "; ".join(marks)]
 
 
 def _curve_table(record: Record) -> Table | None:
@@ -213,15 +132,3 @@ def _tensor_table(record: Record) -> Table | None:
         size = sizes.get(name)
         table.add_row(name, plain(size), *number(estimate))
     return table
-
-
-def _kept_words(graphs: Any) -> str:
-    """How many batches were kept between products, of how many; "" where a record does not have it."""
-    if not isinstance(graphs, Mapping) or not all(isinstance(graphs.get(name), int) for name in _GRAPHS):
-        return ""
-    batches, kept, size = (graphs[name] for name in _GRAPHS)
-    return f"{kept} of {batches} batches" + (f", {size / 2**20:,.1f} MiB" if kept else "")
-
-
-def _words(value: Any) -> str:
-    return "-" if value is None else str(value)

@@ -227,8 +227,7 @@ def analyze_into(
     for pair in done:
         run.listener.kept(place, *pair)
     for record in records_of(run, task, place, skip=done, notes=notes, preconditioner=preconditioner):
-        run.store.add(record)
-        run.listener.record(record)
+        run.add(record)
         if run.asked.strict and record.status == "unverified":
             raise NumericsError(f"{record.label}: unverified: {record.reason}; its numbers are in {run.asked.out}")
 
@@ -248,8 +247,7 @@ def record_failure(run: AnalysisRun, place: Place, error: Exception) -> None:
         run.listener.note(f"{reason_of(error)}; its records in the file are kept")
     for pair in missing:
         record = failed_record(*pair, reason_of(error), run.store.settings, place)
-        run.store.add(record)
-        run.listener.record(record)
+        run.add(record)
 
 
 class _NoTask(Exception):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spectra.errors import ArgumentError
 from spectra.jsonable import to_jsonable
 from spectra.results.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
+from spectra.results.html_tables import record_html
 from spectra.results.identity import Identity, Place
 from spectra.results.optimizer import Edge, OptimizerSettings, edge_of
 from spectra.spectrum.estimates import Estimate
@@ -77,6 +78,10 @@ class Record:
             raise ArgumentError(f"spectrum=None: a record that is {self.status} has one; else it is 'failed'")
         if self.status != "complete" and not self.reason:
             raise ArgumentError(f"reason=None: a record that is {self.status} says why, in one line")
+
+    def _repr_html_(self) -> str:
+        """The numbers of the record with their errors, for notebooks."""
+        return record_html(self)
 
     @functools.cached_property
     def estimates(self) -> Mapping[str, Estimate]:

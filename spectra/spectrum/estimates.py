@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from spectra.html_table import table
+
 CONFIDENCE = 0.95
 
 
@@ -55,6 +57,21 @@ class Estimate:
         low = "-inf" if self.lower is None else f"{self.lower:.6g}"
         high = "inf" if self.upper is None else f"{self.upper:.6g}"
         return f"{self.value:.6g} in [{low}, {high}]"
+
+    def _repr_html_(self) -> str:
+        """The number in words, its interval and what belongs to it, for notebooks."""
+        low, high = (
+            ("-inf" if self.lower is None else f"{self.lower:.6g}"),
+            ("inf" if self.upper is None else f"{self.upper:.6g}"),
+        )
+        rows = [
+            ("", str(self)),
+            ("" if self.lower == self.upper else f"{self.confidence:.0%} interval", f"[{low}, {high}]"),
+            ("tau" if self.tau is not None else "", self.tau),
+            ("probes" if self.num_probes else "", self.num_probes),
+            ("note" if self.note else "", self.note),
+        ]
+        return table(("", ""), [row for index, row in enumerate(rows) if row[0] or not index], left=(0, 1))
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON: missing, NaN and infinite values are None."""

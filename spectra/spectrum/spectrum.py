@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spectra.errors import ArgumentError
+from spectra.html_table import lines, table
 from spectra.spectrum import cumulative as distribution
 from spectra.spectrum import deflation, degeneracy, determinants, differences, extremes, outliers, ranks, traces
 from spectra.spectrum.consistency import reconciled
@@ -40,6 +41,11 @@ class Spectrum(LanczosOutput):
 
     def __repr__(self) -> str:
         return f"Spectrum(n={self.n}, num_probes={self.num_probes}, lanczos_steps={self.lanczos_steps})"
+
+    def _repr_html_(self) -> str:
+        """The standard estimates in words, for notebooks."""
+        rows = [(name, str(estimate), estimate.note or "") for name, estimate in self.estimates().items()]
+        return lines(repr(self)) + table(("quantity", "value", ""), rows, left=(0, 2))
 
     # --- traces ---------------------------------------------------------------------------------------------------
 
