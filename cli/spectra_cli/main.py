@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
-from spectra.errors import SpectraError, escaped
+from spectra.errors import RanksError, SpectraError, escaped
 from spectra.task.user_errors import place_of
 from spectra.version import __version__
+from spectra_cli.launcher import is_first_process
 from spectra_cli.terminal import say
 
 # name -> (module with the click command `command`, one line for the help)
@@ -145,6 +146,8 @@ def _report(error: BaseException, debug: bool) -> int:
             hint = f" ({error.ctx.command_path} --help)"
         say(f"spectra: error: {' '.join(error.format_message().split())}{hint}")
         return error.exit_code
+    if not is_first_process() and not isinstance(error, RanksError):  # the first process says it
+        return ERROR
     if debug:
         for line in "".join(traceback.format_exception(error)).splitlines():
             say(line)
