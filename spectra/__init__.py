@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.errors import SpectraError
     from spectra.exact.ggn_spectrum import exact_ggn_spectrum
     from spectra.exact.trace import exact_diagonal, exact_trace
+    from spectra.frameworks.huggingface_callback import HuggingFaceCallback
+    from spectra.frameworks.lightning_callback import LightningCallback
     from spectra.krylov.eigsh import eigsh
     from spectra.krylov.hutchpp import hutchpp
     from spectra.krylov.slq import slq
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from spectra.results.record import Record
     from spectra.results.storage.runfile import load_trajectory
     from spectra.results.trajectory import Trajectory
+    from spectra.runtime.ranks import across_ranks
     from spectra.sharpness.adaptive import adaptive_sharpness
     from spectra.sharpness.bn_sharpness import bn_sharpness
     from spectra.sharpness.bounds import pac_bayes_bounds
@@ -105,6 +108,9 @@ _HOME = {
     "analyze": "spectra.analysis.analyze",
     "iter_analyze": "spectra.analysis.analyze",
     "Tracker": "spectra.analysis.tracker",
+    "across_ranks": "spectra.runtime.ranks",
+    "LightningCallback": "spectra.frameworks.lightning_callback",
+    "HuggingFaceCallback": "spectra.frameworks.huggingface_callback",
     "Record": "spectra.results.record",
     "Trajectory": "spectra.results.trajectory",
     "load_trajectory": "spectra.results.storage.runfile",
@@ -139,6 +145,8 @@ __all__ = [
     "GGNOperator",
     "GGNSpectrum",
     "HessianOperator",
+    "HuggingFaceCallback",
+    "LightningCallback",
     "OtherWeights",
     "Record",
     "ResidualOperator",
@@ -149,6 +157,7 @@ __all__ = [
     "Trajectory",
     "Tridiagonal",
     "__version__",
+    "across_ranks",
     "adaptive_sharpness",
     "analyze",
     "as_operator",

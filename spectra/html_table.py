@@ -1,4 +1,4 @@
-"""Small tables in HTML, which notebooks show for results; every text is escaped."""
+"""Small HTML tables, for notebooks. Every text is escaped: names, reasons and notes may contain anything."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ from collections.abc import Iterable, Sequence
 
 from spectra.errors import escaped
 
+_RIGHT = ' style="text-align:right"'
+_LEFT = ' style="text-align:left"'
 
-def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> str:
-    """A table with a row of heads; the first cell of each row is its head.
+
+def safe(text: object) -> str:
+    """The text for HTML, with control characters and marks of the direction of text written out.
 
     Example:
-        >>> html_table(["name", "value"], [["<b>", 1]])
-        '<table><thead><tr><th>name</th><th>value</th></tr></thead><tbody><tr><th>&lt;b&gt;</th><td>1</td></tr></tbody></table>'
+        >>> safe("<b>&'")
+        '&lt;b&gt;&amp;&#x27;'
     """
-    top = f"<caption>{_text(caption)}</caption>" if caption else ""
-    head = "".join(f"<th>{_text(words)}</th>" for words in heads)
-    body = "".join(
-        f"<tr><th>{_text(first)}</th>{''.join(f'<td>{_text(cell)}</td>' for cell in rest)}</tr>"
-        for first, *rest in rows
-    )
-    return f"<table>{top}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return html.escape(escaped(str(text)))
 
 
-def _text(value: object) -> str:
-    return html.escape(escaped(str(value)))
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: Iterable[int] = (0,)) -> str:
+    """A table with a row of headings.
+
+    Args:
+        columns: the headings; none where all are empty.
+        rows: each with a cell per column.
+        left: the columns whose cells are texts; the others are numbers, and are on the right.
+    """
+    sides = [_LEFT if index in set(left) else _RIGHT for index in range(len(columns))]
+
+    def line(kind: str, cells: Sequence[object]) -> str:
+        return f"<tr>{''.join(f'<{kind}{side}>{safe(cell)}</{kind}>' for cell, side in zip(cells, sides))}</tr>"
+
+    head = f"<thead>{line('th', columns)}</thead>" if any(columns) else ""
+    return f"<table>{head}<tbody>{''.join(line('td', row) for row in rows)}</tbody></table>"
+
+
+def lines(*texts: object) -> str:
+    """A paragraph for each text that is not empty."""
+    return "".join(f"<p>{safe(text)}</p>" for text in texts if str(text))

@@ -17,6 +17,7 @@ from spectra.analysis.presets import PRESETS, departures, filled
 from spectra.analysis.settings import OPERATORS, DataChoice, RunSettings, Settings
 from spectra.checkpoints.checkpoint import Checkpoint
 from spectra.errors import ArgumentError
+from spectra.logs.destinations import FORMS
 from spectra.operators.differences import HESSIANS
 from spectra.spectrum.probe_planning import MOST, NAMES, Aims, checked_aims
 from spectra.task.task import Task
@@ -276,6 +277,14 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "force",
             "--force",
             help="Replace records of other settings, or whose checkpoint file has changed.",
+        ),
+        _setting(
+            "log",
+            "--log",
+            multiple=True,
+            metavar=FORMS.replace(" or ", "|"),
+            help="Log each new record there as well, its numbers with their intervals and the density; repeatable. "
+            "`spectra log` logs the records of a file.",
         ),
         _setting("strict", "--strict", help="Stop at the first checkpoint that fails or is unverified."),
         _option(

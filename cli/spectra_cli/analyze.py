@@ -59,6 +59,7 @@ def command(as_json: bool, page: Path | None, **options: Any) -> None:
       spectra analyze run/ckpt_*.pt --task mnist-lenet-bn --task-arg data=MNIST/raw --samples 2000
       spectra analyze run/ --task task.py:task --epochs 0:100:10 --last
       spectra analyze run/ --task task.py:task --shard 2/8
+      torchrun --nproc-per-node 4 -m spectra_cli analyze ckpt.pt --task task.py:task
       spectra analyze out/ --task task.py:task
       spectra analyze adapter/ --task task.py:with_adapter
     """

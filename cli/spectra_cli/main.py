@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
-from spectra.errors import SpectraError, escaped
+from spectra.errors import RanksError, SpectraError, escaped
 from spectra.task.user_errors import place_of
 from spectra.version import __version__
+from spectra_cli.launcher import is_first_process
 from spectra_cli.terminal import say
 
 # name -> (module with the click command `command`, one line for the help)
@@ -33,6 +34,7 @@ COMMANDS = {
     "show": ("spectra_cli.show", "Print the numbers in a results file, each with its error."),
     "plot": ("spectra_cli.plot", "Draw the figures of a results file."),
     "report": ("spectra_cli.report", "Write one HTML page of results files, with interactive figures."),
+    "log": ("spectra_cli.log", "Log the records of a results file in TensorBoard or Weights & Biases."),
     "compare": ("spectra_cli.compare", "Compare two or more runs, with what the noise of probes and of runs explains."),
     "metrics": ("spectra_cli.metrics", "List the sharpness measures, their cost and what leaves them unchanged."),
     "inspect": ("spectra_cli.inspect", "Show what is in a checkpoint file or folder."),
@@ -145,6 +147,8 @@ def _report(error: BaseException, debug: bool) -> int:
             hint = f" ({error.ctx.command_path} --help)"
         say(f"spectra: error: {' '.join(error.format_message().split())}{hint}")
         return error.exit_code
+    if not is_first_process() and not isinstance(error, RanksError):  # the first process says it
+        return ERROR
     if debug:
         for line in "".join(traceback.format_exception(error)).splitlines():
             say(line)

@@ -108,6 +108,10 @@ class RunDisplay(Listener):
     def note(self, words: str) -> None:
         self.say(f"spectra: {words}")
 
+    def warning(self, words: str) -> None:
+        """Print a warning, also with ``--quiet``."""
+        self.console.print(f"spectra: warning: {words}", markup=False)
+
     def chosen_code(self, toml: str, file: str | None, function: str) -> None:
         """Print what ``spectra.toml`` chooses, before it is run, also with ``--quiet``."""
         what = f"running {function} in {file}" if file else f"the built-in {function}"
@@ -182,6 +186,9 @@ class JsonDisplay(RunDisplay):
 
     def say(self, words: str) -> None:
         self._event("note", words=words.removeprefix("spectra: "))
+
+    def warning(self, words: str) -> None:
+        self._event("note", words=words)
 
     def chosen_code(self, toml: str, file: str | None, function: str) -> None:
         self._event("task", toml=toml, file=file, function=function)

@@ -15,11 +15,14 @@ from spectra.analysis.resume import Unfinished
 from spectra.analysis.settings import DataChoice, RunSettings, Settings, sampled
 from spectra.analysis.store import Listener, Store
 from spectra.errors import ArgumentError, StorageError
+from spectra.logs.destinations import Logs
+from spectra.results.record import Record
 from spectra.results.storage.atomic_write import check_writable
 from spectra.results.storage.lock import only_writer
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.storage.safe_open import resolved
 from spectra.runtime.ranks import first_alone, jointly
+from spectra.runtime.rng_state import random_state_kept
 from spectra.task.task import Task
 
 
@@ -36,6 +39,7 @@ class AnalysisRun:
         device: to which the task's model is moved; None: it stays where it is.
         data: makes the task on the chosen data.
         file: the results file; None: the records are only returned.
+        logs: where the records are logged as well.
     """
 
     asked: RunSettings
@@ -46,6 +50,7 @@ class AnalysisRun:
     device: torch.device | None = None
     data: ChosenData = field(default_factory=lambda: ChosenData(DataChoice(), with_test=False))
     file: Store | None = None
+    logs: Logs = field(default_factory=Logs)
 
     @classmethod
     def open(cls, asked: RunSettings, listener: Listener, stack: ExitStack) -> AnalysisRun:
@@ -53,14 +58,27 @@ class AnalysisRun:
 
         Raises:
             ArgumentError: there is no such device.
+            MissingDependency: a package that a log needs is not installed.
             StorageError: the file cannot be written, is no results file, or is being written by another process.
         """
         first_alone(lambda: check_output(asked.out))
+        opened: list[Logs] = []
+        first_alone(lambda: opened.append(Logs(asked.log, listener.warning)))
+        logs = opened[0] if opened else Logs()  # the first process logs
+        stack.callback(logs.close)
         device = jointly(lambda: device_of(asked.device))
         first_alone(lambda: _entered(stack, only_writer(asked.out)))
         store = on_first(Store, lambda: Store(asked, listener), unfinished=Unfinished, eigenspaces=Eigenspaces)
         data = ChosenData(asked.data, with_test=asked.analysis.test_data)
-        return cls(asked, listener, asked.data.as_settings(), store.unfinished, store.eigenspaces, device, data, store)
+        extra = asked.data.as_settings()
+        return cls(asked, listener, extra, store.unfinished, store.eigenspaces, device, data, store, logs)
+
+    def add(self, record: Record) -> None:
+        """Store a record in the file, report it to the listener, and log it."""
+        self.store.add(record)
+        self.listener.record(record)
+        with random_state_kept():
+            self.logs.add(record)
 
     @property
     def settings(self) -> Settings:

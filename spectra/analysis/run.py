@@ -32,7 +32,7 @@ from spectra.results.identity import Place, apart
 from spectra.runtime.exclusive import one_at_a_time
 from spectra.runtime.memory import memory_limited
 from spectra.runtime.phases import phase, reported
-from spectra.runtime.ranks import first_alone, jointly, ranks, same_everywhere
+from spectra.runtime.ranks import agreed, first_alone, jointly, ranks, same_everywhere
 from spectra.task.task import Task
 from spectra.task.user_errors import reason_of
 
@@ -218,17 +218,25 @@ def analyze_into(
             an unverified record, which is stored before.
     """
     settings = jointly(lambda: run_settings(task, run.settings))
-    same_everywhere("weights", weights_sha256(task.model) if ranks() else "")
+    if ranks() is not None:
+        same_everywhere("weights", [float(p.detach().double().sum()) for p in task.model.parameters()])
+        _share_buffers(task.model)
     same_everywhere("settings or data", settings)
     run.store.open(settings)
     done = run.store.keep_all(run.settings.pairs(), place)
     for pair in done:
         run.listener.kept(place, *pair)
     for record in records_of(run, task, place, skip=done, notes=notes, preconditioner=preconditioner):
-        run.store.add(record)
-        run.listener.record(record)
+        run.add(record)
         if run.asked.strict and record.status == "unverified":
             raise NumericsError(f"{record.label}: unverified: {record.reason}; its numbers are in {run.asked.out}")
+
+
+def _share_buffers(model: torch.nn.Module) -> None:
+    """Take the buffers of the first process, as DistributedDataParallel does at each step: statistics may differ."""
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), agreed([buffer.cpu() for buffer in model.buffers()])):
+            buffer.copy_(value)
 
 
 def record_failure(run: AnalysisRun, place: Place, error: Exception) -> None:
@@ -239,8 +247,7 @@ def record_failure(run: AnalysisRun, place: Place, error: Exception) -> None:
         run.listener.note(f"{reason_of(error)}; its records in the file are kept")
     for pair in missing:
         record = failed_record(*pair, reason_of(error), run.store.settings, place)
-        run.store.add(record)
-        run.listener.record(record)
+        run.add(record)
 
 
 class _NoTask(Exception):

@@ -12,6 +12,7 @@ from spectra.analysis.preconditioning import check_precondition
 from spectra.checkpoints.bounds import parse_size
 from spectra.errors import ArgumentError
 from spectra.krylov.probes import DISTRIBUTIONS
+from spectra.logs.destinations import checked_log
 from spectra.operators.blocks import check_blocks
 from spectra.operators.curvature import CurvatureOperator, torch_dtype_of
 from spectra.operators.differences import HESSIANS, check_product
@@ -203,9 +204,12 @@ class RunSettings:
     strict: bool = False
     # Replace records of other settings, or of checkpoints whose content has changed, instead of refusing to continue.
     force: bool = False
+    # Where the records are logged as well: "tensorboard:DIR", "wandb:PROJECT".
+    log: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         parse_size(self.max_size)  # is checked
+        object.__setattr__(self, "log", checked_log(self.log))
 
 
 def run_settings(task: Task, asked: Settings) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Listener:
     def note(self, words: str) -> None:
         """A line about the run as a whole."""
 
+    def warning(self, words: str) -> None:
+        """A line about the run as a whole that must be seen."""
+        self.note(words)
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -56,12 +57,15 @@ class Tracker:
             logged, and the next call tries again with its own record. ``KeyboardInterrupt`` and ``SystemExit`` are
             always raised.
         force: records of other settings, or of other weights at the same epoch, are replaced.
+        log: where each record is logged as well: ``"tensorboard:DIR"``, ``"wandb:PROJECT"``, or a list of these. An
+            error there is a warning.
         options: those of :func:`spectra.analyze` (``operators``, ``bn_modes``, ``lanczos_steps``, ``num_probes``,
             ``seed``, ``metrics``, ``eigenpairs``, ``test_data``, ...), and which data: ``samples``, ``batch_size``,
             ``snapshot``, ``data_seed``, ``l2``, ``reduction``.
 
     Raises:
         ArgumentError: an option out of its range.
+        MissingDependency: a package that a log needs is not installed.
         StorageError: the file cannot be written or is being written by another process.
 
     Example:
@@ -87,6 +91,7 @@ class Tracker:
         every: int = 1,
         strict: bool = False,
         force: bool = False,
+        log: str | Sequence[str] = (),
         **options: Any,
     ) -> None:
         if every < 1:
@@ -101,7 +106,7 @@ class Tracker:
         self._weights: str | None = None  # of the call before
         self._listener = _LogListener(self.out)
         # `strict` of a run also ends it at an unverified record, which here is a warning.
-        asked = RunSettings(self.settings, DataChoice(**data), self.out, force=force)
+        asked = RunSettings(self.settings, DataChoice(**data), self.out, force=force, log=log)
         with contextlib.ExitStack() as stack:
             self._run = AnalysisRun.open(asked, self._listener, stack)
             stack.enter_context(self._run.store)
@@ -255,6 +260,9 @@ class _LogListener(Listener):
 
     def note(self, words: str) -> None:
         logger.info("%s", words)
+
+    def warning(self, words: str) -> None:
+        logger.warning("%s: %s", self.out, words)
 
 
 def _check_known(options: dict[str, Any]) -> None:

@@ -142,3 +142,16 @@ def unresolved(estimate: Estimate) -> str:
     high = 1.0 if estimate.upper is None else estimate.upper
     tau = "" if estimate.tau is None else f" (tau {estimate.tau:.2g})"
     return f"not resolved: {low:.3g} to {high:.3g}{tau}"
+
+
+def estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
+    """Value, error, interval and marks; longer notes are added to the remarks."""
+    # A count that is not resolved has no value: its bracket is the result.
+    value, error = ("-", "") if estimate.resolved is False else number(estimate)
+    marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
+    if estimate.resolved is False and estimate.note:
+        marks.append(estimate.note)
+    elif estimate.note:
+        remarks[name] = [estimate.note]
+        marks.append("*")
+    return [value, error, bounds(estimate), "; ".join(marks)]

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from spectra.errors import ArgumentError
-from spectra.html_table import html_table
 from spectra.jsonable import to_jsonable
 from spectra.results.headline import Headline, exact_traces, headline_tensor_traces, headlines_of
+from spectra.results.html_tables import record_html
 from spectra.results.identity import Identity, Place
-from spectra.results.number_text import in_words
 from spectra.results.optimizer import Edge, OptimizerSettings, edge_of
 from spectra.spectrum.estimates import Estimate
-from spectra.spectrum.estimators import FROM_TRACE, SUMMARY
+from spectra.spectrum.estimators import FROM_TRACE
 
 if TYPE_CHECKING:
     from spectra.results.exact_trace import ExactTrace
@@ -79,6 +78,10 @@ class Record:
             raise ArgumentError(f"spectrum=None: a record that is {self.status} has one; else it is 'failed'")
         if self.status != "complete" and not self.reason:
             raise ArgumentError(f"reason=None: a record that is {self.status} says why, in one line")
+
+    def _repr_html_(self) -> str:
+        """The numbers of the record with their errors, for notebooks."""
+        return record_html(self)
 
     @functools.cached_property
     def estimates(self) -> Mapping[str, Estimate]:
@@ -206,13 +209,6 @@ class Record:
     def label(self) -> str:
         """A few words that distinguish this record from the others of its run, for messages."""
         return f"{self.where} {self.operator} {self.bn_mode}".strip()
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the numbers of the summary in words."""
-        if self.status == "failed":
-            return html_table(["", "status"], [(self.label, f"failed: {self.reason}")])
-        shown = {name: in_words(name, self.headlines[name]) for name in SUMMARY if name in self.headlines}
-        return html_table(["quantity", "value"], shown.items(), caption=self.label)
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON has it: a number that could not be computed is None, with its reason, never 0 or NaN.

@@ -6,9 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spectra.html_table import html_table
 from spectra.results import tables
-from spectra.results.number_text import in_words
 
 if TYPE_CHECKING:
     from typing import Self
@@ -16,10 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from spectra.results.record import Record
-
-# What a notebook shows of a run: these numbers, of so many records at most.
-_SHOWN = ("trace", "frobenius_norm", "lambda_max", "lambda_min", "rank_degeneracy")
-_MOST = 20
 
 
 class RecordSequence:
@@ -32,13 +26,6 @@ class RecordSequence:
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the main numbers of the first records, a row each."""
-        rows = [(r.where, r.operator, r.bn_mode, *_words_of(r)) for r in self.records[:_MOST]]
-        rest = len(self) - len(rows)
-        caption = f"{len(self)} records" + (f", the last {rest} of which are not shown" if rest else "")
-        return html_table(["checkpoint", "operator", "BN", *_SHOWN], rows, caption=caption)
 
     def between(self, first: float | None = None, last: float | None = None) -> Self:
         """The records of the epochs from `first` to `last`, both included; None leaves an end open."""
@@ -57,12 +44,6 @@ class RecordSequence:
     def to_xarray(self) -> Any:
         """The columns as an ``xarray.Dataset``, over the epochs if all records have different ones; needs xarray."""
         return tables.to_xarray(self.records)
-
-
-def _words_of(record: Record) -> list[str]:
-    if record.status == "failed":
-        return [f"failed: {record.reason}"]
-    return [in_words(name, record.headlines.get(name)) for name in _SHOWN]
 
 
 def _is_within(record: Record, first: float | None, last: float | None) -> bool:

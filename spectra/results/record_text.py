@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spectra.results.number_text import bounds, number, plain
+from spectra.results.number_text import estimate_cells as estimate_cells
+from spectra.results.number_text import plain
 from spectra.results.record import Record
 from spectra.results.trajectory import Trajectory
-from spectra.spectrum.estimates import Estimate
 
 #: The columns of CSV: one row per record x estimate; an empty cell is a number that is not there.
 COLUMNS = (
@@ -134,19 +134,6 @@ def origin_of(record: Record) -> list[tuple[str, str]]:
         ("command", _words(known.get("command"))),
     ]
     return [(name, words) for name, words in lines if words not in ("", "-")]
-
-
-def estimate_cells(name: str, estimate: Estimate, remarks: dict[str, list[str]]) -> list[str]:
-    """Value, error, interval and marks; longer notes are added to the remarks."""
-    # A count that is not resolved has no value: its bracket is the result.
-    value, error = ("-", "") if estimate.resolved is False else number(estimate)
-    marks = [] if estimate.tau is None else [f"tau = {estimate.tau:.3g}"]
-    if estimate.resolved is False and estimate.note:
-        marks.append(estimate.note)
-    elif estimate.note:
-        remarks[name] = [estimate.note]
-        marks.append("*")
-    return [value, error, bounds(estimate), "; ".join(marks)]
 
 
 def _overlap_words(record: Record) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectra.errors import ArgumentError
+from spectra.results.html_tables import series_html
 from spectra.results.record_sequence import RecordSequence
 from spectra.results.tables import PARTS
 from spectra.results.values import Values, floats_of, values_of
@@ -35,6 +36,10 @@ class Series(RecordSequence):
 
     def __repr__(self) -> str:
         return f"Series({self.operator!r}, {self.bn_mode!r}, {len(self)} records: {', '.join(self.names)})"
+
+    def _repr_html_(self) -> str:
+        """A row per record, for notebooks."""
+        return series_html(self.records)
 
     @property
     def epochs(self) -> np.ndarray:

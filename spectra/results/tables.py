@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spectra.errors import MissingDependency
+from spectra.results.column_attributes import attributes_of
 
 if TYPE_CHECKING:
     from spectra.results.record import Record
@@ -70,7 +71,9 @@ def to_xarray(records: Sequence[Record]) -> Any:
     """The columns as an ``xarray.Dataset``.
 
     The dimension is ``epoch`` where all records have different epochs; else it is ``record``, and the epoch is a
-    coordinate. Operator, batch-norm mode, step, checkpoint and status are always coordinates.
+    coordinate. Operator, batch-norm mode, step, checkpoint and status are always coordinates. Each variable has its
+    long name, its unit, its formula and the kind of its interval as attributes; the data set has the settings of the
+    records.
 
     Raises:
         MissingDependency: xarray is not installed.
@@ -79,8 +82,19 @@ def to_xarray(records: Sequence[Record]) -> Any:
     epochs = columns["epoch"]
     indexed = epochs.size > 0 and bool(np.isfinite(epochs).all()) and np.unique(epochs).size == epochs.size
     dimension = "epoch" if indexed else "record"
-    coordinates = {name: (dimension, columns.pop(name)) for name in KEYS}
-    return _optional("xarray").Dataset({name: (dimension, column) for name, column in columns.items()}, coordinates)
+    described = {name: (dimension, column, attributes_of(name, columns)) for name, column in columns.items()}
+    coordinates = {name: described.pop(name) for name in KEYS}
+    return _optional("xarray").Dataset(described, coordinates, _shared_settings(records))
+
+
+def _shared_settings(records: Sequence[Record]) -> dict[str, str | int | float]:
+    """The settings that are numbers or texts and the same in all records."""
+    first = records[0].settings if records else {}
+    return {
+        name: value
+        for name, value in first.items()
+        if isinstance(value, str | int | float) and all(record.settings.get(name) == value for record in records)
+    }
 
 
 def _optional(name: str, load: Callable[[str], Any] = importlib.import_module) -> Any:

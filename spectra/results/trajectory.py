@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from spectra.errors import ArgumentError
+from spectra.results.html_tables import run_html
 from spectra.results.record_sequence import RecordSequence
 from spectra.results.series import Series
 
@@ -38,6 +39,10 @@ class Trajectory(RecordSequence):
     def __repr__(self) -> str:
         series = ", ".join(f"{operator} {bn_mode}" for operator, bn_mode in self.keys())
         return f"Trajectory({len(self)} records: {series})"
+
+    def _repr_html_(self) -> str:
+        """A table per operator and batch-norm mode, for notebooks."""
+        return run_html([self[key].records for key in self.keys()], self.notes)
 
     @overload
     def __getitem__(self, key: int) -> Record: ...

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from spectra.html_table import html_table
+from spectra.html_table import table
 
 CONFIDENCE = 0.95
 
@@ -59,12 +59,19 @@ class Estimate:
         return f"{self.value:.6g} in [{low}, {high}]"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the number in words, and how it was found."""
-        rows = [("number", self), ("probes", self.num_probes or None), ("tolerance", self.tau), ("note", self.note)]
-        if self.lower is not None or self.upper is not None:
-            low, high = (repr(end) if end is None else f"{end:.7g}" for end in (self.lower, self.upper))
-            rows.insert(1, (f"{self.confidence:.0%} interval", f"[{low}, {high}]"))
-        return html_table(["", type(self).__name__], [row for row in rows if row[1] is not None])
+        """The number in words, its interval and what belongs to it, for notebooks."""
+        low, high = (
+            ("-inf" if self.lower is None else f"{self.lower:.6g}"),
+            ("inf" if self.upper is None else f"{self.upper:.6g}"),
+        )
+        rows = [
+            ("", str(self)),
+            ("" if self.lower == self.upper else f"{self.confidence:.0%} interval", f"[{low}, {high}]"),
+            ("tau" if self.tau is not None else "", self.tau),
+            ("probes" if self.num_probes else "", self.num_probes),
+            ("note" if self.note else "", self.note),
+        ]
+        return table(("", ""), [row for index, row in enumerate(rows) if row[0] or not index], left=(0, 1))
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a dictionary for JSON: missing, NaN and infinite values are None."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spectra.errors import ArgumentError
-from spectra.html_table import html_table
+from spectra.html_table import lines, table
 from spectra.spectrum import cumulative as distribution
 from spectra.spectrum import deflation, degeneracy, determinants, differences, extremes, outliers, ranks, traces
 from spectra.spectrum.consistency import reconciled
@@ -43,10 +43,9 @@ class Spectrum(LanczosOutput):
         return f"Spectrum(n={self.n}, num_probes={self.num_probes}, lanczos_steps={self.lanczos_steps})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the estimates that take no time, as the methods of these names give them."""
-        found = {"trace": self.trace(), "frobenius_norm": self.frobenius_norm()}
-        found |= {"lambda_max": self.lambda_max(), "lambda_min": self.lambda_min()}
-        return html_table(["quantity", "estimate"], found.items(), caption=repr(self))
+        """The standard estimates in words, for notebooks."""
+        rows = [(name, str(estimate), estimate.note or "") for name, estimate in self.estimates().items()]
+        return lines(repr(self)) + table(("quantity", "value", ""), rows, left=(0, 2))
 
     # --- traces ---------------------------------------------------------------------------------------------------
 

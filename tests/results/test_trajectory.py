@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ from run_files import failed_record, make_record
 
 from spectra.errors import ArgumentError, MissingDependency
 from spectra.results import tables as columns
+from spectra.results.column_attributes import attributes_of
 from spectra.results.measure import Measure
 from spectra.results.trajectory import Trajectory
+from spectra.spectrum.estimators import ESTIMATORS
 from spectra.spectrum.spectrum import Spectrum
 
 SIZES = {"w": 150, "b": 50}
@@ -165,13 +168,13 @@ def test_a_frame_is_made_of_the_columns(run, monkeypatch):
 
 
 def test_a_data_set_of_a_series_is_over_its_epochs_and_that_of_a_run_over_records(run, monkeypatch):
-    stand_in(monkeypatch, xarray={"Dataset": lambda variables, coordinates: (variables, coordinates)})
+    stand_in(monkeypatch, xarray={"Dataset": lambda variables, coordinates, attributes: (variables, coordinates)})
     variables, coordinates = run["hessian", "eval"].to_xarray()
     assert set(coordinates) == set(columns.KEYS)
-    assert {dimension for dimension, _ in [*variables.values(), *coordinates.values()]} == {"epoch"}
+    assert {dimension for dimension, *_ in [*variables.values(), *coordinates.values()]} == {"epoch"}
     assert variables["trace"][1].shape == (4,)
     variables, coordinates = run.to_xarray()  # epoch 3 is there twice
-    assert {dimension for dimension, _ in [*variables.values(), *coordinates.values()]} == {"record"}
+    assert {dimension for dimension, *_ in [*variables.values(), *coordinates.values()]} == {"record"}
     assert coordinates["epoch"][1].tolist() == [0, 1, 2, 3, 3]
 
 
@@ -195,3 +198,43 @@ def test_pandas_takes_the_columns(run):
 def test_xarray_takes_the_columns(run):
     data = run["hessian", "eval"].to_xarray()
     assert float(data["trace"].sel(epoch=1.0)) == run["hessian", "eval"].trace.value[1]
+    assert data["trace"].attrs["units"] == "loss / parameter^2"
+    assert data["epoch"].attrs["long_name"] == "epoch of training"
+    assert data.attrs["lanczos_steps"] == 12
+    assert "standard error of trace over the probes" in data._repr_html_()
+    for name in data["trace"].attrs["ancillary_variables"].split():
+        assert name in data
+    assert np.isnan(data["trace"].sel(epoch=2.0))  # it failed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xarray") is None, reason="xarray is not installed")
+def test_a_data_set_can_be_written_and_read(run, tmp_path):
+    xarray = importlib.import_module("xarray")
+    data = run.to_xarray()
+    back = xarray.Dataset.from_dict(data.to_dict())
+    xarray.testing.assert_identical(data, back)
+
+
+def test_every_column_says_what_it_is(run):
+    """Those of every estimator too, whether these records have it or not."""
+    measured = dataclasses.replace(run[0], sharpness={"fisher_rao_norm": Measure(value=1.0, form="")})
+    names = {*Trajectory([measured]).to_columns(), "trace_stderr", "trace_deflated", "trace_deflated_upper"}
+    names |= {estimator.name for estimator in ESTIMATORS}
+    for name in names:
+        found = attributes_of(name, names)
+        assert found["long_name"], name
+        assert name.endswith("_resolved") or name.startswith("sharpness_") or name in columns.KEYS or found["units"]
+    assert attributes_of("rank_degeneracy")["units"] == "1"
+    assert attributes_of("rank_degeneracy_tau")["units"] == attributes_of("lambda_max_upper")["units"]
+    assert attributes_of("fact_gradient_norm")["units"] == "loss / parameter"
+    assert "Student" in attributes_of("trace_lower")["interval"]
+    assert "Ritz" in attributes_of("lambda_max_lower")["interval"]
+    assert attributes_of("somebody_s_column") == {}
+
+
+def test_settings_that_differ_between_records_are_not_attributes_of_the_data_set(run):
+    other = dataclasses.replace(run[0], settings={**run[0].settings, "seed": 1})
+    shared = columns._shared_settings([run[0], other])
+    assert "seed" not in shared
+    assert shared["task"] == "digits-convnet"
+    assert columns._shared_settings([]) == {}
