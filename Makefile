@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/peers
 FOREIGN := $(VENV)/foreign
 COVERAGE := $(VENV)/coverage
+BROWSER := $(VENV)/browser
 
 # A process per core, up to four: each imports torch.
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4
@@ -13,7 +14,7 @@ IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test slow fuzz peers bench bench-quick foreign matrix coverage check format build clean
+.PHONY: help demo test slow fuzz peers bench bench-quick foreign browser matrix coverage check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench   time spectra, those libraries and a reference side by side, and write docs/performance.md (about ten minutes)"
 	@echo "make bench-quick time spectra and the reference alone; fails if spectra is slower than stated (under five minutes)"
 	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
+	@echo "make browser look at the report page in the system's Chromium, with a driver that it installs beside the environment"
 	@echo "make matrix  compute what docs/architectures.md says of each kind of network, and write it (two minutes)"
 	@echo "make coverage say which lines no test runs (installs coverage beside the environment)"
 	@echo "make check   lint, format and types"
@@ -70,6 +72,13 @@ $(FOREIGN)/.ready: tests/foreign/requirements.txt $(READY)
 
 foreign: $(FOREIGN)/.ready
 	PYTHONPATH=$(FOREIGN) $(BIN)/python -m pytest -m foreign tests/foreign
+
+$(BROWSER)/.ready: tests/browser/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(BROWSER) -r $<
+	@touch $@
+
+browser: $(BROWSER)/.ready
+	PYTHONPATH=$(BROWSER) $(BIN)/python -m pytest -m browser tests/browser
 
 matrix: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/matrix/page.py

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 SMALL_FILE = ROOT / "tests" / "data" / "v1.h5"
 
 # What a laptop without torch must be able to use: these folders whole, and the commands that read results.
-TORCH_FREE = ("spectrum", "results", "results.storage", "figures")
-READERS = ("compare", "merge", "metrics", "plot", "show")
+TORCH_FREE = ("spectrum", "results", "results.storage", "figures", "report")
+READERS = ("compare", "merge", "metrics", "plot", "report", "show")
 
 # The most levels of folders, the command line included.
 LEVELS = 9

@@ -60,10 +60,11 @@ def test_the_wheel_holds_both_packages_whole_and_nothing_else(built):
         file.relative_to(base).as_posix()
         for base, package in ((ROOT, "spectra"), (ROOT / "cli", "spectra_cli"))
         for file in (base / package).rglob("*")
-        if file.suffix == ".py" or file.name == "py.typed"
+        if file.suffix == ".py" or file.name == "py.typed" or file.parent.name in ("static", "templates")
     }
     assert names - metadata == expected
     assert {"spectra/py.typed", "spectra_cli/py.typed"} <= names
+    assert {"spectra/report/templates/page.html", "spectra/report/static/uPlot.LICENSE"} <= names
     assert {name.split("/")[0] for name in names - metadata} == {"spectra", "spectra_cli"}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
 from spectra.analysis.run import analyze_checkpoints, check_output
 from spectra.results.storage.merge import part_path
+from spectra.results.storage.runfile import load_trajectory
 from spectra.runtime.ranks import first_alone
 from spectra_cli.analysis_options import TaskMaker, analysis_options, settings_in
 from spectra_cli.checkpoint_choice import Choice, checkpoint_choice
@@ -16,6 +18,7 @@ from spectra_cli.grouped_help import GroupedCommand, grouped_option
 from spectra_cli.launcher import is_first_process, shared_by_processes
 from spectra_cli.outcome import interrupted, report, terminated_as_interrupted
 from spectra_cli.progress import display_of
+from spectra_cli.terminal import say
 
 
 @click.command(cls=GroupedCommand)
@@ -28,7 +31,15 @@ from spectra_cli.progress import display_of
     is_flag=True,
     help="Print the records as JSON in place of the table.",
 )
-def command(as_json: bool, **options: Any) -> None:
+@grouped_option(
+    "Results file and display",
+    "--report",
+    "page",
+    metavar="PAGE",
+    type=click.Path(path_type=Path),
+    help="Write the page of `spectra report` too, at the end of the run; its name ends in .html.",
+)
+def command(as_json: bool, page: Path | None, **options: Any) -> None:
     """Compute the Hessian spectrum of checkpoints, every number with its error, and save it.
 
     The task says which model, loss and data: --task, else what the checkpoint says of itself (built-in tasks only),
@@ -56,6 +67,10 @@ def command(as_json: bool, **options: Any) -> None:
     asked = settings_in(options)
     out = asked.out
     first = is_first_process()
+    if first and page is not None:
+        from spectra.report.page import check_report_path  # with matplotlib, which no other option needs
+
+        check_report_path(page)
     if first and choice.shard_text is None:
         check_output(out)  # before the checkpoints are read
     words: list[str] = []
@@ -82,4 +97,11 @@ def command(as_json: bool, **options: Any) -> None:
         raise
     if not first:
         return
+    if page is not None:
+        from spectra.report.page import write_report
+        from spectra.report.runs import Run
+
+        write_report([Run(str(out), load_trajectory(out))], page)
+        if not options["quiet"]:
+            say(f"spectra: page in {page}; open it in a browser")
     report(outcome, as_json=as_json, quiet=options["quiet"], everything=options["everything"])

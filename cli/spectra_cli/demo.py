@@ -11,6 +11,8 @@ from spectra.analysis.run import DataChoice, analyze_run
 from spectra.analysis.settings import Settings
 from spectra.errors import StorageError
 from spectra.figures.figures import save_figures
+from spectra.report.page import write_report
+from spectra.report.runs import Run
 from spectra.results.storage.runfile import load_trajectory
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import Epoch, train
@@ -30,7 +32,7 @@ TASK, EPOCHS, SAMPLES, BATCH, STEPS, PROBES = "digits-convnet", 6, 512, 256, 40,
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("spectra-demo"),
     show_default=True,
-    help="Folder for the checkpoints, run.h5 and the figures; created if it does not exist.",
+    help="Folder for the checkpoints, run.h5, report.html and the figures; created if it does not exist.",
 )
 @click.option("--quiet", is_flag=True, help="Print only the table.")
 def command(out: Path, quiet: bool) -> None:
@@ -72,7 +74,9 @@ def command(out: Path, quiet: bool) -> None:
     trajectory = load_trajectory(results)
     print_trajectory(trajectory, make_console(), title=str(results), more=command_of_all(str(results)))
     figures = save_figures(trajectory, folder / "figures", what=FIGURES)
-    say(f"Done in {time.perf_counter() - start:.0f} s. Written: {results}, and {len(figures)} figures, to begin with:")
+    page = write_report([Run(str(results), trajectory)], folder / "report.html")
+    say(f"Done in {time.perf_counter() - start:.0f} s. Written: {results}, the page {page} (open it in a browser), and")
+    say(f"{len(figures)} figures, to begin with:")
     for name in ("trajectory-hessian", f"density-hessian-epoch{EPOCHS}", f"modes-hessian-epoch{EPOCHS}"):
         say(f"  {folder / 'figures' / name}.png")
     say()

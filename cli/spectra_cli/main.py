@@ -33,6 +33,7 @@ COMMANDS = {
     "merge": ("spectra_cli.merge", "Join the files of several jobs into one."),
     "show": ("spectra_cli.show", "Print the numbers in a results file, each with its error."),
     "plot": ("spectra_cli.plot", "Draw the figures of a results file."),
+    "report": ("spectra_cli.report", "Write one HTML page of results files, with interactive figures."),
     "log": ("spectra_cli.log", "Log the records of a results file in TensorBoard or Weights & Biases."),
     "compare": ("spectra_cli.compare", "Compare two or more runs, with what the noise of probes and of runs explains."),
     "metrics": ("spectra_cli.metrics", "List the sharpness measures, their cost and what leaves them unchanged."),

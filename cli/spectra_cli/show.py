@@ -14,6 +14,7 @@ import click
 from spectra.errors import ArgumentError
 from spectra.jsonable import to_jsonable
 from spectra.results.record import Record
+from spectra.results.record_text import COLUMNS
 from spectra.results.storage.runfile import load_trajectory
 from spectra.results.trajectory import Trajectory
 from spectra_cli.block_table import print_blocks
@@ -26,30 +27,6 @@ from spectra_cli.tables import print_trajectory
 from spectra_cli.terminal import escaped_row, say
 
 Asks = Sequence[tuple[str, float]]
-
-COLUMNS = (  # one row per record x estimate; an empty cell is a number that is not there
-    "file",
-    "checkpoint",
-    "checkpoint_sha256",
-    "epoch",
-    "step",
-    "operator",
-    "bn_mode",
-    "status",
-    "n_parameters",
-    "n_samples",
-    "loss",
-    "estimate",
-    "value",
-    "stderr",
-    "lower",
-    "upper",
-    "confidence",
-    "num_probes",
-    "tau",
-    "resolved",
-    "reason",
-)
 
 
 @click.command("show")

@@ -21,6 +21,7 @@ from spectra.results.values import Values, values_of
 from spectra.spectrum.density import Density
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.spectrum import Spectrum
+from spectra.spectrum.tridiagonal import Tridiagonal
 
 # A Ritz value has converged if its residual is below this fraction of the distance to its neighbours.
 _CONVERGED = 0.1
@@ -46,7 +47,7 @@ def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval
         ax.fill_between(density.grid, density.lower, density.upper, color=look.colour, alpha=0.22, linewidth=0)
     peak = max(float(np.max(line.get_ydata())) for line in ax.lines)
     ax.set_yscale("log")
-    ax.set_ylim(peak * min(max(0.01 / n, 1e-10), 1e-4), peak * 4)
+    ax.set_ylim(lowest_height(np.array(peak), n), peak * 4)
     low, high = float(density.grid[0]), float(density.grid[-1])
     if len(ax.lines) > 1:
         low, high = min(low, ax.get_xlim()[0]), max(high, ax.get_xlim()[1])
@@ -58,6 +59,11 @@ def draw_density(ax: Axes, density: Density, *, n: int, look: Look = LOOKS["eval
         asinh_axis(ax, density.linear_threshold, low, high)
         ax.set_ylabel(r"density per unit of asinh($\lambda/s$) (mass 1)")
     ax.set_xlim(low, high)
+
+
+def lowest_height(densities: np.ndarray, n: int) -> float:
+    """The lower end of a logarithmic axis of densities: the height of a hundredth of one eigenvalue in `n`."""
+    return float(densities.max()) * min(max(0.01 / n, 1e-10), 1e-4)
 
 
 def draw_heat(
@@ -94,7 +100,7 @@ def draw_stems(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], labe
     """
     nodes = np.concatenate([t.nodes for t in spectrum.tridiagonals])
     weights = np.concatenate([t.weights for t in spectrum.tridiagonals])
-    met = np.concatenate([t.residuals <= _CONVERGED * _spacing(t.nodes) for t in spectrum.tridiagonals])
+    met = np.concatenate([converged(t) for t in spectrum.tridiagonals])
     shown_weights = weights > 0
     bottom = max(float(weights[shown_weights].min()) / 3, 1e-16)
     ax.vlines(nodes[shown_weights], bottom, weights[shown_weights], color=look.colour, linewidth=0.7, alpha=0.6)
@@ -115,6 +121,11 @@ def draw_stems(ax: Axes, spectrum: Spectrum, *, look: Look = LOOKS["eval"], labe
     ax.set_yscale("log")
     ax.set_ylim(bottom, 2.0)
     ax.set_ylabel("weight of the Ritz value\n(sum 1 per probe)")
+
+
+def converged(tridiagonal: Tridiagonal) -> np.ndarray:
+    """Which Ritz values have a residual below a tenth of the distance to the next one, (m,) bool."""
+    return np.asarray(tridiagonal.residuals <= _CONVERGED * _spacing(tridiagonal.nodes))
 
 
 def _spacing(nodes: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 
 from spectra.results.headline import EXACT, is_exact
 from spectra.spectrum.estimates import Estimate
+from spectra.spectrum.estimators import ENDS
 
 #: Numbers from this on, and below its inverse, are written with a power of ten.
 _LARGE = 1e6
@@ -126,6 +127,13 @@ def in_short(estimate: Estimate | None) -> str:
     # Without scatter over the probes to speak of, but with an interval, `0 +- 0` would be false.
     words = as_range(estimate) if _is_wider(estimate) else with_error(estimate.value, estimate.stderr)
     return words if estimate.tau is None else f"{words} (tau {estimate.tau:.2g})"
+
+
+def in_words(name: str, estimate: Estimate | None) -> str:
+    """A number of this name with its error, an end of the spectrum as a range; with a star if it has a note."""
+    words = as_range(estimate) if name in ENDS else in_short(estimate)
+    starred = estimate is not None and estimate.note is not None and estimate.resolved is not False
+    return words + " *" * starred
 
 
 def unresolved(estimate: Estimate) -> str:

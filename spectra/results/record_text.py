@@ -10,6 +10,31 @@ from spectra.results.number_text import plain
 from spectra.results.record import Record
 from spectra.results.trajectory import Trajectory
 
+#: The columns of CSV: one row per record x estimate; an empty cell is a number that is not there.
+COLUMNS = (
+    "file",
+    "checkpoint",
+    "checkpoint_sha256",
+    "epoch",
+    "step",
+    "operator",
+    "bn_mode",
+    "status",
+    "n_parameters",
+    "n_samples",
+    "loss",
+    "estimate",
+    "value",
+    "stderr",
+    "lower",
+    "upper",
+    "confidence",
+    "num_probes",
+    "tau",
+    "resolved",
+    "reason",
+)
+
 FACTS = {  # in this order; what else there is follows
     "loss": "loss of the data",
     "objective": "loss with the l2 term",

@@ -51,7 +51,7 @@ class GGNSpectrum:
     @property
     def spectral_norm(self) -> float:
         """``|G|_2``."""
-        return max(float(np.abs(self.eigenvalues).max()), abs(self.l2) if self.num_zero else 0.0)
+        return max(float(np.abs(self.eigenvalues).max(initial=0.0)), abs(self.l2) if self.num_zero else 0.0)
 
     def rank(self, tolerance: float | None = None) -> int:
         """The numerical rank of ``G - l2 I``: eigenvalues above ``tolerance`` times the largest in magnitude.

@@ -13,6 +13,7 @@ from torch import nn
 from spectra import GGNOperator, Task, exact_ggn_spectrum, exact_trace, slq
 from spectra.errors import ArgumentError, TaskError
 from spectra.exact.normalized import normalized_cross_entropy
+from spectra.spectrum.exact_spectrum import GGNSpectrum
 
 
 def dense(task: Task, **options) -> np.ndarray:
@@ -179,3 +180,10 @@ def test_the_numbers_go_to_json():
     entries = json.loads(json.dumps(exact_ggn_spectrum(network()).to_json(), allow_nan=False))
     assert entries["rank"] <= entries["rank_bound"] == 24
     assert len(entries["eigenvalues"]) + entries["num_zero"] == entries["n"]
+
+
+def test_a_matrix_without_computed_eigenvalues_has_the_norm_of_its_null_space():
+    """All of its eigenvalues are then at l2."""
+    empty = {"eigenvalues": np.empty(0), "n": 4, "num_samples": 1, "rank_bound": 2}
+    assert GGNSpectrum(**empty).spectral_norm == 0.0
+    assert GGNSpectrum(**empty, l2=0.5).to_json()["spectral_norm"] == 0.5
