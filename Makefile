@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/peers
 FOREIGN := $(VENV)/foreign
 COVERAGE := $(VENV)/coverage
+DOCS := $(VENV)/docs
 
 # A process per core, up to four: each imports torch.
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4
@@ -13,7 +14,7 @@ IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test slow fuzz peers bench bench-quick foreign coverage check format build clean
+.PHONY: help demo test slow fuzz peers bench bench-quick foreign docs coverage check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench   time spectra, those libraries and a reference side by side, and write docs/performance.md (about ten minutes)"
 	@echo "make bench-quick time spectra and the reference alone; fails if spectra is slower than stated (under five minutes)"
 	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
+	@echo "make docs    build the documentation as a site, in site/ (installs mkdocs beside the environment)"
 	@echo "make coverage say which lines no test runs (installs coverage beside the environment)"
 	@echo "make check   lint, format and types"
 	@echo "make format  rewrite the sources in the project's format"
@@ -70,6 +72,15 @@ $(FOREIGN)/.ready: tests/foreign/requirements.txt $(READY)
 foreign: $(FOREIGN)/.ready
 	PYTHONPATH=$(FOREIGN) $(BIN)/python -m pytest -m foreign tests/foreign
 
+$(DOCS)/.ready: docs/site/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(DOCS) -r $<
+	@touch $@
+
+# Any warning is an error. The search needs a server; the pages can also be opened from the disk.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(DOCS) $(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html is the first page; to search: $(BIN)/python -m http.server -d site -b localhost 8000"
+
 $(COVERAGE)/.ready: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(COVERAGE) coverage==7.17.5 pytest-cov==7.1.0
 	@touch $@
@@ -90,4 +101,4 @@ build: $(READY)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
