@@ -77,6 +77,8 @@ def _in_site(link: re.Match[str], here: str) -> str:
         return link[0]
     in_repository = posixpath.normpath(posixpath.join(posixpath.dirname(SOURCE.get(here, f"docs/{here}")), path))
     in_site = MIRRORED.get(in_repository, in_repository.removeprefix("docs/"))
+    if in_site.endswith(".ipynb") and not here.startswith("notebooks/"):
+        in_site = in_site.removesuffix(".ipynb") + ".md"
     if in_repository not in MIRRORED and not in_repository.startswith("docs/"):
         return text
     return f"{picture}[{text}]({posixpath.relpath(in_site, posixpath.dirname(here) or '.')}{hash_sign}{anchor})"

@@ -1,8 +1,13 @@
-"""Notebooks as Markdown: the text, the code and the outputs that are stored with it."""
+"""Notebooks as Markdown: the text, the code and the outputs that are stored with it.
+
+Run this file as a script to execute the notebooks and store their outputs, without Jupyter.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -57,3 +62,44 @@ def _picture(file: Path, cell: int, number: int) -> str:
 
 def _joined(text: str | list[str]) -> str:
     return text if isinstance(text, str) else "".join(text)
+
+
+def executed(file: Path) -> dict[str, Any]:
+    """The notebook with new outputs: its code cells, run one after the other in one namespace."""
+    import matplotlib.pyplot as plt
+
+    notebook: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    count = 0
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        count += 1
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(_joined(cell["source"]), f"{file.name}, cell {count}", "exec"), names)
+        outputs: list[dict[str, Any]] = []
+        if printed.getvalue():
+            lines = printed.getvalue().splitlines(keepends=True)
+            outputs.append({"name": "stdout", "output_type": "stream", "text": lines})
+        for number in plt.get_fignums():
+            picture = io.BytesIO()
+            plt.figure(number).savefig(picture, format="png", dpi=80, metadata={"Software": None})
+            data = {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": ["<Figure>"]}
+            outputs.append({"data": data, "metadata": {}, "output_type": "display_data"})
+        plt.close("all")
+        cell |= {"execution_count": count, "outputs": outputs}
+    return notebook
+
+
+def main() -> None:
+    """Execute all notebooks, and write them with their outputs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    for file in _files(Path(__file__).parents[1]):
+        file.write_text(json.dumps(executed(file), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
