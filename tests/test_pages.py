@@ -8,7 +8,7 @@ import re
 import pytest
 from pages import PAGES, ROOT, anchors, links, text_of
 
-NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ def _joined(text: str | list[str]) -> str:
 
 def executed(file: Path) -> dict[str, Any]:
     """The notebook with new outputs: its code cells, run one after the other in one namespace."""
+    import matplotlib
     import matplotlib.pyplot as plt
 
+    matplotlib.use("Agg")  # a figure is stored, and no window opened
     notebook: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     names: dict[str, Any] = {"__name__": "__main__"}
     count = 0
@@ -76,7 +79,8 @@ def executed(file: Path) -> dict[str, Any]:
             continue
         count += 1
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
             exec(compile(_joined(cell["source"]), f"{file.name}, cell {count}", "exec"), names)
         outputs: list[dict[str, Any]] = []
         if printed.getvalue():
@@ -94,9 +98,6 @@ def executed(file: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Execute all notebooks, and write them with their outputs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     for file in _files(Path(__file__).parents[1]):
         file.write_text(json.dumps(executed(file), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
