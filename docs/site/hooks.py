@@ -81,6 +81,8 @@ def _in_site(link: re.Match[str], here: str) -> str:
         in_site = in_site.removesuffix(".ipynb") + ".md"
     if in_repository not in MIRRORED and not in_repository.startswith("docs/"):
         return text
+    if text.endswith(".md"):  # the name of a file says nothing in the site
+        text = posixpath.basename(text).removesuffix(".md")
     return f"{picture}[{text}]({posixpath.relpath(in_site, posixpath.dirname(here) or '.')}{hash_sign}{anchor})"
 
 

@@ -134,9 +134,9 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Plain text, in which only code in backticks is formatted."""
-    parts = re.split(r"`([^`]*)`", text)
-    return "".join(_code(part) if at % 2 else _escaped(part) for at, part in enumerate(parts))
+    """Plain text, in which only options, and code in backticks, are formatted."""
+    parts = re.split(r"`([^`]*)`|(?<![\w-])(--?[a-z][a-z-]*)", text)
+    return "".join(_escaped(part) if at % 3 == 0 else _code(part) for at, part in enumerate(parts) if part)
 
 
 def _escaped(text: str) -> str:
