@@ -53,10 +53,11 @@ def command_page(name: str) -> str:
     context = click.Context(command, info_name=name, parent=top)
     usage = " ".join(command.collect_usage_pieces(context))
     groups: dict[str, list[str]] = {}
+    without = "Other" if any(hasattr(parameter, "group") for parameter in command.params) else "Options"
     for parameter in command.get_params(context):
         line = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
         if line is not None:
-            heading = getattr(parameter, "group", "Options")
+            heading = getattr(parameter, "group", without)
             groups.setdefault(heading, []).append(f"| {_code(line[0])} | {_plain(line[1])} |\n")
     tables = "".join(
         f"\n## {heading}\n\n| option | meaning |\n| --- | --- |\n{''.join(lines)}" for heading, lines in groups.items()
