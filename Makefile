@@ -7,6 +7,7 @@ PEERS := $(VENV)/peers
 FOREIGN := $(VENV)/foreign
 COVERAGE := $(VENV)/coverage
 BROWSER := $(VENV)/browser
+DOCS := $(VENV)/docs
 
 # A process per core, up to four: each imports torch.
 IN_PARALLEL := --numprocesses=auto --maxprocesses=4
@@ -14,7 +15,7 @@ IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test slow fuzz peers bench bench-quick foreign browser matrix coverage check format build clean
+.PHONY: help demo test slow fuzz peers bench bench-quick foreign browser docs matrix coverage check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
@@ -27,6 +28,7 @@ help:
 	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
 	@echo "make browser look at the report page in the system's Chromium, with a driver that it installs beside the environment"
 	@echo "make matrix  compute what docs/architectures.md says of each kind of network, and write it (two minutes)"
+	@echo "make docs    build the documentation as a site, in site/ (installs mkdocs beside the environment)"
 	@echo "make coverage say which lines no test runs (installs coverage beside the environment)"
 	@echo "make check   lint, format and types"
 	@echo "make format  rewrite the sources in the project's format"
@@ -83,6 +85,15 @@ browser: $(BROWSER)/.ready
 matrix: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/matrix/page.py
 
+$(DOCS)/.ready: docs/site/requirements.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(DOCS) -r $<
+	@touch $@
+
+# Any warning is an error. The search needs a server; the pages can also be opened from the disk.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(DOCS) $(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html is the first page; to search: $(BIN)/python -m http.server -d site -b localhost 8000"
+
 $(COVERAGE)/.ready: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(COVERAGE) coverage==7.17.5 pytest-cov==7.1.0
 	@touch $@
@@ -103,4 +114,4 @@ build: $(READY)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

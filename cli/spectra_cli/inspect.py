@@ -29,7 +29,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @click.command("inspect")
-@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True)
+@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=click.Path())
 @click.option("--all", "show_all", is_flag=True, help=f"List all tensors, not only the first {FIRST}.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list, one entry per checkpoint.")
 @click.option("--weights", metavar="KEY", help="Which weights, if the file has several: a key of it, or ema or model.")

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from spectra.errors import ArgumentError
-from spectra.operators.base import Combination, SymmetricOperator, norm_estimate, relative_noise
+from spectra.operators.base import Combination, SymmetricOperator, norm_estimate, relative_noise, tensor_from
 from spectra.operators.krylov_basis import Basis
 
 # How far the vectors of a deflation may be from orthonormal: the largest entry of |V'V - I|.
@@ -28,6 +27,7 @@ def shifted(operator: SymmetricOperator, sigma: float) -> SymmetricOperator:
         ArgumentError: ``sigma`` is NaN or infinite.
 
     Example:
+        >>> import numpy as np
         >>> from spectra.operators.dense import DenseOperator
         >>> shifted(DenseOperator(np.diag([1.0, 2.0])), 10.0) @ np.ones(2)
         array([11., 12.])
@@ -46,6 +46,7 @@ def scaled(operator: SymmetricOperator, factor: float) -> SymmetricOperator:
         ArgumentError: ``c`` is NaN or infinite.
 
     Example:
+        >>> import numpy as np
         >>> from spectra.operators.dense import DenseOperator
         >>> scaled(DenseOperator(np.diag([1.0, 2.0])), -0.5) @ np.ones(2)
         array([-0.5, -1. ])
@@ -67,6 +68,7 @@ def summed(a: SymmetricOperator, b: SymmetricOperator) -> SymmetricOperator:
         ArgumentError: they do not fit each other.
 
     Example:
+        >>> import numpy as np
         >>> from spectra.operators.dense import DenseOperator
         >>> a, b = DenseOperator(np.diag([1.0, 2.0])), DenseOperator(np.eye(2))
         >>> summed(a, b) @ np.ones(2), (a - 0.5 * b) @ np.ones(2)
@@ -97,18 +99,19 @@ def deflated(operator: SymmetricOperator, values: Any, vectors: Any, *, project:
         ArgumentError: shapes that do not fit, numbers that are not finite, or vectors that are not orthonormal.
 
     Example:
+        >>> import numpy as np
         >>> from spectra.operators.dense import DenseOperator
         >>> deflated(DenseOperator(np.diag([5.0, 2.0])), [5.0], np.array([[1.0], [0.0]])) @ np.ones(2)
         array([0., 2.])
     """
-    frame = torch.as_tensor(np.ascontiguousarray(vectors) if isinstance(vectors, np.ndarray) else vectors).detach()
+    frame = tensor_from(vectors)
     n = operator.n
     if frame.ndim != 2 or frame.shape[0] != n or frame.shape[1] > n:
         raise ArgumentError(f"vectors of shape {tuple(frame.shape)}: ({n}, r) with r at most {n} is needed")
     rank = frame.shape[1]
     eigenvalues: torch.Tensor | None = None
     if values is not None:
-        eigenvalues = torch.as_tensor(values, dtype=torch.float64).detach()
+        eigenvalues = tensor_from(values, torch.float64)
         if tuple(eigenvalues.shape) != (rank,):
             raise ArgumentError(
                 f"values of shape {tuple(eigenvalues.shape)}: one for each of the {rank} vectors is needed"

@@ -28,6 +28,13 @@ class BatchForms:
     weights: np.ndarray  # (B,) float64: the weight of each batch in the mean over the data
 
 
+def tensor_from(numbers: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The numbers as a tensor without a graph. An array that is read-only or strided is copied."""
+    if isinstance(numbers, np.ndarray):
+        numbers = np.require(numbers, requirements=["C", "W"])
+    return torch.as_tensor(numbers, dtype=dtype).detach()
+
+
 class SymmetricOperator(ABC):
     """A real symmetric matrix of ``n`` rows, known by its products with vectors and blocks of vectors.
 
@@ -110,9 +117,7 @@ class SymmetricOperator(ABC):
     rmatmat = matmat
 
     def _product(self, vectors: Vector) -> Vector:
-        tensor = (
-            torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors.detach()
-        )
+        tensor = tensor_from(vectors)
         columns = tensor if tensor.ndim == 2 else tensor[:, None]
         block = columns.T.to(self.device, self.torch_dtype).contiguous()
         result = self.apply(block).T.to(tensor.device, tensor.dtype).reshape(tensor.shape)

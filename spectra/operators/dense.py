@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from spectra.errors import ArgumentError, NumericsError
-from spectra.operators.base import SymmetricOperator
+from spectra.operators.base import SymmetricOperator, tensor_from
 
 
 class DenseOperator(SymmetricOperator):
@@ -29,7 +28,7 @@ class DenseOperator(SymmetricOperator):
     """
 
     def __init__(self, matrix: Any) -> None:
-        dense = torch.as_tensor(np.ascontiguousarray(matrix) if isinstance(matrix, np.ndarray) else matrix).detach()
+        dense = tensor_from(matrix)
         if dense.ndim != 2 or dense.shape[0] != dense.shape[1]:
             raise ArgumentError(f"shape {tuple(dense.shape)}: a square matrix is needed")
         if dense.dtype not in (torch.float32, torch.float64):

@@ -305,8 +305,8 @@ def test_now_goes_before_every_and_weights_that_stay_are_warned_of(tmp_path, cap
     assert "the weights are those of the call before: the task must hold the network that is trained" in warning
 
 
-def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "training-loop.md").read_text(encoding="utf-8")
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "spectra.Tracker(" in block]
     monkeypatch.chdir(tmp_path)
     model = network().eval()

@@ -189,7 +189,7 @@ def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
     library("accelerate")
     lightning, transformers = library("pytorch_lightning"), importlib.import_module("transformers")
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[2] / "docs" / "training-loop.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "training-loop.md").read_text(encoding="utf-8")
     codes = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Callback(" in block]
     assert len(codes) == 2
     x, y = points()

@@ -272,3 +272,17 @@ def test_a_deflation_by_what_is_no_frame_is_refused():
     ]:
         with pytest.raises(ArgumentError, match=match):
             deflated(A, values, vectors)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_cannot_be_written_to_are_taken_without_a_warning():
+    """The values and vectors of `eigsh` are such arrays."""
+    a = matrix()
+    values, vectors = np.linalg.eigh(a)
+    pair = values[-1:].copy(), vectors[:, -1:].copy()
+    for array in (a, *pair):
+        array.flags.writeable = False
+    operator = DenseOperator(a)
+    np.testing.assert_allclose(operator @ a, a @ a)
+    np.testing.assert_allclose(operator @ a[0], a @ a[0])
+    np.testing.assert_allclose(dense(deflated(operator, *pair)), a - pair[0] * pair[1] @ pair[1].T, atol=1e-12)
