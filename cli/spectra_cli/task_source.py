@@ -218,7 +218,7 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
                 "or name a function, as file.py:function or package.module:function; or, for checkpoints of other "
                 f"packages, {FRAMEWORK_NAMES}"
             )
-        texts = {key for key, default in BUILT_IN[spec].defaults.items() if not isinstance(default, int)}
+        texts = {key for key, default in BUILT_IN[spec].all_options.items() if not isinstance(default, int | float)}
         options = task_options(spec, **{key: settle(value, as_text=key in texts) for key, value in args.items()})
         words = f"task {_with_args(spec, options)}, {why}"
         return TaskSource(spec, words, options, lambda _: build_task(spec, **options))

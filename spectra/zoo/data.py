@@ -56,9 +56,13 @@ class ImageSet:
 
     def batch(self, rows: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The chosen rows: images (rows, C, side, side) float32, normalised, and labels (rows,) int64."""
+        return self.normalised(self.pixels[rows]), self.labels[rows]
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (N, C, side, side) as float32 with the constants of this set."""
         shape = (1, -1, 1, 1)
         mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
-        return (self.pixels[rows].float() / self.scale - mean) / std, self.labels[rows]
+        return (pixels.float() / self.scale - mean) / std
 
 
 class ImageBatches:
