@@ -93,7 +93,7 @@ def _tasks_on(data: str) -> dict[str, BuiltIn]:
     elif on.channels == 1:
         networks = {**lenets, "mlp": perceptron, "logistic": logistic, "wrn": wrn}
     else:
-        networks = {**lenets, "mlp": perceptron, **_large(colours), "wrn": wrn}
+        networks = {**lenets, **_large(colours), "wrn": wrn, "mlp": perceptron}
     return {
         f"{data}-{name}": BuiltIn(f"{words} on {on.title}", data, build, options, extras)
         for name, (words, build, options, extras) in networks.items()

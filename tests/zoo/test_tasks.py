@@ -15,17 +15,10 @@ WANTED = [
     *("digits-convnet", "digits-mlp", "digits-logistic"),
     *("mnist-lenet", "mnist-lenet-bn", "mnist-mlp", "mnist-logistic", "mnist-wrn"),
     *("fashion-lenet", "fashion-lenet-bn", "fashion-mlp", "fashion-logistic", "fashion-wrn"),
-    *("cifar10-lenet", "cifar10-lenet-bn", "cifar10-mlp", "cifar10-vgg11-bn", "cifar10-vgg16", "cifar10-vgg16-bn"),
-    *("cifar10-allcnn", "cifar10-preresnet", "cifar10-wrn"),
-    *(
-        "cifar100-lenet",
-        "cifar100-lenet-bn",
-        "cifar100-mlp",
-        "cifar100-vgg11-bn",
-        "cifar100-vgg16",
-        "cifar100-vgg16-bn",
-    ),
-    *("cifar100-allcnn", "cifar100-preresnet", "cifar100-wrn"),
+    *("cifar10-lenet", "cifar10-lenet-bn", "cifar10-vgg11-bn", "cifar10-vgg16", "cifar10-vgg16-bn"),
+    *("cifar10-allcnn", "cifar10-preresnet", "cifar10-wrn", "cifar10-mlp"),
+    *("cifar100-lenet", "cifar100-lenet-bn", "cifar100-vgg11-bn", "cifar100-vgg16", "cifar100-vgg16-bn"),
+    *("cifar100-allcnn", "cifar100-preresnet", "cifar100-wrn", "cifar100-mlp"),
 ]
 SMALL = {  # of the networks that are large as the papers have them
     "vgg11-bn": {"width": 2},
