@@ -127,8 +127,8 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "preset",
             "--preset",
             type=click.Choice(list(PRESETS)),
-            help="A paper's whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated "
-            "batch norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020).",
+            help="A paper's whole protocol, for options that are not given. granziol: Hessian and GGN, batch "
+            "norm recalibrated and in train mode, 1 probe, 100 steps, as in Flatness is a False Friend (2020).",
         ),
         _setting(
             "operators",
