@@ -19,6 +19,7 @@ from torch import nn
 from spectra import analyze, save_checkpoint
 from spectra.checkpoints.checkpoint import load_checkpoint, order_checkpoints
 from spectra.errors import ArgumentError, CheckpointError, DataError, NumericsError, TaskError
+from spectra.zoo.recipes import PAPERS
 from spectra.zoo.tasks import build_task
 from spectra.zoo.training import TrainingListener, train
 from spectra.zoo.training_state import split
@@ -188,7 +189,7 @@ def test_dropout_and_augmentation_repeat_themselves_and_leave_the_global_state_a
 # -- continuing
 
 KINDS = {
-    "sgd": {"momentum": 0.9, "schedule": "linear", "epochs": 4},
+    "sgd": {"momentum": 0.9, "schedule": "linear", "epochs": 4, "augment": True},
     "adam": {"optimizer": "adam", "epochs": 3},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "epochs": 3, "schedule": "step", "milestones": "1-2"},
     "gadam": {"optimizer": "gadam", "weight_decay": 0.1, "epochs": 4, "average_from": 2, "schedule": "linear"},
@@ -344,6 +345,23 @@ def test_arguments_outside_their_range_are_refused(tmp_path, options, error, wor
         train("digits-mlp", tmp_path / "run", **{"epochs": 1, **options})
     if error is not NumericsError:
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", PAPERS)
+def test_every_recipe_of_a_paper_trains_on_images_of_its_data_set(tmp_path, recipe):
+    """Networks made small, three steps of noise, and the averages where the recipe has them."""
+    data, network = PAPERS[recipe].task.split("-", 1)
+    shape = (12, 28, 28) if data == "mnist" else (12, 3, 32, 32)
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{split}": rng.integers(0, 256, shape, dtype=np.uint8) for split in ("train", "test")}
+    np.savez(tmp_path / f"{data}.npz", **arrays, y_train=np.arange(12) % 10, y_test=np.arange(12) % 10)
+    small = {"allcnn": {"width": 4}, "preresnet": {"depth": 11, "width": 2}, "wrn": {"depth": 10, "width": 1}}
+    options = {"width": 4} if network.startswith("vgg") else small.get(network, {})
+    last = content(train(recipe, tmp_path / "run", data=str(tmp_path), epochs=3, batch_size=6, **options)[-1])
+    assert math.isfinite(last["train_loss"])
+    assert last["step"] == 6
+    assert ("iterate" in last) == recipe.endswith("gadam")
 
 
 def test_missing_test_images_and_folders_are_refused_before_anything_is_written(tmp_path):
