@@ -8,7 +8,6 @@ from typing import Any
 
 from spectra.errors import ArgumentError
 from spectra.zoo.data import (
-    SPLITS,
     ImageSet,
     load_cifar10,
     load_cifar100,
@@ -16,6 +15,7 @@ from spectra.zoo.data import (
     load_fashion_mnist,
     load_mnist,
 )
+from spectra.zoo.files import SPLITS
 from spectra.zoo.labels import noisy_labels
 
 #: Options of the data of every built-in task. A task's entry in a checkpoint has them only where they differ.
@@ -63,13 +63,13 @@ DATA_SETS: dict[str, DataSet] = {
         "CIFAR-10",
         load_cifar10,
         *(3, 32, 10),
-        "the folder of CIFAR-10's binary batches (data_batch_1.bin, ...) or an .npz file",
+        "the folder of CIFAR-10's binary version (data_batch_1.bin, ...), of its Python version, or an .npz file",
     ),
     "cifar100": DataSet(
         "CIFAR-100",
         load_cifar100,
         *(3, 32, 100),
-        "the folder of CIFAR-100's binary version (train.bin, test.bin) or an .npz file",
+        "the folder of CIFAR-100's binary version (train.bin, test.bin), of its Python version, or an .npz file",
     ),
 }
 
