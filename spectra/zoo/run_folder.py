@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from spectra.checkpoints.rawfile import read_hashed
 from spectra.errors import CheckpointError
 from spectra.results.storage.atomic_write import remove_leftovers
 
@@ -61,9 +59,9 @@ class RunFolder:
             remove_leftovers(self.folder / f"{leftover.name[1:].split('.pt.')[0]}.pt")
         elsewhere = "name another folder, or train anew (--force)"
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path}: cannot be continued: {str(error).splitlines()[0]}; {elsewhere}") from error
+            content, _ = read_hashed(path, unsafe=False)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; it cannot be continued: {elsewhere}") from error
         if not isinstance(content, dict) or not {"spectra", "recipe", "rng", "optimizer"} <= content.keys():
             raise CheckpointError(f"{path}: was not written by `spectra train`: {elsewhere}")
         before = {"task": content["spectra"]["task"], **content["spectra"]["options"], **content["recipe"]}

@@ -273,12 +273,16 @@ def test_a_folder_of_another_training_is_refused_and_restart_replaces_it(tmp_pat
     assert not (out / "epoch_002.pt").exists()
 
 
-@pytest.mark.parametrize("damage", ["other", "cut", "text"])
+@pytest.mark.parametrize("damage", ["other", "cut", "text", "bit"])
 def test_a_last_checkpoint_that_cannot_be_continued_is_refused(tmp_path, damage):
     out = tmp_path / "run"
     (path, *_) = train("digits-logistic", out, epochs=0)
     if damage == "other":
         save_checkpoint(path, nn.Linear(2, 2), epoch=0)
+    elif damage == "bit":
+        whole = bytearray(path.read_bytes())
+        whole[whole.index(content(path)["model"]["1.weight"].numpy().tobytes()) + 100] ^= 1
+        path.write_bytes(whole)
     else:
         path.write_bytes(path.read_bytes()[:3000] if damage == "cut" else b"hello")
     words = {"other": r"was not written by `spectra train`"}.get(damage, "cannot be continued")
