@@ -18,6 +18,7 @@ from spectra.zoo.tasks import BUILT_IN
 from spectra.zoo.training import Epoch, TrainingListener, train
 from spectra_cli.console import SafeConsole
 from spectra_cli.layout import make_console, print_heading, print_line, print_pairs
+from spectra_cli.outcome import terminated_as_interrupted
 from spectra_cli.phase_clock import duration
 from spectra_cli.user_code import Typed, settle
 
@@ -90,15 +91,19 @@ def command(
         options["data"] = data_dir
     elif files:
         raise ArgumentError(f"{recipe} needs --data-dir DIR: {files}")
-    with TrainingDisplay(options, quiet) as display:
-        paths = train(recipe, out, restart=force, listener=display, **given, **options)
+    with TrainingDisplay(quiet) as display, terminated_as_interrupted():
+        try:
+            paths = train(recipe, out, restart=force, listener=display, **given, **options)
+        except KeyboardInterrupt:
+            display.say(f"spectra: the checkpoints so far are in {out}; the same command continues (without --force)")
+            raise
         display.say(f"spectra: {len(paths)} checkpoints in {out}; next: spectra analyze {out} --test-data")
 
 
 class TrainingDisplay(TrainingListener):
     """A line per epoch with the time that is left; on a terminal also a bar."""
 
-    def __init__(self, options: Mapping[str, Any], quiet: bool) -> None:
+    def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         console = SafeConsole(stderr=True, soft_wrap=True, highlight=False)
         self.console = console

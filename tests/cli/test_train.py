@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from spectra.results.storage.runfile import load_trajectory
 from spectra.zoo.recipes import PAPERS
 from spectra.zoo.tasks import list_tasks
 from spectra_cli.main import main
+from spectra_cli.train import TrainingDisplay
 
 pytest.importorskip("sklearn")
 
@@ -67,6 +70,27 @@ def test_force_trains_anew(tmp_path):
     assert "train anew (--force)" in refused.stderr
     assert run("digits-logistic", "--epochs", 1, "--seed", 1, "--out", out, "--force", "--quiet").exit_code == 0
     assert sorted(path.name for path in out.iterdir()) == ["epoch_000.pt", "epoch_001.pt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "kill"), reason="the system has no signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_how_it_continues(tmp_path, monkeypatch, number):
+    kept = TrainingDisplay.stepped
+
+    def stepped(self, step):
+        kept(self, step)
+        if step == 30:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(TrainingDisplay, "stepped", stepped)
+    result = run("digits-logistic", "--epochs", 2, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert lines[-2] == (
+        f"spectra: the checkpoints so far are in {tmp_path / 'run'}; the same command continues (without --force)"
+    )
+    assert lines[-1] == "spectra: interrupted"
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["epoch_000.pt", "epoch_001.pt"]
 
 
 def test_the_list_has_every_recipe_with_its_options():
