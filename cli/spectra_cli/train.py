@@ -97,7 +97,8 @@ def command(
         except KeyboardInterrupt:
             display.say(f"spectra: the checkpoints so far are in {out}; the same command continues (without --force)")
             raise
-        display.say(f"spectra: {len(paths)} checkpoints in {out}; next: spectra analyze {out} --test-data")
+        count = f"{len(paths)} checkpoint{'s' * (len(paths) != 1)}"
+        display.say(f"spectra: {count} in {out}; next: spectra analyze {out} --test-data")
 
 
 class TrainingDisplay(TrainingListener):

@@ -32,7 +32,7 @@ def noisy_labels(
         A new tensor (N,) int64.
 
     Raises:
-        ArgumentError: a ratio outside 0 to 1, or another kind.
+        ArgumentError: a ratio outside 0 to 1, another kind, or a seed that is none.
 
     Example:
         >>> noisy_labels(torch.arange(6) % 3, 3, 0.5, "random").tolist()
@@ -42,6 +42,8 @@ def noisy_labels(
         raise ArgumentError(f"label_noise={ratio}: a fraction of the labels is needed, 0 to 1")
     if kind not in KINDS:
         raise ArgumentError(f"label_noise_kind={kind!r}: one of {', '.join(KINDS)} is needed")
+    if not 0 <= seed < 2**64:
+        raise ArgumentError(f"label_noise_seed={seed}: 0 to 2**64 - 1 is needed")
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(labels), generator=generator)[: round(ratio * len(labels))]
     if kind == "shuffled":

@@ -136,7 +136,10 @@ def training_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if "milestones" in options:
         options["milestones"] = _milestones(options["milestones"])
     if "average_from" in options:
-        options["average_from"] = options["average_from"] or max(1, round(2 * options["epochs"] / 3))
+        first, epochs = options["average_from"], options["epochs"]
+        if first > epochs:
+            raise ArgumentError(f"average_from={first}: at most {epochs} is possible, the number of epochs")
+        options["average_from"] = first or max(1, round(2 * epochs / 3))
     return options
 
 

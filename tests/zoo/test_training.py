@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from spectra.zoo.training import TrainingListener, train
 from spectra.zoo.training_state import split
 
 pytest.importorskip("sklearn")
+REAL = Path(os.environ.get("SPECTRA_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 
 class Seen(TrainingListener):
@@ -334,6 +336,8 @@ def test_no_step_is_made_on_a_single_left_over_image(rows, size, lengths):
         ({"split": "test"}, TaskError, "no option 'split'"),
         ({"milestones": "3"}, TaskError, "milestones='3': an option of schedule=step"),
         ({"average_from": 3}, TaskError, "average_from=3: an option of average=epoch or step"),
+        ({"average": "step", "average_from": 3}, ArgumentError, "average_from=3: at most 1 is possible"),
+        ({"label_noise": 0.5, "label_noise_seed": -1}, ArgumentError, "label_noise_seed=-1: 0 to"),
         ({"ascent_steps": 3}, TaskError, "ascent_steps=3: an option of optimizer=sgds"),
         ({"optimizer": "adam", "momentum": 0.5}, TaskError, "momentum=0.5: an option of optimizer=sgd, optimizer=sgds"),
         ({"device": "tpu"}, ArgumentError, "device='tpu': cpu, cuda or cuda:1 is needed"),
@@ -349,6 +353,16 @@ def test_arguments_outside_their_range_are_refused(tmp_path, options, error, wor
         train("digits-mlp", tmp_path / "run", **{"epochs": 1, **options})
     if error is not NumericsError:
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "cifar10.npz").is_file(), reason="CIFAR-10 is not in SPECTRA_TEST_DATA")
+def test_lenet_learns_cifar10_with_augmentation_and_validation_images(tmp_path):
+    options = {"optimizer": "adam", "augment": True, "validation": 1000, "batch_size": 128, "epochs": 4, "every": 4}
+    last = content(train("cifar10-lenet-bn", tmp_path / "run", data=str(REAL), linear_norm=True, **options)[-1])
+    assert last["step"] == 4 * 71
+    for name in ("train", "validation", "test"):
+        assert 0.4 < last[f"{name}_accuracy"] < 0.6
 
 
 @pytest.mark.slow
