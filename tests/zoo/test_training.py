@@ -190,6 +190,7 @@ def test_dropout_and_augmentation_repeat_themselves_and_leave_the_global_state_a
 
 # -- continuing
 
+SLOW = ("adam", "adamw", "average per step")  # gadam has what they have
 KINDS = {
     "sgd": {"momentum": 0.9, "schedule": "linear", "epochs": 4, "augment": True},
     "adam": {"optimizer": "adam", "epochs": 3},
@@ -201,7 +202,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS])
 def test_an_interrupted_training_continues_bit_for_bit(tmp_path, kind):
     """Stopped within an epoch, twice; on a network with dropout, or with batch norm where the optimizer needs it."""
     task = ("digits-convnet", {"width": 2}) if kind == "sgds" else ("digits-mlp", {"hidden": 6, "dropout": 0.3})
