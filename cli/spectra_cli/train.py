@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from spectra.errors import ArgumentError, TaskError
 from spectra.zoo.data_sets import DATA_OPTIONS, DATA_SETS
-from spectra.zoo.options import GENERAL, OF_AVERAGES, OF_SCHEDULES, OPTIMIZERS, Option
+from spectra.zoo.options import GENERAL, OF_AVERAGES, OF_SCHEDULES, OPTIMIZERS, Option, available
 from spectra.zoo.recipes import PAPERS, completed, find_recipe
 from spectra.zoo.tasks import BUILT_IN
 from spectra.zoo.training import Epoch, TrainingListener, train
@@ -22,7 +22,16 @@ from spectra_cli.outcome import terminated_as_interrupted
 from spectra_cli.phase_clock import duration
 from spectra_cli.user_code import Typed, settle
 
-_DATA_WORDS = {
+_WORDS = {  # of the options of networks and data
+    "width": "channels of the first stage; of a Wide ResNet the widening factor",
+    "depth": "layers with weights; of an MLP its hidden layers",
+    "hidden": "units of each hidden layer",
+    "widths": "units of each hidden layer, such as 512-128-512, in place of hidden and depth",
+    "block": "of the residual units: bottleneck or basic",
+    "bias": "in every convolution",
+    "dropout": "probability; of All-CNN-C true or false",
+    "third_convolution": "the first linear map is a convolution of 5 x 5",
+    "linear_norm": "batch norm also after each hidden linear map",
     "validation": "the last so many training images are held back for validation",
     "label_noise": "fraction of the training labels with noise",
     "label_noise_kind": "shuffled: permuted among themselves; random: drawn uniformly",
@@ -197,8 +206,10 @@ def _list_recipes() -> None:
     )
     print_heading(console, "settings of papers")
     print_pairs(console, [(name, f"{recipe.words}{_shown(recipe.options)}") for name, recipe in PAPERS.items()])
+    print_heading(console, "options of the networks")
+    print_pairs(console, [(name, words) for name, words in _WORDS.items() if name not in DATA_OPTIONS])
     print_heading(console, "options of the training images of every recipe")
-    print_pairs(console, [(f"{name}={value}", _DATA_WORDS[name]) for name, value in DATA_OPTIONS.items()])
+    print_pairs(console, [(f"{name}={value}", _WORDS[name]) for name, value in DATA_OPTIONS.items()])
     print_heading(console, "options of every training")
     _print_options(GENERAL)
     for title, table in (
@@ -230,12 +241,10 @@ def _list_options(recipe: str, settings: Sequence[str]) -> None:
     task, _, training = completed(recipe, given)
     own = {**BUILT_IN[task].options, **BUILT_IN[task].extras, **DATA_OPTIONS}
     own |= {key: value for key, value in {**find_recipe(recipe).options, **given}.items() if key in own}
-    console, known = make_console(), _all_options(recipe)
+    words = {**_WORDS, **{key: option.words for key, option in available(training).items()}}
+    console = make_console()
     print_heading(console, f"{recipe}: {BUILT_IN[task].summary}")
-    print_pairs(
-        console, [(f"{key}={_word(value)}", _DATA_WORDS.get(key, "of the network")) for key, value in own.items()]
-    )
-    print_pairs(console, [(f"{key}={_word(value)}", known[key].words) for key, value in training.items()])
+    print_pairs(console, [(f"{key}={_word(value)}", words[key]) for key, value in {**own, **training}.items()])
 
 
 def _shown(options: Mapping[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """The options of training: which exist for which optimizer, their defaults, their ranges and what they mean.
 
 References:
-    Granziol, Wan, Garipov, Vetrov and Roberts, "Iterate averaging helps" (Gadam), 2020; Granziol, "Flatness is a false
-    friend", 2020 (schedule, decay). Chaudhari et al., "Entropy-SGD", 2017. Yi et al., "BN-invariant sharpness
-    regularizes the training model to better generalization", IJCAI 2019 (SGDS).
+    Granziol, Wan and Roberts, "Iterate averaging helps", 2020 (Gadam). Granziol, "Flatness is a false friend", 2020
+    (schedule, decay). Chaudhari et al., "Entropy-SGD", ICLR 2017. Yi et al., "BN-invariant sharpness regularizes the
+    training model to better generalization", IJCAI 2019 (SGDS).
 """
 
 from __future__ import annotations
@@ -87,8 +87,6 @@ OF_SCHEDULES: dict[str, dict[str, Option]] = {
     },
 }
 OF_AVERAGES = {"average_from": Option(0, "first epoch of the average; 0: after two thirds of the epochs")}
-
-
 _TABLES = {"optimizer": OPTIMIZERS, "schedule": OF_SCHEDULES, "average": {"epoch or step": OF_AVERAGES}}
 ALL_NAMES = {*GENERAL, *(name for table in _TABLES.values() for options in table.values() for name in options)}
 

@@ -121,6 +121,7 @@ def test_the_options_of_a_papers_recipe_are_its_own():
     ):
         assert f"  {words} " in text
     text = run("bn-cifar10-lenet-sgds", "--list", "--set", "ascent_steps=5").stdout
+    assert re.search(r"^  learning_rate=0\.2 +at the start$", text, re.MULTILINE)  # the words of this optimizer
     for words in ("linear_norm=true", "ascent_steps=5", "learning_rate=0.2", "milestones=60-120-160", "max_norm=0.1"):
         assert f"  {words} " in text
 
