@@ -220,6 +220,22 @@ def test_an_interrupted_training_continues_bit_for_bit(tmp_path, kind):
         assert differing(content(a), content(b)) == []
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["gadam", "sgds", "entropy-sgd"])
+def test_a_training_on_a_gpu_continues_with_its_random_states(tmp_path, kind):
+    options = {"dropout": 0.3, "hidden": 6, **KINDS[kind], "batch_size": 240, "device": "cuda"}
+    whole = train("digits-mlp", tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train("digits-mlp", tmp_path / "broken", listener=Seen(stop_at=8), **options)
+    torch.rand(5, device="cuda")
+    broken = train("digits-mlp", tmp_path / "broken", **options)
+    first, second = (load_checkpoint(paths[-1]).state_dict for paths in (whole, broken))
+    for name, weights in first.items():
+        assert weights.device.type == "cpu"
+        torch.testing.assert_close(weights, second[name], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_killed_process_leaves_whole_checkpoints_and_the_same_command_continues(tmp_path):
     command = [sys.executable, "-m", "spectra_cli.main", "train", "digits-mlp", "--epochs", "40", "--quiet", "--out"]
