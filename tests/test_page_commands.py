@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shlex
 from functools import cache
@@ -12,7 +10,6 @@ import click
 import pytest
 from pages import PAGES, ROOT, blocks, code_in_text
 
-from spectra.zoo import __main__ as zoo
 from spectra_cli.analysis_options import settings_in
 from spectra_cli.main import COMMANDS, main
 
@@ -43,20 +40,17 @@ def check_spectra(words: list[str]) -> None:
             settings_in(context.params)
 
 
-def check_program(words: list[str], monkeypatch) -> None:
-    """That of another program: a target of make, a module of the built-in tasks, or a file of the repository."""
+def check_program(words: list[str]) -> None:
+    """That of another program: a target of make, or a file of the repository."""
     if words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         assert words[1] in targets, f"make has no target {words[1]}"
-    elif words[1:3] == ["-m", "spectra.zoo"] and "--list" not in words:
-        monkeypatch.setattr(zoo, "train", lambda *given, **options: None)
-        assert zoo.main(words[3:]) == 0
     elif words[1].endswith(".py") and words[1] not in PLACEHOLDERS:
         assert (ROOT / words[1]).is_file(), f"there is no file {words[1]}"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_command_lines_in_the_blocks_are_valid(page, monkeypatch):
+def test_the_command_lines_in_the_blocks_are_valid(page):
     for block in blocks(page):
         if block.language not in ("", "bash", "console"):
             continue
@@ -68,7 +62,7 @@ def test_the_command_lines_in_the_blocks_are_valid(page, monkeypatch):
                 if words[0] == "spectra":
                     check_spectra(words[1:])
                 else:
-                    check_program(words, monkeypatch)
+                    check_program(words)
             except click.ClickException as error:
                 raise AssertionError(f"{line}: {error.format_message()}") from error
 
@@ -81,22 +75,15 @@ def test_what_the_text_calls_an_option_is_one(page, monkeypatch):
             continue
         words = shlex.split(code)
         if words[0] in ("python", "make"):
-            check_program(words, monkeypatch)
+            check_program(words)
             continue
         if words[0] == "spectra":
             known = options_of(words[1]) | {"--debug"}
         else:
-            known = set().union(*map(options_of, COMMANDS), options_of_the_zoo(), OPTIONS_OF_OTHERS)
+            known = set().union(*map(options_of, COMMANDS), OPTIONS_OF_OTHERS)
         for word in words:
             if re.match(r"--?[a-z]", word):
                 assert word.partition("=")[0] in known, f"{code}: there is no option {word}"
-
-
-@cache
-def options_of_the_zoo() -> set[str]:
-    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-        zoo.main(["--help"])
-    return set(re.findall(r"--[a-z-]+", printed.getvalue()))
 
 
 def test_an_option_that_does_not_exist_is_found():

@@ -130,9 +130,9 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
             "preset",
             "--preset",
             type=click.Choice(list(PRESETS)),
-            help="A whole protocol, for options that are not given. granziol: Hessian and GGN, recalibrated "
-            "batch norm, 1 probe, 100 steps, as in Flatness is a False Friend (2020). sharpness: lambda_max alone, to "
-            "0.1 %, by 1 probe of about 20 steps, without checks and measures.",
+            help="A whole protocol, for options that are not given. granziol: Hessian and GGN, batch norm recalibrated "
+            "and in train mode, 1 probe, 100 steps, as in Flatness is a False Friend (2020). sharpness: lambda_max "
+            "alone, to 0.1 %, by 1 probe of about 20 steps, without checks and measures.",
         ),
         _setting(
             "operators",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from spectra.report.page import write_report
 from spectra.report.runs import Run
 from spectra.results.storage.runfile import load_trajectory
 from spectra.zoo.tasks import build_task
-from spectra.zoo.training import Epoch, train
+from spectra.zoo.training import Epoch, TrainingListener, train
 from spectra_cli import terminal
 from spectra_cli.layout import make_console
 from spectra_cli.outcome import command_of_all
@@ -52,7 +53,7 @@ def command(out: Path, quiet: bool) -> None:
     folder = _folder(out)
     say(f"A convolutional network with batch norm ({parameters} parameters) on 8 x 8 images of digits.")
     say(f"Training it for {EPOCHS} epochs, one checkpoint each, the untrained network first, in {folder / 'run'}:")
-    paths = train(TASK, folder / "run", epochs=EPOCHS, on_epoch=lambda epoch: say(_epoch(epoch)))
+    paths = train(TASK, folder / "run", epochs=EPOCHS, restart=True, listener=_Lines(say))
     settings = Settings(
         operators=("hessian", "ggn"), bn_modes=("eval", "train"), lanczos_steps=STEPS, num_probes=PROBES
     )
@@ -100,7 +101,14 @@ def _folder(out: Path) -> Path:
     return out
 
 
-def _epoch(epoch: Epoch) -> str:
-    if epoch.loss is None or epoch.accuracy is None:
-        return f"  {epoch.path.name}: untrained"
-    return f"  {epoch.path.name}: training loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}"
+class _Lines(TrainingListener):
+    """A line for each checkpoint."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
+    def epoch(self, epoch: Epoch) -> None:
+        words = "untrained"
+        if epoch.loss is not None and epoch.accuracy is not None:
+            words = f"training loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}"
+        self.say(f"  epoch_{epoch.epoch:03d}.pt: {words}")

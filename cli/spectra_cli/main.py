@@ -26,6 +26,7 @@ from spectra_cli.terminal import say
 # name -> (module with the click command `command`, one line for the help)
 COMMANDS = {
     "demo": ("spectra_cli.demo", "Train a small network, analyse its checkpoints, draw the figures."),
+    "train": ("spectra_cli.train", "Train a built-in network by a recipe, with a checkpoint per epoch."),
     "analyze": ("spectra_cli.analyze", "Compute Hessian spectra of checkpoints, and save them in a file."),
     "plan": ("spectra_cli.plan", "Predict what an analysis will cost, and what would make it cheaper."),
     "doctor": ("spectra_cli.doctor", "Find out what would prevent or spoil an analysis, before it is run."),

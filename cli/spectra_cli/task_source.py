@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+import textwrap
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -218,7 +219,7 @@ def _named(spec: str, args: dict[str, Any], folder: Path, why: str) -> TaskSourc
                 "or name a function, as file.py:function or package.module:function; or, for checkpoints of other "
                 f"packages, {FRAMEWORK_NAMES}"
             )
-        texts = {key for key, default in BUILT_IN[spec].defaults.items() if not isinstance(default, int)}
+        texts = {key for key, default in BUILT_IN[spec].all_options.items() if not isinstance(default, int | float)}
         options = task_options(spec, **{key: settle(value, as_text=key in texts) for key, value in args.items()})
         words = f"task {_with_args(spec, options)}, {why}"
         return TaskSource(spec, words, options, lambda _: build_task(spec, **options))
@@ -251,7 +252,10 @@ class NoTask(TaskError):
 
 def _no_task(refused: str) -> str:
     example = "\n".join(f"    {line}" for line in EXAMPLE.splitlines())
-    built_in = "\n".join(f"       {', '.join(names)}" for names in tasks_by_data().values())
+    built_in = "\n".join(
+        textwrap.fill(", ".join(names), 120, initial_indent=" " * 7, subsequent_indent=" " * 9, break_on_hyphens=False)
+        for names in tasks_by_data().values()
+    )
     off = f"{VARIABLE}=off, so that no spectra.toml is looked for" if os.environ.get(VARIABLE) == "off" else ""
     why = "; ".join(words for words in (refused, off) if words) or "nothing says which model, loss and data"
     lead = f"no task to analyse: {why}."

@@ -11,11 +11,12 @@ from spectra.spectrum.probe_planning import MOST
 #: Preset -> the options of its analysis, under the names of `analysis.Settings`.
 PRESETS: dict[str, dict[str, Any]] = {
     # D. Granziol, Flatness is a False Friend, arXiv:2006.09091 (2020), section 3.2 and appendix D: Hessian and GGN,
-    # batch-norm statistics estimated anew over the data, one random vector, 100 steps. The one Ritz value closest to 0
-    # of the GGN and the two of the Hessian are estimates of every record.
+    # one random vector, 100 steps; batch norm with statistics that are estimated anew over the data, and in train mode:
+    # the paper shows both. The one Ritz value closest to 0 of the GGN and the two of the Hessian are estimates of every
+    # record.
     "granziol": {
         "operators": ("hessian", "ggn"),
-        "bn_modes": ("recalibrated",),
+        "bn_modes": ("recalibrated", "train"),
         "lanczos_steps": 100,
         "num_probes": 1,
     },

@@ -6,6 +6,7 @@ A checkpoint may name only these tasks: it can select one of them, and never nam
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,15 +17,9 @@ from torch import nn
 
 from spectra.errors import ArgumentError, TaskError
 from spectra.task.task import Task
-from spectra.zoo.data import (
-    ImageBatches,
-    ImageSet,
-    load_cifar10,
-    load_cifar100,
-    load_digits,
-    load_fashion_mnist,
-    load_mnist,
-)
+from spectra.zoo.data import ImageBatches
+from spectra.zoo.data_sets import DATA_OPTIONS, DATA_SETS, read_images
+from spectra.zoo.networks.allcnn import all_cnn
 from spectra.zoo.networks.building import seeded
 from spectra.zoo.networks.residual import preresnet, wide_resnet
 from spectra.zoo.networks.small import convnet, lenet, logistic_regression, mlp
@@ -34,105 +29,91 @@ _COMMON: dict[str, Any] = {"split": "train", "batch_size": 256, "seed": 0}
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """A data set: its reader, the shape of its images, and what the option ``data`` must name ("": nothing)."""
-
-    title: str
-    load: Callable[..., ImageSet]
-    channels: int
-    side: int
-    classes: int
-    files: str
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        """The shape as keyword arguments of networks that take images."""
-        return {"channels": self.channels, "side": self.side, "classes": self.classes}
-
-    @property
-    def colours(self) -> dict[str, Any]:
-        """The same without the side length, for networks that accept any, or only one."""
-        return {"channels": self.channels, "classes": self.classes}
-
-    @property
-    def flat(self) -> dict[str, Any]:
-        """The shape as keyword arguments of networks that take vectors."""
-        return {"inputs": self.channels * self.side**2, "classes": self.classes}
-
-
-_IDX = "the folder of {}'s IDX files (train-images-idx3-ubyte.gz, ...) or an .npz file"
-DATA_SETS: dict[str, DataSet] = {
-    "digits": DataSet("8 x 8 digits", load_digits, 1, 8, 10, ""),
-    "mnist": DataSet("MNIST", load_mnist, 1, 28, 10, _IDX.format("MNIST")),
-    "fashion": DataSet("Fashion-MNIST", load_fashion_mnist, 1, 28, 10, _IDX.format("Fashion-MNIST")),
-    "cifar10": DataSet(
-        "CIFAR-10",
-        load_cifar10,
-        *(3, 32, 10),
-        "the folder of CIFAR-10's binary batches (data_batch_1.bin, ...) or an .npz file",
-    ),
-    "cifar100": DataSet(
-        "CIFAR-100",
-        load_cifar100,
-        *(3, 32, 100),
-        "the folder of CIFAR-100's binary version (train.bin, test.bin) or an .npz file",
-    ),
-}
-
-
-@dataclass(frozen=True)
 class BuiltIn:
-    """A built-in task: what it is, its network, and the options of that network with their defaults."""
+    """A built-in task: what it is, its network, and the options of that network with their defaults.
+
+    A task's entry in a checkpoint, and its name in results, have ``extras`` only where they differ from the defaults.
+    """
 
     summary: str
     data: str  # a key of DATA_SETS
     network: Callable[..., nn.Module]
     options: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)  # further options of the network
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Every option with its default; ``data=None`` must be given."""
+        """The options that are always written, with their defaults; ``data=None`` must be given."""
         return {**({"data": None} if DATA_SETS[self.data].files else {}), **_COMMON, **self.options}
 
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """Every option with its default."""
+        return {**self.defaults, **self.extras, **DATA_OPTIONS}
 
-_Network = tuple[str, Callable[..., nn.Module], dict[str, Any]]  # words, what builds it, its options
+
+# Words, what builds it, its options, and its extras.
+_Network = tuple[str, Callable[..., nn.Module], dict[str, Any], dict[str, Any]]
+_DROPOUT = {"dropout": 0.0}
+_LENET = {"third_convolution": False, **_DROPOUT}
 
 
 def _tasks_on(data: str) -> dict[str, BuiltIn]:
     """The tasks on a data set: the small networks on the small images, the papers' large ones on CIFAR."""
     on = DATA_SETS[data]
     flat, image, colours = on.flat, on.shape, on.colours
-    logistic: _Network = ("logistic regression", partial(logistic_regression, **flat), {})
+    logistic: _Network = ("logistic regression", partial(logistic_regression, **flat), {}, {})
+    perceptron: _Network = (
+        "one hidden layer, or several",
+        partial(mlp, **flat),
+        {"hidden": 32 if data == "digits" else 100},
+        {"depth": 1, "widths": "", **_DROPOUT},
+    )
+    wrn: _Network = (
+        "Wide ResNet",
+        partial(wide_resnet, **colours),
+        {"depth": 28, "width": 10},
+        {"bias": False, **_DROPOUT},
+    )
     lenets: dict[str, _Network] = {
-        "lenet": ("LeNet", partial(lenet, **image), {}),
-        "lenet-bn": ("LeNet with batch norm", partial(lenet, **image, batch_norm=True), {}),
+        "lenet": ("LeNet", partial(lenet, **image), {}, _LENET),
+        "lenet-bn": (
+            "LeNet with batch norm",
+            partial(lenet, **image, batch_norm=True),
+            {},
+            {"linear_norm": False, **_LENET},
+        ),
     }
-    networks: dict[str, _Network]
     if data == "digits":
-        networks = {
-            "convnet": ("convolutions with batch norm", partial(convnet, **image), {"width": 16}),
-            "mlp": ("one hidden layer", partial(mlp, **flat), {"hidden": 32}),
+        networks: dict[str, _Network] = {
+            "convnet": ("convolutions with batch norm", partial(convnet, **image), {"width": 16}, {}),
+            "mlp": perceptron,
             "logistic": logistic,
         }
     elif on.channels == 1:
-        networks = {**lenets, "mlp": ("one hidden layer", partial(mlp, **flat), {"hidden": 100}), "logistic": logistic}
+        networks = {**lenets, "mlp": perceptron, "logistic": logistic, "wrn": wrn}
     else:
-        wide = {"width": 64}
-        networks = {
-            **lenets,
-            "vgg11-bn": ("VGG-11 with batch norm", partial(vgg, 11, batch_norm=True, **colours), wide),
-            "vgg16": ("VGG-16", partial(vgg, 16, **colours), wide),
-            "vgg16-bn": ("VGG-16 with batch norm", partial(vgg, 16, batch_norm=True, **colours), wide),
-            "preresnet": (
-                "PreResNet",
-                partial(preresnet, **colours),
-                {"depth": 164, "block": "bottleneck", "width": 16},
-            ),
-            "wrn": ("Wide ResNet", partial(wide_resnet, **colours), {"depth": 28, "width": 10}),
-        }
+        networks = {**lenets, **_large(colours), "wrn": wrn, "mlp": perceptron}
     return {
-        f"{data}-{name}": BuiltIn(f"{words} on {on.title}", data, build, options)
-        for name, (words, build, options) in networks.items()
+        f"{data}-{name}": BuiltIn(f"{words} on {on.title}", data, build, options, extras)
+        for name, (words, build, options, extras) in networks.items()
+    }
+
+
+def _large(colours: Mapping[str, Any]) -> dict[str, _Network]:
+    """The papers' networks for images of 32 x 32."""
+    wide, dropout = {"width": 64}, {"dropout": 0.5}
+    return {
+        "vgg11-bn": ("VGG-11 with batch norm", partial(vgg, 11, batch_norm=True, **colours), wide, dropout),
+        "vgg16": ("VGG-16", partial(vgg, 16, **colours), wide, dropout),
+        "vgg16-bn": ("VGG-16 with batch norm", partial(vgg, 16, batch_norm=True, **colours), wide, dropout),
+        "allcnn": ("All-CNN-C", partial(all_cnn, **colours), {"width": 96}, {"dropout": True}),
+        "preresnet": (
+            "PreResNet",
+            partial(preresnet, **colours),
+            {"depth": 164, "block": "bottleneck", "width": 16},
+            {},
+        ),
     }
 
 
@@ -163,7 +144,9 @@ def all_names() -> str:
 
 
 def task_options(name: str, /, **given: Any) -> dict[str, Any]:
-    """Every option of a built-in task, checked, with the defaults of those that are not given.
+    """The options of a built-in task, checked, with the defaults of those that are not given.
+
+    Extras (``BuiltIn.extras``, ``DATA_OPTIONS``) are left out where they are equal to the default.
 
     Raises:
         TaskError: no such task, or no such option.
@@ -173,32 +156,48 @@ def task_options(name: str, /, **given: Any) -> dict[str, Any]:
         close = difflib.get_close_matches(name, BUILT_IN, 1)
         suggestion = f"did you mean {close[0]}? " if close else ""
         raise TaskError(f"no built-in task is called {name!r}: {suggestion}there are {all_names()}")
-    defaults = BUILT_IN[name].defaults
-    if unknown := [option for option in given if option not in defaults]:
-        raise TaskError(f"{name} has no option {unknown[0]!r}: it takes {', '.join(defaults)}")
+    defaults, known = BUILT_IN[name].defaults, BUILT_IN[name].all_options
+    if unknown := [option for option in given if option not in known]:
+        raise TaskError(f"{name} has no option {unknown[0]!r}: it takes {', '.join(known)}")
     options = {**defaults, **given}
+    if options.get("data", "") is None:
+        raise ArgumentError(f"{name} needs data=PATH: {DATA_SETS[BUILT_IN[name].data].files}")
     for option, value in options.items():
-        kind = str if option == "data" else type(defaults[option])
-        if option == "data" and value is None:
-            raise ArgumentError(f"{name} needs data=PATH: {DATA_SETS[BUILT_IN[name].data].files}")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ArgumentError(f"{option}={value!r}: {name} needs {'a text' if kind is str else 'an integer'} here")
+        options[option] = typed(option, value, known[option], name)
     if not 0 <= options["seed"] < 2**64:
         raise ArgumentError(f"seed={options['seed']}: 0 to 2**64 - 1 is needed")
-    return options
+    return {option: value for option, value in options.items() if option in defaults or value != known[option]}
+
+
+def typed(option: str, value: Any, default: Any, whose: str) -> Any:
+    """A value of the type of an option's default (None: a text); integers are numbers too.
+
+    Raises:
+        ArgumentError: a value of another type, or a number that is not finite.
+
+    Example:
+        >>> typed("dropout", 0, 0.0, "digits-mlp")
+        0.0
+    """
+    kind = str if default is None else type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        words = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}[kind]
+        raise ArgumentError(f"{option}={value!r}: {whose} needs {words} here")
+    return value
 
 
 def build_parts(name: str, /, **given: Any) -> tuple[nn.Module, ImageBatches]:
     """The network, initialised from its seed, and the data of a built-in task."""
     options = task_options(name, **given)
     built_in = BUILT_IN[name]
-    network = partial(built_in.network, **{option: options[option] for option in built_in.options})
-    return seeded(network, options["seed"]), _batches(name, options)
+    of_network = {option: options[option] for option in (*built_in.options, *built_in.extras) if option in options}
+    return seeded(partial(built_in.network, **of_network), options["seed"]), _batches(name, options)
 
 
 def _batches(name: str, options: Mapping[str, Any]) -> ImageBatches:
-    where = [options["data"]] if "data" in options else []
-    return ImageBatches(DATA_SETS[BUILT_IN[name].data].load(*where, options["split"]), options["batch_size"])
+    return ImageBatches(read_images(BUILT_IN[name].data, options), options["batch_size"])
 
 
 class HeldOutBatches:
@@ -221,8 +220,9 @@ def build_task(name: str, /, **given: Any) -> Task:
 
     Args:
         name: one of ``list_tasks()``.
-        given: options: ``data`` (a path; not for digits), ``split`` ("train" or "test"), ``batch_size``, ``seed``,
-            and those of the network (``width``, ``hidden``, ``depth``, ``block``).
+        given: options: ``data`` (a path; not for digits), ``split`` ("train", "validation" or "test"), ``batch_size``,
+            ``seed``, those of the network (``width``, ``hidden``, ``depth``, ``block``, ``dropout``, ...), and those of
+            the training images: ``validation``, ``label_noise``, ``label_noise_kind``, ``label_noise_seed``.
 
     Raises:
         TaskError: no such task or option.

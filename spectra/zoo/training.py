@@ -1,188 +1,209 @@
-"""A small training recipe for the built-in tasks: SGD with momentum, one checkpoint per epoch.
+"""Training of the built-in tasks by a recipe, with a checkpoint per epoch from which it continues.
 
-The first checkpoint is the untrained network. The same seed, machine and number of threads give the same checkpoints.
-The recipe provides checkpoints for examples; a user's own training script only needs ``spectra.save_checkpoint``.
-
-References:
-    Granziol, "Flatness is a false friend", 2020 (the linear schedule, equation 12).
+The first checkpoint is the untrained network. The same seed, machine and number of threads give the same checkpoints,
+also where the training was killed and continued. A user's own training script only needs ``spectra.save_checkpoint``.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from spectra.checkpoints.checkpoint import save_checkpoint
-from spectra.errors import ArgumentError, NumericsError
+from spectra.errors import ArgumentError, CheckpointError, NumericsError
 from spectra.runtime.rng_state import random_state_kept
 from spectra.zoo.data import ImageSet
-from spectra.zoo.tasks import build_parts, task_options
-
-SCHEDULES = ("constant", "linear")
-FINAL_FRACTION = 0.01  # of the learning rate, what the linear schedule ends at
+from spectra.zoo.data_sets import read_images
+from spectra.zoo.options import depends_on_epochs
+from spectra.zoo.recipes import completed
+from spectra.zoo.run_folder import RunFolder
+from spectra.zoo.tasks import BUILT_IN, build_parts
+from spectra.zoo.training_state import TrainingState, evaluated, split
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """A saved checkpoint: the mean training loss and accuracy over its epoch (None for the untrained network)."""
+    """An epoch of training; the untrained network is epoch 0, without ``loss`` and ``accuracy``."""
 
-    path: Path
+    path: Path | None  # of the checkpoint; None where none was written
     epoch: int
-    step: int
-    loss: float | None
+    step: int  # batches so far
+    loss: float | None  # mean over the epoch's batches, each before its step
     accuracy: float | None
+    learning_rate: float
+    test_loss: float | None = None  # of the weights in the checkpoint, in eval mode
+    test_accuracy: float | None = None
+
+
+class TrainingListener:
+    """Is told how far a training is. The methods do nothing; a display overrides those that it needs."""
+
+    def begins(self, step: int, steps: int, path: Path | None) -> None:
+        """Training begins at a step of so many, from the checkpoint that it continues, if it continues one."""
+
+    def stepped(self, step: int) -> None:
+        """So many batches are done."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch is done, and its checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images that a checkpoint's numbers are of."""
+
+    train: ImageSet
+    test: ImageSet
+    validation: ImageSet | None
+
+    def numbers(self, model: torch.nn.Module, device: torch.device) -> dict[str, float]:
+        """``train_loss``, ``train_accuracy``, ``test_loss``, ... in eval mode."""
+        found = {}
+        for name, images in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            if images is not None:
+                found[f"{name}_loss"], found[f"{name}_accuracy"] = evaluated(model, images, device)
+        return found
 
 
 def train(
-    task: str,
+    recipe: str,
     out: str | Path,
     *,
-    epochs: int = 6,
-    learning_rate: float = 0.05,
-    schedule: str = "constant",
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    batch_size: int = 64,
-    seed: int = 0,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    every: int = 1,
+    device: str = "cpu",
+    restart: bool = False,
+    listener: TrainingListener | None = None,
     **options: Any,
 ) -> list[Path]:
-    """Train a built-in task, and save ``epoch_000.pt``, ``epoch_001.pt``, ... as it goes.
+    """Train by a recipe, and save ``epoch_000.pt``, ``epoch_001.pt``, ... as it goes.
 
-    Each checkpoint holds the name and the options of its task, so that it can be analysed without naming one.
+    Each checkpoint holds the name and the options of its task, so that it can be analysed without naming one; epoch and
+    step; loss and accuracy on the training, test and validation images; the state of the optimizer; and what else is
+    needed to continue. A folder with checkpoints of the same recipe is continued.
 
     Args:
-        task: a name of ``list_tasks()``.
+        recipe: a name of ``PAPERS`` or ``list_tasks()``.
         out: the folder of the checkpoints; created if absent, its parent is not.
-        epochs: passes over the training images.
-        learning_rate: at the start.
-        schedule: "constant", or "linear": constant over the first half, then down to a hundredth, then constant again;
-            see ``scheduled_rate``.
-        momentum: of SGD.
-        weight_decay: of SGD: the loss then has ``(weight_decay / 2) |theta|^2``; analyse it with ``l2=weight_decay``.
-        batch_size: of the training steps.
-        seed: of the initial weights, of the order of the images and of dropout.
-        on_epoch: called after each checkpoint is saved.
-        options: of the task (``data``, ``width``, ...), as ``build_task`` takes them.
+        every: epochs from one checkpoint to the next; the last epoch always has one.
+        device: "cpu", or "cuda", "cuda:1", ...
+        restart: train anew; the checkpoints in the folder are removed.
+        listener: is told how far the training is.
+        options: of training (``epochs``, ``optimizer``, ``learning_rate``, ...; see ``training_options``) and of the
+            task (``seed``, ``data``, ``width``, ``label_noise``, ...; see ``build_task``). ``seed`` is that of the
+            initial weights, of the order of the images, of dropout and of augmentation.
 
     Returns:
-        The paths of the checkpoints, the untrained network first.
+        The paths of the checkpoints up to the last epoch, the untrained network first.
 
     Raises:
-        ArgumentError: an argument outside its range.
+        TaskError: no such recipe or option.
+        ArgumentError: an option of the wrong type or outside its range.
+        DataError: the files are not where ``data`` says, or not what they should be.
+        CheckpointError: the folder has checkpoints of another training, or cannot be written.
         NumericsError: the loss became NaN or infinite.
     """
-    _check(epochs, learning_rate, schedule, momentum, weight_decay, batch_size)
+    if every < 1:
+        raise ArgumentError(f"every={every}: at least 1 is needed")
     if "data" in options:  # absolute, so that the checkpoints can be analysed from any folder
         options["data"] = os.path.abspath(os.path.expanduser(str(options["data"])))
-    options = task_options(task, **{**options, "seed": seed})
-    model, data = build_parts(task, **options)
-    folder = Path(out)
-    folder.mkdir(exist_ok=True)
-
-    paths: list[Path] = []
-    per_epoch = len(list(_split(len(data.images), batch_size)))
-
-    def save(epoch: int, loss: float | None, accuracy: float | None) -> None:
-        path = folder / f"epoch_{epoch:03d}.pt"
-        step = epoch * per_epoch
-        save_checkpoint(path, model, task, options, epoch, step, loss=loss, accuracy=accuracy, recipe=recipe)
-        paths.append(path)
-        if on_epoch is not None:
-            on_epoch(Epoch(path, epoch, step, loss, accuracy))
-
-    recipe = {
-        "optimizer": "SGD",
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "batch_size": batch_size,
-    }
-    save(0, None, None)
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=momentum, weight_decay=weight_decay)
-    order = torch.Generator().manual_seed(seed)
-    with random_state_kept():
-        torch.default_generator.manual_seed(seed)  # what dropout draws from
-        for epoch in range(1, epochs + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = scheduled_rate(learning_rate, epoch - 1, epochs, schedule)
-            loss, accuracy = _train_epoch(model, data.images, optimizer, order, batch_size)
-            if not math.isfinite(loss):
-                raise NumericsError(f"the loss became {loss} in epoch {epoch}: lower learning_rate={learning_rate:g}")
-            save(epoch, loss, accuracy)
-    return paths
+    task, args, settings = completed(recipe, options)
+    where = _device(device)
+    model, batches = build_parts(task, **args)
+    data = BUILT_IN[task].data
+    images = _Images(
+        batches.images,
+        read_images(data, {**args, "split": "test"}),
+        read_images(data, {**args, "split": "validation"}) if "validation" in args else None,
+    )
+    state = TrainingState(model, images.train, settings, args["seed"], where)
+    return _Training(RunFolder(out), task, args, state, images).run(every, restart, listener or TrainingListener())
 
 
-def scheduled_rate(learning_rate: float, done: int, epochs: int, schedule: str = "linear") -> float:
-    """The learning rate of the epoch that follows the first ``done`` of ``epochs``.
+@dataclass(frozen=True)
+class _Training:
+    """A training and the folder of its checkpoints."""
 
-    With ``x = done / epochs``, ``a`` the learning rate and ``r = 0.01``, the linear schedule is ``a`` for x <= 0.5,
-    ``a (1 - (1 - r) (x - 0.5) / 0.4)`` for 0.5 < x <= 0.9, and ``a r`` after that.
+    folder: RunFolder
+    task: str
+    args: dict[str, Any]
+    state: TrainingState
+    images: _Images
 
-    References:
-        Granziol, "Flatness is a false friend", 2020, equation 12.
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The options that the weights of an epoch depend on."""
+        options = self.state.options
+        return {k: v for k, v in options.items() if k != "epochs" or depends_on_epochs(options)}
 
-    Example:
-        >>> [round(scheduled_rate(0.1, done, 300), 6) for done in (0, 150, 210, 270, 299)]
-        [0.1, 0.1, 0.0505, 0.001, 0.001]
-    """
-    if schedule == "constant" or 2 * done <= epochs:
-        return learning_rate
-    if 10 * done > 9 * epochs:
-        return learning_rate * FINAL_FRACTION
-    return learning_rate * (1 - (1 - FINAL_FRACTION) * (done / epochs - 0.5) / 0.4)
+    def run(self, every: int, restart: bool, listener: TrainingListener) -> list[Path]:
+        state, epochs = self.state, self.state.options["epochs"]
+        if restart:
+            self.folder.clear()
+        with random_state_kept():
+            state.seed_generators()
+            self._begin(listener, epochs)
+            while state.done < epochs:
+                loss, accuracy = state.train_epoch(listener.stepped)
+                if not math.isfinite(loss):
+                    rate = state.options["learning_rate"]
+                    raise NumericsError(f"the loss became {loss} in epoch {state.done}: lower learning_rate={rate:g}")
+                saved = state.done % every == 0 or state.done == epochs
+                listener.epoch(self._save(loss, accuracy) if saved else self._epoch(None, loss, accuracy, {}))
+        return [path for epoch, path in self.folder.found().items() if epoch <= epochs]
+
+    def _begin(self, listener: TrainingListener, epochs: int) -> None:
+        """Continue from the last checkpoint, or save the untrained network."""
+        state = self.state
+        steps = epochs * len(list(split(len(self.images.train), state.options["batch_size"])))
+        content = self.folder.last(self.task, self.args, self.recipe)
+        if content is None:
+            listener.begins(0, steps, None)
+            listener.epoch(self._save(None, None))
+            return
+        path = self.folder.path(int(content["epoch"]))
+        try:
+            state.restore(content)
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be continued: {str(error).splitlines()[0]}") from error
+        listener.begins(state.step, steps, path)
+
+    def _save(self, loss: float | None, accuracy: float | None) -> Epoch:
+        state, path = self.state, self.folder.path(self.state.done)
+        model = state.final_model()
+        numbers = self.images.numbers(model, state.device)
+        save_checkpoint(
+            path,
+            model,
+            self.task,
+            self.args,
+            state.done,
+            state.step,
+            loss=loss,
+            accuracy=accuracy,
+            learning_rate=state.learning_rate,
+            recipe=self.recipe,
+            **numbers,
+            **state.content(),
+        )
+        return self._epoch(path, loss, accuracy, numbers)
+
+    def _epoch(self, path: Path | None, loss: float | None, accuracy: float | None, numbers: dict[str, float]) -> Epoch:
+        state, test = self.state, (numbers.get("test_loss"), numbers.get("test_accuracy"))
+        return Epoch(path, state.done, state.step, loss, accuracy, state.learning_rate, *test)
 
 
-def _train_epoch(
-    model: nn.Module, images: ImageSet, optimizer: torch.optim.Optimizer, order: torch.Generator, batch_size: int
-) -> tuple[float, float]:
-    """One pass over the images in a random order; the mean loss and accuracy on the way."""
-    model.train()
-    total, correct = 0.0, 0
-    rows = torch.randperm(len(images), generator=order)
-    for part in _split(len(images), batch_size):
-        x, y = images.batch(rows[part])
-        optimizer.zero_grad()
-        output = model(x)
-        loss = nn.functional.cross_entropy(output, y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += float(loss.detach()) * len(y)
-        correct += int((output.argmax(1) == y).sum())
-    return total / len(images), correct / len(images)
-
-
-def _split(rows: int, batch_size: int) -> Iterator[slice]:
-    """Slices of ``batch_size`` rows; a last one of a single row joins the one before it, for batch norm's sake."""
-    start = 0
-    while start < rows:
-        stop = start + batch_size
-        if stop + 1 >= rows:
-            stop = rows
-        yield slice(start, stop)
-        start = stop
-
-
-def _check(
-    epochs: int, learning_rate: float, schedule: str, momentum: float, weight_decay: float, batch_size: int
-) -> None:
-    if epochs < 0:
-        raise ArgumentError(f"epochs={epochs}: at least 0 is needed")
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size={batch_size}: at least 1 is needed")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ArgumentError(f"learning_rate={learning_rate}: a positive number is needed")
-    if schedule not in SCHEDULES:
-        raise ArgumentError(f"schedule={schedule!r}: one of {', '.join(SCHEDULES)} is needed")
-    if not 0 <= momentum < 1:
-        raise ArgumentError(f"momentum={momentum}: at least 0 and below 1 is needed")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ArgumentError(f"weight_decay={weight_decay}: at least 0 is needed")
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device={name!r}: cpu, cuda or cuda:1 is needed")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ArgumentError(f"device={name!r}: there is no such GPU here ({torch.cuda.device_count()} are available)")
+    return device

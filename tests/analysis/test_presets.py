@@ -19,10 +19,13 @@ def task():
     return Task(model, nn.CrossEntropyLoss(), [(x[:7], y[:7]), (x[7:], y[7:])])
 
 
-def test_granziol_is_both_matrices_recalibrated_one_probe_and_a_hundred_steps(task):
+def test_granziol_is_both_matrices_in_both_modes_with_one_probe_and_a_hundred_steps(task):
     by_name = analyze(task, preset="granziol")
-    by_hand = analyze(task, operators=("hessian", "ggn"), bn_modes="recalibrated", num_probes=1, lanczos_steps=100)
-    assert [(r.operator, r.bn_mode) for r in by_name] == [("hessian", "recalibrated"), ("ggn", "recalibrated")]
+    by_hand = analyze(
+        task, operators=("hessian", "ggn"), bn_modes=("recalibrated", "train"), num_probes=1, lanczos_steps=100
+    )
+    modes = [(r.operator, r.bn_mode) for r in by_name]
+    assert modes == [(name, mode) for name in ("hessian", "ggn") for mode in ("recalibrated", "train")]
     for one, other in zip(by_name, by_hand):
         assert one.estimates == other.estimates
         assert one.settings == other.settings | {"preset": "granziol"}
@@ -30,8 +33,9 @@ def test_granziol_is_both_matrices_recalibrated_one_probe_and_a_hundred_steps(ta
 
 
 def test_what_is_given_wins_and_is_recorded_where_the_records_of_a_run_share_it(task):
-    (record,) = analyze(task, preset="granziol", operators="ggn", lanczos_steps=5)
+    record, other = analyze(task, preset="granziol", operators="ggn", lanczos_steps=5)
     assert (record.operator, record.bn_mode, record.spectrum.lanczos_steps) == ("ggn", "recalibrated", 5)
+    assert (other.operator, other.bn_mode, other.spectrum.lanczos_steps) == ("ggn", "train", 5)
     assert record.settings["preset"] == "granziol, but lanczos_steps=5 in place of 100"
     same = filled("granziol", operators=["hessian", "ggn"], num_probes=1)
     assert same["preset"] == "granziol"

@@ -58,7 +58,7 @@ GIVEN = {
     "--no-check": Settings(check=False),
     "--eigenpairs 2 --warm-start --save-eigenvectors": Settings(eigenpairs=2, warm_start=True, save_eigenvectors=True),
     "--exact-spectrum 9 --test-data": Settings(exact_spectrum=9, test_data=True),
-    "--preset granziol": Settings(("hessian", "ggn"), ("recalibrated",), 100, 1, preset="granziol"),
+    "--preset granziol": Settings(("hessian", "ggn"), ("recalibrated", "train"), 100, 1, preset="granziol"),
     "--preset granziol -m 100 --bn eval": Settings(("hessian", "ggn"), ("eval",), 100, 1, preset="granziol"),
     "--samples 4 --batch-size 2 --data-seed 3": DataChoice(samples=4, batch_size=2, data_seed=3),
     "--l2 0.5 --reduction sum --snapshot-data": DataChoice(l2=0.5, reduction="sum", snapshot=True),

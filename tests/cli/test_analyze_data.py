@@ -117,7 +117,8 @@ def test_the_preset_fills_what_is_not_given_and_says_what_is(here):
     done = analyzed("held_out", "--preset", "granziol")
     assert done.exit_code == 0, done.output
     found = load_trajectory("run.h5")
-    assert [(r.operator, r.bn_mode) for r in found] == [("hessian", "recalibrated"), ("ggn", "recalibrated")]
+    modes = [(r.operator, r.bn_mode) for r in found]
+    assert modes == [(name, mode) for name in ("hessian", "ggn") for mode in ("recalibrated", "train")]
     assert found.settings["lanczos_steps"] == 100
     assert found.settings["num_probes"] == 1
     assert "but as given" not in done.stderr
@@ -125,8 +126,8 @@ def test_the_preset_fills_what_is_not_given_and_says_what_is(here):
         "held_out", "--preset", "granziol", "-k", "2", "--operator", "ggn", "--bn", "recalibrated", "--out", "b.h5"
     )
     assert (
-        "--preset granziol, but as given: operators=ggn in place of hessian+ggn, num_probes=2 in place of 1"
-        in other.stderr
+        "--preset granziol, but as given: operators=ggn in place of hessian+ggn, "
+        "bn_modes=recalibrated in place of recalibrated+train, num_probes=2 in place of 1" in other.stderr
     )
     (record,) = load_trajectory("b.h5")
     assert record.settings["preset"] == "granziol, but num_probes=2 in place of 1"

@@ -250,7 +250,7 @@ def test_values_are_literals_unless_the_argument_is_a_text(folder):
         ("mine.py:task", ["width"], "key=value is needed"),
         ("mine.py:task", ["=3"], "key=value is needed"),
         ("mine.py:task", ["width=3", "width=4"], "given twice"),
-        ("digits-mlp", ["depth=3"], "no option 'depth'"),
+        ("digits-mlp", ["block=3"], "no option 'block'"),
     ],
 )
 def test_a_task_that_cannot_be_used_is_refused_in_one_line(folder, spec, arguments, words):
@@ -294,3 +294,15 @@ def test_options_in_a_checkpoint_that_do_not_fit_are_told_with_its_path(folder, 
     with pytest.raises(ArgumentError, match="hidden='many'") as caught:
         resolve(None, [], own, folder)
     assert str(own.path) in caught.value.__notes__[0]
+
+
+def test_options_that_a_task_has_only_where_they_differ_are_taken_as_their_types():
+    pytest.importorskip("sklearn")
+    arguments = ["depth=2", "dropout=0.5", "widths=3-4", "label_noise=1", "validation=100"]
+    source = resolve("digits-mlp", arguments)
+    assert source.args["widths"] == "3-4"
+    assert source.args["label_noise"] == 1.0
+    assert [tuple(p.shape) for p in source.task().model.parameters()][::2] == [(3, 64), (4, 3), (10, 4)]
+    plain = resolve("digits-mlp", ["depth=1", "dropout=0", "label_noise_kind=shuffled"])
+    assert plain.args == resolve("digits-mlp").args
+    assert plain.task().name == "digits-mlp(split='train', batch_size=256, seed=0, hidden=32)"  # as it always was

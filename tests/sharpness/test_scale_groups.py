@@ -15,6 +15,7 @@ from spectra.sharpness.float64_copy import difference, few_samples, outputs
 from spectra.sharpness.folding import ChannelAffine, fold_batch_norm
 from spectra.sharpness.rescaling import chain_exponents
 from spectra.sharpness.scale_groups import check_scale_groups, find_scale_groups, given_scale_groups
+from spectra.zoo.networks.allcnn import all_cnn
 from spectra.zoo.networks.residual import preresnet, wide_resnet
 from spectra.zoo.networks.small import convnet, lenet, mlp
 from spectra.zoo.networks.vgg import vgg
@@ -151,6 +152,7 @@ ZOO = {
     "lenet with batch norm": (lambda: lenet(batch_norm=True), (1, 28, 28), 4),
     "vgg": (lambda: vgg(11, width=2), (3, 32, 32), 10),
     "vgg with batch norm": (lambda: vgg(11, True, width=2), (3, 32, 32), 10),
+    "all-cnn": (lambda: all_cnn(width=2), (3, 32, 32), 8),
     "basic preresnet": (lambda: preresnet(14, "basic", width=2), (3, 16, 16), 15),
     "bottleneck preresnet": (lambda: preresnet(20, width=2), (3, 16, 16), 22),
     "wide resnet": (lambda: wide_resnet(10, 1), (3, 16, 16), 10),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from spectra.errors import ArgumentError, DataError, MissingDependency
+from spectra.zoo.cifar import read_cifar_batch
 from spectra.zoo.data import (
     ImageBatches,
     ImageSet,
@@ -20,9 +21,8 @@ from spectra.zoo.data import (
     load_digits,
     load_fashion_mnist,
     load_mnist,
-    read_cifar_batch,
-    read_idx,
 )
+from spectra.zoo.files import read_idx
 
 HERE = Path(__file__).resolve()
 REAL = Path(os.environ.get("SPECTRA_TEST_DATA", HERE.parents[3] / "shared" / "data"))
@@ -122,21 +122,6 @@ def test_sets_of_one_layout_do_not_take_each_others_folders(tmp_path):
     write_mnist(tmp_path / "MNIST" / "raw", packed=False)
     with pytest.raises(DataError, match="no FashionMNIST here"):
         load_fashion_mnist(tmp_path, "train")
-
-
-@pytest.mark.parametrize(
-    ("load", "pickled"),
-    [
-        *((load_cifar10, name) for name in ("data_batch_1", "cifar-10-batches-py/data_batch_1")),
-        *((load_cifar100, name) for name in ("train", "cifar-100-python/train")),
-    ],
-)
-def test_pickled_versions_are_named_and_not_read(tmp_path, load, pickled):
-    file = tmp_path / pickled
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(b"")
-    with pytest.raises(DataError, match="pickles, which are not read: take the binary version"):
-        load(tmp_path, "train")
 
 
 @pytest.mark.parametrize("below", ["", "cifar-10-batches-bin"])

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra.errors import ArgumentError
+from spectra.zoo.networks.allcnn import all_cnn
 from spectra.zoo.networks.residual import ResidualUnit, preresnet, wide_resnet
 from spectra.zoo.networks.vgg import vgg
 
@@ -24,6 +25,7 @@ from spectra.zoo.networks.vgg import vgg
 #   2.2 M, 8.9 M, 17.2 M, 11.0 M and 36.5 M for WRN-40-1, 40-2, 40-4, 22-8, 16-8 and 28-10.
 # WRN-16-4 with 10 classes: public reproductions of Zagoruyko and Komodakis (2016). Ninety classes more are 90 rows more
 #   of the last linear map, which is what the second column says where a source has only the first.
+# WRN-28-10 with biases, and All-CNN-C: Granziol (2020) prints them for 100 classes.
 EXACT = [
     (partial(vgg, 16), 15_245_130, 15_291_300),
     (partial(vgg, 16, batch_norm=True), 15_253_578, 15_299_748),
@@ -37,6 +39,8 @@ EXACT = [
     (partial(wide_resnet, 28, 10), 36_479_194, 36_536_884),
     (partial(wide_resnet, 16, 10), 17_116_634, 17_174_324),
     (partial(wide_resnet, 16, 4), 2_748_890, 2_772_020),
+    (partial(wide_resnet, 28, 10, bias=True), 36_489_290, 36_546_980),
+    (all_cnn, 1_369_738, 1_387_108),
 ]
 IN_MILLIONS = [((40, 1), 0.6), ((40, 2), 2.2), ((40, 4), 8.9), ((22, 8), 17.2), ((16, 8), 11.0)]
 
@@ -84,6 +88,8 @@ def test_the_depth_counts_the_layers_with_weights(build, layers):
         partial(preresnet, 8, "basic", width=2),
         partial(preresnet, 11, width=2),
         partial(wide_resnet, 10, 1),
+        partial(wide_resnet, 10, 1, bias=True, dropout=0.3),
+        partial(all_cnn, width=2),
     ],
 )
 def test_images_of_cifar_become_scores(build):
@@ -91,7 +97,7 @@ def test_images_of_cifar_become_scores(build):
     x = torch.randn(3, 3, 32, 32)
     assert model(x).shape == (3, 7)
     assert torch.allclose(model(x)[1:], model(x[1:]), atol=1e-5)  # each image for itself
-    if build.func is not vgg:
+    if build.func not in (vgg, all_cnn):
         assert model.units(model.stem(x)).shape[2:] == (8, 8)  # two of the three stages halve the side
 
 
@@ -162,3 +168,58 @@ def test_convolutions_are_drawn_as_he_et_al_draw_them(build):
 def test_forms_that_make_no_network_are_refused(build, words):
     with pytest.raises(ArgumentError, match=words):
         build()
+
+
+def test_all_cnn_is_its_table_written_out():
+    """Springenberg et al. (2015), table 1: the padding of TensorFlow, dropout, and the mean over 6 x 6."""
+    torch.manual_seed(0)
+    model = all_cnn(classes=7, width=4)
+    x = torch.randn(2, 3, 32, 32)
+    weights = list(model.parameters())
+    y = x
+    for i in range(9):
+        w, b = weights[2 * i : 2 * i + 2]
+        if i in (2, 5):  # stride 2: zeros at the right and the bottom
+            y = F.conv2d(F.pad(y, (0, 1, 0, 1)), w, b, stride=2)
+        else:
+            y = F.conv2d(y, w, b, padding=1 if i < 6 else 0)
+        y = F.relu(y)
+    assert y.shape == (2, 7, 6, 6)
+    torch.testing.assert_close(model.eval()(x), y.mean((2, 3)))
+    assert [w.shape[0] for w in weights[::2]] == [4, 4, 4, 8, 8, 8, 8, 8, 7]
+    names = [name for name, _ in model.named_parameters()][::2]
+    assert names == [*(f"conv{i}.1.weight" for i in range(1, 7)), "conv7.0.weight", "conv8.1.weight", "conv9.1.weight"]
+    order = [(name, module.p) for name, module in model.named_children() if isinstance(module, nn.Dropout)]
+    assert order == [("dropout1", 0.2), ("dropout2", 0.5), ("dropout3", 0.5)]
+    children = [name for name, _ in model.named_children()]
+    assert [children[children.index(name) + 1] for name, _ in order] == ["conv1", "conv4", "conv7"]
+    assert not any(isinstance(module, nn.Dropout) for module in all_cnn(width=2, dropout=False).modules())
+
+
+def test_all_cnn_is_drawn_by_xaviers_distribution_with_biases_of_a_tenth():
+    torch.manual_seed(0)
+    for module in all_cnn().modules():
+        if isinstance(module, nn.Conv2d):
+            inputs, outputs = module.in_channels, module.out_channels
+            wanted = (2 / (module.kernel_size[0] ** 2 * (inputs + outputs))) ** 0.5
+            assert float(module.weight.detach().std()) == pytest.approx(wanted, rel=0.06)
+            assert torch.equal(module.bias.detach(), torch.full((outputs,), 0.1))
+
+
+def test_dropout_of_a_wide_network_is_between_the_convolutions_of_a_unit():
+    unit = ResidualUnit(2, (2, 2), (3, 3), dropout=0.5).train()
+    fed = []
+    unit.convolutions[1].register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0]))
+    torch.manual_seed(0)
+    unit(torch.randn(4, 2, 8, 8))
+    unit.eval()(torch.randn(4, 2, 8, 8))
+    shares = [float((x == 0).double().mean()) for x in fed]
+    assert 0.65 < shares[0] < 0.85  # half of what ReLU leaves
+    assert 0.4 < shares[1] < 0.6
+    assert ResidualUnit(2, (2, 2), (3, 3)).dropout is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_wide_networks_take_images_of_mnist(channels):
+    model = wide_resnet(10, 1, channels=channels).eval()
+    assert model(torch.randn(2, channels, 28, 28)).shape == (2, 10)

@@ -11,12 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra import HessianOperator, Task
+from spectra.zoo.networks.allcnn import all_cnn
 from spectra.zoo.networks.residual import preresnet, wide_resnet
 from spectra.zoo.networks.small import convnet, lenet
 from spectra.zoo.networks.vgg import vgg
 
 FAMILIES = {
     "lenet-bn": (partial(lenet, 3, 32, 4, batch_norm=True), 32),
+    "lenet-bn everywhere": (partial(lenet, 3, 32, 4, batch_norm=True, linear_norm=True), 32),
+    "lenet with a third convolution": (partial(lenet, 3, 32, 4, third_convolution=True), 32),
+    "allcnn": (partial(all_cnn, classes=4, width=2), 16),
     "convnet": (partial(convnet, 3, 8, 4, width=3), 8),
     "vgg11-bn": (partial(vgg, 11, batch_norm=True, classes=4, width=2), 32),
     "vgg16": (partial(vgg, 16, classes=4, width=2), 32),
@@ -24,7 +28,9 @@ FAMILIES = {
     "preresnet-basic": (partial(preresnet, 8, "basic", classes=4, width=2), 8),
     "preresnet-bottleneck": (partial(preresnet, 20, classes=4, width=2), 8),
     "wrn": (partial(wide_resnet, 10, 1, classes=4), 8),
+    "wrn with biases": (partial(wide_resnet, 10, 1, classes=4, bias=True), 8),
 }
+SLOW = ("lenet-bn everywhere", "lenet with a third convolution", "wrn with biases")
 SIZES = (5, 3)  # ragged
 
 
@@ -32,7 +38,7 @@ def problem(family):
     build, side = FAMILIES[family]
     model = build()
     for module in model.modules():  # as after training: statistics and scales that are not those of a fresh network
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -45,7 +51,7 @@ def gradient_of(model, batches, mode):
     """The gradient of the mean loss, (n,), with its graph; batch norm in ``mode`` and dropout off, by hand."""
     model.eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.train(mode == "train")
     loss = sum(F.cross_entropy(model(x), y, reduction="sum") for x, y in batches) / sum(SIZES)
     gradient = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
@@ -63,7 +69,7 @@ def moved(model, step):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES])
 def test_products_of_each_family_are_those_of_the_dense_hessian(family, mode):
     model, batches = problem(family)
     operator = HessianOperator(Task(model, nn.CrossEntropyLoss(), batches), bn_mode=mode)

@@ -13,17 +13,18 @@ from spectra.zoo.tasks import BUILT_IN, all_names, build_task, list_tasks, task_
 
 WANTED = [
     *("digits-convnet", "digits-mlp", "digits-logistic"),
-    *("mnist-lenet", "mnist-lenet-bn", "mnist-mlp", "mnist-logistic"),
-    *("fashion-lenet", "fashion-lenet-bn", "fashion-mlp", "fashion-logistic"),
+    *("mnist-lenet", "mnist-lenet-bn", "mnist-mlp", "mnist-logistic", "mnist-wrn"),
+    *("fashion-lenet", "fashion-lenet-bn", "fashion-mlp", "fashion-logistic", "fashion-wrn"),
     *("cifar10-lenet", "cifar10-lenet-bn", "cifar10-vgg11-bn", "cifar10-vgg16", "cifar10-vgg16-bn"),
-    *("cifar10-preresnet", "cifar10-wrn"),
+    *("cifar10-allcnn", "cifar10-preresnet", "cifar10-wrn", "cifar10-mlp"),
     *("cifar100-lenet", "cifar100-lenet-bn", "cifar100-vgg11-bn", "cifar100-vgg16", "cifar100-vgg16-bn"),
-    *("cifar100-preresnet", "cifar100-wrn"),
+    *("cifar100-allcnn", "cifar100-preresnet", "cifar100-wrn", "cifar100-mlp"),
 ]
 SMALL = {  # of the networks that are large as the papers have them
     "vgg11-bn": {"width": 2},
     "vgg16": {"width": 2},
     "vgg16-bn": {"width": 2},
+    "allcnn": {"width": 2},
     "preresnet": {"depth": 11, "width": 2},
     "wrn": {"depth": 10, "width": 1},
 }
@@ -70,7 +71,9 @@ def test_names_are_grouped_by_data_set_in_every_list():
     assert list(groups) == ["digits", "mnist", "fashion", "cifar10", "cifar100"]
     assert [name for names in groups.values() for name in names] == WANTED
     assert all(name.startswith(f"{data}-") for data, names in groups.items() for name in names)
-    assert all_names().startswith("digits-convnet, -mlp, -logistic; mnist-lenet, -lenet-bn, -mlp, -logistic; fashion-")
+    assert all_names().startswith(
+        "digits-convnet, -mlp, -logistic; mnist-lenet, -lenet-bn, -mlp, -logistic, -wrn; fashion-"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,8 @@ def test_names_are_grouped_by_data_set_in_every_list():
         ("cifar100-vgg11-bn", "vgg11-bn", 9_802_596),
         ("cifar10-preresnet", "preresnet", 1_703_258),
         ("cifar100-wrn", "wrn", 36_536_884),
+        ("cifar100-allcnn", "allcnn", 1_387_108),
+        ("cifar10-allcnn", "allcnn", 1_369_738),
         ("fashion-mlp", "mlp", 79_510),
     ],
 )

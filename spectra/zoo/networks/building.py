@@ -38,3 +38,10 @@ def at_least_one(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ArgumentError(f"{name}={value}: at least 1 is needed")
+
+
+def dropout_of(probability: float) -> list[nn.Module]:
+    """A dropout layer, or no layer for the probability 0."""
+    if not 0 <= probability < 1:
+        raise ArgumentError(f"dropout={probability}: at least 0 and below 1 is needed")
+    return [nn.Dropout(probability)] if probability else []

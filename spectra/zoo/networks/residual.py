@@ -3,6 +3,7 @@
 References:
     He, Zhang, Ren and Sun, "Identity mappings in deep residual networks", 2016 (PreResNet).
     Zagoruyko and Komodakis, "Wide residual networks", 2016 (table 1).
+    Granziol, "Flatness is a false friend", 2020 (WRN-28-10 with biases).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectra.errors import ArgumentError
-from spectra.zoo.networks.building import at_least_one, initialise_as_he
+from spectra.zoo.networks.building import at_least_one, dropout_of, initialise_as_he
 
 LAYERS_OF_THREE = {"basic": 6, "bottleneck": 9}  # layers with weights in one unit of each of the three stages
 STRIDES = (1, 2, 2)  # of the first unit of each stage
@@ -28,18 +29,27 @@ class ResidualUnit(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, widths: Sequence[int], kernels: Sequence[int], stride: int = 1, opens: bool = False
+        self,
+        inputs: int,
+        widths: Sequence[int],
+        kernels: Sequence[int],
+        stride: int = 1,
+        opens: bool = False,
+        *,
+        bias: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         into = (inputs, *widths[:-1])
         at = kernels.index(3)  # the first 3 x 3 convolution has the stride
         self.norms = nn.ModuleList(nn.BatchNorm2d(size) for size in into)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, k, stride=stride if i == at else 1, padding=k // 2, bias=False)
+            nn.Conv2d(a, b, k, stride=stride if i == at else 1, padding=k // 2, bias=bias)
             for i, (a, b, k) in enumerate(zip(into, widths, kernels))
         )
         changes = stride != 1 or inputs != widths[-1]
-        self.shortcut = nn.Conv2d(inputs, widths[-1], 1, stride=stride, bias=False) if changes else nn.Identity()
+        self.shortcut = nn.Conv2d(inputs, widths[-1], 1, stride=stride, bias=bias) if changes else nn.Identity()
+        self.dropout = next(iter(dropout_of(dropout)), None)  # before each convolution but the first
         self.shares_activation = opens or changes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,7 +58,8 @@ class ResidualUnit(nn.Module):
         kept: torch.Tensor = self.shortcut(y if self.shares_activation else x)
         y = self.convolutions[0](y)
         for norm, convolution in zip(list(self.norms)[1:], list(self.convolutions)[1:]):
-            y = convolution(F.relu(norm(y)))
+            y = F.relu(norm(y))
+            y = convolution(y if self.dropout is None else self.dropout(y))
         return kept + y
 
 
@@ -118,19 +129,24 @@ def preresnet(
     return network
 
 
-def wide_resnet(depth: int = 28, width: int = 10, channels: int = 3, classes: int = 10) -> nn.Module:
+def wide_resnet(
+    depth: int = 28, width: int = 10, channels: int = 3, classes: int = 10, *, bias: bool = False, dropout: float = 0.0
+) -> nn.Module:
     """Wide ResNet: WRN-depth-width has ``(depth - 4) / 6`` basic units in each of three stages, ``width`` times wider.
 
-    Without the optional dropout. With 10 classes WRN-28-10 has 36,479,194 parameters, WRN-16-4 2,748,890.
+    With 10 classes WRN-28-10 has 36,479,194 parameters, WRN-16-4 2,748,890. With 100 classes WRN-28-10 has 36,536,884,
+    and 36,546,980 with biases, as in Granziol (2020).
 
     Args:
         depth: 6n + 4.
         width: the widening factor: 16, 32 and 64 channels times it.
         channels: of the images.
         classes: outputs.
+        bias: in every convolution. Batch norm follows most of them, and cancels their bias in train mode.
+        dropout: probability between the convolutions of a unit; 0 for none, 0.3 in the paper where it is used.
 
     Raises:
-        ArgumentError: another depth, or a width below 1.
+        ArgumentError: another depth, a width below 1, or a probability outside 0 to 1.
 
     Example:
         >>> sum(p.numel() for p in wide_resnet(10, 1).parameters())
@@ -146,8 +162,8 @@ def wide_resnet(depth: int = 28, width: int = 10, channels: int = 3, classes: in
     for stage, stride in enumerate(STRIDES):
         size = 16 * width * 2**stage
         for i in range(count):
-            units.append(ResidualUnit(inputs, (size, size), (3, 3), 1 if i else stride))
+            units.append(ResidualUnit(inputs, (size, size), (3, 3), 1 if i else stride, bias=bias, dropout=dropout))
             inputs = size
-    network = ResidualNetwork(nn.Conv2d(channels, 16, 3, padding=1, bias=False), units, inputs, classes)
+    network = ResidualNetwork(nn.Conv2d(channels, 16, 3, padding=1, bias=bias), units, inputs, classes)
     initialise_as_he(network)
     return network

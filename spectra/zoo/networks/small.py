@@ -3,6 +3,9 @@
 References:
     LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998 (LeNet-5; here
     with ReLU and max pooling, as is usual today).
+    Ibayashi, Hamaguchi and Imaizumi, "Minimum sharpness", 2021 (the third convolution).
+    Yi et al., "BN-invariant sharpness regularizes the training model to better generalization", IJCAI 2019 (batch norm
+    after linear maps too).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from torch import nn
 
 from spectra.errors import ArgumentError
-from spectra.zoo.networks.building import at_least_one
+from spectra.zoo.networks.building import at_least_one, dropout_of
 
 
 def convnet(channels: int = 1, side: int = 8, classes: int = 10, width: int = 16) -> nn.Module:
@@ -44,15 +47,40 @@ def convnet(channels: int = 1, side: int = 8, classes: int = 10, width: int = 16
     )
 
 
-def mlp(inputs: int, hidden: int = 100, classes: int = 10) -> nn.Module:
-    """One hidden layer with ReLU: 784-100-10 has 79510 parameters.
+def mlp(
+    inputs: int, hidden: int = 100, classes: int = 10, depth: int = 1, widths: str = "", dropout: float = 0.0
+) -> nn.Module:
+    """Hidden layers with ReLU: 784-100-10 has 79510 parameters.
+
+    Args:
+        inputs: pixels of an image.
+        hidden: units of each hidden layer.
+        classes: outputs.
+        depth: hidden layers.
+        widths: units of each hidden layer, such as "512-128-512", in place of ``hidden`` and ``depth``.
+        dropout: probability after each hidden layer; 0 for none.
+
+    Raises:
+        ArgumentError: a size below 1, widths of another form, or a probability outside 0 to 1.
 
     Example:
         >>> sum(p.numel() for p in mlp(784).parameters())
         79510
+        >>> [tuple(p.shape) for p in mlp(784, widths="20-30").parameters() if p.ndim == 2]
+        [(20, 784), (30, 20), (10, 30)]
     """
-    at_least_one(hidden=hidden)
-    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    at_least_one(hidden=hidden, depth=depth)
+    try:
+        sizes = [int(size) for size in widths.split("-")] if widths else [hidden] * depth
+    except ValueError:
+        raise ArgumentError(f"widths={widths!r}: units of each hidden layer are needed, such as 512-128-512") from None
+    if min(sizes) < 1:
+        raise ArgumentError(f"widths={widths!r}: at least 1 unit per layer is needed")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for size in sizes:
+        layers += [nn.Linear(inputs, size), nn.ReLU(), *dropout_of(dropout)]
+        inputs = size
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
 
 
 def logistic_regression(inputs: int, classes: int = 10) -> nn.Module:
@@ -65,7 +93,16 @@ def logistic_regression(inputs: int, classes: int = 10) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
 
 
-def lenet(channels: int = 1, side: int = 28, classes: int = 10, batch_norm: bool = False) -> nn.Module:
+def lenet(
+    channels: int = 1,
+    side: int = 28,
+    classes: int = 10,
+    batch_norm: bool = False,
+    *,
+    linear_norm: bool = False,
+    third_convolution: bool = False,
+    dropout: float = 0.0,
+) -> nn.Module:
     """LeNet-5 with ReLU and max pooling, for images of 28 x 28 or 32 x 32, with or without batch norm.
 
     Args:
@@ -73,6 +110,13 @@ def lenet(channels: int = 1, side: int = 28, classes: int = 10, batch_norm: bool
         side: 28 or 32 pixels; the smaller ones are padded to 32, as in the paper.
         classes: outputs.
         batch_norm: put one after each convolution (which then has no bias).
+        linear_norm: put one after each hidden linear map too, as Yi et al. (2019) have it.
+        third_convolution: the first linear map is a convolution of 5 x 5 to 120 channels, as in the paper of 1998. It
+            is the same function with the same number of parameters.
+        dropout: probability after each hidden linear map; 0 for none.
+
+    Raises:
+        ArgumentError: images of another side, or a probability outside 0 to 1.
 
     Example:
         >>> sum(p.numel() for p in lenet().parameters())
@@ -81,22 +125,26 @@ def lenet(channels: int = 1, side: int = 28, classes: int = 10, batch_norm: bool
     if side not in (28, 32):
         raise ArgumentError(f"side={side}: LeNet takes images of 28 x 28 or 32 x 32")
 
-    def normalised(features: int) -> list[nn.Module]:
-        return [nn.BatchNorm2d(features)] if batch_norm else []
+    def flat(features: int) -> list[nn.Module]:
+        """What follows a hidden linear map."""
+        norm = [nn.BatchNorm1d(features)] if linear_norm else []
+        return [*norm, nn.ReLU(), *dropout_of(dropout)]
 
+    def image(features: int) -> list[nn.Module]:
+        return [*([nn.BatchNorm2d(features)] if batch_norm else []), nn.ReLU()]
+
+    third: list[nn.Module] = [nn.Flatten(), nn.Linear(400, 120, bias=not linear_norm), *flat(120)]
+    if third_convolution:
+        third = [nn.Conv2d(16, 120, 5, bias=not batch_norm), *image(120), nn.Flatten(), *dropout_of(dropout)]
     return nn.Sequential(
         nn.Conv2d(channels, 6, 5, padding=(32 - side) // 2, bias=not batch_norm),
-        *normalised(6),
-        nn.ReLU(),
+        *image(6),
         nn.MaxPool2d(2),
         nn.Conv2d(6, 16, 5, bias=not batch_norm),
-        *normalised(16),
-        nn.ReLU(),
+        *image(16),
         nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
+        *third,
+        nn.Linear(120, 84, bias=not linear_norm),
+        *flat(84),
         nn.Linear(84, classes),
     )

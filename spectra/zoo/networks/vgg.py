@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from spectra.errors import ArgumentError
-from spectra.zoo.networks.building import at_least_one, initialise_as_he
+from spectra.zoo.networks.building import at_least_one, dropout_of, initialise_as_he
 
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3)}  # in each of the five stages
 MULTIPLES = (1, 2, 4, 8, 8)  # of the width, the channels of each stage
@@ -21,7 +21,9 @@ MULTIPLES = (1, 2, 4, 8, 8)  # of the width, the channels of each stage
 class VGG(nn.Module):
     """Five stages of convolutions that halve the side to 1, then two hidden layers and a linear map."""
 
-    def __init__(self, depth: int, batch_norm: bool, channels: int, classes: int, width: int) -> None:
+    def __init__(
+        self, depth: int, batch_norm: bool, channels: int, classes: int, width: int, dropout: float = 0.5
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for count, multiple in zip(CONVOLUTIONS[depth], MULTIPLES):
@@ -32,10 +34,10 @@ class VGG(nn.Module):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.Dropout(),
+            nn.Dropout(dropout),
             nn.Linear(channels, channels),
             nn.ReLU(),
-            nn.Dropout(),
+            nn.Dropout(dropout),
             nn.Linear(channels, channels),
             nn.ReLU(),
             nn.Linear(channels, classes),
@@ -47,14 +49,22 @@ class VGG(nn.Module):
         return scores
 
 
-def vgg(depth: int = 16, batch_norm: bool = False, channels: int = 3, classes: int = 10, width: int = 64) -> nn.Module:
+def vgg(
+    depth: int = 16,
+    batch_norm: bool = False,
+    channels: int = 3,
+    classes: int = 10,
+    width: int = 64,
+    *,
+    dropout: float = 0.5,
+) -> nn.Module:
     """VGG-11 or VGG-16 for images of 32 x 32, with two hidden layers of ``8 * width``: 512 by default.
 
     With 10 classes VGG-16 has 15,245,130 parameters; batch norm adds a scale and a shift to each of its 4,224
     channels: 15,253,578. The parameters have the names and the order that they have in the public code around Granziol
     (2020). As there, convolutions keep their bias under batch norm. With the statistics of the batch ("train") the
     loss does not depend on these biases: each is an exact zero of the spectrum, 4,224 in VGG-16 with batch norm.
-    Dropout of one half precedes both hidden layers while the network is trained.
+    Dropout precedes both hidden layers while the network is trained.
 
     Args:
         depth: 11 or 16 layers with weights.
@@ -62,9 +72,10 @@ def vgg(depth: int = 16, batch_norm: bool = False, channels: int = 3, classes: i
         channels: of the images.
         classes: outputs.
         width: channels of the first stage; 64 in the paper.
+        dropout: probability before both hidden layers.
 
     Raises:
-        ArgumentError: another depth, or a width below 1.
+        ArgumentError: another depth, a width below 1, or a probability outside 0 to 1.
 
     Example:
         >>> sum(p.numel() for p in vgg(11, width=4).parameters())
@@ -73,6 +84,7 @@ def vgg(depth: int = 16, batch_norm: bool = False, channels: int = 3, classes: i
     if depth not in CONVOLUTIONS:
         raise ArgumentError(f"depth={depth}: VGG is there with {' or '.join(map(str, CONVOLUTIONS))} layers")
     at_least_one(width=width)
-    network = VGG(depth, batch_norm, channels, classes, width)
+    dropout_of(dropout)  # refuses what is no probability
+    network = VGG(depth, batch_norm, channels, classes, width, dropout)
     initialise_as_he(network)
     return network
