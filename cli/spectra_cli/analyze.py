@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from spectra.analysis.apart import analyze_apart
 from spectra.analysis.run import analyze_checkpoints, check_output
 from spectra.results.storage.merge import part_path
 from spectra.results.storage.runfile import load_trajectory
@@ -39,7 +40,15 @@ from spectra_cli.terminal import say
     type=click.Path(path_type=Path),
     help="Write the page of `spectra report` too, at the end of the run; its name ends in .html.",
 )
-def command(as_json: bool, page: Path | None, **options: Any) -> None:
+@grouped_option(
+    "Several processes",
+    "--parallel",
+    type=click.Choice(["products", "checkpoints"]),
+    default="products",
+    show_default=True,
+    help="What the processes of torchrun share: every product, or the checkpoints, of which each computes its own.",
+)
+def command(as_json: bool, parallel: str, page: Path | None, **options: Any) -> None:
     """Compute the Hessian spectrum of checkpoints, every number with its error, and save it.
 
     The task says which model, loss and data: --task, else what the checkpoint says of itself (built-in tasks only),
@@ -90,7 +99,8 @@ def command(as_json: bool, page: Path | None, **options: Any) -> None:
             for one in words:
                 display.note(one)
             make_task = TaskMaker(options["task_option"], options["task_args"], asked.analysis.seed, display)
-            outcome = analyze_checkpoints(paths, make_task, replace(asked, out=out), display)
+            run = analyze_checkpoints if parallel == "products" else analyze_apart
+            outcome = run(paths, make_task, replace(asked, out=out), display)
     except KeyboardInterrupt:
         if first:
             interrupted(out)

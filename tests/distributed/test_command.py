@@ -107,6 +107,42 @@ def test_after_a_killed_process_the_command_goes_on_with_another_number(home):
     assert not list(home.glob("run.h5.*"))
 
 
+@pytest.mark.slow
+def test_processes_may_take_a_checkpoint_each(home):
+    whole = launched(home, 1)
+    assert whole.returncode == 0, whole.stderr
+    (home / "run.h5").rename(home / "whole.h5")
+    broken = launched(home, 2, "--parallel", "checkpoints", KILLED_AT="1")
+    assert broken.returncode == 0, broken.stderr  # it dies where there is a run.h5.partial, which there is not
+    compared(home / "whole.h5", home / "run.h5")
+    again = launched(home, 3, "--parallel", "checkpoints")  # nothing is left to do; one process has no checkpoint
+    assert again.returncode == 0, again.stderr
+    assert "0 records added, 1 kept" in again.stdout or "kept as they were" in again.stdout
+    compared(home / "whole.h5", home / "run.h5")
+    assert sorted(path.name for path in home.glob("*.h5*")) == ["run.h5", "whole.h5"]
+
+
+@pytest.mark.slow
+def test_the_files_of_interrupted_processes_are_joined(home):
+    assert launched(home, 1).returncode == 0
+    (home / "run.h5").rename(home / "run.process-2-of-5.h5")
+    (home / "bad.pt").write_bytes(b"")
+    found = launched(home, 2, "bad.pt", "--parallel", "checkpoints")
+    assert found.returncode != 0
+    assert "1 of 1 records failed" in found.stderr  # of those that were not there
+    assert [record.status for record in load_trajectory(home / "run.h5")].count("complete") == 2
+    assert sorted(path.name for path in home.glob("*.h5*")) == ["run.h5"]
+
+
+def test_one_process_cannot_take_checkpoints_apart(home):
+    found = subprocess.run(
+        [sys.executable, "-m", "spectra_cli", *COMMAND, "--parallel", "checkpoints"],
+        cwd=home, env=environment(), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert "error: there is one process: torchrun starts several" in found.stderr
+
+
 def test_a_launcher_without_its_variables_is_one_line(home):
     env = environment() | {"WORLD_SIZE": "2", "RANK": "0"}
     for name in ("MASTER_ADDR", "MASTER_PORT"):
