@@ -23,6 +23,7 @@ from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.contents import check_weights
 from spectra.checkpoints.dialects import clean, find_weights, metadata_of
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
+from spectra.checkpoints.distributed import METADATA, read_distributed
 from spectra.checkpoints.folders import files_of, position
 from spectra.checkpoints.loading import all_finite, check_finite, fitted, put
 from spectra.checkpoints.rawfile import read_hashed
@@ -134,7 +135,7 @@ def load_checkpoint(
     path = Path(path)
     files = files_of(path)
     weight_files = files.weights
-    read = read_shards if is_index(files.entry) else read_hashed
+    read = read_shards if is_index(files.entry) else read_distributed if files.distributed else read_hashed
     content, sha256 = read(files.entry, unsafe, parse_size(max_size))
     try:
         loaded = find_weights(content, weights)
@@ -230,7 +231,9 @@ def save_checkpoint(
 def _words(pieces: Sequence[Path], inside: str, config: Mapping[str, Any] | None) -> str:
     """The format in words: the kind of file, the number of its shards, and whether it is an adapter."""
     words = "safetensors" if ".safetensors" in pieces[0].suffixes else inside
-    if len(pieces) > 1:
+    if pieces[0].name == METADATA:
+        words = f"torch.distributed.checkpoint in {len(pieces) - 1} files, {inside}"
+    elif len(pieces) > 1:
         words += f" in {len(pieces) - 1} shards"
     return words if config is None else f"{words}, an adapter of peft (type {config.get('peft_type')!r})"
 

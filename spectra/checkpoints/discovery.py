@@ -11,6 +11,7 @@ from pathlib import Path
 
 from spectra.checkpoints.bounds import parse_size
 from spectra.checkpoints.dialects import find_weights, metadata_of, name_key, position_in_name
+from spectra.checkpoints.distributed import plain_values
 from spectra.checkpoints.folders import (
     SUFFIXES,
     contents_if_readable,
@@ -176,6 +177,8 @@ def _peek(path: Path, max_size: int | None) -> tuple[float | None, int | None]:
         files = files_of(path)
         if (early := position_without_reading(path, files)) is not None:
             return early
+        if files.distributed:
+            return position(path, files, plain_values(files.entry, max_size))[0]
         content = read_raw(files.entry, max_size=max_size)
         weights = find_weights(content)
         return position(path, files, metadata_of(content, weights) if weights else {})[0]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectra.checkpoints import distributed
 from spectra.checkpoints.dialects import name_key, position_in_name, position_of
 from spectra.checkpoints.shards import index_of, is_index, shards_of
 from spectra.checkpoints.sidecars import Position, says_its_moment, trainer_position
@@ -64,7 +65,14 @@ class Files:
         Raises:
             CheckpointError: the index cannot be read.
         """
+        if self.distributed:
+            return [self.entry, *distributed.files_with_pieces(self.entry)]
         return [self.entry, *sorted(shards_of(self.entry))] if is_index(self.entry) else [self.entry]
+
+    @property
+    def distributed(self) -> bool:
+        """Whether it was written by torch.distributed.checkpoint."""
+        return self.entry.name == distributed.METADATA
 
     @property
     def is_adapter(self) -> bool:
@@ -77,6 +85,8 @@ def contents_of(folder: Path) -> Contents:
     Raises:
         CheckpointError: the folder cannot be read.
     """
+    if distributed.is_distributed(folder):
+        return Contents(folder / distributed.METADATA, (), ())
     try:
         files_by_name = {file.name: file for file in folder.iterdir() if _concerns(file) and file.is_file()}
     except OSError as error:
@@ -114,7 +124,8 @@ def files_of(path: Path) -> Files:
         CheckpointError: a folder without weights, or with several of which none has a usual name.
     """
     if not path.is_dir():
-        return Files(path, path.parent if path.name in USUAL or is_index(path) else None)
+        whole = path.name in (*USUAL, distributed.METADATA) or is_index(path)
+        return Files(path, path.parent if whole else None)
     contents = contents_of(path)
     if not contents.checkpoints:
         raise CheckpointError(f"{path}: a folder without the weights of a model: {', '.join(USUAL[::2])}, ...")
@@ -151,7 +162,8 @@ def sub_folders(folder: Path) -> tuple[list[Path], list[Path]]:
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a folder is one checkpoint, by the rule of :func:`sub_folders`."""
     named = says_its_moment(path)
-    if not named and not any(os.path.isfile(path / name) for name in USUAL):  # other folders are not searched
+    usual = (*USUAL, distributed.METADATA)
+    if not named and not any(os.path.isfile(path / name) for name in usual):  # other folders are not searched
         return False
     contents = contents_of(path) if named else contents_if_readable(path)
     return contents is not None and (contents.usual is not None or (named and len(contents.others) == 1))

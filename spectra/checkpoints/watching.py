@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectra.checkpoints.discovery import find_checkpoints, order_checkpoints
+from spectra.checkpoints.distributed import METADATA, is_whole
 from spectra.checkpoints.folders import files_of
 from spectra.checkpoints.shards import index_of, is_index, shards_of
 from spectra.errors import ArgumentError, CheckpointError
@@ -109,6 +110,8 @@ def ends_well(path: Path) -> bool:
     """
     try:
         entry = files_of(path).entry
+        if entry.name == METADATA:
+            return is_whole(entry)
         if is_index(entry):
             return all(map(_file_ends, shards_of(entry)))
         return index_of(entry) is None and _file_ends(entry)
