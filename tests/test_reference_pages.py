@@ -21,7 +21,7 @@ from spectra_cli.main import COMMANDS, main
 def reference():
     sys.path.insert(0, str(ROOT / "docs" / "site"))
     try:
-        return importlib.import_module("reference")
+        return importlib.import_module("reference_pages")
     finally:
         sys.path.pop(0)
 

@@ -16,7 +16,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
 import notebooks  # noqa: E402
-import reference  # noqa: E402
+import reference_pages as reference  # noqa: E402
 
 # Files of the repository that are pages of the site -> their path there.
 MIRRORED = {
