@@ -55,6 +55,7 @@ def test_an_error_in_one_process_is_raised_by_all():
     assert all("a product is NaN" in str(one) and "in process 1 of 2" in one.__notes__ for one in found)
 
 
+@pytest.mark.slow
 def test_an_error_that_cannot_be_sent_is_raised_with_its_words():
     found = in_processes(2, shared_products, 0, "other")
     assert [str(one) for one in found] == ["Unsendable: this and that"] * 2
@@ -119,6 +120,7 @@ def analysed(path: str, out: str) -> str:
     return "finished"
 
 
+@pytest.mark.slow
 def test_processes_with_different_data_are_refused(tmp_path):
     save_checkpoint(tmp_path / "net.pt", task("mlp").model)
     for error in in_processes(2, analysed, str(tmp_path / "net.pt"), str(tmp_path / "run.h5")):

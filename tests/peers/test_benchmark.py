@@ -204,6 +204,7 @@ def test_a_quick_run_that_lacks_what_is_stated_is_no_success(monkeypatch):
     assert lines == ["MISSING ('mlp', 1, 'product', 'hessian')"]
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_writes_numbers_page_and_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "missing", lambda: list(contenders.PEERS))
     tasks = [task for task in benchmark.TASKS if task not in ("command", "scaling")]

@@ -220,6 +220,7 @@ def test_one_operator_may_be_used_by_several_threads(alone):
         assert together([job] * 3, repeats=2) == [[alone[f"hessian {mode}"]] * 2] * 3
 
 
+@pytest.mark.slow
 def test_records_of_the_same_model_are_those_of_one_thread():
     options = {"lanczos_steps": 4, "num_probes": 2, "metrics": "fisher_rao_diagonal,bn_sharpness"}
     modes = ("eval", "train", "recalibrated")

@@ -43,6 +43,7 @@ def test_a_linear_loss_has_the_second_moment_of_the_ball(constant):
     assert found.stderr < 0.03 * exact
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_the_scatter_of_repeated_estimates():
     task = polynomial(torch.tensor([1.0, -2.0, 2.0]))
     found = [delta_sharpness(task, delta=0.1, draws=40, seed=seed, p=1) for seed in range(60)]

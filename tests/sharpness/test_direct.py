@@ -85,6 +85,7 @@ def test_it_is_invariant_under_the_rescaling_of_units_search_and_all(lam):
     assert after.stderr == pytest.approx(before.stderr, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_convolutions_have_a_scale_per_channel():
     """With one pixel of output a convolution is a matrix with columns tied over the kernel; the loss is quadratic."""
     model = nn.Sequential(nn.Conv2d(4, 4, 2, groups=2, bias=False), nn.Flatten())

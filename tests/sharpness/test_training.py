@@ -301,6 +301,7 @@ def test_it_trains_as_well_as_plain_sgd_on_noisy_patterns():
     assert sharp > plain - 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (MNIST / "raw").is_dir(), reason="MNIST is not in SPECTRA_TEST_DATA")
 def test_a_lenet_with_batch_norm_trains_as_well_as_by_plain_sgd_on_mnist():
     images, tests = load_mnist(MNIST, "train"), load_mnist(MNIST, "test").batch(torch.arange(2000))

@@ -141,6 +141,7 @@ def calls_of(function):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["show"], ["show", "--all"], ["show", "--json"], ["plot", "--what", "layers"]])
 def test_twice_the_tensors_are_no_more_than_twice_the_work(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)

@@ -53,6 +53,7 @@ def written(monkeypatch):
 # -- what it costs
 
 
+@pytest.mark.slow
 def test_a_record_costs_the_same_in_a_long_run_as_in_a_short_one(path, written, monkeypatch):
     """Bytes, comparisons of records and readings of the file: none of them grows with the number of records."""
     compared, loaded = [], []

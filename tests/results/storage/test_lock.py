@@ -183,6 +183,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_writers_that_take_turns_lose_nothing(path):
     """Three processes at once, each trying until it may: the lock file is made and removed all the time."""
     writers = [start(MANY, path) for _ in range(3)]
