@@ -33,13 +33,16 @@ def slices_png(found: Slices) -> bytes:
 
 
 def draw_slices(found: Slices) -> Figure:
-    """A row per slice: the loss with its parabola, the curvature by differences, and the units that switch."""
-    count = len(found.slices)
-    figure = blank(10.5, 2.45 * count + 1.2)
-    for row, each in zip(figure.subplots(count, 3, squeeze=False, width_ratios=(1.5, 1, 1)), found.slices):
+    """A row per slice: the loss with its parabola, the curvature by differences, and the units that switch, if any."""
+    count, with_kinks = len(found.slices), any(each.kinks.pairs for each in found.slices)
+    ratios = (1.5, 1, 1) if with_kinks else (1.5, 1)
+    width = 10.5 if with_kinks else 7.8
+    figure = blank(width, 2.45 * count + 1.2)
+    for row, each in zip(figure.subplots(count, len(ratios), squeeze=False, width_ratios=ratios), found.slices):
         _draw_loss(row[0], each)
         _draw_curvature(row[1], each, str(found.header.get("product", "autograd")))
-        _draw_switches(row[2], each)
+        if with_kinks:
+            _draw_switches(row[2], each)
     header = found.header
     when = "" if header.get("epoch") is None else f", epoch {header['epoch']:g}"
     checkpoint = shortened(str(header.get("checkpoint")), 70)
@@ -48,11 +51,16 @@ def draw_slices(found: Slices) -> Figure:
     figure.suptitle(title, x=0.012, ha="left", fontsize=10.5)
     caption = (
         "Left: the loss along each direction, and its parabola at t = 0. Shaded: where the parabola is "
-        f"right to {TOLERANCE:.0%} of the change of the loss. Middle: the curvature by differences over the radius r, "
-        "(L(r) - 2 L(0) + L(-r)) / r², with the rounding of the losses; the line is that of the parabola. Right: the "
-        "share of pairs of a sample and a unit whose piece (of ReLU, max pooling, ...) is another one at distance r."
+        f"right to {TOLERANCE:.0%} of the change of the loss. Next: the curvature by differences over the radius r, "
+        "(L(r) - 2 L(0) + L(-r)) / r², with the rounding of the losses; the line is that of the parabola. "
     )
-    figure.supxlabel(wrapped(caption, 10.5 * 16.5), x=0.012, ha="left", fontsize=7.5, color="#444444")
+    caption += (
+        "Right: the share of pairs of a sample and a unit whose piece (of ReLU, max pooling, ...) is another one at "
+        "distance r."
+        if with_kinks
+        else "The network calls no piecewise-linear function: there are no kinks."
+    )
+    figure.supxlabel(wrapped(caption, width * 16.5), x=0.012, ha="left", fontsize=7.5, color="#444444")
     return figure
 
 

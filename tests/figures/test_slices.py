@@ -53,5 +53,11 @@ def test_without_kinks_the_panel_says_so():
     assert [text.get_text() for text in right.texts] == ["no piecewise-linear function"]
 
 
+def test_a_network_without_kinks_has_no_panels_of_them():
+    figure = draw_slices(Slices({"checkpoint": "a.pt"}, (made(pairs=0), made(pairs=0))))
+    assert len(figure.axes) == 4
+    assert "there are no kinks" in " ".join(figure.get_supxlabel().split())
+
+
 def test_the_file_is_a_png():
     assert slices_png(Slices({"checkpoint": "a.pt"}, (made(),))).startswith(b"\x89PNG")
