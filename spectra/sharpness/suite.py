@@ -50,7 +50,7 @@ def measure_all(
         entry = CATALOGUE[name]
         if bn_mode == "train" and not entry.train_mode:
             continue
-        mode = {} if name == "squared_norm" else {"bn_mode": "train" if entry.always_train else bn_mode}
+        mode = {} if entry.home.endswith(":squared_norm") else {"bn_mode": "train" if entry.always_train else bn_mode}
         with part("measures", index, len(chosen), name), limited(None) if name in named else nullcontext():
             try:
                 measures[name] = _affordable(name, task, mode)
