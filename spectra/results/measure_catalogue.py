@@ -106,11 +106,10 @@ CATALOGUE: dict[str, Entry] = {
     "normalized_sharpness_of_normalized_loss": Entry(
         "the same with the cross-entropy of normalised logits; three classes and more",
         _EXACT,
-        ("layers", "units", "order", "shift", "logits", "bn_eval"),
+        ("layers", "units", "order", "shift", "logits", "bn_eval", "split"),
         f"{_MEASURES}:normalized_sharpness",
         {"loss": "normalized"},
         drawn={"diagonal": "monte-carlo"},
-        lacks=("split",),
     ),
     "ns_direct": Entry(
         "least rise of the loss under noise plus the noise's cost (Tsuzuku et al. 2019, equation 62); an upper bound",

@@ -189,7 +189,7 @@ def test_ni_6_the_covariance_of_the_noise_is_the_square_of_sigma():
         std = math.sqrt(covariance)
         moments = float((weights * (std * nodes) ** 2).sum() / weights.sum())
         divergence = float(kl_divergence(Normal(w, std), Normal(torch.zeros(2), std)).sum())
-        rise_agrees = float((h / 2 * moments).sum()) == pytest.approx(sigma**2 * h.sum() / 2, rel=1e-9)
+        rise_agrees = float((h / 2 * moments).sum()) == pytest.approx(float(sigma**2 * h.sum() / 2), rel=1e-9)
         divergence_agrees = divergence == pytest.approx(float(w.square().sum()) / (2 * sigma**2), rel=1e-6)
         assert rise_agrees is divergence_agrees is holds
 
