@@ -26,7 +26,7 @@ from spectra.operators.modes import check_bn_mode
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure, remarked
 from spectra.runtime.exclusive import exclusively
-from spectra.sharpness.drawn_diagonals import METHODS, drawn_diagonal
+from spectra.sharpness.drawn_diagonals import METHODS, PRINTED, drawn_diagonal
 from spectra.sharpness.minimum import minimum_of_traces, prepare_rescaling
 from spectra.sharpness.node_wise import FORM as NODE_WISE
 from spectra.sharpness.node_wise import chain_of, minimum_of_diagonals
@@ -172,11 +172,11 @@ def normalized_sharpness(
         bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode there is no exact diagonal.
         diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled;
             ``"monte-carlo"``: the same from draws, with a standard error; or of the Hessian from draws, whose scatter
-            biases the measure: ``"probes"``, ``"na"``, ``"ni"``, see
+            biases the measure: ``"probes"``, ``"na"``, ``"ni"``, ``"ni-printed"``, see
             :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`.
         draws: number of random draws.
         radius: of the finite differences of ``"na"`` and ``"ni"``, relative to the weights.
-        eps: of ``"ni"``.
+        eps: of ``"ni"`` and ``"ni-printed"``.
         seed: of the draws.
 
     Returns:
@@ -188,8 +188,8 @@ def normalized_sharpness(
         DataError: the data cannot be used.
     """
     check_options(form, lam, side)
-    if diagonal not in (*_SUMS, *METHODS):
-        raise ArgumentError(f"diagonal={diagonal!r}: {', '.join(map(repr, (*_SUMS, *METHODS)))} is needed")
+    if diagonal not in (*_SUMS, *METHODS, PRINTED):
+        raise ArgumentError(f"diagonal={diagonal!r}: {', '.join(map(repr, (*_SUMS, *METHODS, PRINTED)))} is needed")
     conditions = {"form": form, "loss": checked_loss(loss), "bn_mode": check_bn_mode(bn_mode)}
 
     def measured() -> Measure:
