@@ -82,7 +82,7 @@ def test_bounds_are_in_the_table_and_say_when_they_are_vacuous(here):
     for said in (printed, spectra("show", "run.h5", "--all").stdout):
         assert all(name in said for name in ("bound_units", "bound_matrices", "bound_parameters"))
     words = " ".join(printed.split())
-    assert "bound_units, bound_matrices, bound_parameters: vacuous: not below 1" in words
+    assert "bound_units, bound_matrices, bound_parameters, bound_ns1: vacuous: not below 1" in words
     assert "not a guarantee" in words
 
 
