@@ -143,7 +143,9 @@ def test_normalized_sharpness_from_draws_says_so_and_comes_near_the_exact_one_wi
 
 def test_what_cannot_be_drawn_is_refused():
     task = make_task()
-    with pytest.raises(ArgumentError, match="diagonal='hutch': 'exact', 'monte-carlo', 'probes', 'na', 'ni', 'ni-printed' is needed"):
+    with pytest.raises(
+        ArgumentError, match="diagonal='hutch': 'exact', 'monte-carlo', 'probes', 'na', 'ni', 'ni-printed' is needed"
+    ):
         normalized_sharpness(task, diagonal="hutch")
     with pytest.raises(ArgumentError, match="draws=1"):
         drawn_diagonal(task, draws=1)
