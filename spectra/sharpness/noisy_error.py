@@ -366,7 +366,8 @@ def _measured(
         measures[name] = Measure(value=value, reason=reason, details=details, **conditions)
         if single:
             continue
-        measures["noisy_error"] = Measure(value=mean, stderr=stderr, details=interval, **conditions)
+        words = f"{lower:.4g} to {upper:.4g} with probability {1 - asked.delta:g}, by {len(errors)} draws"
+        measures["noisy_error"] = Measure(value=mean, stderr=stderr, reason=words, details=interval, **conditions)
         measures |= _of_noise(network, noise, (at_rest, rises, curvature), asked, conditions)
     return {name: measures[name] for name in NAMES}
 
