@@ -52,7 +52,7 @@ NAMES = (
 FORM = "noise"
 _FLOOR = 1e-4  # share of a tensor's mean of H w^2 that is added to each H w^2: without curvature noise has no end
 _PILOT = 16  # draws for each strength of the noise that is tried
-_VACUOUS = 2, 16  # such draws, and those of the result, where the bound is vacuous whatever the error is
+_VACUOUS_DRAWS = 16  # where the bound is vacuous whatever the error is
 
 
 @exclusively
@@ -71,7 +71,8 @@ def noisy_error_bounds(
 
     The variance of the noise on parameter ``i`` is ``e^t_i / sqrt(kappa)``: ``t`` of ``B`` as in
     :func:`spectra.pac_bayes_bounds`, and ``kappa`` of ``Lambda = {2^(j/2), j = 0..60}``, the best of 16 by a few draws
-    that are not used again. With ``Xi = ln(2/delta) + (scales) ln|B| + 2 ln|Lambda|``:
+    that are not used again; ``m`` up to rounding, without these draws, where the bound is vacuous whatever the error
+    is. With ``Xi = ln(2/delta) + (scales) ln|B| + 2 ln|Lambda|``:
 
     - ``bound_error_units``: ``upper + (KL + Xi) / lambda + lambda / (2 m)``, a scale for each row and column of a
       matrix and one for each other parameter.
@@ -87,7 +88,7 @@ def noisy_error_bounds(
       (scales) ln|B| + ln|Lambda|) / ln 2``, for cross-entropy.
 
     Cost: the exact diagonal, a gradient, and for each of the two noises up to 256 losses for ``kappa`` and
-    ``ln(2/delta) / (2 width^2)`` (185 by default); up to 32 and 16 where a bound is vacuous whatever the error is.
+    ``ln(2/delta) / (2 width^2)`` (185 by default); 16 in all where a bound is vacuous whatever the error is.
 
     Args:
         task: a classification task, averaged over its samples: outputs ``(N, C)`` and one class for each; its ``l2``
@@ -299,22 +300,30 @@ class _Posterior:
 
 
 def _chosen(network: NoisyNetwork, t: torch.Tensor, scales: int, asked: _Asked, seed: int) -> _Posterior:
-    """The strength of the noise with the least bound, by a few draws for each of 16 that are tried."""
+    """The strength of the noise with the least bound, by a few draws for each of 16 that are tried.
+
+    Where the bound is vacuous at all of them, ``kappa = m`` up to rounding: what makes the description length least
+    were the loss quadratic.
+    """
     constant = math.log(2 / asked.delta) + scales * math.log(len(asked.log_scales)) + 2 * math.log(len(LAMBDAS))
     squares = network.loss.theta.square()
-    best: tuple[float, _Posterior] | None = None
-    for kappa in LAMBDAS[::4].tolist():  # from the strongest noise, so that the divergence rises
+
+    def at(kappa: float) -> _Posterior:
         variances = t.exp() / math.sqrt(kappa)
         divergence = float((squares / variances).sum()) / 2
         excesses = (divergence + constant) / LAMBDAS + LAMBDAS / (2 * asked.samples)
         least = int(excesses.argmin())
-        found = _Posterior(
-            variances, scales, kappa, divergence, constant, float(LAMBDAS[least]), float(excesses[least])
-        )
+        return _Posterior(variances, scales, kappa, divergence, constant, float(LAMBDAS[least]), float(excesses[least]))
+
+    if at(float(LAMBDAS[0])).vacuous:
+        return at(float(LAMBDAS[np.abs(np.log(LAMBDAS / asked.samples)).argmin()]))
+    best: tuple[float, _Posterior] | None = None
+    for kappa in LAMBDAS[::4].tolist():  # from the strongest noise, so that the divergence rises
+        found = at(kappa)
         if best is not None and found.excess >= best[0]:
             break
-        draws = _VACUOUS[0] if found.vacuous else _PILOT
-        total = found.excess + sum(look.error for _, look in network.under_noise(variances.sqrt(), draws, seed)) / draws
+        looks = network.under_noise(found.variances.sqrt(), _PILOT, seed)
+        total = found.excess + sum(look.error for _, look in looks) / _PILOT
         if best is None or total < best[0]:
             best = (total, found)
     assert best is not None
@@ -337,7 +346,7 @@ def _measured(
         t, scales = log_variances(network, diagonal, asked.log_scales, single)
         noise = _chosen(network, t, scales, asked, seeds[2 * single])
         needed = draws_for(asked.width, asked.delta)
-        draws = min(needed, _VACUOUS[1]) if noise.vacuous else needed
+        draws = min(needed, _VACUOUS_DRAWS) if noise.vacuous else needed
         errors, rises = [], []
         for shift, look in network.under_noise(noise.variances.sqrt(), max(2, draws), seeds[2 * single + 1]):
             errors.append(look.error)

@@ -170,6 +170,9 @@ def test_ni_26_33_both_exponentials_are_of_the_same_variable():
     assert np.exp(gamma) @ kernel @ np.exp(-gamma) > 0
     with pytest.raises(ValueError, match="mismatch"):
         np.exp(gamma) @ kernel @ np.exp(-gamma_prime)
+    h, u = problem(shape=(4, 4))
+    values = [np.exp(-c * gamma) @ (h @ u.T) @ np.exp(-c * gamma) for c in (0.0, 10.0)]  # gamma' = -gamma
+    assert values[1] == pytest.approx(math.exp(-20) * values[0])  # and so on: the infimum over both is 0
 
 
 @pytest.mark.parametrize("seed", range(5))

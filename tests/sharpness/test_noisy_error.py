@@ -200,6 +200,32 @@ def test_the_true_error_of_the_noisy_network_is_below_the_bound():
             assert 0.9 * wrong + 0.1 * (1 - wrong) < found[name].value < 1
 
 
+def test_the_scales_of_a_convolution_belong_to_channels_within_their_group():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3, bias=False))
+    task = Task(model, nn.CrossEntropyLoss(), [(torch.randn(8, 2, 5, 5), torch.randint(3, (8,)))])
+    variances, scales = noise_of(task, 4.0)
+    kernel, _, last = variances.split([36, 4, 108])
+    assert scales == (4 + 2) + 4 + (3 + 36)
+    logs = kernel.log().view(4, 1, 9)
+    torch.testing.assert_close(logs, logs[:, :, :1].expand(4, 1, 9))
+    logs = last.log().view(3, 36)
+    torch.testing.assert_close(logs - logs[:1], (logs - logs[:1])[:, :1].expand(3, 36))  # rank one
+    single, scales = noise_of(task, 4.0, single=True)
+    kernel, _, last = single.split([36, 4, 108])
+    assert scales == 1 + 4 + 1
+    assert kernel.unique().numel() == last.unique().numel() == 1
+    h, u = (sum(float(d.sum()) for d in parts) for parts in (
+        [exact_diagonal(task)["3.weight"]], [model[3].weight.detach().square()]))  # fmt: skip
+    assert abs(float(last[0].log()) + math.log(4) / 2 - math.log(u / h) / 2) <= 0.25 + 1e-2  # half a step of the set
+
+
+def test_vacuous_bounds_are_of_the_noise_that_suits_the_description_length():
+    task = relu_net()
+    found = spectra.noisy_error_bounds(task, samples=40)["bound_error_units"].details
+    assert found["kappa"] == 2**5.5  # nearest to 40
+    assert found["excess"] > 1
+
+
 def test_what_depends_on_the_samples_is_no_guarantee():
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
     task = Task(model, nn.CrossEntropyLoss(), [(torch.randn(9, 4), torch.randint(3, (9,)))])
