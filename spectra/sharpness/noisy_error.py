@@ -21,7 +21,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,18 +31,17 @@ from torch import nn
 
 from spectra.errors import ArgumentError, NumericsError, TaskError
 from spectra.exact.trace import exact_diagonal
-from spectra.operators.displaced import DisplacedLoss
 from spectra.operators.modes import batch_norm_layers, check_bn_mode
 from spectra.results.measure import Measure, not_measured
 from spectra.runtime.exclusive import exclusively
 from spectra.runtime.faults import refusal_in
 from spectra.sharpness.bounds import LAMBDAS
-from spectra.sharpness.draws import gaussian, moments_of
-from spectra.sharpness.layouts import weight_layouts
-from spectra.sharpness.noise_scales import scale_of_each, scales_in_box
+from spectra.sharpness.draws import moments_of
+from spectra.sharpness.hoeffding import draws_for, hoeffding_interval
+from spectra.sharpness.noisy_network import Look, NoisyNetwork, log_variances
 from spectra.sharpness.per_layer import clipped_share
 from spectra.sharpness.refusals import curvature_of
-from spectra.task.averaging import ignored_class, kind_of, settings_of
+from spectra.task.averaging import kind_of, settings_of
 from spectra.task.task import Task
 
 NAMES = (
@@ -50,7 +49,6 @@ NAMES = (
     *("noisy_error", "noise_remainder", "divergence", "description_length"),
 )
 FORM = "noise"
-_FLOOR = 1e-4  # share of a tensor's mean of H w^2 that is added to each H w^2: without curvature noise has no end
 _PILOT = 16  # draws for each strength of the noise that is tried
 _VACUOUS_DRAWS = 16  # where the bound is vacuous whatever the error is
 
@@ -151,134 +149,6 @@ class _Asked:
     width: float
     log_scales: np.ndarray[Any, Any]
     seed: int
-
-
-@dataclass(frozen=True)
-class Look:
-    """The loss and the 0-1 error at displaced parameters."""
-
-    loss: float
-    error: float
-    counted: int  # samples
-
-
-class NoisyNetwork:
-    """The loss and the 0-1 error of a classification task at displaced parameters.
-
-    Raises:
-        TaskError: the outputs are not logits ``(N, C)`` with one class for each sample.
-    """
-
-    def __init__(self, task: Task, bn_mode: str) -> None:
-        self.loss = DisplacedLoss(task, bn_mode)
-        self.task, self.ignored = task, ignored_class(task.criterion)
-        if not task.splits:
-            raise TaskError("the 0-1 error needs the outputs, and a task with a loss_fn has none: pass a criterion")
-
-    def look(self, shift: torch.Tensor | None) -> Look:
-        """At ``theta + shift``; outputs that are not finite are errors."""
-        function, task = self.loss.function, self.task
-        total, wrong, counted = 0.0, 0, 0
-        if shift is not None:
-            function.move_to(self.loss.theta + shift)
-        try:
-            with function.evaluation(twice=False):
-                for batch, weight in self.loss.passes.batches():
-                    value, output = function.evaluate(batch)
-                    missed, kept = self._missed(output, task.target_of(batch))
-                    total += task.total_factor(weight) * float(value.detach())
-                    wrong, counted = wrong + missed, counted + kept
-        finally:
-            function.move_to(self.loss.theta)
-        if not counted:
-            raise TaskError("no sample has a target that is not ignored")
-        return Look(total / task.divisor(task.survey().total_weight), wrong / counted, counted)
-
-    def _missed(self, output: Any, target: Any) -> tuple[int, int]:
-        tensors = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
-        if not tensors or output.ndim != 2 or output.shape[1] < 2 or target.ndim != 1 or target.is_floating_point():
-            raise TaskError("the 0-1 error is of outputs (N, C) with one class for each sample: this task has others")
-        right = (output.argmax(1) == target) & torch.isfinite(output).all(1)
-        kept = torch.ones_like(right) if self.ignored is None else target != self.ignored
-        return int((~right & kept).sum()), int(kept.sum())
-
-    def under_noise(self, deviations: torch.Tensor, draws: int, seed: int) -> Iterator[tuple[torch.Tensor, Look]]:
-        """Each draw of ``N(0, diag(deviations^2))`` with the look at it."""
-        for e, _ in gaussian(self.loss.n, draws, seed):
-            shift = deviations * e.to(deviations.device)
-            yield shift, self.look(shift)
-
-
-def log_variances(
-    network: NoisyNetwork, diagonal: Mapping[str, torch.Tensor], log_scales: np.ndarray[Any, Any], single: bool
-) -> tuple[torch.Tensor, int]:
-    """``t (n,)`` of the set ``B`` (of its sums ``x_i + y_j`` for matrices), and the number of scales.
-
-    Args:
-        network: whose parameters get the noise.
-        diagonal: of the curvature, by tensor; negative entries are taken for 0.
-        log_scales: ``B``, sorted and evenly spaced.
-        single: one scale for each matrix in place of its rows and columns.
-    """
-    layouts, _ = weight_layouts(network.task.model)
-    function, pieces, scales = network.loss.function, [], 0
-    for name, tensor in zip(function.names, function.unflatten(network.loss.theta)):
-        h, u = diagonal[name].detach().to("cpu", torch.float64).clamp(min=0), tensor.square().cpu()
-        floor = _FLOOR * float((h * u).mean())
-        h = h + torch.where(u > 0, floor / u, 0.0)
-        if name not in layouts:
-            t = torch.from_numpy(scale_of_each(h.numpy(), u.numpy(), log_scales))
-            scales += h.numel()
-        elif single:
-            trace, squares = (np.array([float(part.sum())]) for part in (h, u))
-            t = torch.full(h.shape, float(scale_of_each(trace, squares, log_scales)[0]), dtype=torch.float64)
-            scales += 1
-        else:
-            layout = layouts[name]
-            x, y, _ = scales_in_box(layout.matrix(h), layout.matrix(u), log_scales)
-            t = layout.spread(x[:, None] + y[None, :], h)
-            scales += len(x) + len(y)
-        pieces.append(t.reshape(-1))
-    return torch.cat(pieces).to(network.loss.theta), scales
-
-
-def draws_for(width: float, delta: float) -> int:
-    """How many draws bring both ends of :func:`hoeffding_interval` within ``width`` of the mean, whatever it is.
-
-    Example:
-        >>> draws_for(0.05, 0.05)
-        738
-    """
-    return math.ceil(math.log(2 / delta) / (2 * width**2))
-
-
-def hoeffding_interval(mean: float, draws: int, delta: float) -> tuple[float, float]:
-    """The interval for the expectation of a variable in [0, 1] from the mean of independent draws.
-
-    The ``p`` with ``draws kl(mean, p) <= ln(2 / delta)``, ``kl`` the divergence of two coins: Hoeffding's theorem 1 on
-    either side. It contains the expectation with probability ``1 - delta``, and each end lies within
-    ``sqrt(ln(2 / delta) / (2 draws))`` of the mean.
-
-    Example:
-        >>> [round(end, 4) for end in hoeffding_interval(0.0, 185, 0.05)]
-        [0.0, 0.0197]
-    """
-    most = math.log(2 / delta) / draws
-
-    def divergence(p: float) -> float:
-        parts = ((mean, p), (1 - mean, 1 - p))
-        return sum(a * math.log(a / b) if b > 0 else math.inf for a, b in parts if a > 0)
-
-    def end(outside: float) -> float:
-        inside = mean
-        if divergence(outside) <= most:
-            return outside
-        for _ in range(100):  # `outside` is never inside of the interval, so that rounding makes it wider
-            middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if divergence(middle) <= most else (inside, middle)
-        return outside
-
-    return end(0.0), end(1.0)
 
 
 @dataclass(frozen=True)

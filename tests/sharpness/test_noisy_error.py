@@ -22,7 +22,9 @@ from spectra.exact.trace import exact_diagonal
 from spectra.results.storage.runfile import RunFile, load_trajectory
 from spectra.sharpness.bounds import LAMBDAS
 from spectra.sharpness.bounds import NAMES as BOUNDS
-from spectra.sharpness.noisy_error import NAMES, NoisyNetwork, draws_for, hoeffding_interval, log_variances
+from spectra.sharpness.hoeffding import draws_for, hoeffding_interval
+from spectra.sharpness.noisy_error import NAMES
+from spectra.sharpness.noisy_network import NoisyNetwork, log_variances
 
 pytestmark = pytest.mark.usefixtures("float64")
 
