@@ -92,7 +92,8 @@ def noisy_error_bounds(
         task: a classification task, averaged over its samples: outputs ``(N, C)`` and one class for each; its ``l2``
             has no part.
         bn_mode: ``"eval"`` or ``"recalibrated"``.
-        samples: ``m``, of the training set; those of the task's data with None.
+        samples: ``m``; those of the task's data with None. With more the bound is no guarantee: it says what it would
+            be, had the noisy network the same error on so many.
         delta: the probability that a bound, or an interval for the error, does not hold.
         width: the largest distance of the ends of that interval from the mean; it sets the number of draws.
         radius: ``R`` of ``B``, ``points`` numbers evenly spaced in ``[-R, R]``.
@@ -240,7 +241,7 @@ def _measured(
         }
         value = upper + noise.excess
         name = "bound_error_matrices" if single else "bound_error_units"
-        reason = _in_words(network, asked, noise, value)
+        reason = _in_words(network, asked, noise, value, at_rest.counted)
         details = {**terms, "vacuous": value >= 1}
         measures[name] = Measure(value=value, reason=reason, details=details, **conditions)
         if single:
@@ -288,11 +289,15 @@ def _length(
     return Measure(value=sum(bits.values()), stderr=error, details={**bits, "samples": asked.samples}, **conditions)
 
 
-def _in_words(network: NoisyNetwork, asked: _Asked, noise: _Posterior, value: float) -> str:
+def _in_words(network: NoisyNetwork, asked: _Asked, noise: _Posterior, value: float, counted: int) -> str:
     model = network.task.model
     words = [f"holds with probability {1 - asked.delta:g} for {asked.samples} independent samples"]
     if batch_norm_layers(model):
         words = ["not a guarantee: the running statistics of batch norm depend on the samples"]
+    elif asked.samples > counted:
+        words = [
+            f"not a guarantee: the error is of {counted} samples, not of the {asked.samples} that it is counted for"
+        ]
     if any(not parameter.requires_grad for parameter in model.parameters()):
         words.append("frozen parameters must not depend on them")
     if value >= 1:
