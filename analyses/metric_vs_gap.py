@@ -7,7 +7,9 @@ A point per run (its last complete checkpoint that has held-out data: `spectra a
 measure: a sharpness measure, an estimate, or a fact of the record. Pearson's and Kendall's coefficient with 95 %
 bootstrap intervals over the runs. Files given as LABEL=FILE,FILE are levels of a confounder, such as the batch size,
 and so are the values of --within KEY (a setting or fact of the record): the coefficients are then of runs of one
-level, as in Jiang et al. (2020), "Fantastic generalization measures and where to find them", arXiv:1912.02178. An
+level, as in Jiang et al. (2020), "Fantastic generalization measures and where to find them", arXiv:1912.02178. Of a
+measure that sets negative entries of the diagonal to 0, each coefficient comes with the range of `clipped` over the
+runs: where it is not small, the coefficient is mostly that of what was set to 0. An
 association over a handful of runs is a suggestion; over one architecture and data set it is a statement about these.
 """
 
@@ -63,11 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         notes = set()
         for ax, name in zip(axes, metrics):
             values = [_value(record, name) for _, record in found]
+            clipped = _clipped([record for _, record in found], name)
             results = list(associate(values, gaps))
             if len(looks) > 1:
                 results += associate(values, gaps, levels)
             for result in results:
-                print(f"{name} and {asked.gap}: {result}")
+                print(f"{name} and {asked.gap}: {result}{clipped}")
                 notes |= {result.note} - {None}
             for level, look in looks.items():
                 mine = [i for i, other in enumerate(levels) if other == level]
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             usable = [value for value in values if np.isfinite(value)]
             if usable and min(usable) > 0 and max(usable) > 30 * min(usable):
                 ax.set_xscale("log")
-            ax.set_title("\n".join(_short(result) for result in results),
+            ax.set_title("\n".join(_short(result) + clipped for result in results),
                          fontsize=7.5, loc="left")  # fmt: skip
             ax.set_xlabel(name.replace("_", " "))
             ax.set_ylabel(asked.gap.replace("_", " "))
@@ -95,6 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _short(result: object) -> str:
     return str(result).rpartition(", ")[0] if str(result).endswith("runs") else str(result).partition(": ")[0] + ": -"
+
+
+def _clipped(records: Sequence[Record], name: str) -> str:
+    """The range over the runs of the negative over the positive entries of the diagonal; empty where none is cut."""
+    shares = [record.sharpness[name].clipped for record in records if name in record.sharpness]
+    known = [share for share in shares if share is not None]
+    return f", clipped {min(known):.2g} to {max(known):.2g}" if known else ""
 
 
 def _value(record: Record, name: str) -> float:

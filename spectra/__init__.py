@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         node_minimum_sharpness,
         normalized_sharpness,
     )
+    from spectra.sharpness.noisy_error import noisy_error_bounds
     from spectra.sharpness.norms import gradient_norm, squared_norm
     from spectra.sharpness.penalised import penalised_sharpness
     from spectra.sharpness.training import BNSharpnessOptimizer
@@ -124,6 +125,7 @@ _HOME = {
     "node_minimum_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness": "spectra.sharpness.measures",
     "normalized_sharpness_direct": "spectra.sharpness.direct",
+    "noisy_error_bounds": "spectra.sharpness.noisy_error",
     "pac_bayes_bounds": "spectra.sharpness.bounds",
     "penalised_sharpness": "spectra.sharpness.penalised",
     "matrix_normalized_sharpness": "spectra.sharpness.measures",
@@ -179,6 +181,7 @@ __all__ = [
     "matrix_normalized_sharpness",
     "minimum_sharpness",
     "node_minimum_sharpness",
+    "noisy_error_bounds",
     "normalized_sharpness",
     "normalized_sharpness_direct",
     "pac_bayes_bounds",

@@ -6,6 +6,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,25 @@ def test_measures_and_the_gap_are_correlated_also_within_levels(call):
             assert f"generalization_gap {record.facts['generalization_gap']:.4g}" in printed
     assert "squared_norm and generalization_gap: pearson: " in printed
     assert "kendall within 2 levels: " in printed
+
+
+def test_the_share_that_a_measure_sets_to_zero_is_printed_with_every_coefficient(call, monkeypatch):
+    shares = iter((0.25, 0.5, 0.125, 0.75))
+
+    def load(path):
+        loaded, share = load_trajectory(path), next(shares)
+        for record in loaded.records:
+            for name, measure in record.sharpness.items():
+                if name == "minimum_sharpness":
+                    record.sharpness[name] = replace(measure, clipped=share)
+        return loaded
+
+    monkeypatch.setattr("spectra.load_trajectory", load)
+    printed = call("metric_vs_gap", *ARMS, "--metric", "minimum_sharpness", "--metric", "trace")
+    lines = [line for line in printed.splitlines() if " and generalization_gap: " in line]
+    assert len(lines) == 8
+    for line in lines:
+        assert line.endswith(", clipped 0.12 to 0.75") is line.startswith("minimum_sharpness")
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ _GROUPS: dict[str, tuple[_Option, ...]] = {
         _setting(
             "bounds",
             "--bounds",
-            help="Also the PAC-Bayes bounds of normalized sharpness, as diagnostics; they may be vacuous.",
+            help="Also the PAC-Bayes bounds of normalized sharpness, as diagnostics, and on the 0-1 error under noise; "
+            "they may be vacuous.",
         ),
     ),
     "The data and the loss": (

@@ -76,14 +76,40 @@ CATALOGUE: dict[str, Entry] = {
         f"{_MEASURES}:normalized_sharpness",
         drawn={"diagonal": "monte-carlo"},
     ),
+    "normalized_sharpness_pacbayes": Entry(
+        "half of normalized_sharpness, the scale of the PAC-Bayes bounds (Tsuzuku et al. 2020)",
+        _EXACT,
+        ("layers", "units", "order", "shift", "bn_eval", "split"),
+        f"{_MEASURES}:normalized_sharpness",
+        {"form": "pacbayes"},
+        cheap=False,
+        drawn={"diagonal": "monte-carlo"},
+    ),
+    "normalized_sharpness_icml": Entry(
+        "equation (35) of Tsuzuku et al. 2020 as printed, scales of outputs: another number than normalized_sharpness",
+        _EXACT,
+        ("layers", "units", "order", "shift", "bn_eval", "split"),
+        f"{_MEASURES}:normalized_sharpness",
+        {"form": "icml"},
+        cheap=False,
+        drawn={"diagonal": "monte-carlo"},
+    ),
+    "normalized_sharpness_icml_input": Entry(
+        "the same equation with scales of inputs, to compare with programs that use them",
+        _EXACT,
+        ("layers", "units", "order", "shift", "bn_eval", "split"),
+        f"{_MEASURES}:normalized_sharpness",
+        {"form": "icml", "side": "input"},
+        cheap=False,
+        drawn={"diagonal": "monte-carlo"},
+    ),
     "normalized_sharpness_of_normalized_loss": Entry(
         "the same with the cross-entropy of normalised logits; three classes and more",
         _EXACT,
-        ("layers", "units", "order", "shift", "logits", "bn_eval"),
+        ("layers", "units", "order", "shift", "logits", "bn_eval", "split"),
         f"{_MEASURES}:normalized_sharpness",
         {"loss": "normalized"},
         drawn={"diagonal": "monte-carlo"},
-        lacks=("split",),
     ),
     "ns_direct": Entry(
         "least rise of the loss under noise plus the noise's cost (Tsuzuku et al. 2019, equation 62); an upper bound",
@@ -135,6 +161,15 @@ CATALOGUE: dict[str, Entry] = {
         "none",
         ("order",),
         "spectra.sharpness.norms:squared_norm",
+        train_mode=True,
+    ),
+    "squared_norm_of_matrices": Entry(
+        "sum of |W_l|_F^2 over weights of two dimensions and more; a baseline",
+        "none",
+        ("order", "shift"),
+        "spectra.sharpness.norms:squared_norm",
+        {"form": "matrices"},
+        cheap=False,
         train_mode=True,
     ),
     "gradient_norm": Entry(
@@ -209,8 +244,8 @@ def chosen_measures(asked: str | Sequence[str]) -> tuple[str, ...]:
     meant = {name for name, entry in CATALOGUE.items() if entry.cheap and "cheap" in names}
     for name in names:
         if name != "cheap" and name not in CATALOGUE:
-            near = difflib.get_close_matches(name, CATALOGUE, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = difflib.get_close_matches(name, CATALOGUE, n=1) or [long for long in CATALOGUE if name in long]
+            hint = f"; did you mean {near[0]}?" if name and near else ""
             raise ArgumentError(
                 f"metrics={name!r}: all, none, cheap, or names that `spectra metrics` lists are needed{hint}"
             )

@@ -11,7 +11,8 @@ The rise is the quadratic model's; **its error is left out**, so none of these i
 References:
     [NA] Tsuzuku, Sato and Sugiyama, "Normalized flat minima", arXiv:1901.04653 (2019), (1) to (13). Its (5) lacks the
     factor 1/2 of the rise.
-    [NI] the same authors and title, ICML 2020, (1), (13) to (17) and proposition 4.1, which is `bound_parameters`. Its
+    [NI] the same authors and title, ICML 2020, (1), (13) to (17) and proposition 4.1, which is `bound_parameters`;
+    `bound_ns1` is of the setting of proposition 4.2, derived here by the same steps. Its
     (26), (33) and (35) print a root of a whole bilinear form, which is below anything that the noise can reach. So
     `bound_units` and `bound_matrices` are derived here by the same steps, with scales ``|gamma| <= R``; their constants
     are those of this derivation, not a quotation of proposition 6.1, which is of the same setting.
@@ -20,7 +21,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,15 +37,15 @@ from spectra.runtime.exclusive import exclusively
 from spectra.runtime.faults import refusal_in
 from spectra.sharpness.balancing import Array
 from spectra.sharpness.layouts import weight_layouts
-from spectra.sharpness.normalized import fisher_rao_from_diagonal, penalised_parameter_wise
+from spectra.sharpness.noise_scales import in_box, one_each
+from spectra.sharpness.normalized import fisher_rao_from_diagonal, parameter_wise, penalised_parameter_wise
 from spectra.sharpness.per_layer import clipped_share
 from spectra.sharpness.refusals import curvature_of
 from spectra.task.task import Task
 
-NAMES = ("bound_units", "bound_matrices", "bound_parameters")
+NAMES = ("bound_units", "bound_matrices", "bound_parameters", "bound_ns1")
 LAMBDAS = 2.0 ** (np.arange(61) / 2)  # Lambda: 1 to 2^30
 PRICES = 10.0 ** np.arange(-2, 3)  # Lambda': of the distance of a scale from the prior's
-_SWEEPS, _BALANCED = 500, 1e-8
 
 
 @exclusively
@@ -71,6 +72,9 @@ def pac_bayes_bounds(
     - ``bound_parameters``: proposition 4.1 of [NI], ``L + c (lambda' FR / (2 sqrt(lambda)) + NS'(lambda') /
       (2 sqrt(lambda)) + Xi / lambda + lambda / (2 m))`` with ``Xi = ln(1/delta) + n ln|B| + 2 ln|Lambda| +
       ln|Lambda'|`` and ``B`` the log-standard-deviations, half of the above.
+    - ``bound_ns1``: the first one with a scale for each parameter, so that ``V = sum_i min_{t in B} (h_i e^t + u_i
+      e^-t) / 2``, ``Xi = ln(1/delta) + n ln|B| + ln|Lambda|``. ``V`` is at least ``NS1 = sum sqrt(h_i u_i)``, [NI]
+      (19), and at most ``cosh(d / 2) NS1`` for points at a distance ``d`` where no best scale is outside of the set.
 
     ``B`` has ``points`` numbers in ``[-R, R]``, evenly spaced; ``Lambda = {2^(j/2), j = 0..60}``; ``Lambda' =
     {10^j, j = -2..2}``.
@@ -155,6 +159,10 @@ def pac_bayes_bounds(
     _, certificate, terms = min(tried, key=lambda one: one[0])
     terms |= {"fisher_rao": rao, "scales": count}
     measures["bound_parameters"] = _measure(constants | terms, why, certificate, parts.clipped, conditions)
+    noise, ns1 = parts.of_each(log_scales)
+    terms = _best(noise, base + count * math.log(points) + math.log(len(LAMBDAS)), m)
+    terms |= {"noise": noise, "ns1": ns1, "scales": count}
+    measures["bound_ns1"] = _measure(constants | terms, why, 0.0, parts.clipped, conditions)
     return measures
 
 
@@ -230,65 +238,13 @@ class _BoundTerms:
                 total, scales, worst = total + value, scales + sum(a.shape), max(worst, certificate)
         return total, scales, worst
 
+    def of_each(self, log_scales: Array) -> tuple[float, float]:
+        """``V`` with a scale for each parameter, and ``NS1``."""
+        return sum(one_each(h, u, log_scales) for h, u in self.flat), sum(parameter_wise(h, u) for h, u in self.flat)
+
     def fisher_rao(self) -> float:
         return sum(fisher_rao_from_diagonal(h, u) for h, u in self.flat)
 
     def penalised(self, lam: float, log_scales: Array) -> tuple[float, float]:
         results = [penalised_parameter_wise(h, u, lam, log_scales) for h, u in self.flat]
         return sum(result.value for result in results), max((result.certificate for result in results), default=0.0)
-
-
-def one_each(h: Array, u: Array, log_scales: Array) -> float:
-    """``sum_i min_{t in B} (h_i e^t + u_i e^-t) / 2``: a scale of its own for each, from a sorted set."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        best = np.nan_to_num((np.log(u) - np.log(h)) / 2, nan=0.0, posinf=np.inf, neginf=-np.inf)
-    above = np.searchsorted(log_scales, best)
-    ends = (log_scales[np.maximum(above - 1, 0)], log_scales[np.minimum(above, len(log_scales) - 1)])
-    values = [(h * np.exp(t) + u * np.exp(-t)) / 2 for t in ends]
-    return float(np.minimum(*values).sum())
-
-
-def in_box(h: Array, u: Array, log_scales: Array) -> tuple[float, float]:
-    """``sum_ij (h_ij e^(x_i + y_j) + u_ij e^-(x_i + y_j)) / 2`` at scales of a set, and a certificate.
-
-    The problem is convex, so that minimising over ``x`` and ``y`` in turn, each in closed form and brought into the
-    interval, leads to its least value over the box ``[-R, R]``. The scales are then rounded to the set. The certificate
-    is of before: the largest derivative that the box leaves free, relative to the value.
-    """
-    low, high = math.exp(log_scales[0]), math.exp(log_scales[-1])
-    a, b = np.ones(h.shape[0]), np.ones(h.shape[1])
-
-    def best(down: Array, up: Array) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio: Array = np.clip(np.nan_to_num(np.sqrt(down / up), nan=1.0, posinf=high), low, high)
-        return ratio
-
-    def violation(at: Array, up: Array, down: Array) -> float:
-        slope = up - down
-        slope = np.where(at <= low, np.minimum(slope, 0), np.where(at >= high, np.maximum(slope, 0), slope))
-        return float(np.abs(slope).max(initial=0.0))
-
-    certificate = math.inf
-    for _ in range(_SWEEPS):
-        a = best(u @ (1 / b), h @ b)
-        b = best(u.T @ (1 / a), h.T @ a)
-        up, down = a * (h @ b), (u @ (1 / b)) / a
-        value = float(up.sum() + down.sum())
-        certificate = violation(a, up, down) / value if value > 0 else 0.0
-        if certificate <= _BALANCED:
-            break
-    nearest = _nearest(log_scales)
-    s = np.exp(nearest(np.log(a))[:, None] + nearest(np.log(b))[None, :])
-    return float((h * s + u / s).sum()) / 2, certificate
-
-
-def _nearest(log_scales: Array) -> Callable[[Array], Array]:
-    """The nearest of an evenly spaced set."""
-    step = (log_scales[-1] - log_scales[0]) / max(1, len(log_scales) - 1)
-
-    def nearest(values: Array) -> Array:
-        places = np.round((values - log_scales[0]) / step) if step > 0 else np.zeros_like(values)
-        rounded: Array = log_scales[np.clip(places.astype(int), 0, len(log_scales) - 1)]
-        return rounded
-
-    return nearest

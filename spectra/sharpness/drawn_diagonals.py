@@ -20,6 +20,7 @@ from spectra.operators.hessian import HessianOperator
 from spectra.task.task import Task
 
 METHODS = ("probes", "na", "ni")
+PRINTED = "ni-printed"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def drawn_diagonal(
     seed: int = 0,
     bn_mode: str = "eval",
 ) -> DrawnDiagonal:
-    """The mean over draws of one of three estimators of ``diag H``, all unbiased up to the radius.
+    """The mean over draws of an estimator of ``diag H``, unbiased up to the radius in all forms but ``"ni-printed"``.
 
     ``"probes"``: ``v * H v`` with random signs ``v`` (Hutchinson), by exact products. Per entry the variance of a draw
     is ``sum_{j != i} H_ij^2``.
@@ -63,14 +64,17 @@ def drawn_diagonal(
     At ``eps = 0`` exactly covariant under a rescaling of units, at any radius; the variance
     ``sum_{j != i} H_ij^2 (D_j / D_i)^2`` explodes for small weights, and a weight of 0 has no estimate.
 
+    ``"ni-printed"``: ``"ni"`` with NI (30) as printed, ``w +- radius (|w| s + eps)``: an estimate of
+    ``H_ii |w_i| / (|w_i| + eps)``, for comparison only.
+
     Finite differences include the kinks of ReLU networks; ``"probes"`` and the exact diagonal do not.
 
     Args:
         task: the task; its ``l2`` has no part.
-        method: one of the three.
+        method: one of the four.
         draws: at least 2; two gradients each, or a product.
         radius: of the displacement, relative to the weights.
-        eps: of ``"ni"``.
+        eps: of ``"ni"`` and ``"ni-printed"``.
         seed: of the draws.
         bn_mode: ``"eval"``, ``"recalibrated"`` or ``"train"``.
 
@@ -81,8 +85,8 @@ def drawn_diagonal(
     References:
         Hutchinson (1989); Tsuzuku, Sato and Sugiyama, Normalized flat minima, arXiv:1901.04653 (NA) and ICML 2020 (NI).
     """
-    if method not in METHODS:
-        raise ArgumentError(f"diagonal={method!r}: one of {', '.join(map(repr, METHODS))} is needed")
+    if method not in (*METHODS, PRINTED):
+        raise ArgumentError(f"diagonal={method!r}: one of {', '.join(map(repr, (*METHODS, PRINTED)))} is needed")
     if draws < 2:
         raise ArgumentError(f"draws={draws}: at least 2 are needed for a standard error; 32 is the default")
     if not (radius > 0 and eps >= 0):
@@ -103,7 +107,8 @@ def drawn_diagonal(
         shapes = [p.shape for p in loss.function.theta]
         steps = _steps(loss, method, radius, eps)
         with loss.prepared():
-            mean, error = _averaged(draws, n, lambda: _difference(loss, steps, _direction(method, n, generator)))
+            shift = radius * eps if method == PRINTED else 0.0
+            mean, error = _averaged(draws, n, lambda: _difference(loss, steps, _direction(method, n, generator), shift))
         cost = 2 * draws
 
     def by_tensor(vector: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -131,15 +136,17 @@ def _product(operator: HessianOperator, signs: torch.Tensor) -> torch.Tensor:
     return vector * operator.apply(vector[None])[0]
 
 
-def _difference(loss: DisplacedLoss, steps: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+def _difference(loss: DisplacedLoss, steps: torch.Tensor, direction: torch.Tensor, shift: float) -> torch.Tensor:
+    """``shift`` is the part of the steps that the signs do not multiply."""
     moved = direction.to(loss.device)
-    ahead, behind = loss.gradient(steps * moved)[1], loss.gradient(-steps * moved)[1]
+    by = (steps - shift) * moved + shift
+    ahead, behind = loss.gradient(by)[1], loss.gradient(-by)[1]
     return moved * (ahead - behind) / (2 * steps)
 
 
 def _steps(loss: DisplacedLoss, method: str, radius: float, eps: float) -> torch.Tensor:
     """The displacement of each parameter, ``(n,)``."""
-    if method == "ni":
+    if method in ("ni", PRINTED):
         steps = radius * (loss.theta.abs() + eps)
         if not bool((steps > 0).all()):
             count = int((steps == 0).sum())
@@ -150,7 +157,7 @@ def _steps(loss: DisplacedLoss, method: str, radius: float, eps: float) -> torch
 
 
 def _direction(method: str, n: int, generator: torch.Generator) -> torch.Tensor:
-    if method == "ni":
+    if method in ("ni", PRINTED):
         return _signs(n, generator)
     return torch.randn(n, generator=generator, dtype=torch.float64)
 

@@ -18,31 +18,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import torch
-from torch.nn import functional as F
-
-from spectra.errors import ArgumentError, TaskError
+from spectra.errors import ArgumentError
 from spectra.exact.diagonal import ExactDiagonal
-from spectra.exact.normalized import normalized_cross_entropy
 from spectra.exact.trace import exact_diagonal, exact_trace
 from spectra.operators.modes import check_bn_mode
 from spectra.results.exact_trace import ExactTrace
 from spectra.results.measure import Measure, remarked
 from spectra.runtime.exclusive import exclusively
-from spectra.sharpness.drawn_diagonals import METHODS, drawn_diagonal
+from spectra.sharpness.drawn_diagonals import METHODS, PRINTED, drawn_diagonal
 from spectra.sharpness.minimum import minimum_of_traces, prepare_rescaling
 from spectra.sharpness.node_wise import FORM as NODE_WISE
 from spectra.sharpness.node_wise import chain_of, minimum_of_diagonals
 from spectra.sharpness.normalized import check_options
+from spectra.sharpness.normalized_loss import LossChoice, checked_loss
 from spectra.sharpness.per_layer import matrix_normalized_of_traces, normalized_of_diagonals
 from spectra.sharpness.refusals import curvature_of, measured_or_refused
 from spectra.sharpness.train_part import train_mode_part_or_reason
-from spectra.task.averaging import averaging_of
 from spectra.task.task import Task
 
-LOSSES = ("task", "normalized")
 _SUMS = ("exact", "monte-carlo")  # ways of having a diagonal from the criterion's Hessian in the outputs
 
 
@@ -173,15 +167,16 @@ def normalized_sharpness(
         lam: the weight of the noise's entropy: 1/2 in the paper's body, 1 in its appendix C. No part of ``"icml"``.
         side: whether the scales of ``"icml"`` belong to outputs or to inputs.
         loss: ``"task"``, or ``"normalized"`` for the cross-entropy of the logits over their standard deviation (three
-            classes and more), with the task's targets but without class weights or label smoothing.
+            classes and more), with the task's targets but without class weights or label smoothing. Samples whose
+            logits are all equal have no such loss: they are left out, and ``details["left_out"]`` counts them.
         bn_mode: ``"eval"`` or ``"recalibrated"``; in train mode there is no exact diagonal.
         diagonal: ``"exact"``: of the Hessian where it is its, else of the Gauss-Newton matrix, labelled;
             ``"monte-carlo"``: the same from draws, with a standard error; or of the Hessian from draws, whose scatter
-            biases the measure: ``"probes"``, ``"na"``, ``"ni"``, see
+            biases the measure: ``"probes"``, ``"na"``, ``"ni"``, ``"ni-printed"``, see
             :func:`spectra.sharpness.drawn_diagonals.drawn_diagonal`.
         draws: number of random draws.
         radius: of the finite differences of ``"na"`` and ``"ni"``, relative to the weights.
-        eps: of ``"ni"``.
+        eps: of ``"ni"`` and ``"ni-printed"``.
         seed: of the draws.
 
     Returns:
@@ -193,22 +188,23 @@ def normalized_sharpness(
         DataError: the data cannot be used.
     """
     check_options(form, lam, side)
-    if diagonal not in (*_SUMS, *METHODS):
-        raise ArgumentError(f"diagonal={diagonal!r}: {', '.join(map(repr, (*_SUMS, *METHODS)))} is needed")
-    conditions = {"form": form, "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
+    if diagonal not in (*_SUMS, *METHODS, PRINTED):
+        raise ArgumentError(f"diagonal={diagonal!r}: {', '.join(map(repr, (*_SUMS, *METHODS, PRINTED)))} is needed")
+    conditions = {"form": form, "loss": checked_loss(loss), "bn_mode": check_bn_mode(bn_mode)}
 
     def measured() -> Measure:
-        plain = _with_loss(task, loss)
+        choice = LossChoice(task, loss, bn_mode)
+        plain = choice.task
         summed = partial(normalized_of_diagonals, task, form=form, lam=lam, side=side, loss=loss, bn_mode=bn_mode)
         if diagonal in _SUMS:
             exact = exact_diagonal(plain, bn_mode, method=diagonal, draws=draws, seed=seed)
-            return _with_reasons(summed(exact, curvature_of(exact), errors=exact.stderr), exact)
+            return choice.noted(_with_reasons(summed(exact, curvature_of(exact), errors=exact.stderr), exact))
         drawn = drawn_diagonal(plain, diagonal, draws=draws, radius=radius, eps=eps, seed=seed, bn_mode=bn_mode)
         words = (
             f"the diagonal is from {draws} draws ({diagonal}): what is negative in it is set to 0, so the value is "
             f"biased; its standard error is {drawn.relative_error:.0%} of it in the root mean square"
         )
-        return remarked(summed(drawn.values, "hessian"), words)
+        return choice.noted(remarked(summed(drawn.values, "hessian"), words))
 
     return measured_or_refused(measured, **conditions)
 
@@ -236,44 +232,18 @@ def matrix_normalized_sharpness(
         ArgumentError: an argument outside its range.
         DataError: the data cannot be used.
     """
-    conditions = {"form": "matrix", "loss": _checked(loss), "bn_mode": check_bn_mode(bn_mode)}
+    conditions = {"form": "matrix", "loss": checked_loss(loss), "bn_mode": check_bn_mode(bn_mode)}
 
     def measured() -> Measure:
-        trace = exact_trace(_with_loss(task, loss), bn_mode, method=method, draws=draws, seed=seed)
+        choice = LossChoice(task, loss, bn_mode)
+        trace = exact_trace(choice.task, bn_mode, method=method, draws=draws, seed=seed)
         curvature, errors = curvature_of(trace), trace.stderr_by_layer
         measure = matrix_normalized_of_traces(
             task, trace.by_layer, curvature, errors=errors, loss=loss, bn_mode=bn_mode
         )
-        return _with_reasons(measure, trace)
+        return choice.noted(_with_reasons(measure, trace))
 
     return measured_or_refused(measured, **conditions)
-
-
-def _checked(loss: str) -> str:
-    if loss not in LOSSES:
-        raise ArgumentError(f"loss={loss!r}: one of {', '.join(map(repr, LOSSES))} is needed")
-    return loss
-
-
-def _with_loss(task: Task, loss: str) -> Task:
-    """The task whose curvature is used: without l2, and with the normalised cross-entropy if ``loss`` requests it."""
-    if loss == "task":
-        return replace(task, l2=0.0)
-    if not task.splits:
-        raise TaskError("the task has a loss_fn and no outputs that could be normalised: pass a criterion")
-    counted = averaging_of(F.cross_entropy)
-    assert counted is not None
-
-    def summed(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return normalized_cross_entropy(output, target) * counted.weight(target)
-
-    if task.reduces_to == "sum":
-        return replace(task, criterion=summed, weight=None, reduction="sum", l2=0.0)
-
-    def weight(batch: Any) -> Any:
-        return counted.weight(task.target_of(batch))
-
-    return replace(task, criterion=normalized_cross_entropy, weight=weight, reduction="mean", l2=0.0)
 
 
 def _with_reasons(measure: Measure, exact: ExactTrace | ExactDiagonal) -> Measure:

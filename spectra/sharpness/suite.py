@@ -19,6 +19,8 @@ from spectra.runtime.exclusive import exclusively
 from spectra.runtime.faults import Faults, is_refusal, refusal_in
 from spectra.runtime.phases import part
 from spectra.sharpness.bounds import NAMES, pac_bayes_bounds
+from spectra.sharpness.noisy_error import FORM, noisy_error_bounds
+from spectra.sharpness.noisy_error import NAMES as ERROR_NAMES
 from spectra.task.task import Task
 
 
@@ -50,7 +52,7 @@ def measure_all(
         entry = CATALOGUE[name]
         if bn_mode == "train" and not entry.train_mode:
             continue
-        mode = {} if name == "squared_norm" else {"bn_mode": "train" if entry.always_train else bn_mode}
+        mode = {} if entry.home.endswith(":squared_norm") else {"bn_mode": "train" if entry.always_train else bn_mode}
         with part("measures", index, len(chosen), name), limited(None) if name in named else nullcontext():
             try:
                 measures[name] = _affordable(name, task, mode)
@@ -82,11 +84,14 @@ def _affordable(name: str, task: Task, mode: dict[str, str]) -> Measure:
 
 
 def bounds_of(task: Task, bn_mode: str = "eval") -> dict[str, Measure]:
-    """The PAC-Bayes bounds of a record; NaN with the reason where spectra refuses them."""
-    try:
-        return pac_bayes_bounds(task, bn_mode)
-    except SpectraError as error:
-        return {name: not_measured(refusal_in(error), form="pac-bayes", bn_mode=bn_mode) for name in NAMES}
+    """The PAC-Bayes bounds of a record, of the loss and of the error; NaN with the reason where they are refused."""
+    measures: dict[str, Measure] = {}
+    for bounds, names, form in ((pac_bayes_bounds, NAMES, "pac-bayes"), (noisy_error_bounds, ERROR_NAMES, FORM)):
+        try:
+            measures |= bounds(task, bn_mode)
+        except SpectraError as error:
+            measures |= {name: not_measured(refusal_in(error), form=form, bn_mode=bn_mode) for name in names}
+    return measures
 
 
 @exclusively

@@ -80,9 +80,9 @@ def test_the_traces_are_checked_unless_that_is_not_wanted(here):
 def test_bounds_are_in_the_table_and_say_when_they_are_vacuous(here):
     printed = analysed("net_0.pt", *QUICK, "--metrics", "none", "--bounds", "--all").stdout
     for said in (printed, spectra("show", "run.h5", "--all").stdout):
-        assert all(name in said for name in ("bound_units", "bound_matrices", "bound_parameters"))
+        assert all(name in said for name in ("bound_units", "bound_parameters", "bound_error_units"))
     words = " ".join(printed.split())
-    assert "bound_units, bound_matrices, bound_parameters: vacuous: not below 1" in words
+    assert "bound_units, bound_matrices, bound_parameters, bound_ns1: vacuous: not below 1" in words
     assert "not a guarantee" in words
 
 

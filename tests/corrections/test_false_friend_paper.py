@@ -44,6 +44,26 @@ def test_ff_section_2_longer_products_have_full_rank():
         assert float(torch.linalg.det(hessian)) == pytest.approx(closed, rel=1e-10)
 
 
+def test_ff_6_the_loss_is_of_differences_of_logits():
+    z, label = torch.tensor([[1.2, -0.3, 0.7]], dtype=torch.float64), torch.tensor([0])
+    loss = float(F.cross_entropy(z, label))
+    others = z[0, 1:]
+    assert float(torch.log1p((others - z[0, 0]).exp().sum())) == pytest.approx(loss, rel=1e-14)
+    assert float(torch.log1p(others.exp().sum())) > 2 * loss  # with the logits themselves
+
+
+def test_ff_evidence_has_the_sum_of_the_logarithms():
+    """Against the integral of ``exp(-x'Hx / 2)`` under the prior ``N(0, 1/g)``, by quadrature."""
+    eigenvalues, g = [2.0, 0.5, 7.0], 0.8
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    log_evidence = sum(
+        math.log(float((weights * np.exp(-value * nodes**2 / (2 * g))).sum() / weights.sum())) for value in eigenvalues
+    )
+    logs = [math.log((value + g) / g) for value in eigenvalues]
+    assert log_evidence == pytest.approx(-sum(logs) / 2, rel=1e-6)
+    assert abs(log_evidence + math.prod(logs) / 2) > 0.3
+
+
 def test_ff_7_9_the_signs_of_the_derivatives_of_the_loss():
     w = torch.tensor([0.4, -0.7], dtype=torch.float64, requires_grad=True)
     h = torch.stack([w[0] * w[1], w[0] ** 2 - w[1], torch.sin(w[1])])  # z_i - z_c

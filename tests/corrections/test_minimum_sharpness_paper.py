@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from cases import dense_hessian
+from scipy.optimize import minimize
 from torch import nn
 from torch.nn import functional as F
 
@@ -105,3 +107,36 @@ def test_ms_section_2_one_back_propagation_less_than_classes_suffices():
     assert columns.shape == (7, 3, 2)
     trace = float((torch.einsum("nkp,nkc->npc", g, columns) ** 2).sum()) / len(x)
     assert trace == pytest.approx(hessian_trace(model, x, y), rel=1e-12)
+
+
+def test_ms_app_g_scales_whose_product_is_one_make_normalized_sharpness_depend_on_the_scale_of_layers():
+    torch.manual_seed(2)
+    x, y = torch.randn(12, 4).double(), torch.randint(3, (12,))
+    first, second = torch.randn(5, 4).double(), torch.randn(3, 5).double()
+
+    def values(a: float) -> tuple[float, float]:
+        """The sum over both layers of the least ``sum H s + W^2 / s`` over all scales, and over scales of product 1."""
+        weights = [(first * a).requires_grad_(), (second / a).requires_grad_()]
+        loss = F.cross_entropy(F.relu(x @ weights[0].T) @ weights[1].T, y)
+        diagonal = dense_hessian(loss, weights).diagonal().split([20, 15])
+        free, tied = 0.0, 0.0
+        for weight, entries in zip(weights, diagonal):
+            h, u = entries.view(weight.shape).numpy(), weight.detach().square().numpy()
+            rows = len(h)
+
+            def value(z: np.ndarray, h: np.ndarray = h, u: np.ndarray = u, rows: int = rows) -> float:
+                s = np.exp(z[:rows, None] + z[None, rows:])
+                return float((h * s + u / s).sum())
+
+            def one(z: np.ndarray, value=value, rows: int = rows) -> float:
+                return value(np.concatenate([z[:rows] - z[:rows].mean(), z[rows:] - z[rows:].mean()]))
+
+            free, tied = (
+                total + float(minimize(f, np.zeros(sum(h.shape)), tol=1e-14).fun)
+                for total, f in ((free, value), (tied, one))
+            )
+        return free, tied
+
+    (free, tied), (free_after, tied_after) = values(1.0), values(4.0)
+    assert free_after == pytest.approx(free, rel=1e-6)  # NA (17)
+    assert tied_after > 1.5 * tied  # 4 times the first layer, a quarter of the second: the same function

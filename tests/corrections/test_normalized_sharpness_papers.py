@@ -170,6 +170,9 @@ def test_ni_26_33_both_exponentials_are_of_the_same_variable():
     assert np.exp(gamma) @ kernel @ np.exp(-gamma) > 0
     with pytest.raises(ValueError, match="mismatch"):
         np.exp(gamma) @ kernel @ np.exp(-gamma_prime)
+    h, u = problem(shape=(4, 4))
+    values = [np.exp(-c * gamma) @ (h @ u.T) @ np.exp(-c * gamma) for c in (0.0, 10.0)]  # gamma' = -gamma
+    assert values[1] == pytest.approx(math.exp(-20) * values[0])  # and so on: the infimum over both is 0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -179,3 +182,31 @@ def test_ni_and_na_do_not_define_the_same_number(seed):
     printed = math.sqrt(best(lambda x: float(np.exp(x) @ kernel @ np.exp(-x)), 4))
     half = arxiv_value(h, u) / 2
     assert printed < half < math.sqrt(3) * printed
+
+
+def test_ni_6_the_covariance_of_the_noise_is_the_square_of_sigma():
+    """Rise and divergence as functions of sigma: ``sigma^2 Tr H / 2`` and ``|w|^2 / (2 sigma^2)`` (exact moments)."""
+    h, w, sigma = np.array([3.0, 1.0]), torch.tensor([0.5, -2.0]), 0.3
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    for covariance, holds in ((sigma**2, True), (sigma, False)):
+        std = math.sqrt(covariance)
+        moments = float((weights * (std * nodes) ** 2).sum() / weights.sum())
+        divergence = float(kl_divergence(Normal(w, std), Normal(torch.zeros(2), std)).sum())
+        rise_agrees = float((h / 2 * moments).sum()) == pytest.approx(float(sigma**2 * h.sum() / 2), rel=1e-9)
+        divergence_agrees = divergence == pytest.approx(float(w.square().sum()) / (2 * sigma**2), rel=1e-6)
+        assert rise_agrees is divergence_agrees is holds
+
+
+def test_ni_prop_4_1_the_best_lambda_grows_with_m_to_the_two_thirds_and_the_bound_falls_with_its_third_root():
+    a, constant = 3.0, 50.0
+
+    def excess(lam: float, m: float) -> float:
+        return a / math.sqrt(lam) + constant / lam + lam / (2 * m)
+
+    for m, near in ((1e9, 0.06), (1e12, 0.006), (1e15, 0.0006)):
+        found = minimize(lambda t: excess(math.exp(t[0]), m), [math.log(m) / 2], tol=1e-16)  # noqa: B023
+        closed = (a * m) ** (2 / 3)
+        assert math.exp(float(found.x[0])) == pytest.approx(closed, rel=near)
+        assert float(found.fun) == pytest.approx(1.5 * a ** (2 / 3) * m ** (-1 / 3), rel=near)
+        assert excess(math.sqrt(m), m) == pytest.approx(a * m**-0.25, rel=6 * near)  # the rate of the printed choice
+        assert excess(math.sqrt(m), m) > 2 * float(found.fun)

@@ -16,7 +16,8 @@ import spectra
 from spectra import Task, analyze
 from spectra.errors import ArgumentError
 from spectra.results.storage.runfile import RunFile, load_trajectory
-from spectra.sharpness.bounds import LAMBDAS, NAMES, in_box, one_each
+from spectra.sharpness.bounds import LAMBDAS, NAMES
+from spectra.sharpness.noise_scales import in_box, one_each
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -115,6 +116,21 @@ def test_every_term_is_in_the_details_and_makes_the_value():
     assert units["noise"] < 1.05 * found["bound_matrices"].details["noise"]
 
 
+def test_the_bound_with_a_scale_for_each_parameter_is_that_of_ns1_up_to_the_rounding_to_the_set():
+    task, m = relu_net(), 10_000
+    literal = sum(
+        float((d.clamp(min=0).sqrt() * p.detach().abs()).sum())
+        for d, p in zip(dense_diagonal(task).values(), task.model.parameters())
+    )
+    fine = spectra.pac_bayes_bounds(task, samples=m, radius=60.0, points=60_001)["bound_ns1"].details
+    assert fine["ns1"] == pytest.approx(literal, rel=1e-9)
+    assert fine["noise"] == pytest.approx(literal, rel=1e-5)
+    found = spectra.pac_bayes_bounds(task, samples=m, radius=60.0, points=241)["bound_ns1"]
+    assert literal < found.details["noise"] < math.cosh(0.25) * literal
+    constant = math.log(20) + 43 * math.log(241) + math.log(61)
+    assert found.value == pytest.approx(found.details["loss"] + excess(found.details["noise"], constant, m), rel=1e-12)
+
+
 def test_they_fall_to_the_loss_as_the_samples_grow():
     task = relu_net()
     for name in NAMES:
@@ -167,7 +183,7 @@ def test_a_record_keeps_them_with_its_measures_and_a_file_too(tmp_path):
     records = analyze(
         task, operators=("hessian", "ggn"), lanczos_steps=2, num_probes=2, metrics="squared_norm", bounds=True
     )
-    assert [list(record.sharpness) for record in records] == [["squared_norm", *NAMES], []]
+    assert [list(record.sharpness)[: 1 + len(NAMES)] for record in records] == [["squared_norm", *NAMES], []]
     alone = spectra.pac_bayes_bounds(task)
     with RunFile.open(tmp_path / "run.h5", {"seed": 0}) as run:
         run.append(records[0])

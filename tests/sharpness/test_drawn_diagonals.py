@@ -85,6 +85,25 @@ def test_the_second_papers_estimate_is_covariant_under_a_rescaling_of_units_at_a
     assert float((layer.values["2.weight"] - first.values["2.weight"] * c**2).abs().max()) > 1e-3
 
 
+def test_the_printed_form_of_the_second_paper_is_its_equation_and_biased_as_the_table_of_corrections_says():
+    task, radius, eps = make_task(), 1e-4, 0.5
+    w = torch.cat([p.detach().flatten() for p in task.model.parameters()])
+    found = drawn_diagonal(task, "ni-printed", draws=200, radius=radius, eps=eps, seed=1)
+    z = (flat(found.values) - dense_diagonal(task) * w.abs() / (w.abs() + eps)) / flat(found.stderr)
+    assert float(z.abs().max()) < 4.5
+    assert 0.7 < float(z.square().mean().sqrt()) < 1.3
+    x, y = (torch.cat(parts) for parts in zip(*task.data))
+    h = dense_hessian(F.cross_entropy(task.model(x), y), list(task.model.parameters()))
+    signs = [(2 * torch.randint(2, w.shape, generator=g) - 1).double() for g in [torch.Generator().manual_seed(4)] * 2]
+    literal = sum(s * (h @ (w.abs() * s + eps)) / (w.abs() + eps) for s in signs) / 2
+    found = flat(drawn_diagonal(task, "ni-printed", draws=2, radius=1e-5, eps=eps, seed=4).values)
+    torch.testing.assert_close(found, literal, rtol=1e-6, atol=1e-8)
+    plain, same = (flat(drawn_diagonal(task, m, draws=3).values) for m in ("ni", "ni-printed"))
+    assert torch.equal(plain, same)  # at eps = 0
+    words = normalized_sharpness(task, diagonal="ni-printed", eps=0.1, draws=2).reason
+    assert "the diagonal is from 2 draws (ni-printed)" in words
+
+
 def test_batch_norm_in_train_mode_has_a_diagonal_by_probes():
     task = make_task(batch_norm=True)
     found = drawn_diagonal(task, "probes", draws=500, bn_mode="train")
@@ -124,7 +143,9 @@ def test_normalized_sharpness_from_draws_says_so_and_comes_near_the_exact_one_wi
 
 def test_what_cannot_be_drawn_is_refused():
     task = make_task()
-    with pytest.raises(ArgumentError, match="diagonal='hutch': 'exact', 'monte-carlo', 'probes', 'na', 'ni' is needed"):
+    with pytest.raises(
+        ArgumentError, match="diagonal='hutch': 'exact', 'monte-carlo', 'probes', 'na', 'ni', 'ni-printed' is needed"
+    ):
         normalized_sharpness(task, diagonal="hutch")
     with pytest.raises(ArgumentError, match="draws=1"):
         drawn_diagonal(task, draws=1)

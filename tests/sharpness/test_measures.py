@@ -176,3 +176,47 @@ def test_the_model_is_left_as_it_was():
     assert task.model.training
     assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
     assert isinstance(task.model[1], nn.BatchNorm2d)
+
+
+def half_dead(bias: float = 0.0) -> Task:
+    """A network without a live unit for samples 1 and 4: all their logits are the last bias, equal to ``bias``."""
+    task = mlp()
+    x, y = task.data[0]
+    with torch.no_grad():
+        x[:, 0] = torch.tensor([1.0, -1, 1, 1, -1, 1])
+        task.model[0].weight[:, 0] = 50.0
+        task.model[2].bias.fill_(bias)
+    return replace(task, data=[(x[:4], y[:4]), (x[4:], y[4:])])
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.1, 1 / 3])  # the mean of three times 0.1 is not 0.1
+def test_samples_whose_logits_are_equal_are_left_out_of_the_normalized_loss_and_counted(bias):
+    task = half_dead(bias)
+    x, y = (torch.cat(parts) for parts in zip(*task.data))
+    live = torch.tensor([0, 2, 3, 5])
+    rest = replace(task, data=[(x[live], y[live])])
+    for function in (spectra.normalized_sharpness, spectra.matrix_normalized_sharpness):
+        found, expected = function(task, loss="normalized"), function(rest, loss="normalized")
+        if math.isnan(expected.value):
+            assert math.isnan(found.value)
+            assert "negative" in found.reason
+            continue
+        assert found.value == pytest.approx(expected.value, rel=1e-9)
+        assert found.details["left_out"] == 2
+        assert "2 of 6 samples are left out" in found.reason
+        assert expected.details["left_out"] == 0
+        assert "left out" not in (expected.reason or "")
+    summed = replace(task, criterion=nn.CrossEntropyLoss(reduction="sum"))
+    total = spectra.normalized_sharpness(summed, loss="normalized")
+    assert total.value == pytest.approx(2 * spectra.normalized_sharpness(rest, loss="normalized").value, rel=1e-9)
+    assert total.details["left_out"] == 2
+
+
+def test_a_network_whose_logits_are_all_equal_has_no_normalized_loss():
+    task = mlp()
+    with torch.no_grad():
+        task.model[2].weight.zero_()
+        task.model[2].bias.fill_(0.1)
+    found = spectra.normalized_sharpness(task, loss="normalized")
+    assert math.isnan(found.value)
+    assert "the logits of every sample are equal" in found.reason

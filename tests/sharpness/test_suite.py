@@ -48,6 +48,13 @@ def test_the_measures_of_a_record_are_those_of_the_functions():
     assert found["adaptive_sharpness_worst"] == spectra.adaptive_sharpness(task, form="worst")
     assert found["bn_sharpness"] == spectra.bn_sharpness(task, bn_mode="train")
     assert found["normalized_sharpness_of_normalized_loss"].loss == "normalized"
+    assert found["normalized_sharpness_pacbayes"] == spectra.normalized_sharpness(task, "pacbayes")
+    assert found["normalized_sharpness_icml"] == spectra.normalized_sharpness(task, "icml")
+    assert found["normalized_sharpness_icml_input"] == spectra.normalized_sharpness(task, "icml", side="input")
+    assert found["squared_norm_of_matrices"] == spectra.squared_norm(task, form="matrices")
+    half, printed = (found[f"normalized_sharpness_{form}"].value for form in ("pacbayes", "icml"))
+    assert 2 * half == pytest.approx(found["normalized_sharpness"].value, rel=1e-12)
+    assert 0 < printed < half < math.sqrt(6) * printed
     assert all(math.isfinite(measure.value) for measure in found.values())
 
 
@@ -146,6 +153,8 @@ def test_names_are_checked_at_the_call_with_a_near_one():
     assert chosen_measures("none") == ()
     assert chosen_measures("cheap") == tuple(CHEAP)
     assert chosen_measures("bn_sharpness,cheap") == (*CHEAP, "bn_sharpness")
+    with pytest.raises(ArgumentError, match="did you mean normalized_sharpness_icml"):
+        chosen_measures("icml")
     with pytest.raises(ArgumentError, match="did you mean minimum_sharpness"):
         analyze(make_task(), metrics="minimal_sharpness")
 
