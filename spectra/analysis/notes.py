@@ -37,8 +37,8 @@ def notes_of(operator: CurvatureOperator) -> list[str]:
         notes.append(f"the network has no batch-norm layer: {operator.bn_mode} mode is the same function as eval mode")
     if operator.scale is not None and operator.bn_mode != "train" and batch_norm_layers(operator.task.model):
         notes.append(
-            "the optimizer's denominators are of gradients with batch norm in train mode: a parameter without a gradient "
-            f"there, such as a bias before batch norm, can dominate in {operator.bn_mode} mode; take --bn train"
+            "the optimizer's denominators are of gradients with batch norm in train mode: a parameter without a "
+            f"gradient there, such as a bias before it, can dominate in {operator.bn_mode} mode; take --bn train"
         )
     if operator.per_sample:
         over = operator.task.averaging.over
