@@ -16,6 +16,7 @@ from spectra.analysis.diagnoses import OK, PROBLEM, WARNING, Diagnosis
 from spectra.analysis.held_out import errors_name_test_data
 from spectra.analysis.observed import observe
 from spectra.analysis.plan import plan_checkpoints
+from spectra.analysis.preconditioning import preconditioner_for
 from spectra.analysis.resume import weights_sha256
 from spectra.analysis.run import TaskMaker, under_names_of
 from spectra.analysis.settings import RunSettings
@@ -98,6 +99,7 @@ class _Doctor:
         self._recipient = Recipient(asked.partial)
         self._chosen = ChosenData(asked.data, with_test=asked.analysis.test_data)
         self._fixed: tuple[Task, Task | None] | None = None  # the last task, and the same with fixed data
+        self._preconditioner: dict[str, torch.Tensor] | None = None  # of the checkpoint that is examined
         self._places: dict[str, list[Place]] = {}  # hash of weights -> the checkpoints that have them
 
     @property
@@ -136,9 +138,13 @@ class _Doctor:
         asked = self.asked
         phase("reading")
         ready: Task | None = None
+        self._preconditioner = None
         with self.refusals("checkpoint"):
             size = parse_size(asked.max_size)
-            checkpoint = load_checkpoint(path, unsafe=asked.unsafe, weights=asked.weights, max_size=size)
+            how = asked.analysis.precondition
+            checkpoint = load_checkpoint(
+                path, unsafe=asked.unsafe, weights=asked.weights, max_size=size, optimizer_state=how is not None
+            )
             several = asked.weights is None and bool(checkpoint.others)
             for note in checkpoint.notes:
                 self.add([Diagnosis("checkpoint", WARNING if several and "--weights" in note else OK, note)])
@@ -150,6 +156,8 @@ class _Doctor:
                     self.add(diagnoses.of_fit(self._recipient.load(named, task.model)))
                     self._places.setdefault(weights_sha256(task.model), []).append(place_of(checkpoint))
                     ready = task
+                    with self.refusals("optimizer"):
+                        self._preconditioner = preconditioner_for(how, checkpoint, task.model)
                 device = device_of(asked.device)
                 if device is not None:
                     task.model.to(device)
@@ -233,6 +241,8 @@ class _Doctor:
         with self.refusals(check), errors_name_test_data(held_out):
             settings = self.asked.analysis
             operator = settings.operator_of(name)(task, mode, dtype=settings.dtype, params=settings.params)
+            if self._preconditioner is not None:
+                operator.precondition(self._preconditioner)
             phase("checking")
             if self._sound(operator, check, held_out=held_out):
                 self.add(diagnoses.of_products(operator, check))

@@ -35,6 +35,11 @@ def notes_of(operator: CurvatureOperator) -> list[str]:
     notes = list(operator.self_test.notes)
     if operator.bn_mode != "eval" and not batch_norm_layers(operator.task.model):
         notes.append(f"the network has no batch-norm layer: {operator.bn_mode} mode is the same function as eval mode")
+    if operator.scale is not None and operator.bn_mode != "train" and batch_norm_layers(operator.task.model):
+        notes.append(
+            "the optimizer's denominators are of gradients with batch norm in train mode: a parameter without a "
+            f"gradient there, such as a bias before it, can dominate in {operator.bn_mode} mode; take --bn train"
+        )
     if operator.per_sample:
         over = operator.task.averaging.over
         notes.append(f"a sample is one row of the target, weighted as in the loss ({over})")

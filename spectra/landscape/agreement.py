@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 
 import numpy as np
 
@@ -18,7 +19,8 @@ def how_far(
     """The bracket of the radius within which the parabola is right to a tenth of the change of the loss.
 
     At a step the error of the parabola is compared with the largest change of the loss up to there on the same side,
-    so that a step at which the loss crosses its first value does not count as a failure.
+    so that a step at which the loss crosses its first value does not count as a failure. The turn of the parabola is
+    a step of its own, since the largest change may lie there, between the others.
 
     Args:
         loss: of the step.
@@ -31,11 +33,15 @@ def how_far(
         if it holds at all; ``holds`` is 0 if it fails as far down as the change of the loss is resolved.
     """
     changes = {1.0: 0.0, -1.0: 0.0}  # the largest up to `holds`, on both sides
+    turn = -line.slope / line.curvature if line.curvature else 0.0
 
     def right(step: float) -> tuple[bool, dict[float, float]]:
         reached = {side: max(changes[side], abs(loss(side * step) - line.loss)) for side in changes}
+        for side in (side for side in changes if 0 < side * turn < step):
+            reached[side] = max(reached[side], abs(loss(turn) - line.loss))
         errors = {s: abs(loss(s * step) - line.parabola(s * step)) for s in changes}
-        return all(errors[s] <= TOLERANCE * reached[s] + _ROUNDINGS * rounding for s in changes), reached
+        good = all(errors[s] <= TOLERANCE * reached[s] + _ROUNDINGS * rounding for s in changes)
+        return good and all(map(isfinite, (*errors.values(), *reached.values()))), reached
 
     holds, fails = 0.0, None
     for step in map(float, steps):

@@ -21,7 +21,8 @@ all Ritz values
 
 and ``K`` increases there. The upper bound is the ``lambda`` at which ``1 / K`` is the quantile of ``w_1``: a larger
 ``lambda_1`` would need a weight below it. Once the largest Ritz value has converged, ``K`` is very steep above it, and
-the bound lies close to it. For several probes the product of their weights would have to be bounded, which gains less.
+the bound lies close to it. For several probes the product of their weights would have to be bounded, which gains less;
+it is used only where a recurrence has ended in the noise of the products.
 
 References:
     J. Kuczynski, H. Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos algorithms with a random
@@ -34,7 +35,7 @@ from collections.abc import Sequence
 from math import atanh, exp, log, sqrt
 
 import numpy as np
-from scipy.special import betainc, betaincinv
+from scipy.special import betainc, gammainccinv
 
 from spectra.spectrum.estimates import CONFIDENCE, Estimate
 from spectra.spectrum.quadrature import Quadrature
@@ -119,17 +120,50 @@ def distance_beyond(alphas: np.ndarray, betas: np.ndarray, n: int, failure: floa
         The distance, or None where it is larger than the range of the Ritz values: the bound is then of no use.
     """
     ritz = Tridiagonal(alphas, betas).nodes
-    top, seen = float(ritz[-1]), float(ritz[-1] - ritz[0])
-    target = -log(max(float(betaincinv(0.5, (n - 1) / 2, failure)), 1e-300)) if n > 1 else 0.0
-    least = 1e-16 * max(seen, abs(top))
-    if alphas.size < 2 or not seen > 0 or _log_christoffel(alphas, betas, top + seen, least) < target:
+    return _distance([(alphas, betas)], float(ritz[-1]), float(ritz[-1] - ritz[0]), n, failure)
+
+
+def _distance(
+    recurrences: Sequence[tuple[np.ndarray, np.ndarray]], top: float, limit: float, n: int, failure: float
+) -> float | None:
+    """The bound of :func:`distance_beyond` from independent probes, above `top`; None where it exceeds `limit`.
+
+    A statistic of the weights of all probes, ``prod_i F(w_i)``, has the law of a product of uniform variables (Fisher).
+    """
+    target = -float(gammainccinv(len(recurrences), failure))
+    least = 1e-16 * max(limit, abs(top))
+
+    def enough(x: float) -> bool:
+        logs = [_log_christoffel(alphas, betas, x, least) for alphas, betas in recurrences]
+        return sum(_log_below(exp(-value), n) for value in logs) <= target
+
+    if all(alphas.size < 2 for alphas, _ in recurrences) or not limit > 0 or not enough(top + limit):
         return None
-    low, high = log(least), log(seen)
+    low, high = log(least), log(limit)
     for _ in range(60):
         middle = (low + high) / 2
-        enough = _log_christoffel(alphas, betas, top + exp(middle), least) >= target
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if enough(top + exp(middle)) else (middle, high)
     return exp(high)
+
+
+def _beyond_exhausted(q: Quadrature, sign: int, failure: float) -> float | None:
+    """A bound of the distance from an end to the outermost Ritz value, where a recurrence is exhausted to the noise.
+
+    An eigenvector of small weight can couple to the Krylov space by less than the noise, and is then not in it. The
+    last residual is at most ``rho = beta_m + noise |H|_2``. So ``K`` has one term more, ``pi_m^2``, with ``rho`` in
+    place of ``beta_m``.
+    """
+    recurrences = []
+    for t in q.tridiagonals:
+        alphas, betas = sign * t.alphas, t.betas
+        if t.exhausted:
+            rho = t.defect + q.blur
+            if rho == 0:
+                return 0.0
+            alphas, betas = np.append(alphas, 0.0), np.append(betas[:-1], [rho, 0.0])
+        recurrences.append((alphas, betas))
+    top = max(float((sign * t.nodes).max()) for t in q.tridiagonals)
+    return _distance(recurrences, top, 2 * q.scale, q.n, failure)
 
 
 def _log_christoffel(alphas: np.ndarray, betas: np.ndarray, x: float, least: float) -> float:
@@ -173,11 +207,13 @@ def _end(q: Quadrature, sign: int, confidence: float) -> Estimate:
 
 def _beyond(q: Quadrature, confidence: float, sign: int) -> tuple[float | None, str | None]:
     """A bound of the distance from an end to the outermost Ritz value, for both ends together; else None, and why."""
-    # A sphere start has a part in every eigenspace with probability one, so its invariant subspace meets them all.
-    if any(t.exhausted and (q.distribution == "sphere" or t.steps == q.n) for t in q.tridiagonals):
+    if any(t.exhausted and t.steps == q.n for t in q.tridiagonals):
         return 0.0, None
     if q.distribution != "sphere":
         return None, f"no bound beyond the Ritz values is known for {q.distribution} probes; sphere probes have one"
+    if any(t.exhausted for t in q.tridiagonals):
+        beyond = _beyond_exhausted(q, sign, (1 - confidence) / 2)
+        return beyond, None if beyond is not None else "no bound beyond the Ritz values: the noise is too large"
     if q.num_probes == 1:
         t = q.tridiagonals[0]
         beyond = distance_beyond(sign * t.alphas, t.betas, q.n, (1 - confidence) / 2)

@@ -32,7 +32,9 @@ def run(tmp_path, monkeypatch):
                 model[0].weight += 0.01
             paths.append(tmp_path / f"epoch_{epoch}.pt")
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            torch.save({"model": change(weights) or weights, "epoch": epoch}, paths[-1])
+            weights = change(weights) or weights
+            state = {"optimizer": weights.pop("optimizer")} if "optimizer" in weights else {}
+            torch.save({"model": weights, "epoch": epoch} | state, paths[-1])
         monkeypatch.setattr(doctor.diagnoses, "of_plan", lambda *_: Diagnosis("cost", "ok", "none"))
         monkeypatch.setattr(doctor, "plan_checkpoints", lambda *_: None)
         found = examine_checkpoints(paths, lambda checkpoint: task, RunSettings(Settings(**settings)))
@@ -127,3 +129,19 @@ def test_two_findings_are_one_if_they_differ_in_measured_numbers_only():
     assert one.joined(Diagnosis("batch norm", "warning", "mean off by 1.2 in 2 of 2", "", ("b",))) is None
     assert one.joined(Diagnosis("batch norm", "warning", "mean off by 1.2 in 1 of 2", "", ("a",))) is None
     assert one.joined(Diagnosis("other", "warning", one.reason, "", ("a",))).checkpoints == ("a",)
+
+
+def test_a_preconditioner_that_is_not_there_is_found_in_every_checkpoint(run):
+    def with_adam(weights):
+        optimizer = torch.optim.Adam(run.model.parameters())
+        for p in run.model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        weights |= {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        return weights | {"optimizer": optimizer.state_dict()}
+
+    found = run([with_adam, same, same, with_adam], level=("problem",), precondition="optimizer")
+    ((check, _, reason, epochs),) = found
+    assert (check, epochs) == ("optimizer", [1, 2])
+    assert "--precondition optimizer needs that of Adam" in reason
+    assert run([with_adam], level=("problem",), precondition="optimizer") == []

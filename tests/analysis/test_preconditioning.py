@@ -259,3 +259,22 @@ def test_settings_that_need_the_plain_matrix_are_refused(other):
 def test_without_a_checkpoint_there_is_no_preconditioner():
     with pytest.raises(ArgumentError, match="a checkpoint with the state of its optimizer is needed"):
         analyze(make_task(), precondition="optimizer", **OPTIONS)
+
+
+@pytest.mark.parametrize("bn_mode", ["eval", "train"])
+def test_batch_norm_in_eval_mode_is_not_the_loss_that_the_optimizer_saw(tmp_path, bn_mode):
+    """A bias before batch norm has no gradient in training, so that its P is eps, and curvature in eval mode."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.randn(20, 4), torch.randint(3, (20,))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    save_checkpoint(tmp_path / "a.pt", model, optimizer=optimizer.state_dict())
+    checkpoint = load_checkpoint(tmp_path / "a.pt", optimizer_state=True)
+    task = Task(model, nn.CrossEntropyLoss(), [(x, y)])
+    (record,) = analyze(task, checkpoint=checkpoint, precondition="optimizer", bn_modes=(bn_mode,), **OPTIONS)
+    said = any("--bn train" in note for note in record.notes)
+    assert said == (bn_mode == "eval")
