@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import astuple, dataclass, fields
+from functools import cache
 from math import isfinite, nan
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from spectra.zoo.tasks import build_task
 from spectra_cli.main import main as command
 
 HOLDS, IN_PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not testable here"
+RESAMPLES = 2000  # of the bootstrap
 VERDICTS = (HOLDS, IN_PART, FAILS, UNTESTED)
 
 
@@ -52,9 +54,9 @@ def arguments_of(text: str | None, arguments: Sequence[str] | None) -> argparse.
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small form, of minutes on two cores")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with MNIST/raw or mnist.npz, and cifar10.npz; never downloaded"
+        "--data", type=Path, metavar="DIR", help="folder with MNIST/raw and cifar10.npz; nothing is downloaded"
     )
-    parser.add_argument("--out", type=Path, default=Path("papers"), metavar="DIR", help="folder of the results (papers)")
+    parser.add_argument("--out", type=Path, default=Path("papers"), metavar="DIR", help="folder of the results")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     return asked
@@ -122,9 +124,7 @@ def _spectra(*arguments: object) -> None:
             raise spectra.SpectraError(f"spectra {arguments[0]} failed: {last}") from None
 
 
-def trained(
-    recipe: str, folder: Path, *, data: Path | None, epochs: int, seed: int = 0, **settings: object
-) -> Path:
+def trained(recipe: str, folder: Path, *, data: Path | None, epochs: int, seed: int = 0, **settings: object) -> Path:
     """The last checkpoint of a training by `spectra train`; a finished one in the folder is kept."""
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={_word(value)}")]
     where = [] if data is None else ["--data-dir", data]
@@ -171,10 +171,17 @@ def correlations(
     x: Sequence[float], y: Sequence[float], levels: Sequence[Hashable]
 ) -> tuple[Association, Association, Association | None, Association | None]:
     """Pearson and Kendall over all arms, then both among arms of the same level; None without two arms of a level."""
-    overall = associate(x, y)
+    return _correlations(tuple(x), tuple(y), tuple(levels), RESAMPLES)
+
+
+@cache  # table and figure ask for the same
+def _correlations(
+    x: tuple[float, ...], y: tuple[float, ...], levels: tuple[Hashable, ...], resamples: int
+) -> tuple[Association, Association, Association | None, Association | None]:
+    overall = associate(x, y, resamples=resamples)
     if len(set(levels)) == len(levels):
         return (*overall, None, None)
-    return (*overall, *associate(x, y, levels))
+    return (*overall, *associate(x, y, levels, resamples=resamples))
 
 
 def difference_of_pearson(

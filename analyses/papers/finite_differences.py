@@ -182,8 +182,8 @@ def _claims(
             f"{METHODS[name]} is an estimate of the diagonal of the Hessian of a ReLU network", "unbiased",
             f"trace off by {off.mean():+.1f} %", f"95 % +- {half_width:.1f} % over {len(off)} seeds",
             HOLDS if abs(off.mean()) < max(2.0, half_width) else FAILS,
-            "differences see the kinks of ReLU, the exact diagonal and probes do not; with softplus in its place: off by "
-            f"{100 * smooth[0]:+.1f} +- {100 * smooth[1]:.1f} %; radius {RADIUS:g}; {scale}".rstrip("; "),
+            "differences see the kinks of ReLU, the exact diagonal and probes do not; with softplus in its place: "
+            f"off by {100 * smooth[0]:+.1f} +- {100 * smooth[1]:.1f} %; radius {RADIUS:g}; {scale}".rstrip("; "),
         ))  # fmt: skip
     wrong, right = last["ni printed"].mean(), last["ni"].mean()
     bias = errors.trace["ni printed"][:, -1]
@@ -248,7 +248,7 @@ def _figure(errors: Errors, task: spectra.Task) -> Figure:
         caption = (
             f"Drawn diagonals of the Hessian against the exact one; {task.name.split('(')[0]}, {parameters:,} "
             f"parameters, radius {RADIUS:g}. Mean and standard deviation over {errors.entries['probes'].shape[0]} "
-            "seeds; normalized sharpness: one seed. NI (30) as printed is biased, and differences see the kinks of ReLU."
+            "seeds; normalized sharpness: one seed. NI (30) as printed is biased; differences see the kinks of ReLU."
         )
         figure.supxlabel(wrapped(caption, figure.get_figwidth() * 16.5), x=0.012, ha="left", fontsize=7.5)
         return figure

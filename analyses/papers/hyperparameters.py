@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from spectra.figures.frame import blank, wrapped
 from spectra.figures.style import ARMS, style
 
-#: What the paper's tables have on MNIST: normalized sharpness with L2, decoupled decay and dropout; ranges of the others.
+#: The correlations of tables 1 and 2 on MNIST; of the trace and the squared norm their range.
 MEASURES = {
     "normalized_sharpness": {"L2": "+0.73", "decoupled decay": "+0.73", "dropout": "+0.59"},
     "normalized_sharpness_of_normalized_loss": {},
@@ -165,7 +165,7 @@ def figure_of(found: Mapping[str, Sequence[Arm]]) -> Figure:
                 if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
                     ax.set_xscale("log")
                 if len(finite) >= 4:
-                    overall = correlations(values, gaps, range(len(gaps)))[0]
+                    overall = correlations(values, gaps, levels)[0]
                     ax.set_title(f"r = {overall.value:.2f} {interval(overall.lower, overall.upper)}", loc="left",
                                  fontsize=7.5)  # fmt: skip
                 words = measure.replace("_", " ").replace(" of normalized loss", ",\nnormalised loss")

@@ -76,7 +76,9 @@ _SHUFFLED = {"label_noise_kind": "shuffled", "batch_size": 100}
 _ADAM = {"optimizer": "adam", **_SHUFFLED}
 QUICK = (
     Family("MLP, MNIST", "mnist-mlp", "mnist", _SMALL, 5, 60, settings={**_ADAM, "depth": 2, "hidden": 64}),
-    Family("LeNet with batch norm, MNIST", "mnist-lenet-bn", "mnist", (0.0, 0.5, 1.0), 2, 30, 600, 500, True, _ADAM, 150),
+    Family(
+        "LeNet with batch norm, MNIST", "mnist-lenet-bn", "mnist", (0.0, 0.5, 1.0), 2, 30, 600, 500, True, _ADAM, 150
+    ),
 )
 FULL = (
     Family("MLP, MNIST", "ms-mnist-mlp", "mnist", _NINE, 5, 500, 10000, 10000, settings={"batch_size": 256}),
@@ -225,8 +227,8 @@ def figure_of(found: Mapping[Family, Sequence[Arm]]) -> Figure:
             for ax in panels[len(shown[family]) :]:
                 ax.remove()
         caption = (
-            "A point per training: the measure at the end against the accuracy on the training labels less that on test "
-            "data. r: Pearson over all trainings, and among those of the same ratio of noise, with 95 % by resampling."
+            "A point per training: the measure at the end against the accuracy on the training labels less that on "
+            "test data. r: Pearson over all trainings, and among those of the same ratio of noise; 95 % by resampling."
         )
         figure.supxlabel(wrapped(caption, figure.get_figwidth() * 16.5), x=0.012, ha="left", fontsize=7.5)
         return figure
