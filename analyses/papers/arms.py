@@ -204,11 +204,10 @@ def difference_of_pearson(
 
 
 def verdict_of_sign(value: float, low: float, high: float, wanted: int = 1) -> str:
-    """Whether a number has the wanted sign: with its whole interval, by its value alone, or not."""
-    if not isfinite(value):
+    """Whether a number has the wanted sign: its whole interval has it, or the other one; else it is not settled."""
+    if not isfinite(value) or not low * high > 0:
         return UNTESTED
-    value, low = wanted * value, min(wanted * low, wanted * high)
-    return FAILS if value <= 0 else HOLDS if low > 0 else IN_PART
+    return HOLDS if wanted * value > 0 else FAILS
 
 
 def interval(low: float, high: float) -> str:

@@ -50,11 +50,11 @@ class Size:
 
     recipe: str = "cifar10-lenet-bn"
     data: str | None = "cifar10"
-    train: int = 1000
+    train: int = 800
     test: int = 1000
-    epochs: int = 12
+    epochs: int = 8
     seeds: int = 3
-    batches: tuple[int, ...] = (50, 250)
+    batches: tuple[int, ...] = (50, 200)
     samples: int = 100  # of the training images, for the BN-sharpness
     settings: Mapping[str, Any] = field(default_factory=lambda: {
         "linear_norm": True, "learning_rate": 0.1, "weight_decay": 5e-4,

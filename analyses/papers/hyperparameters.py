@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from arms import (
-    FAILS,
     HOLDS,
     IN_PART,
     UNTESTED,
@@ -30,6 +29,7 @@ from arms import (
     subset,
     trained,
     value_of,
+    verdict_of_sign,
 )
 from matplotlib.figure import Figure
 
@@ -58,9 +58,9 @@ class Size:
     seeds: int = 3
     network: Mapping[str, Any] = field(default_factory=lambda: {"depth": 2, "hidden": 64, "batch_size": 100})
     regularisers: Mapping[str, tuple[str, str, tuple[float, ...]]] = field(default_factory=lambda: {
-        "L2": ("adam", "weight_decay", (0.0, 1e-4, 1e-3, 3e-3, 1e-2)),
-        "decoupled decay": ("adamw", "weight_decay", (0.0, 0.1, 0.3, 1.0, 3.0)),
-        "dropout": ("adam", "dropout", (0.0, 0.1, 0.3, 0.5, 0.7)),
+        "L2": ("adam", "weight_decay", (0.0, 1e-3, 1e-2, 3e-2, 1e-1)),
+        "decoupled decay": ("adamw", "weight_decay", (0.0, 0.3, 3.0, 10.0, 30.0)),
+        "dropout": ("adam", "dropout", (0.0, 0.3, 0.5, 0.7, 0.9)),
     })  # fmt: skip
 
 
@@ -120,6 +120,7 @@ def claims(name: str, arms: Sequence[Arm], size: Size, quick: bool) -> list[Clai
     scale = f"{len(arms)} trainings of {size.train if size.data else 1437} images, strengths "
     scale += ", ".join(f"{strength:g}" for strength in dict.fromkeys(levels))
     scale += f"; training accuracy {min(a.accuracy for a in arms):.2f} to {max(a.accuracy for a in arms):.2f}"
+    scale += f"; gap {min(gaps):.3f} to {max(gaps):.3f}"
     scale += "; quick form" if quick else ""
     for measure, papers in MEASURES.items():
         column = [arm.values.get(measure, nan) for arm in arms]
@@ -139,12 +140,16 @@ def claims(name: str, arms: Sequence[Arm], size: Size, quick: bool) -> list[Clai
 
 
 def _verdict(printed: str | None, value: float, low: float, high: float) -> str:
-    """Whether the sign is that of the paper: with the whole interval, by the value alone, or not."""
-    if printed is None or not isfinite(value):
+    """Holds: the paper's sign, and its value or range meets the interval; in part: the sign alone.
+
+    An interval with 0 in it settles nothing.
+    """
+    if printed is None:
         return UNTESTED
-    sign = -1 if printed.startswith("-") else 1
-    least = low if sign > 0 else -high
-    return FAILS if sign * value <= 0 else HOLDS if least > 0 else IN_PART
+    ends = [float(part) for part in printed.split(" to ")]
+    found = verdict_of_sign(value, low, high, -1 if ends[0] < 0 else 1)
+    meets = min(ends) <= high and max(ends) >= low
+    return IN_PART if found == HOLDS and not meets else found
 
 
 def figure_of(found: Mapping[str, Sequence[Arm]]) -> Figure:
@@ -162,7 +167,7 @@ def figure_of(found: Mapping[str, Sequence[Arm]]) -> Figure:
                     ax.plot([values[i] for i in mine], [gaps[i] for i in mine], look.marker, color=look.colour,
                             markerfacecolor=look.face, label=f"{strength:g}")  # fmt: skip
                 finite = [value for value in values if isfinite(value)]
-                if finite and min(finite) > 0 and max(finite) > 20 * min(finite):
+                if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
                     ax.set_xscale("log")
                 if len(finite) >= 4:
                     overall = correlations(values, gaps, levels)[0]
@@ -171,7 +176,7 @@ def figure_of(found: Mapping[str, Sequence[Arm]]) -> Figure:
                 words = measure.replace("_", " ").replace(" of normalized loss", ",\nnormalised loss")
                 ax.set_xlabel(words, fontsize=7.5)
             row[0].set_ylabel(f"{name} varied\naccuracy gap")
-            row[0].legend(title="strength", fontsize=6.5, title_fontsize=6.5, loc="best")
+            row[-1].legend(title="strength", loc="center left", bbox_to_anchor=(1, 0.5))
         caption = (
             "A point per training: the measure of the unregularised loss at the end, against training less test "
             "accuracy. r: Pearson over all strengths and seeds, 95 % by resampling the trainings."

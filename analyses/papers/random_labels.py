@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from arms import (
-    FAILS,
     HOLDS,
     IN_PART,
     UNTESTED,
@@ -34,6 +33,7 @@ from arms import (
     subset,
     trained,
     value_of,
+    verdict_of_sign,
 )
 from matplotlib.figure import Figure
 
@@ -51,6 +51,7 @@ MEASURES = (
     "squared_norm",
 )
 BN_MEASURE = "bn_sharpness"
+ENOUGH = 10  # trainings: with fewer an interval by resampling is too narrow, and no verdict rests on it
 
 
 @dataclass(frozen=True, eq=False)  # a key of dictionaries
@@ -151,6 +152,7 @@ def claims(family: Family, arms: Sequence[Arm], quick: bool) -> list[Claim]:
     gaps, levels = [arm.gap for arm in arms], [arm.ratio for arm in arms]
     scale = f"{family.name}; {len(arms)} trainings of {family.train if family.data else 1437} images"
     scale += f", analysed on {family.samples} of them" if family.samples else ""
+    scale += ", too few for a verdict" if len(arms) < ENOUGH else ""
     scale += ", a quick form" if quick else ""
     rows, columns = [], {}
     for name in (*MEASURES, BN_MEASURE):
@@ -175,7 +177,8 @@ def claims(family: Family, arms: Sequence[Arm], quick: bool) -> list[Claim]:
         rows.append(Claim(
             f"{name.replace('_', ' ')} rises with the accuracy gap ({family.name})", _PAPERS.get(name, "no figure"),
             f"Pearson {overall.value:+.3f}, Kendall {rank.value:+.2f} {interval(rank.lower, rank.upper)}; {inside}",
-            error, _verdict(overall.value, overall.lower, within), f"by ratio: {by_ratio}; {words}{scale}",
+            error, _verdict(overall.value, overall.lower, overall.upper, within, len(arms)),
+            f"by ratio: {by_ratio}; {words}{scale}",
         ))  # fmt: skip
     return rows
 
@@ -187,12 +190,14 @@ _PAPERS = {
 }
 
 
-def _verdict(value: float, low: float, within: Any) -> str:
-    """Holds: over all trainings, and among those of one ratio; in part: over all alone."""
-    if not isfinite(value):
+def _verdict(value: float, low: float, high: float, within: Any, arms: int) -> str:
+    """Holds: over all trainings, and among those of one ratio; in part: over all alone. Few trainings settle little."""
+    if not isfinite(value) or (arms < ENOUGH and low <= 0):
         return UNTESTED
-    if value <= 0 or low <= 0:
-        return FAILS if value <= 0 else IN_PART
+    if arms < ENOUGH:
+        return IN_PART
+    if low <= 0:
+        return verdict_of_sign(value, low, high)
     return HOLDS if within is not None and within.lower > 0 else IN_PART
 
 
@@ -203,7 +208,7 @@ def _against_trace(columns: Mapping[str, Sequence[float]], gaps: Sequence[float]
     return Claim(
         "normalized sharpness goes better with the gap than the trace", "r = .911 against .708 (NA figure 1)",
         f"r = {one:.3f} against {other:.3f}; difference {more:+.3f}", f"95 % {interval(low, high)}, resampled in pairs",
-        FAILS if more <= 0 else HOLDS if low > 0 else IN_PART, scale,
+        UNTESTED if len(gaps) < ENOUGH else verdict_of_sign(more, low, high), scale,
     )  # fmt: skip
 
 
@@ -211,11 +216,11 @@ def figure_of(found: Mapping[Family, Sequence[Arm]]) -> Figure:
     """A row of panels per family: every measure against the gap, a look per ratio of noise."""
     shown = {family: [name for name in (*MEASURES, BN_MEASURE) if any(isfinite(a.values.get(name, nan)) for a in arms)]
              for family, arms in found.items()}  # fmt: skip
-    across = 3 if max(map(len, shown.values())) > 8 else 4
+    across = 5 if max(map(len, shown.values())) > 8 else 4
     lines = {family: -(-len(names) // across) for family, names in shown.items()}
     down = sum(lines.values())
     with style():
-        figure = blank(11.0, 0.9 + 2.5 * down)
+        figure = blank(2.7 * across, 0.9 + 2.5 * down)
         axes = figure.subplots(down, across, squeeze=False)
         top = 0
         for family, arms in found.items():
@@ -242,7 +247,7 @@ def _panel(ax: Any, family: Family, arms: Sequence[Arm], name: str) -> None:
         ax.plot([values[i] for i in mine], [gaps[i] for i in mine], look.marker, color=look.colour,
                 markerfacecolor=look.face, label=f"{ratio:g}")  # fmt: skip
     finite = [value for value in values if isfinite(value)]
-    if min(finite) > 0 and max(finite) > 20 * min(finite):
+    if min(finite) > 0 and max(finite) > 100 * min(finite):
         ax.set_xscale("log")
     text = ""
     if len(finite) >= 4:
