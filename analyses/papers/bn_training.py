@@ -2,7 +2,7 @@
 
     python analyses/papers/bn_training.py --quick --data DIR --out papers
 
-BN-invariant sharpness (Yi et al., section 5), LeNet with batch norm on a part of CIFAR-10, two batch sizes, the same
+BN-invariant sharpness (Yi et al. 2019), LeNet with batch norm on a part of CIFAR-10, two batch sizes, the same
 seeds for every optimizer: SGD, SGDS with the gradient of its sharpness corrected, and as printed in equation 15, which
 is a third derivative times delta where the loss is smooth. Without --data: a small network on the 8 x 8 digits.
 """
@@ -48,13 +48,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 class Size:
     """The network, its data and how long it is trained."""
 
-    recipe: str = "cifar10-lenet-bn"
-    data: str | None = "cifar10"
-    train: int = 800
+    recipe: str = "mnist-lenet-bn"
+    data: str | None = "mnist"
+    train: int = 500
     test: int = 1000
-    epochs: int = 8
+    epochs: int = 5
     seeds: int = 3
-    batches: tuple[int, ...] = (50, 200)
+    batches: tuple[int, ...] = (25, 125)
     samples: int = 100  # of the training images, for the BN-sharpness
     settings: Mapping[str, Any] = field(default_factory=lambda: {
         "linear_norm": True, "learning_rate": 0.1, "weight_decay": 5e-4,
@@ -62,7 +62,9 @@ class Size:
 
 
 QUICK = Size()
-FULL = Size(train=10000, test=2000, epochs=100, seeds=5, batches=(128, 2000), samples=1000)
+FULL = Size(
+    "cifar10-lenet-bn", "cifar10", train=10000, test=2000, epochs=100, seeds=5, batches=(128, 2000), samples=1000
+)
 DIGITS = Size("digits-convnet", None, epochs=4, batches=(64, 256), settings={"width": 8, "weight_decay": 5e-4})
 
 
