@@ -126,7 +126,7 @@ def test_the_printed_estimator_is_that_of_equation_30(script):
 def test_random_labels_in_a_tiny_form(script, tmp_path, monkeypatch):
     module = script("random_labels")
     (family,) = module.DIGITS
-    tiny = replace(family, ratios=(0.0, 1.0), seeds=2, epochs=1, settings={**family.settings, "hidden": 4})
+    tiny = replace(family, ratios=(0.0, 1.0), seeds=2, epochs=1, samples=60, settings={**family.settings, "hidden": 4})
     monkeypatch.setattr(module, "DIGITS", (tiny,))
     monkeypatch.setattr(script("arms"), "RESAMPLES", 30)
     monkeypatch.setattr(module, "MEASURES", ("trace", "minimum_sharpness", "normalized_sharpness", "squared_norm"))
@@ -139,6 +139,42 @@ def test_random_labels_in_a_tiny_form(script, tmp_path, monkeypatch):
         assert "within" in row["error"]
         assert "by ratio: 0: " in row["remark"]
         assert "quick" in row["remark"]
+
+
+def test_seeds_are_compared_in_pairs(script):
+    """Three differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), and 4.303 of them with two degrees of freedom."""
+    more, half = script("bn_training").paired([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    assert more == 2
+    assert half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+    assert isnan(script("bn_training").paired([1.0], [0.5])[1])
+
+
+@pytest.mark.parametrize(
+    ("printed", "value", "low", "high", "verdict"),
+    [
+        ("+0.73", 0.6, 0.4, 0.8, "holds"),
+        ("+0.73", 0.4, 0.2, 0.6, "holds in part"),
+        ("+0.73", 0.4, -0.2, 0.8, "not testable here"),
+        ("+0.73", -0.4, -0.6, -0.2, "does not hold"),
+        ("-0.42 to -0.79", -0.9, -0.95, -0.7, "holds"),
+        ("-0.42 to -0.79", -0.2, -0.3, -0.1, "holds in part"),
+        ("-0.42 to -0.79", 0.4, 0.2, 0.6, "does not hold"),
+        (None, 0.6, 0.4, 0.8, "not testable here"),
+    ],
+)
+def test_a_printed_correlation_holds_where_sign_and_interval_agree(script, printed, value, low, high, verdict):
+    assert script("hyperparameters")._verdict(printed, value, low, high) == verdict
+
+
+@pytest.mark.slow
+def test_sgds_in_a_tiny_form(script, tmp_path, monkeypatch):
+    module = script("bn_training")
+    small = {"width": 2, "weight_decay": 5e-4}
+    monkeypatch.setattr(module, "DIGITS", replace(module.DIGITS, epochs=1, batches=(256,), seeds=2, settings=small))
+    module.main(["--out", str(tmp_path)])
+    rows = table_of(tmp_path, "bn_training")
+    assert [row["verdict"] for row in rows[-2:]] == ["not testable here"] * 2
+    assert len(rows) == 4
 
 
 @pytest.mark.slow

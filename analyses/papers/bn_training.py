@@ -2,9 +2,10 @@
 
     python analyses/papers/bn_training.py --quick --data DIR --out papers
 
-BN-invariant sharpness (Yi et al. 2019), LeNet with batch norm on a part of CIFAR-10, two batch sizes, the same
-seeds for every optimizer: SGD, SGDS with the gradient of its sharpness corrected, and as printed in equation 15, which
-is a third derivative times delta where the loss is smooth. Without --data: a small network on the 8 x 8 digits.
+BN-invariant sharpness (Yi et al. 2019), LeNet with batch norm on a part of CIFAR-10 (--quick: of MNIST), two batch
+sizes, the same seeds for every optimizer: SGD, SGDS with the gradient of its sharpness corrected, and as printed in
+equation 15, which is a third derivative times delta where the loss is smooth. Without --data: a small network on the
+8 x 8 digits.
 """
 
 from __future__ import annotations
