@@ -29,7 +29,7 @@ from spectra.zoo.tasks import build_task
 from spectra_cli.main import main as command
 
 HOLDS, IN_PART, FAILS, UNTESTED = "holds", "holds in part", "does not hold", "not testable here"
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 500  # of the bootstrap
 VERDICTS = (HOLDS, IN_PART, FAILS, UNTESTED)
 
 
