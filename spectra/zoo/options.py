@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from spectra.errors import ArgumentError, TaskError
+from spectra.sharpness.interval import FORMS
 from spectra.zoo.schedules import SCHEDULES
 from spectra.zoo.tasks import typed
 
@@ -56,6 +57,7 @@ OPTIMIZERS: dict[str, dict[str, Option]] = {
         "delta": Option(1e-3, "half the length of the interval of the BN-sharpness", **_POSITIVE),
         "ascent_steps": Option(0, "K1: steps that improve its direction"),
         "max_norm": Option(0.1, "to which the gradient of the BN-sharpness is clipped"),
+        "form": Option("corrected", "of its gradient; printed: the paper's equation 15 as it stands", choices=FORMS),
     },
     "entropy-sgd": {
         "learning_rate": Option(1.0, "of the outer step", **_POSITIVE),

@@ -174,7 +174,7 @@ class TrainingState:
                 parameters, rate, momentum=given["momentum"], nesterov=given["nesterov"], weight_decay=decay
             )
             if given["optimizer"] == "sgds":
-                own = ("strength", "growth", "delta", "ascent_steps", "max_norm")
+                own = ("strength", "growth", "delta", "ascent_steps", "max_norm", "form")
                 self.sharpness = BNSharpnessOptimizer(sgd, self.model, **{name: given[name] for name in own})
             return sgd
         if given["optimizer"] == "entropy-sgd":

@@ -148,8 +148,9 @@ def test_sgd_with_nesterovs_momentum_is_its_formula():
     close(numbers(made.model), w)
 
 
-def test_sgds_is_the_optimizer_of_bn_sharpness_with_its_growing_strength():
-    given = {"strength": 0.5, "growth": 1.5, "delta": 1e-3, "ascent_steps": 1, "max_norm": 0.1}
+@pytest.mark.parametrize("form", ["corrected", "printed"])
+def test_sgds_is_the_optimizer_of_bn_sharpness_with_its_growing_strength(form):
+    given = {"strength": 0.5, "growth": 1.5, "delta": 1e-3, "ascent_steps": 1, "max_norm": 0.1, "form": form}
     made = state(network(norm=True), optimizer="sgds", epochs=3, batch_size=6, learning_rate=0.2, **given)
     by_hand = copy.deepcopy(made.model)
     sgd = torch.optim.SGD(by_hand.parameters(), lr=0.2, momentum=0.9)
