@@ -7,8 +7,10 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from spectra import DenseOperator, Estimate, load_trajectory, slq
 from spectra.errors import SpectraError
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +49,9 @@ def test_commands_run_once_and_again_when_an_option_differs(module, tmp_path, ca
     assert again.spent_before > 0
     assert found.path == first.path
     assert str(tmp_path) not in capsys.readouterr().out  # nothing was run
-    again.analyze(again.train("digits-logistic", "--epochs", 1), "--last", "-m", 4, "-k", 2, "--samples", 64)
+    again.analyze(
+        again.train("digits-logistic", "--epochs", 1), "--last", "-m", 4, "-k", 1, "--metrics", "none", "--no-check"
+    )
     out = capsys.readouterr().out
     assert out.count("spectra ") == 1
     assert "spectra analyze OUT/runs/tiny-" in out
@@ -131,3 +135,56 @@ def test_the_deep_linear_example_from_the_checkpoint_to_the_table(module, tmp_pa
     assert rows[0]["ours"] == "eigenvalues 0.040267, 0.10603, 0.58267; trace 0.72897"  # as in docs/corrections.md
     assert rows[0]["paper"].startswith("2.4299 ")
     assert all(float(rows[i]["error"]) < 1e-12 for i in (0, 3, 4))
+
+
+def test_weight_decay_on_digits_from_the_training_to_the_table(module, tmp_path, monkeypatch):
+    script = module("weight_decay")
+    names = ((script.LOGISTIC, "digits-logistic"), (script.MLP, "digits-mlp"))
+    networks = [script.Network(name, recipe, 1, (0, 5e-4), {}, ("-m", 6, "-k", 2)) for name, recipe in names]
+    monkeypatch.setattr(script, "QUICK", networks)
+    script.main(["--quick", "--out", str(tmp_path)])
+    assert (tmp_path / "weight_decay.png").is_file()
+    _, found = module("experiment").read_findings(tmp_path / "weight_decay.csv")
+    assert [one.claim.partition(":")[0] for one in found] == [script.LOGISTIC] * 2 + [
+        script.MLP,
+        script.LOGISTIC,
+        script.MLP,
+    ]
+    files = sorted(tmp_path.glob("runs/*.h5"))
+    records = [record for file in files for record in load_trajectory(file)]
+    assert len(records) == 4
+    printed = {f"{record.estimates['lambda_max'].value:.4g}" for record in records}
+    assert set(found[0].ours.split(", ")) <= printed
+
+
+def estimate(low: float, high: float) -> Estimate:
+    return Estimate((low + high) / 2, None, low, high, 1)
+
+
+def test_what_rises_only_within_its_errors_is_not_called_rising(module):
+    rising = module("weight_decay")._rising
+    assert rising([estimate(1, 2), estimate(3, 4), estimate(5, 6)]) == "holds"
+    assert rising([estimate(1, 2), estimate(1.5, 4), estimate(5, 6)]) == "holds in part"
+    assert rising([estimate(1, 4), estimate(2, 5), estimate(3, 6)]) == "does not hold"
+    order = module("weight_decay")._order
+    assert order([0.90, 0.91, 0.93], 0.01) == "holds"
+    assert order([0.90, 0.901, 0.902], 0.01) == "holds in part"
+    assert order([0.90, 0.89, 0.88], 0.01) == "does not hold"
+
+
+def test_a_run_that_begins_above_the_edge_has_no_crossing(module):
+    def run(*largest):
+        values = np.array(largest)
+        return module("edge_of_stability").Run(0.1, np.arange(len(values)), values, 0.0, values)
+
+    assert run(10.0, 19.0, 21.0, 19.5, 20.5).crossing == 2
+    assert run(10.0, 19.0).crossing is None
+    assert run(30.0, 19.0, 21.0).crossing is None
+
+
+def test_fewer_steps_are_those_of_the_same_probes(module):
+    operator = DenseOperator(np.diag([1.0, 2, 3, 4, 50, 60, 70, 80]))
+    full, short = (slq(operator, num_probes=2, lanczos_steps=m) for m in (8, 3))
+    cut = module("rank_degeneracy").of_fewer_steps(full, 3)
+    np.testing.assert_allclose(cut.nodes[0], short.nodes[0], rtol=1e-10)
+    np.testing.assert_allclose(cut.weights[0], short.weights[0], atol=1e-12)
