@@ -11,6 +11,7 @@ import contextlib
 import csv
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -23,6 +24,8 @@ from matplotlib.figure import Figure
 
 import spectra
 from spectra.figures.style import style
+from spectra.zoo.data_sets import read_images
+from spectra.zoo.tasks import BUILT_IN
 from spectra_cli.main import main as command_line
 
 matplotlib.use("Agg")
@@ -39,6 +42,29 @@ class Finding(NamedTuple):
     error: str  # of our number, or "-"
     verdict: str
     remark: str
+
+
+class Outcome(NamedTuple):
+    """The end of a training, on all its training and test images."""
+
+    train_loss: float
+    test_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    test_images: int
+
+    @property
+    def accuracy_error(self) -> float:
+        """One standard error of the test accuracy: that of a fraction of so many images."""
+        return math.sqrt(self.test_accuracy * (1 - self.test_accuracy) / self.test_images)
+
+
+def outcome(folder: Path) -> Outcome:
+    """What the last checkpoint of a training says of itself."""
+    checkpoint = spectra.load_checkpoint(sorted(folder.glob("epoch_*.pt"))[-1])
+    task, options = str(checkpoint.task), {**checkpoint.task_args, "split": "test"}
+    numbers = [float(checkpoint.metadata[name]) for name in Outcome._fields[:-1]]
+    return Outcome(*numbers, len(read_images(BUILT_IN[task].data, options)))
 
 
 class Skipped(Exception):

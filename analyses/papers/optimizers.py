@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from math import sqrt
-from typing import Any
+from math import hypot
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from experiment import Experiment, started
+from experiment import Experiment, Outcome, outcome, started
 
 import spectra
 
@@ -29,23 +30,33 @@ ADAM = ("--set", "optimizer=adam", "--set", "learning_rate=0.0005", "--set", "we
 COMMON = {"validation": 6000, "batch_size": 128, "schedule": "linear", "augment": "true"}
 
 
-def trained(exp: Experiment) -> dict[str, dict[str, spectra.Record]]:
-    """Network -> optimizer -> the record at the end of training."""
-    more = ("--last", "--test-data", "--metrics", "none", "--no-check")
+class End(NamedTuple):
+    """The curvature at the end of a training, and its outcome."""
+
+    record: spectra.Record
+    outcome: Outcome
+
+
+def trained(exp: Experiment) -> dict[str, dict[str, End]]:
+    """Network -> optimizer -> the end of training."""
+
+    def end(folder: Path, *options: object) -> End:
+        record = exp.analyze(folder, "--last", "--metrics", "none", "--no-check", *options)[0]
+        return End(record, outcome(folder))
+
     if exp.quick:
         data, found = exp.needs("cifar10.npz"), {}
         for name, options in QUICK.items():
             chosen = [word for k, v in (COMMON | options).items() for word in ("--set", f"{k}={v}")]
             folder = exp.train("cifar10-lenet", "--epochs", 12, "--every", 12, *chosen, data=data)
-            found[name] = exp.analyze(folder, *more, "-m", 30, "-k", 3, "--samples", 500)[0]
+            found[name] = end(folder, "-m", 30, "-k", 3, "--samples", 500)
         return {"LeNet": found}
     data = exp.needs("cifar-100-binary")
     return {
         network: {
-            name: exp.analyze(
-                exp.train(f"ff-cifar100-{network}-{recipe}", "--every", 300, *options, data=data), *more, "-m", 100,
-                "-k", 4,
-            )[0]
+            name: end(
+                exp.train(f"ff-cifar100-{network}-{recipe}", "--every", 300, *options, data=data), "-m", 100, "-k", 4
+            )
             for name, recipe, options in (
                 ("SGD", "sgd", ()),
                 ("Adam", "sgd", ADAM),
@@ -56,25 +67,19 @@ def trained(exp: Experiment) -> dict[str, dict[str, spectra.Record]]:
     }  # fmt: skip
 
 
-def error_of(record: spectra.Record) -> float:
-    """One standard error of the test accuracy."""
-    p, rows = float(record.facts["test_accuracy"] or 0), int(record.facts["test_n_samples"] or 1)
-    return sqrt(p * (1 - p) / rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     exp = Experiment(__file__, __doc__, arguments)
     found = trained(exp)
-    for network, records in found.items():
-        report(exp, network, records)
+    for network, ends in found.items():
+        report(exp, network, ends)
     draw(exp, next(iter(found.values())))
     exp.write()
 
 
-def report(exp: Experiment, network: str, records: dict[str, spectra.Record]) -> None:
-    sgd, gadam = records["SGD"], records["Gadam"]
-    accuracy = {name: float(record.facts["test_accuracy"] or 0) for name, record in records.items()}
-    error = sqrt(error_of(sgd) ** 2 + error_of(gadam) ** 2)
+def report(exp: Experiment, network: str, ends: dict[str, End]) -> None:
+    records = {name: end.record for name, end in ends.items()}
+    accuracy = {name: end.outcome.test_accuracy for name, end in ends.items()}
+    error = hypot(*(ends[name].outcome.accuracy_error for name in ("SGD", "Gadam")))
     for name in SEEN:
         values = {key: record.estimates[name] for key, record in records.items()}
         above, below = values["Gadam"].lower > values["SGD"].upper, values["Gadam"].upper < values["SGD"].lower
@@ -93,8 +98,8 @@ def report(exp: Experiment, network: str, records: dict[str, spectra.Record]) ->
         ", ".join(f"{name} {100 * one:.1f} %" for name, one in accuracy.items()),
         f"{100 * error:.1f} % (one standard error of a difference)",
         "holds" if gain > error else "does not hold" if gain < -error else "holds in part",
-        "Accuracy gaps "
-        + ", ".join(f"{100 * float(record.facts['accuracy_gap'] or 0):.1f} %" for record in records.values())
+        "Training accuracy "
+        + ", ".join(f"{100 * end.outcome.train_accuracy:.1f} %" for end in ends.values())
         + ". In part: equal within the error. One seed, rates not searched.",
     )
     disagree = [
@@ -117,15 +122,15 @@ def _largest(record: spectra.Record) -> float:
     return float(record.estimates["lambda_max"].value)
 
 
-def draw(exp: Experiment, records: dict[str, spectra.Record]) -> None:
+def draw(exp: Experiment, ends: dict[str, End]) -> None:
     with exp.figure(9, 3.2) as figure:
         panels = figure.subplots(1, 3)
         for panel, name in zip(panels, SEEN):
-            for (label, record), look in zip(records.items(), ("o", "s", "^")):
+            for (label, (record, reached)), look in zip(ends.items(), ("o", "s", "^")):
                 one = record.estimates[name]
                 bar = [[one.value - one.lower], [one.upper - one.value]]
-                panel.errorbar([one.value], [100 * record.facts["test_accuracy"]], [[100 * error_of(record)]] * 2, bar,
-                               fmt=look, label=label)  # fmt: skip
+                height = [[100 * reached.accuracy_error]] * 2
+                panel.errorbar([one.value], [100 * reached.test_accuracy], height, bar, fmt=look, label=label)
             panel.set(xlabel=f"{name.replace('_', ' ')} of the Hessian", ylabel="test accuracy (%)")
         panels[0].legend()
 

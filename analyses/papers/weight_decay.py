@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from experiment import Experiment, started
+from experiment import Experiment, Outcome, outcome, started
 
 import spectra
 
@@ -31,6 +31,14 @@ class Network(NamedTuple):
     analysis: tuple[object, ...]
 
 
+class End(NamedTuple):
+    """The curvature at the end of a training, and its outcome."""
+
+    record: spectra.Record
+    outcome: Outcome
+
+
+Runs = dict[tuple[str, str], dict[float, End]]  # network and mode of batch norm -> weight decay -> end of training
 _SGD = {"learning_rate": 0.03, "batch_size": 128, "schedule": "linear"}
 LOGISTIC, MLP, LENET = "logistic regression", "MLP", "LeNet with batch norm"
 QUICK = (
@@ -57,25 +65,26 @@ PRINTED = {"lambda_max": (12.26, 14.17, 15.84), "test_accuracy": (0.9348, 0.94, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     exp = Experiment(__file__, __doc__, arguments)
-    found: dict[tuple[str, str], dict[float, spectra.Record]] = {}
+    found: Runs = {}
     for network in QUICK if exp.quick else FULL:
         data = next((exp.needs(path) for name, path in DATA.items() if name in network.recipe), None)
         for decay in network.decays:
             chosen = [w for k, v in (network.options | {"weight_decay": decay}).items() for w in ("--set", f"{k}={v}")]
             every = ("--epochs", network.epochs, "--every", network.epochs)
             folder = exp.train(network.recipe, *every, *chosen, data=data)
-            more = ("--last", "--test-data", "--metrics", "none", "--no-check")
-            for record in exp.analyze(folder, *network.analysis, *more):
-                found.setdefault((network.name, record.bn_mode), {})[decay] = record
+            for record in exp.analyze(folder, *network.analysis, "--last", "--metrics", "none", "--no-check"):
+                found.setdefault((network.name, record.bn_mode), {})[decay] = End(record, outcome(folder))
     report(exp, found)
     draw(exp, found)
     exp.write()
 
 
-def report(exp: Experiment, found: dict[tuple[str, str], dict[float, spectra.Record]]) -> None:
+def report(exp: Experiment, found: Runs) -> None:
     setting = "10,000 images and 60 epochs in place of 60,000 and 1000." if exp.quick else ""
-    curves: dict[str, list[spectra.Record]] = {name: list(runs.values()) for (name, _), runs in found.items()}
-    logistic, mlp = curves[LOGISTIC], curves[MLP]
+    ends = {name: list(runs.values()) for (name, _), runs in found.items()}
+    logistic, mlp = ([end.record for end in ends[name]] for name in (LOGISTIC, MLP))
+    accuracies = {name: [end.outcome.test_accuracy for end in ends[name]] for name in (LOGISTIC, MLP)}
+    error = ends[LOGISTIC][0].outcome.accuracy_error
     exp.add(
         "logistic regression: the largest eigenvalue rises with the decay (0, 1e-4, 5e-4)",
         ", ".join(map(str, PRINTED["lambda_max"])),
@@ -87,9 +96,9 @@ def report(exp: Experiment, found: dict[tuple[str, str], dict[float, spectra.Rec
     exp.add(
         "logistic regression: the test accuracy rises with the decay",
         ", ".join(f"{100 * one:.2f} %" for one in PRINTED["test_accuracy"]),
-        ", ".join(f"{100 * record.facts['test_accuracy']:.2f} %" for record in logistic),
-        f"{100 * _binomial(logistic[0]):.2f} % (one standard error of an accuracy)",
-        _order([record.facts["test_accuracy"] for record in logistic], _binomial(logistic[0])),
+        ", ".join(f"{100 * one:.2f} %" for one in accuracies[LOGISTIC]),
+        f"{100 * error:.2f} % (one standard error of an accuracy)",
+        _order(accuracies[LOGISTIC], error),
         setting + " Differences are of the same test images, so that their error is smaller than that of each.",
     )
     norms = [record.estimates["frobenius_norm"] for record in mlp]
@@ -99,14 +108,14 @@ def report(exp: Experiment, found: dict[tuple[str, str], dict[float, spectra.Rec
         f"{', '.join(f'{one.value:.3g}' for one in norms)}, a factor of {norms[-1].value / norms[0].value:.2f}",
         _width(mlp, "frobenius_norm"),
         _rising(norms),
-        "Test accuracy: " + ", ".join(f"{100 * record.facts['test_accuracy']:.2f} %" for record in mlp) + ".",
+        "Test accuracy: " + ", ".join(f"{100 * one:.2f} %" for one in accuracies[MLP]) + ".",
     )
     for (name, mode), runs in found.items():
-        first, *_, last = runs.values()
+        (first, before), *_, (last, after) = runs.values()
         mine = name if len({m for n, m in found if n == name}) == 1 else f"{name}, {mode} mode"
         sharper = last.estimates["lambda_max"].value > first.estimates["lambda_max"].value
-        better = last.facts["test_accuracy"] - first.facts["test_accuracy"]
-        close = abs(better) < _binomial(first)
+        better = after.test_accuracy - before.test_accuracy
+        close = abs(better) < before.accuracy_error
         exp.add(
             f"{mine}: the most decay gives both larger curvature and better generalization than none",
             "both",
@@ -115,9 +124,9 @@ def report(exp: Experiment, found: dict[tuple[str, str], dict[float, spectra.Rec
                 for key in SEEN
             )
             + f"; norm of the weights {first.facts['weight_norm']:.3g} to {last.facts['weight_norm']:.3g}"
-            f"; test accuracy {100 * first.facts['test_accuracy']:.2f} to {100 * last.facts['test_accuracy']:.2f} %"
-            f"; accuracy gap {100 * first.facts['accuracy_gap']:.2f} to {100 * last.facts['accuracy_gap']:.2f} %"
-            f"; loss gap {first.facts['generalization_gap']:.3f} to {last.facts['generalization_gap']:.3f}",
+            f"; test accuracy {100 * before.test_accuracy:.2f} to {100 * after.test_accuracy:.2f} %; training loss "
+            f"{before.train_loss:.3g} to {after.train_loss:.3g}; test loss "
+            f"{before.test_loss:.3g} to {after.test_loss:.3g}",
             _width([first, last], "trace") + " of the trace",
             "holds" if sharper and better > 0 and not close
             else "holds in part" if sharper or (better > 0 and not close) else "does not hold",
@@ -132,12 +141,6 @@ def _width(records: Sequence[spectra.Record], name: str) -> str:
     return f"{100 * max((one.upper - one.lower) / 2 / abs(one.value) for one in found):.2g} %"
 
 
-def _binomial(record: spectra.Record) -> float:
-    """One standard error of the test accuracy."""
-    p, rows = float(record.facts["test_accuracy"] or 0), int(record.facts["test_n_samples"] or 1)
-    return float((p * (1 - p) / rows) ** 0.5)
-
-
 def _rising(estimates: Sequence[Any]) -> str:
     if all(a.upper < b.lower for a, b in pairwise(estimates)):
         return "holds"
@@ -150,7 +153,7 @@ def _order(values: Sequence[float], error: float) -> str:
     return "holds in part" if values[-1] - values[0] > error else "does not hold"
 
 
-def draw(exp: Experiment, found: dict[tuple[str, str], dict[float, spectra.Record]]) -> None:
+def draw(exp: Experiment, found: Runs) -> None:
     looks = ("o-", "s--", "^-.", "D:", "v-", "P--", "X-.", "*:")
     with exp.figure(10, 3.4) as figure:
         panels = figure.subplots(1, 3)
@@ -159,14 +162,14 @@ def draw(exp: Experiment, found: dict[tuple[str, str], dict[float, spectra.Recor
             x = [("0", "1e-4", "5e-4")[(0, 1e-4, 5e-4).index(decay)] for decay in runs]
             label = key if len({m for n, m in found if n == key}) == 1 else f"{key}, {mode}"
             for panel, name in zip(panels, ("lambda_max", "frobenius_norm")):
-                estimates = [record.estimates[name] for record in runs.values()]
+                estimates = [end.record.estimates[name] for end in runs.values()]
                 base = estimates[0].value
                 bars = [
                     [(e.value - e.lower) / base for e in estimates],
                     [(e.upper - e.value) / base for e in estimates],
                 ]
                 panel.errorbar(x, [e.value / base for e in estimates], bars, fmt=look, label=label)
-            panels[2].plot(x, [100 * (1 - record.facts["test_accuracy"]) for record in runs.values()], look)
+            panels[2].plot(x, [100 * (1 - end.outcome.test_accuracy) for end in runs.values()], look)
         for panel, name in zip(panels, ("largest eigenvalue", "Frobenius norm")):
             panel.set(ylabel=f"{name}, relative to no decay", xlabel="weight decay")
         panels[2].set(ylabel="test error (%)", xlabel="weight decay", ylim=(0, None))
