@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import matplotlib
 from matplotlib.figure import Figure
 
@@ -203,6 +204,9 @@ def started(main: Callable[[Sequence[str] | None], None]) -> None:
         main(None)
     except Skipped as reason:
         print(reason)
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted: the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except (spectra.SpectraError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
