@@ -167,9 +167,28 @@ def test_what_rises_only_within_its_errors_is_not_called_rising(module):
     assert rising([estimate(1, 2), estimate(1.5, 4), estimate(5, 6)]) == "holds in part"
     assert rising([estimate(1, 4), estimate(2, 5), estimate(3, 6)]) == "does not hold"
     order = module("weight_decay")._order
-    assert order([0.90, 0.91, 0.93], 0.01) == "holds"
-    assert order([0.90, 0.901, 0.902], 0.01) == "holds in part"
-    assert order([0.90, 0.89, 0.88], 0.01) == "does not hold"
+    assert order([0.90, 0.91, 0.93], 0.03, 0.01) == "holds"
+    assert order([0.90, 0.89, 0.93], 0.03, 0.01) == "holds in part"
+    assert order([0.90, 0.901, 0.902], 0.002, 0.01) == "not testable here"
+    assert order([0.90, 0.89, 0.87], -0.03, 0.01) == "does not hold"
+
+
+def test_both_effects_must_be_beyond_their_errors(module):
+    both, sign = module("weight_decay")._both, module("weight_decay")._sign
+    assert (sign(0.1, True), sign(-0.1, True), sign(0.1, False)) == ("yes", "no", "within the error")
+    assert both("yes", "yes") == "holds"
+    assert both("yes", "no") == both("within the error", "yes") == "holds in part"
+    assert both("no", "within the error") == "does not hold"
+    assert both("within the error", "within the error") == "not testable here"
+
+
+def test_the_error_of_a_gain_is_that_of_paired_images(module):
+    one, other = np.array([1, 1, 1, 0] * 25, dtype=bool), np.array([1, 1, 0, 0] * 25, dtype=bool)
+    outcomes = [module("experiment").Outcome(0.0, 0.0, 0.0, float(c.mean()), c) for c in (one, other)]
+    gain, error = outcomes[0].gain_over(outcomes[1])
+    assert gain == 0.25
+    assert error == pytest.approx(np.sqrt(0.25 * 0.75 / 99))  # of the share of images on which they differ
+    assert outcomes[0].gain_over(outcomes[0]) == (0.0, 0.0)
 
 
 def test_a_run_that_begins_above_the_edge_has_no_crossing(module):

@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import click
 import matplotlib
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 import spectra
 from spectra.figures.style import style
-from spectra.zoo.data_sets import read_images
-from spectra.zoo.tasks import BUILT_IN
+from spectra.zoo.tasks import build_task
 from spectra_cli.main import main as command_line
 
 matplotlib.use("Agg")
@@ -46,26 +47,29 @@ class Finding(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The end of a training, on all its training and test images."""
+    """The end of a training, on all its training and test images, in eval mode."""
 
     train_loss: float
     test_loss: float
     train_accuracy: float
     test_accuracy: float
-    test_images: int
+    correct: np.ndarray  # (test images,) bool
 
-    @property
-    def accuracy_error(self) -> float:
-        """One standard error of the test accuracy: that of a fraction of so many images."""
-        return math.sqrt(self.test_accuracy * (1 - self.test_accuracy) / self.test_images)
+    def gain_over(self, other: Outcome) -> tuple[float, float]:
+        """The difference of the test accuracies, and its standard error over images: the images are the same."""
+        difference = self.correct.astype(float) - other.correct
+        return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
+@torch.no_grad()
 def outcome(folder: Path) -> Outcome:
-    """What the last checkpoint of a training says of itself."""
+    """The outcome of a training: what its last checkpoint says, and which test images that network gets right."""
     checkpoint = spectra.load_checkpoint(sorted(folder.glob("epoch_*.pt"))[-1])
-    task, options = str(checkpoint.task), {**checkpoint.task_args, "split": "test"}
-    numbers = [float(checkpoint.metadata[name]) for name in Outcome._fields[:-1]]
-    return Outcome(*numbers, len(read_images(BUILT_IN[task].data, options)))
+    task = build_task(str(checkpoint.task), **{**checkpoint.task_args, "split": "test"})
+    checkpoint.load_into(task.model)
+    task.model.eval()
+    correct = torch.cat([task.model(x).argmax(1) == y for x, y in task.data]).numpy()
+    return Outcome(*(float(checkpoint.metadata[name]) for name in Outcome._fields[:-1]), correct)
 
 
 class Skipped(Exception):

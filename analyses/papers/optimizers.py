@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from math import hypot
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def report(exp: Experiment, network: str, ends: dict[str, End]) -> None:
     records = {name: end.record for name, end in ends.items()}
     accuracy = {name: end.outcome.test_accuracy for name, end in ends.items()}
-    error = hypot(*(ends[name].outcome.accuracy_error for name in ("SGD", "Gadam")))
     for name in SEEN:
         values = {key: record.estimates[name] for key, record in records.items()}
         above, below = values["Gadam"].lower > values["SGD"].upper, values["Gadam"].upper < values["SGD"].lower
@@ -91,28 +89,27 @@ def report(exp: Experiment, network: str, ends: dict[str, End]) -> None:
             "holds" if above else "does not hold" if below else "not testable here",
             "" if above or below else "The intervals overlap.",
         )
-    gain = accuracy["Gadam"] - accuracy["SGD"]
+    gain, error = ends["Gadam"].outcome.gain_over(ends["SGD"].outcome)
     exp.add(
         f"{network}: and Gadam generalizes at least as well",
         "test accuracy at least that of SGD",
         ", ".join(f"{name} {100 * one:.1f} %" for name, one in accuracy.items()),
-        f"{100 * error:.1f} % (one standard error of a difference)",
-        "holds" if gain > error else "does not hold" if gain < -error else "holds in part",
+        f"{100 * error:.1f} % (standard error of the difference of Gadam and SGD, on the same images)",
+        "holds" if gain > 2 * error else "does not hold" if gain < -2 * error else "holds in part",
         "Training accuracy "
         + ", ".join(f"{100 * end.outcome.train_accuracy:.1f} %" for end in ends.values())
-        + ". In part: equal within the error. One seed, rates not searched.",
+        + ". In part: equal within two standard errors. One seed, rates not searched.",
     )
-    disagree = [
-        f"{a} and {b}"
-        for a, b in combinations(records, 2)
-        if (accuracy[a] - accuracy[b]) * (_largest(records[a]) - _largest(records[b])) > 0
-        and abs(accuracy[a] - accuracy[b]) > error
-    ]
+    disagree = []
+    for a, b in combinations(records, 2):
+        gain, error = ends[a].outcome.gain_over(ends[b].outcome)
+        if abs(gain) > 2 * error and gain * (_largest(records[a]) - _largest(records[b])) > 0:
+            disagree.append(f"{a} and {b}")
     exp.add(
         f"{network}: a larger curvature may go with a better accuracy",
         "yes",
         f"so for {'; '.join(disagree)}" if disagree else "for no pair of optimizers",
-        "accuracies that differ by a standard error or more",
+        "accuracies that differ by two standard errors",
         "holds" if disagree else "does not hold",
         "Of three optimizers.",
     )
@@ -129,8 +126,7 @@ def draw(exp: Experiment, ends: dict[str, End]) -> None:
             for (label, (record, reached)), look in zip(ends.items(), ("o", "s", "^")):
                 one = record.estimates[name]
                 bar = [[one.value - one.lower], [one.upper - one.value]]
-                height = [[100 * reached.accuracy_error]] * 2
-                panel.errorbar([one.value], [100 * reached.test_accuracy], height, bar, fmt=look, label=label)
+                panel.errorbar([one.value], [100 * reached.test_accuracy], None, bar, fmt=look, label=label)
             panel.set(xlabel=f"{name.replace('_', ' ')} of the Hessian", ylabel="test accuracy (%)")
         panels[0].legend()
 
