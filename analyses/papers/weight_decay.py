@@ -131,7 +131,8 @@ def report(exp: Experiment, found: Runs) -> None:
             f"largest eigenvalue {_width([first, last], 'lambda_max')}, trace {_width([first, last], 'trace')}, "
             f"difference of the accuracies {100 * error:.2f} % (one standard error)",
             _both(sharper, better),
-            f"Larger curvature: {sharper}; better accuracy: {better}. One seed.",
+            f"Larger curvature: {sharper}; better accuracy: {better}. One seed; curvature on "
+            f"{first.facts['n_samples']} of the training images, the same for both.",
         )
 
 
