@@ -78,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def report(exp: Experiment, network: str, ends: dict[str, End]) -> None:
     records = {name: end.record for name, end in ends.items()}
     accuracy = {name: end.outcome.test_accuracy for name, end in ends.items()}
+    fit = min(end.outcome.train_accuracy for end in ends.values()) >= 0.9
+    holds = "holds" if fit else "holds in part"
+    unfit = "" if fit else "These are no minima: no optimizer has fitted the training images."
     for name in SEEN:
         values = {key: record.estimates[name] for key, record in records.items()}
         above, below = values["Gadam"].lower > values["SGD"].upper, values["Gadam"].upper < values["SGD"].lower
@@ -86,8 +89,8 @@ def report(exp: Experiment, network: str, ends: dict[str, End]) -> None:
             "larger",
             ", ".join(f"{key} {one.value:.3g}" for key, one in values.items()),
             ", ".join(f"{one.lower:.3g} to {one.upper:.3g}" for one in values.values()),
-            "holds" if above else "does not hold" if below else "not testable here",
-            "" if above or below else "The intervals overlap.",
+            (holds if above else "does not hold" if below else "not testable here"),
+            ("" if above or below else "The intervals overlap. ") + unfit,
         )
     gain, error = ends["Gadam"].outcome.gain_over(ends["SGD"].outcome)
     exp.add(
@@ -95,11 +98,16 @@ def report(exp: Experiment, network: str, ends: dict[str, End]) -> None:
         "test accuracy at least that of SGD",
         ", ".join(f"{name} {100 * one:.1f} %" for name, one in accuracy.items()),
         f"{100 * error:.1f} % (standard error of the difference of Gadam and SGD, on the same images)",
-        "holds" if gain > 2 * error else "does not hold" if gain < -2 * error else "holds in part",
+        "not testable here"
+        if not fit
+        else "holds"
+        if gain > 2 * error
+        else "does not hold"
+        if gain < -2 * error
+        else "holds in part",
         "Training accuracy "
         + ", ".join(f"{100 * end.outcome.train_accuracy:.1f} %" for end in ends.values())
-        + (", far from a minimum" if min(end.outcome.train_accuracy for end in ends.values()) < 0.9 else "")
-        + ". In part: equal within two standard errors. One seed, rates not searched.",
+        + f". In part: equal within two standard errors. One seed, rates not searched. {unfit}",
     )
     disagree = []
     for a, b in combinations(records, 2):
@@ -111,8 +119,8 @@ def report(exp: Experiment, network: str, ends: dict[str, End]) -> None:
         "yes",
         f"so for {'; '.join(disagree)}" if disagree else "for no pair of optimizers",
         "accuracies that differ by two standard errors",
-        "holds" if disagree else "does not hold",
-        "Of three optimizers.",
+        "holds" if disagree else "does not hold" if fit else "not testable here",
+        f"Of three optimizers. {unfit}",
     )
 
 
