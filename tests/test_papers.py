@@ -115,6 +115,12 @@ def test_the_page_has_each_finding_and_counts_the_verdicts(module, tmp_path):
     assert "![" not in page  # there is no figure
 
 
+@pytest.mark.parametrize("order", ["Words.\n\n    python a.py\n", "    python a.py\n    python b.py\n\nWords.\n"])
+def test_the_description_is_without_the_command_wherever_that_is(module, tmp_path, order):
+    (tmp_path / "a.py").write_text(f'"""A title.\n\n{order}"""\n')
+    assert module("page").text_of(tmp_path / "a.py") == ("A title", "Words.")
+
+
 def test_the_page_in_the_repository_is_the_one_of_its_tables(module):
     page = module("page")
     assert page.PAGE.read_text(encoding="utf-8") == page.built()

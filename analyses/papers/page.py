@@ -42,10 +42,10 @@ those of the estimates (95 % where nothing else is said), and not of the choice 
 
 
 def text_of(script: Path) -> tuple[str, str]:
-    """The title of a script and its description: its docstring up to the command lines."""
+    """The title of a script and its description: its docstring without the command lines, which are indented."""
     docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem
     title, _, rest = docstring.partition("\n")
-    return title.rstrip("."), rest.partition("\n    python ")[0].strip()
+    return title.rstrip("."), re.sub(r"\n{3,}", "\n\n", re.sub(r"^    .*\n?", "", rest, flags=re.MULTILINE)).strip()
 
 
 def section(table: Path, figure: Path) -> tuple[str, str]:
