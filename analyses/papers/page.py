@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     if given:
         FIGURES.mkdir(parents=True, exist_ok=True)
-        for table in Path(given[0]).glob("*.csv"):
+        tables = Path(given[0]).glob("*.csv")
+        for table in (one for one in tables if (HERE / f"{one.stem}.py").is_file()):  # others belong to a script
             RESULTS.mkdir(exist_ok=True)
             shutil.copy(table, RESULTS / table.name)
             if (figure := table.with_suffix(".png")).exists():
