@@ -15,7 +15,7 @@ IN_PARALLEL := --numprocesses=auto --maxprocesses=4
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 
-.PHONY: help demo test slow fuzz peers bench bench-quick foreign browser docs matrix coverage check format build clean
+.PHONY: help demo test slow fuzz peers bench bench-quick foreign browser docs matrix papers-quick coverage check format build clean
 
 help:
 	@echo "make demo    train a small network, analyse its checkpoints, draw the figures (two to three minutes)"
@@ -28,6 +28,7 @@ help:
 	@echo "make foreign analyse networks and checkpoints of other packages, which it installs beside the environment"
 	@echo "make browser look at the report page in the system's Chromium, with a driver that it installs beside the environment"
 	@echo "make matrix  compute what docs/architectures.md says of each kind of network, and write it (two minutes)"
+	@echo "make papers-quick the papers' experiments in their quick form on the data sets in DATA=data, and docs/papers.md (under 40 minutes)"
 	@echo "make docs    build the documentation as a site, in site/ (installs mkdocs beside the environment)"
 	@echo "make coverage say which lines no test runs (installs coverage beside the environment)"
 	@echo "make check   lint, format and types"
@@ -84,6 +85,14 @@ browser: $(BROWSER)/.ready
 
 matrix: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/matrix/page.py
+
+DATA ?= data
+PAPERS = $(filter-out %/page.py,$(shell grep -l "^if __name__" analyses/papers/*.py))
+
+# Checkpoints and results files stay in papers/runs: what has been computed is not computed again.
+papers-quick: $(READY)
+	for script in $(PAPERS); do OMP_NUM_THREADS=1 $(BIN)/python $$script --quick --data $(DATA) --out papers || exit 1; done
+	$(BIN)/python analyses/papers/page.py papers
 
 $(DOCS)/.ready: docs/site/requirements.txt $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(DOCS) -r $<

@@ -15,7 +15,7 @@ from spectra_cli.main import COMMANDS, main
 
 ANALYSES = ("analyze", "plan", "doctor", "watch")
 PLACEHOLDERS = ("file.py", "analyses/NAME.py")
-OPTIONS_OF_OTHERS = {"--all", "--debug"}  # of the benchmarks; of every command
+OPTIONS_OF_OTHERS = {"--all", "--debug", "--quick"}  # of the benchmarks; of every command; of analyses/papers
 
 
 @cache

@@ -36,6 +36,8 @@ _WORDS = {  # of the options of networks and data
     "label_noise": "fraction of the training labels with noise",
     "label_noise_kind": "shuffled: permuted among themselves; random: drawn uniformly",
     "label_noise_seed": "of the choice and the noise",
+    "activation": "relu or tanh",
+    "loss": "cross-entropy, or mse: squared error to one-hot vectors, mean over images and classes",
 }
 
 
@@ -208,7 +210,7 @@ def _list_recipes() -> None:
     print_pairs(console, [(name, f"{recipe.words}{_shown(recipe.options)}") for name, recipe in PAPERS.items()])
     print_heading(console, "options of the networks")
     print_pairs(console, [(name, words) for name, words in _WORDS.items() if name not in DATA_OPTIONS])
-    print_heading(console, "options of the training images of every recipe")
+    print_heading(console, "options of the training images and the loss of every recipe")
     print_pairs(console, [(f"{name}={value}", _WORDS[name]) for name, value in DATA_OPTIONS.items()])
     print_heading(console, "options of every training")
     _print_options(GENERAL)

@@ -34,6 +34,7 @@ class ImageSet:
     mean: tuple[float, ...]  # (C,)
     std: tuple[float, ...]  # (C,)
     num_classes: int = 10
+    one_hot: bool = False  # whether batches have a vector of zeros and a one in place of each label
 
     def __post_init__(self) -> None:
         if len(self.pixels) != len(self.labels):
@@ -48,8 +49,13 @@ class ImageSet:
         return len(self.labels)
 
     def batch(self, rows: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The chosen rows: images (rows, C, side, side) float32, normalised, and labels (rows,) int64."""
-        return self.normalised(self.pixels[rows]), self.labels[rows]
+        """The chosen rows: images (rows, C, side, side) float32, normalised, and their targets."""
+        return self.normalised(self.pixels[rows]), self.targets(rows)
+
+    def targets(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Of the chosen rows: labels (rows,) int64, or one-hot vectors (rows, classes) float32."""
+        labels = self.labels[rows]
+        return torch.nn.functional.one_hot(labels, self.num_classes).float() if self.one_hot else labels
 
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (N, C, side, side) as float32 with the constants of this set."""

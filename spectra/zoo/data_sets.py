@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from spectra.errors import ArgumentError
 from spectra.zoo.data import (
     ImageSet,
@@ -24,7 +27,10 @@ DATA_OPTIONS: dict[str, Any] = {
     "label_noise": 0.0,
     "label_noise_kind": "shuffled",
     "label_noise_seed": 0,
+    "loss": "cross-entropy",
 }
+#: The losses, means over the images. The squared error is that to one-hot vectors, and a mean over the classes too.
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"cross-entropy": F.cross_entropy, "mse": F.mse_loss}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,10 @@ def read_images(data: str, options: Mapping[str, Any]) -> ImageSet:
         raise ArgumentError(f"validation={held_back}: a number of images is needed, of those for training")
     if split not in (*SPLITS, "validation"):
         raise ArgumentError(f"split={split!r}: one of train, validation, test is needed")
+    if given["loss"] not in LOSSES:
+        raise ArgumentError(f"loss={given['loss']!r}: one of {', '.join(LOSSES)} is needed")
     images = DATA_SETS[data].load(*where, "train" if split == "validation" else split)
+    images = replace(images, one_hot=given["loss"] == "mse")
     if split == "test":
         return images
     left = len(images) - held_back

@@ -67,7 +67,7 @@ def _tasks_on(data: str) -> dict[str, BuiltIn]:
         "one hidden layer, or several",
         partial(mlp, **flat),
         {"hidden": 32 if data == "digits" else 100},
-        {"depth": 1, "widths": "", **_DROPOUT},
+        {"depth": 1, "widths": "", "activation": "relu", **_DROPOUT},
     )
     wrn: _Network = (
         "Wide ResNet",
@@ -214,7 +214,7 @@ class HeldOutBatches:
 
 
 def build_task(name: str, /, **given: Any) -> Task:
-    """A built-in task: its network, initialised from ``seed``, its data, and the mean cross-entropy.
+    """A built-in task: its network, initialised from ``seed``, its data, and the mean of its ``loss``.
 
     With ``split="train"`` its test data are the test split, read only when they are asked for.
 
@@ -222,7 +222,8 @@ def build_task(name: str, /, **given: Any) -> Task:
         name: one of ``list_tasks()``.
         given: options: ``data`` (a path; not for digits), ``split`` ("train", "validation" or "test"), ``batch_size``,
             ``seed``, those of the network (``width``, ``hidden``, ``depth``, ``block``, ``dropout``, ...), and those of
-            the training images: ``validation``, ``label_noise``, ``label_noise_kind``, ``label_noise_seed``.
+            the training images: ``validation``, ``label_noise``, ``label_noise_kind``, ``label_noise_seed``; and
+            ``loss``: "cross-entropy", or "mse" (squared error to one-hot vectors, mean over images and classes).
 
     Raises:
         TaskError: no such task or option.
@@ -236,4 +237,5 @@ def build_task(name: str, /, **given: Any) -> Task:
     """
     model, data = build_parts(name, **given)
     test = HeldOutBatches(name, given) if task_options(name, **given)["split"] == "train" else None
-    return Task(model, nn.CrossEntropyLoss(), data, name=name, test_data=test)
+    criterion = nn.MSELoss() if given.get("loss") == "mse" else nn.CrossEntropyLoss()
+    return Task(model, criterion, data, name=name, test_data=test)

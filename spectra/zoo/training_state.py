@@ -18,6 +18,7 @@ from spectra.runtime.rng_state import random_state_kept
 from spectra.sharpness.training import BNSharpnessOptimizer
 from spectra.zoo.augmentation import augmented
 from spectra.zoo.data import ImageSet
+from spectra.zoo.data_sets import LOSSES
 from spectra.zoo.entropy_sgd import EntropySGD
 from spectra.zoo.schedules import rate_factor
 
@@ -97,7 +98,7 @@ class TrainingState:
     def _batch(self, rows: torch.Tensor) -> _Batch:
         if self.options["augment"]:
             x = self.images.normalised(augmented(self.images.pixels[rows], self.draws))
-            y = self.images.labels[rows]
+            y = self.images.targets(rows)
         else:
             x, y = self.images.batch(rows)
         return _Batch(self, x.to(self.device), y.to(self.device))
@@ -192,9 +193,9 @@ class _Batch:
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def loss(self) -> torch.Tensor:
-        """The mean cross-entropy."""
+        """The mean loss."""
         output = self.state.model(self.x)
-        loss = nn.functional.cross_entropy(output, self.y)
+        loss = loss_of(self.state.images)(output, self.y)
         if self._first is None:
             self._first = loss.detach(), output.detach()
         return loss
@@ -212,7 +213,17 @@ class _Batch:
     @property
     def correct(self) -> int:
         assert self._first is not None
-        return int((self._first[1].argmax(1) == self.y).sum())
+        return count_correct(self._first[1], self.y)
+
+
+def loss_of(images: ImageSet) -> Callable[..., torch.Tensor]:
+    """The loss of training on these images."""
+    return LOSSES["mse" if images.one_hot else "cross-entropy"]
+
+
+def count_correct(output: torch.Tensor, target: torch.Tensor) -> int:
+    """How many of the largest outputs are at the label, or at the one of a one-hot vector."""
+    return int((output.argmax(1) == (target.argmax(1) if target.ndim == 2 else target)).sum())
 
 
 @torch.no_grad()
@@ -224,8 +235,8 @@ def evaluated(model: nn.Module, images: ImageSet, device: torch.device) -> tuple
     for start in range(0, len(images), EVALUATION_ROWS):
         x, y = (tensor.to(device) for tensor in images.batch(slice(start, start + EVALUATION_ROWS)))
         output = model(x)
-        total += float(nn.functional.cross_entropy(output, y, reduction="sum"))
-        correct += int((output.argmax(1) == y).sum())
+        total += float(loss_of(images)(output, y, reduction="sum")) / y[0].numel()
+        correct += count_correct(output, y)
     model.train(was_training)
     return total / len(images), correct / len(images)
 

@@ -47,10 +47,19 @@ def convnet(channels: int = 1, side: int = 8, classes: int = 10, width: int = 16
     )
 
 
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
 def mlp(
-    inputs: int, hidden: int = 100, classes: int = 10, depth: int = 1, widths: str = "", dropout: float = 0.0
+    inputs: int,
+    hidden: int = 100,
+    classes: int = 10,
+    depth: int = 1,
+    widths: str = "",
+    dropout: float = 0.0,
+    activation: str = "relu",
 ) -> nn.Module:
-    """Hidden layers with ReLU: 784-100-10 has 79510 parameters.
+    """Hidden layers with ReLU or tanh: 784-100-10 has 79510 parameters.
 
     Args:
         inputs: pixels of an image.
@@ -59,9 +68,10 @@ def mlp(
         depth: hidden layers.
         widths: units of each hidden layer, such as "512-128-512", in place of ``hidden`` and ``depth``.
         dropout: probability after each hidden layer; 0 for none.
+        activation: "relu" or "tanh".
 
     Raises:
-        ArgumentError: a size below 1, widths of another form, or a probability outside 0 to 1.
+        ArgumentError: a size below 1, widths of another form, another activation, or a probability outside 0 to 1.
 
     Example:
         >>> sum(p.numel() for p in mlp(784).parameters())
@@ -76,9 +86,11 @@ def mlp(
         raise ArgumentError(f"widths={widths!r}: units of each hidden layer are needed, such as 512-128-512") from None
     if min(sizes) < 1:
         raise ArgumentError(f"widths={widths!r}: at least 1 unit per layer is needed")
+    if activation not in _ACTIVATIONS:
+        raise ArgumentError(f"activation={activation!r}: one of {', '.join(_ACTIVATIONS)} is needed")
     layers: list[nn.Module] = [nn.Flatten()]
     for size in sizes:
-        layers += [nn.Linear(inputs, size), nn.ReLU(), *dropout_of(dropout)]
+        layers += [nn.Linear(inputs, size), _ACTIVATIONS[activation](), *dropout_of(dropout)]
         inputs = size
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
 
