@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,8 +37,9 @@ def record_with(tensors=4, classes=3, pairs=5, **options):
     )
     record = make_record(3.0, eigenvector_analysis=found, **options)
     values = np.linspace(3, -1, pairs)
-    record.spectrum.eigenpairs = Eigenpairs(values, 0 * values, values > -9)
-    return record
+    spectrum = copy.copy(record.spectrum)  # which other records have too
+    spectrum.eigenpairs = Eigenpairs(values, 0 * values, values > -9)
+    return replace(record, spectrum=spectrum)
 
 
 def moment_with(**options):
