@@ -21,8 +21,10 @@ all Ritz values
 
 and ``K`` increases there. The upper bound is the ``lambda`` at which ``1 / K`` is the quantile of ``w_1``: a larger
 ``lambda_1`` would need a weight below it. Once the largest Ritz value has converged, ``K`` is very steep above it, and
-the bound lies close to it. For several probes the product of their weights would have to be bounded, which gains less;
-it is used only where a recurrence has ended in the noise of the products.
+the bound lies close to it. Where the largest Ritz value itself has a smaller weight than the quantile, the start has
+met the event that the bound excludes; the interval then reaches as far as the residual. For several probes the product
+of their weights would have to be bounded, which gains less; it is used only where a recurrence has ended in the noise
+of the products.
 
 References:
     J. Kuczynski, H. Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos algorithms with a random
@@ -216,7 +218,11 @@ def _beyond(q: Quadrature, confidence: float, sign: int) -> tuple[float | None, 
         return beyond, None if beyond is not None else "no bound beyond the Ritz values: the noise is too large"
     if q.num_probes == 1:
         t = q.tridiagonals[0]
-        beyond = distance_beyond(sign * t.alphas, t.betas, q.n, (1 - confidence) / 2)
+        failure = (1 - confidence) / 2
+        beyond = distance_beyond(sign * t.alphas, t.betas, q.n, failure)
+        index = -1 if sign > 0 else 0
+        if beyond is not None and _log_below(float(t.weights[index]), q.n) < log(failure):
+            beyond = max(beyond, float(t.residuals[index]))  # the start has met that event: the bound says nothing
         return (
             beyond,
             None if beyond is not None else f"{t.steps} steps of 1 probe give no bound beyond the Ritz values",

@@ -6,7 +6,7 @@ from math import exp, log, sqrt
 
 import numpy as np
 import pytest
-from reference import probes_of, sphere_starts
+from reference import lanczos, probes_of, sphere_starts
 from scipy.stats import beta
 
 from spectra.spectrum.extremes import distance_beyond, lambda_max, lambda_min, missed_fraction, spectral_norm
@@ -226,6 +226,21 @@ def test_a_converged_outlier_has_a_close_bound():
     eigenvalues = np.concatenate([[5.0], np.random.default_rng(0).normal(0, 0.1, 999)])
     q = Quadrature(probes_of(eigenvalues, 12, 1, 0), 1000, ETA)
     assert lambda_max(q).upper == pytest.approx(5.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_start_almost_without_the_end_does_not_have_an_interval_narrower_than_the_residual(sign):
+    """The first weight is below the quantile, which happens: the Ritz value is off, and its residual says so."""
+    eigenvalues = sign * np.append(np.linspace(-0.3, 0.38, 96), 0.52868)
+    start = np.ones(97) / sqrt(97)
+    start[-1] = sqrt(5e-8)
+    start /= np.linalg.norm(start)
+    t = lanczos(eigenvalues, start, 12)
+    found = (lambda_max if sign > 0 else lambda_min)(Quadrature([t], 97, noise=1e-15))
+    index = -1 if sign > 0 else 0
+    assert 1e-4 < abs(found.value - sign * 0.52868) < t.residuals[index]
+    assert found.lower <= sign * 0.52868 <= found.upper
+    assert found.upper - found.lower >= t.residuals[index]
 
 
 def test_one_step_of_one_probe_gives_no_bound():
