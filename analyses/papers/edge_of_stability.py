@@ -6,6 +6,9 @@ above it, while the loss falls, but not at every step. Here: an MLP with tanh, t
 (mean over images and classes: a fifth of half the sum over classes, so that steps are five times as long), and images
 of CIFAR-10. The quick form has 500 images and 2 hidden layers of 100 units; the full one 5000 and 200.
 
+The step sizes were chosen after a first try with 0.1, 0.2 and 0.4. There the eigenvalue is at or above 2 / eta from the
+beginning, so that nothing can rise to it; it stayed at 1.06, 1.14 and 1.28 times 2 / eta.
+
     python analyses/papers/edge_of_stability.py --quick --data data --out papers
 """
 
