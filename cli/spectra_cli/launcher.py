@@ -41,10 +41,12 @@ def shared_by_processes(device: str | None) -> Iterator[None]:
             f"{missing[0]} is not set, although WORLD_SIZE={os.environ['WORLD_SIZE']}: torchrun sets both; for one "
             "process unset WORLD_SIZE"
         )
-    import torch.distributed
+    import torch
 
     from spectra.runtime.ranks import across_ranks
 
+    if device == "cuda":  # each process has a GPU of its own
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         torch.distributed.init_process_group("nccl" if (device or "").startswith("cuda") else "gloo")
     except (RuntimeError, ValueError) as error:
