@@ -45,10 +45,11 @@ def shared_by_processes(device: str | None) -> Iterator[None]:
 
     from spectra.runtime.ranks import across_ranks
 
-    if device == "cuda":  # each process has a GPU of its own
+    on_gpus = (device or "").startswith("cuda") and torch.cuda.is_available()
+    if on_gpus and device == "cuda":  # each process has a GPU of its own
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        torch.distributed.init_process_group("nccl" if (device or "").startswith("cuda") else "gloo")
+        torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
     except (RuntimeError, ValueError) as error:
         raise RanksError(f"the processes of the launcher cannot be set up: {str(error).splitlines()[0]}") from error
     with across_ranks():
